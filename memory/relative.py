@@ -1,0 +1,165 @@
+"""Transformer-XL's attention: relative positions, and the last segments' hidden states as memory.
+
+Dai et al. 2019, arXiv:1901.02860, section 3.  With c = [memory ; h], d = i + M - j from query to key:
+
+    q, k, v = W_q h, W_k c, W_v c
+    score_ij = ((q_i + u) k_j + (q_i + v) W_R R_d) / sqrt(K)      over 0 <= d
+    memory' = the last M rows of [memory ; h], without gradient
+
+Carried: the layer's own inputs h (not its keys, so that the weights that read them are always today's), and
+how many there are.  `same_length` lets each query see d < M only; `clamp_len` > 0 takes R_min(d, clamp_len).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+class RecurrenceState(NamedTuple):
+    hidden: Float[Tensor, "rows memory width"]  # newest last
+    filled: Int[Tensor, " rows"]  # how many of them are real
+
+
+def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*heads queries keys"]:
+    """From columns of falling distance (L-1 .. 0, and one spare column) to columns of keys: row i starts i
+    columns further left, which for rows one longer than L is a plain view.  In a query's future it means nothing.
+    """
+    queries, keys = raw.shape[-2], raw.shape[-1] - 1
+    return raw.flatten(-2).narrow(-1, queries - 1, queries * keys).unflatten(-1, (queries, keys))
+
+
+class RelativeAttention(nn.Module):
+    """Attention sub-layer with residual and LayerNorm (after it, or before it with `prenorm`)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        memory_len: int,
+        content_bias: nn.Parameter,
+        position_bias: nn.Parameter,
+        *,
+        prenorm: bool = False,
+        same_length: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width, self.heads, self.head_width, self.memory_len = width, heads, head_width, memory_len
+        self.prenorm, self.same_length = prenorm, same_length
+        self.wrapped = True  # False: a key that `allowed` shows ahead of its query stands at distance 0
+        self.content_bias, self.position_bias = (
+            content_bias,
+            position_bias,
+        )  # u, v (heads, head_width), of all layers
+        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.relative = nn.Linear(width, heads * head_width, bias=False)  # W_R
+        self.out = nn.Linear(heads * head_width, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
+
+    def init_state(self, rows: int) -> RecurrenceState:
+        weight = self.qkv.weight
+        filled = torch.zeros(rows, dtype=torch.long, device=weight.device)
+        return RecurrenceState(weight.new_zeros(rows, self.memory_len, self.width), filled)
+
+    def forward(
+        self,
+        h: Float[Tensor, "rows time width"],
+        state: RecurrenceState,
+        table: Float[Tensor, "distances width"],
+        segment_len: int,
+        allowed: Bool[Tensor, "segment keys"] | None = None,
+    ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
+        """Read `time` tokens, a multiple of `segment_len`, all segments at once.
+
+        `table` holds R for the distances memory + segment - 1 .. 0; `allowed` replaces the causal mask.
+        """
+        rows, segments = len(h), h.shape[1] // segment_len
+        before = torch.cat([state.hidden.to(h.dtype), h.detach()], dim=1)  # what any segment has for memory
+        after = RecurrenceState(
+            before[:, h.shape[1] :].to(state.hidden.dtype),
+            (state.filled + h.shape[1]).clamp(max=self.memory_len),
+        )
+        before = before[:, : self.memory_len + h.shape[1] - segment_len]
+        q, k, v = self._heads(self.qkv, h, 3)
+        old_k, old_v = self._memory(before)
+        q = rearrange(q, "b h (n s) k -> (b n) h s k", s=segment_len)
+        k, v = (
+            torch.cat([self._windows(old, segment_len), new.unflatten(2, (segments, segment_len))], dim=3)
+            for old, new in ((old_k, k), (old_v, v))
+        )  # (rows, heads, segments, keys, head width)
+        k, v = (rearrange(part, "b h n m k -> (b n) h m k") for part in (k, v))
+
+        r = F.pad(self._split(self.relative(table)), (0, 0, 0, 1))  # (heads, keys + 1, head width)
+        scale = self.head_width**-0.5
+        raw = torch.matmul((q + self.position_bias[:, None]) * scale, r.mT)
+        by_place = shift(raw)
+        if allowed is not None:  # nothing else shows a query what is ahead of it
+            by_place = self._with_ahead(by_place, raw, state, segments)
+        scores = torch.matmul((q + self.content_bias[:, None]) * scale, k.mT) + by_place
+        hidden = ~self._visible(state, segments, segment_len, allowed)
+        weights = self.attention_dropout(scores.masked_fill_(hidden, -torch.inf).softmax(-1))
+        y = rearrange(weights @ v, "(b n) h s k -> b (n s) (h k)", b=rows)
+        y = h + self.dropout(self.out(y))
+        return (y if self.prenorm else self.norm(y)), after
+
+    def _split(
+        self, x: Float[Tensor, "*rows time heads_width"]
+    ) -> Float[Tensor, "*rows heads time head_width"]:
+        return rearrange(x, "... t (h k) -> ... h t k", h=self.heads)
+
+    def _heads(self, layer: nn.Linear, h: Float[Tensor, "rows time width"], parts: int) -> list[Tensor]:
+        x = layer(self.norm(h) if self.prenorm else h)
+        return [self._split(part) for part in x.chunk(parts, dim=-1)]
+
+    def _memory(self, before: Float[Tensor, "rows time width"]) -> list[Tensor]:
+        """Keys and values of what earlier segments left: the weights learn from it, what they left doesn't."""
+        x = self.norm(before) if self.prenorm else before
+        x = F.linear(x, self.qkv.weight[self.heads * self.head_width :])
+        return [self._split(part) for part in x.chunk(2, dim=-1)]
+
+    def _windows(
+        self, old: Float[Tensor, "rows heads time head_width"], segment_len: int
+    ) -> Float[Tensor, "rows heads segments memory head_width"]:
+        """Each segment's memory: the `memory_len` positions before it."""
+        if not self.memory_len:
+            return old.new_empty(*old.shape[:2], old.shape[2] // segment_len + 1, 0, old.shape[3])
+        return rearrange(old.unfold(2, self.memory_len, segment_len), "b h n k m -> b h n m k")
+
+    def _with_ahead(
+        self, by_place: Tensor, raw: Tensor, state: RecurrenceState, segments: int
+    ) -> Float[Tensor, "rows_and_segments heads segment keys"]:
+        """A key ahead of its query stands at distance 0.  With `wrapped` it gets what the published shift
+        wraps around to: 0 one step ahead, then the next query's farthest distances, real memory only."""
+        (segment_len, keys), device = by_place.shape[-2:], raw.device
+        ahead = torch.arange(keys, device=device) - torch.arange(segment_len, device=device)[:, None]
+        ahead = ahead - self.memory_len
+        if not self.wrapped:
+            return torch.where(ahead > 0, raw[..., -2:-1], by_place)
+        starts = torch.arange(segments, device=device) * segment_len
+        empty = (self.memory_len - state.filled[:, None] - starts).clamp(min=0).view(-1, 1, 1)
+        column = torch.where(
+            ahead == 1, keys, (empty + ahead - 2).clamp(min=0)
+        )  # the spare column holds zeros
+        column = column[:, None].expand(-1, self.heads, -1, -1)
+        return torch.where(ahead > 0, raw.roll(-1, dims=-2).gather(-1, column), by_place)
+
+    def _visible(
+        self, state: RecurrenceState, segments: int, segment_len: int, allowed: Tensor | None
+    ) -> Bool[Tensor, "rows_and_segments 1 segment keys"]:
+        """Causal (or as told), within reach, and no memory from before the row was fresh."""
+        device, memory = state.filled.device, self.memory_len
+        if allowed is None:
+            distance = torch.arange(segment_len, device=device)[:, None] + memory
+            distance = distance - torch.arange(memory + segment_len, device=device)
+            allowed = (distance >= 0) & ((distance < memory) if self.same_length else True)
+        starts = torch.arange(segments, device=device) * segment_len  # of each segment, in this call
+        real = torch.arange(memory, device=device) + starts[:, None] >= memory - state.filled[:, None, None]
+        real = F.pad(real, (0, segment_len), value=True)  # (rows, segments, keys)
+        return rearrange(real, "b n m -> (b n) 1 1 m") & allowed

@@ -1,0 +1,1 @@
+"""Architectures, one file each; `published/` reads the weights of the published code."""

@@ -1,0 +1,116 @@
+"""Associative Recurrent Memory Transformer: in every layer an associative memory, written by memory tokens.
+
+Rodkin et al. 2024, arXiv:2407.04841.  In layer l, on x = [E[w_1 .. w_S] ; memory tokens]:
+
+    x <- x + A_l's answer to x        x <- block(x)        A_l <- A_l written with x at the memory tokens
+
+Carried from segment to segment: in every layer the associative matrix and its normaliser
+(zoo/memory/associative.py).  The memory tokens themselves are the same learned ones in every segment.
+Differs from the paper: the body is a LLaMA-shaped decoder by default (`position=learned norm=layer
+activation=gelu_tanh bias=true` is the published GPT-2 one).
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.associative import AssociativeMemory, AssociativeState
+from zoo.memory.attention import Attention, Position
+from zoo.memory.mixer import Mixer
+from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.state import State
+
+
+class AssociativeBlock(Mixer):
+    """A block that asks its memory about all positions and then writes its last `slots` positions."""
+
+    def __init__(self, block: Block, memory: AssociativeMemory, slots: int) -> None:
+        super().__init__()
+        self.block, self.memory, self.slots = block, memory, slots
+
+    def init_state(self, rows: int) -> AssociativeState:
+        return self.memory.init_state(rows)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: AssociativeState
+    ) -> tuple[Float[Tensor, "rows time width"], AssociativeState]:
+        x = x + self.memory.read(x, state)
+        x, _ = self.block(x, ())
+        return x, self.memory.write(x[:, -self.slots :], state)
+
+
+class ARMT(Decoder):
+    learns_through_memory = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        slots: int,
+        key_width: int,
+        nu: int = 3,
+        correction: bool = True,
+        position: Literal["rope", "learned", "none"] = "rope",
+        wrap_positions: bool = True,
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, not {slots}: the memory is written through them")
+        place: Position = "none" if position == "learned" else position
+
+        def block() -> AssociativeBlock:
+            attention = Attention(width, heads, position=place, bias=bias, dropout=dropout)
+            inner = Block(
+                attention, FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout
+            )
+            return AssociativeBlock(inner, AssociativeMemory(width, key_width, nu, correction), slots)
+
+        super().__init__(
+            vocab_size,
+            segment_len,
+            width,
+            [block() for _ in range(depth)],
+            norm=norm,
+            positions=segment_len + slots if position == "learned" else 0,
+            tied=tied,
+            dropout=dropout,
+        )
+        self.slots, self.wrap_positions = slots, wrap_positions
+        self.memory = nn.Parameter(torch.randn(slots, width) * self.embed.weight.std().detach())
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """As any decoder; W_v zero, so that a new ARMT equals its body (the published code's rule)."""
+        super().init_weights()
+        for part in self.modules():
+            if isinstance(part, AssociativeMemory):
+                nn.init.zeros_(part.value.weight)
+
+    def body(
+        self, x: Float[Tensor, "rows time width"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """With learned positions the memory tokens stand on the table's last rows, in short segments too, or
+        (`wrap_positions=false`) right behind the segment."""
+        if self.positions is not None and self.wrap_positions:
+            time = x.shape[1] - self.slots
+            table = torch.cat([self.positions[:time], self.positions[-self.slots :]])
+            x, state = self.stack(self.dropout(x + table), state)
+            return self.norm(x), state
+        return super().body(x, state)
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        x = torch.cat([self.embed(tokens), self.memory.expand(len(tokens), -1, -1)], dim=1)
+        x, state = self.body(x, state)
+        return self.head(x[:, : tokens.shape[1]]), state

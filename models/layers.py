@@ -1,0 +1,188 @@
+"""What architectures are put together from: norms, feed-forwards, blocks, stacks, the decoder around them.
+
+A mixer is a module (x, state) -> (y, state) with `init_state(rows)`; it mixes positions and may carry
+something.  A feed-forward is a module x -> y.  A hybrid is a pattern of blocks: `Stack([mamba, mamba,
+attention] * 4)`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.mixer import Mixer
+from zoo.module import SequenceModule
+from zoo.state import State
+
+Norm = Literal["rms", "layer"]
+Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def make_norm(kind: Norm, width: int) -> nn.Module:
+    """LayerNorm (biased variance, eps 1e-5) or RMSNorm (eps 1e-6), with learned scale."""
+    return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width, eps=1e-5)
+
+
+def sinusoid(distances: Int[Tensor, " time"], width: int, like: Tensor) -> Float[Tensor, "time width"]:
+    """[sin(t w_0) .. sin(t w_{D/2-1}), cos(t w_0) ..] with w_n = 10000^(-2n/D): sines, then cosines."""
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
+    angles = distances.to(like.dtype)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class FeedForward(nn.Module):
+    """W_2 act(W_1 x), or W_2 (silu(W_g x) * W_1 x) for SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.gated, self.activation = activation == "swiglu", ACTIVATIONS[activation]
+        self.enter = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        if self.gated:
+            gate, x = self.enter(x).chunk(2, dim=-1)
+            return self.dropout(self.out(self.activation(gate) * x))
+        return self.dropout(self.out(self.activation(self.enter(x))))
+
+
+class Block(Mixer):
+    """Pre-norm residual block: x += mixer(norm(x)), then x += mlp(norm(x)) where there is one."""
+
+    def __init__(
+        self, mixer: Mixer, mlp: nn.Module | None, width: int, norm: Norm = "rms", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.mixer, self.mixer_norm = mixer, make_norm(norm, width)
+        self.mlp = mlp
+        self.mlp_norm = make_norm(norm, width) if mlp else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def init_state(self, rows: int) -> State:
+        return self.mixer.init_state(rows)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        y, state = self.mixer(self.mixer_norm(x), state)
+        x = x + self.dropout(y)
+        return (x if self.mlp is None else x + self.mlp(self.mlp_norm(x))), state
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after another; the state is the tuple of theirs."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Mixer]: ...  # type: ignore[override]  # a ModuleList knows only modules
+
+    def init_state(self, rows: int) -> State:
+        return tuple(block.init_state(rows) for block in self)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], states: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        after = []
+        for block, state in zip(self, states, strict=True):
+            x, state = block(x, state)
+            after.append(state)
+        return x, tuple(after)
+
+
+class Decoder(SequenceModule):
+    """Token embedding, a stack of blocks, a last norm, the output projection (tied by default).
+
+    `positions` > 0 adds a learned table of that many positions, counted from the start of each call of
+    `body`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        width: int,
+        blocks: Iterable[Mixer],
+        *,
+        norm: Norm = "rms",
+        positions: int = 0,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
+        self.embed = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(positions, width)) if positions else None
+        self.dropout = nn.Dropout(dropout)
+        self.stack = Stack(blocks)
+        self.norm = make_norm(norm, width)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Embeddings, positions and output projection N(0, 0.02); matrices N(0, 1/width_in); those that end a
+        branch (named `out`) N(0, 1/(2 width_in depth)), so that the residual stream doesn't grow with depth;
+        biases 0."""
+        for name, part in self.named_modules():
+            if isinstance(part, nn.Linear) and part is not self.head:
+                branch_end = name.endswith(".out")
+                nn.init.normal_(
+                    part.weight, std=(part.in_features * (2 * len(self.stack) if branch_end else 1)) ** -0.5
+                )
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+        for table in (self.embed.weight, self.head.weight, self.positions):
+            if table is not None:
+                nn.init.normal_(table, std=0.02)
+
+    def init_state(self, rows: int) -> State:
+        return self.stack.init_state(rows)
+
+    def body(
+        self, x: Float[Tensor, "rows time width"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """From embeddings to what the output projection reads."""
+        if self.positions is not None:
+            x = x + self.positions[: x.shape[1]]
+        x, state = self.stack(self.dropout(x), state)
+        return self.norm(x), state
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        x, state = self.body(self.embed(tokens), state)
+        return self.head(x), state
+
+
+def by_segments(
+    tokens: Int[Tensor, "rows time"], segment_len: int
+) -> tuple[Int[Tensor, "rows_and_segments segment"], Callable[[Tensor], Tensor]]:
+    """A text's segments as rows of one batch (the last one filled up with token 0), and the way back."""
+    rows, time = tokens.shape
+    segments = max(1, math.ceil(time / segment_len))
+    tokens = F.pad(tokens, (0, segments * segment_len - time))
+    return tokens.view(rows * segments, segment_len), lambda y: y.unflatten(0, (rows, segments)).flatten(
+        1, 2
+    )[:, :time]

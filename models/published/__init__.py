@@ -1,0 +1,1 @@
+"""Loaders for the published implementations: their weights in, our models out."""

@@ -1,0 +1,87 @@
+"""Recurrent Memory Transformer: memory tokens are read before each segment and written after it.
+
+Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881; Bulatov et al. 2024, arXiv:2402.10790.
+
+    H_0 = [M_s ; E[w_1 .. w_S] ; M_s]        H_L = norm(transformer(H_0))
+    logits = E H_L[slots : slots + S]        M_{s+1} = H_L[-slots :]        M_0 learned
+
+Carried from segment to segment: the memory tokens.  The gradient runs back through them as far as the window
+of one training step reaches.
+Differs from the paper: the body is a LLaMA-shaped decoder by default (GPT-2 and Transformer-XL,
+zoo/models/rmt_xl.py, are the published ones); memory tokens see one another causally by default as in the
+authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.attention import Attention, Position
+from zoo.memory.tokens import BlockMemoryAttention, MemoryAttention, surround
+from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+
+
+class RMTState(NamedTuple):
+    memory: Float[Tensor, "rows slots width"]  # what the last segment wrote
+
+
+class RMT(Decoder):
+    learns_through_memory = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        slots: int,
+        memory_attention: MemoryAttention = "causal",
+        position: Literal["rope", "learned", "none"] = "rope",
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(
+                f"slots must be at least 1, not {slots}: without memory tokens this is model=transformer"
+            )
+        place: Position = "none" if position == "learned" else position
+
+        def mixer() -> Attention:
+            if memory_attention == "block":
+                return BlockMemoryAttention(width, heads, slots, position=place, bias=bias, dropout=dropout)
+            return Attention(width, heads, position=place, bias=bias, dropout=dropout)
+
+        super().__init__(
+            vocab_size,
+            segment_len,
+            width,
+            [
+                Block(mixer(), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout)
+                for _ in range(depth)
+            ],
+            norm=norm,
+            positions=segment_len + 2 * slots if position == "learned" else 0,
+            tied=tied,
+            dropout=dropout,
+        )
+        self.slots = slots
+        # as strong as the embeddings it stands beside (the published code's rule)
+        self.memory = nn.Parameter(torch.randn(slots, width) * self.embed.weight.std().detach())
+
+    def init_state(self, rows: int) -> RMTState:
+        return RMTState(self.memory.expand(rows, -1, -1))
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: RMTState
+    ) -> tuple[Float[Tensor, "rows time vocab"], RMTState]:
+        x = surround(state.memory, self.embed(tokens))
+        x, _ = self.body(x, self.stack.init_state(len(tokens)))
+        end = self.slots + tokens.shape[1]
+        return self.head(x[:, self.slots : end]), RMTState(x[:, end:].to(self.memory.dtype))

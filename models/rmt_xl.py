@@ -1,0 +1,124 @@
+"""RMT on Transformer-XL: memory tokens around each segment, and the XL memory below them.
+
+Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881: the code behind the paper's tables.
+
+    H_0 = [M_s ; sqrt(D) E[w_1 .. w_S] ; M_s]  ->  Transformer-XL  ->  H_L        M_{s+1} = H_L[-slots :]
+
+Carried from segment to segment: the memory tokens, with gradient, and in every layer its last `memory_len`
+inputs (memory tokens' positions among them), without.
+Differs from the paper: a memory position that looks ahead inside its block does so at distance 0; the
+published code reads whatever its relative shift wraps around to (`wrapped=true`, for its weights).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.relative import RecurrenceState, RelativeAttention
+from zoo.memory.tokens import surround
+from zoo.models.transformer_xl import TransformerXL
+from zoo.state import State
+
+
+class RMTXLState(NamedTuple):
+    memory: Float[Tensor, "rows slots width"]
+    layers: tuple[RecurrenceState, ...]
+
+
+class RMTXL(TransformerXL):
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        memory_len: int,
+        slots: int,
+        write_at_end: bool = True,
+        read_cache: bool = False,
+        wrapped: bool = False,
+        head_width: int | None = None,
+        prenorm: bool = False,
+        same_length: bool = False,
+        clamp_len: int = -1,
+        tied: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        """`write_at_end=false` has the read tokens write too, none after the segment; `read_cache` lets
+        memory tokens see the XL memory."""
+        super().__init__(
+            vocab_size,
+            segment_len,
+            depth,
+            width,
+            heads,
+            hidden,
+            memory_len,
+            head_width,
+            prenorm,
+            same_length,
+            clamp_len,
+            tied,
+            dropout,
+            attention_dropout,
+        )
+        if slots < 1:
+            raise ValueError(
+                f"slots must be at least 1, not {slots}: without memory tokens this is transformer_xl"
+            )
+        self.slots, self.write_at_end, self.read_cache, self.same_length = (
+            slots,
+            write_at_end,
+            read_cache,
+            same_length,
+        )
+        for part in self.modules():
+            if isinstance(part, RelativeAttention):
+                part.wrapped = wrapped
+        # as strong as the embeddings it stands beside
+        scale = self.embed.weight.std().detach() * width**0.5
+        self.memory = nn.Parameter(torch.randn(slots, width) * scale)
+        self.remembers = True
+        self.learns_through_memory = (
+            ("memory",) if write_at_end else ()
+        )  # read tokens see nothing of their segment
+
+    def init_state(self, rows: int) -> RMTXLState:
+        return RMTXLState(self.memory.expand(rows, -1, -1), super().init_state(rows))
+
+    def allowed(self, time: int) -> Bool[Tensor, "time keys"] | None:
+        """The paper's mask: causal, but each block of memory positions sees all of itself, and the XL memory
+        only with `read_cache`.  With `same_length` the published code leaves its mask as it is."""
+        if self.same_length:
+            return None
+        cache, slots = self.memory_len, self.slots
+        allowed = torch.ones(time, cache + time, dtype=torch.bool, device=self.memory.device).tril(cache)
+        for block in (slice(0, slots), slice(time - slots, time))[: 1 + self.write_at_end]:
+            allowed[block, cache:][:, block] = True
+            allowed[block, :cache] = self.read_cache
+        return allowed
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: RMTXLState
+    ) -> tuple[Float[Tensor, "rows time vocab"], RMTXLState]:
+        x = self.read_embeddings(tokens)
+        x = (
+            surround(state.memory, x)
+            if self.write_at_end
+            else torch.cat([state.memory.to(x.dtype), x], dim=1)
+        )
+        h, layers = self.body(x, state.layers, x.shape[1], self.allowed(x.shape[1]))
+        said = h[:, self.slots : self.slots + tokens.shape[1]]
+        written = h[:, -self.slots :] if self.write_at_end else h[:, : self.slots]
+        return self.head(said), RMTXLState(written.to(self.memory.dtype), layers)
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """The fold: a segment waits for the memory tokens of the one before."""
+        return self.fold(tokens, state)

@@ -1,0 +1,107 @@
+"""Transformer decoder: the baseline.  LLaMA-shaped by default, GPT-2-shaped by configuration; with a window,
+a sliding-window transformer that carries its keys and values.
+
+Vaswani et al. 2017, arXiv:1706.03762; Touvron et al. 2023, arXiv:2302.13971 (pre-RMSNorm, SwiGLU, rotary
+positions); Radford et al. 2019 (GPT-2: LayerNorm, GELU, learned positions, biases); window and sinks:
+zoo/memory/window.py.
+
+    x += attention(norm(x))        x += mlp(norm(x))        logits = E norm(x)
+
+Carried from segment to segment: nothing without a window (each segment is read alone: the forgetting
+baseline); with one, the last `window - 1` keys and values of every layer, and those of the first `sinks`
+tokens.
+Differs from the papers: nothing.
+"""
+
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.memory.attention import Attention, Position
+from zoo.memory.window import WindowAttention
+from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm, by_segments
+from zoo.state import State
+
+
+class Transformer(Decoder):
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        window: int | None = None,
+        sinks: int = 0,
+        kv_heads: int | None = None,
+        position: Literal["rope", "alibi", "learned", "none"] = "rope",
+        rope_base: float = 10000.0,
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        if window is None and sinks:
+            raise ValueError(
+                f"sinks={sinks} need a window: without one nothing is ever dropped from a segment"
+            )
+        if window is not None and position == "learned":
+            raise ValueError(
+                "a window needs positions that only count distances: rope, alibi or none, not learned"
+            )
+
+        place: Position = "none" if position == "learned" else position
+
+        def mixer() -> Attention:
+            if window is None:
+                return Attention(
+                    width,
+                    heads,
+                    kv_heads=kv_heads,
+                    position=place,
+                    rope_base=rope_base,
+                    bias=bias,
+                    dropout=dropout,
+                )
+            return WindowAttention(
+                width,
+                heads,
+                window=window,
+                sinks=sinks,
+                kv_heads=kv_heads,
+                position=place,
+                rope_base=rope_base,
+                bias=bias,
+                dropout=dropout,
+            )
+
+        super().__init__(
+            vocab_size,
+            segment_len,
+            width,
+            [
+                Block(mixer(), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout)
+                for _ in range(depth)
+            ],
+            norm=norm,
+            positions=segment_len if position == "learned" else 0,
+            tied=tied,
+            dropout=dropout,
+        )
+        carries = window is not None and window + sinks > 1
+        self.remembers = self.learns_through_memory = carries
+        self.cuts_anywhere = window is not None
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All at once: a window's layers read any length; without one, the segments are rows of one batch."""
+        state = self.init_state(len(tokens)) if state is None else state
+        if self.cuts_anywhere:
+            return self.segment(tokens, state)
+        pieces, back = by_segments(tokens, self.segment_len)
+        logits, state = self.segment(pieces, state)
+        return back(logits), state

@@ -1,0 +1,158 @@
+"""Transformer-XL: every layer also attends to what it read in the last segments.
+
+Dai et al. 2019, arXiv:1901.02860; attention and memory: zoo/memory/relative.py.
+
+    h_0 = sqrt(D) E[w]        h_l = LN(y + FF(y))  with  y = LN(h + attention(h, memory_l))
+    FF(y) = W_2 relu(W_1 y + b_1) + b_2        logits = E h_L + b
+
+Carried from segment to segment: in every layer its last `memory_len` inputs, without gradient: the reach of
+back-propagation is one segment, that of information depth * memory_len.
+Differs from the paper: as its PyTorch code, scores are divided by sqrt(K), one pair u, v serves all layers,
+and the memory starts empty.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.relative import RecurrenceState, RelativeAttention
+from zoo.models.layers import FeedForward, sinusoid
+from zoo.module import SequenceModule
+from zoo.state import State
+
+
+class XLLayer(nn.Module):
+    """Attention sub-layer, then feed-forward with residual and LayerNorm."""
+
+    def __init__(self, attention: RelativeAttention, mlp: FeedForward, width: int, prenorm: bool) -> None:
+        super().__init__()
+        self.attention, self.mlp, self.norm, self.prenorm = attention, mlp, nn.LayerNorm(width), prenorm
+
+    def forward(
+        self,
+        h: Float[Tensor, "rows time width"],
+        state: RecurrenceState,
+        table: Float[Tensor, "distances width"],
+        segment_len: int,
+        allowed: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
+        y, state = self.attention(h, state, table, segment_len, allowed)
+        return (y + self.mlp(self.norm(y)) if self.prenorm else self.norm(y + self.mlp(y))), state
+
+
+class TransformerXL(SequenceModule):
+    learns_through_memory: bool | tuple[str, ...] = False
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        memory_len: int,
+        head_width: int | None = None,
+        prenorm: bool = False,
+        same_length: bool = False,
+        clamp_len: int = -1,
+        tied: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if head_width is None and width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        if width % 2:
+            raise ValueError(f"sinusoid positions need an even width, not {width}")
+        if same_length and not memory_len:
+            raise ValueError(
+                "same_length lets a query see memory_len keys, itself included: memory_len=0 leaves none"
+            )
+        head_width = head_width or width // heads
+        self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
+        self.memory_len, self.clamp_len, self.remembers = memory_len, clamp_len, memory_len > 0
+        self.embed = nn.Embedding(vocab_size, width)
+        self.content_bias = nn.Parameter(torch.empty(heads, head_width))
+        self.position_bias = nn.Parameter(torch.empty(heads, head_width))
+        self.dropout = nn.Dropout(dropout)
+
+        def layer() -> XLLayer:
+            attention = RelativeAttention(
+                width,
+                heads,
+                head_width,
+                memory_len,
+                self.content_bias,
+                self.position_bias,
+                prenorm=prenorm,
+                same_length=same_length,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+            )
+            return XLLayer(attention, FeedForward(width, hidden, "relu", True, dropout), width, prenorm)
+
+        self.layers = nn.ModuleList(layer() for _ in range(depth))
+        self.head = nn.Linear(width, vocab_size)
+        if tied:
+            self.head.weight = self.embed.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Matrices, embeddings, u and v N(0, 0.02), LayerNorm scales N(1, 0.02), biases 0 (the published
+        train.py)."""
+        for name, weight in self.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                nn.init.normal_(weight, mean=1.0, std=0.02)
+            elif weight.ndim > 1:
+                nn.init.normal_(weight, std=0.02)
+            else:
+                nn.init.zeros_(weight)
+
+    def init_state(self, rows: int) -> State:
+        return tuple(part.init_state(rows) for part in self.modules() if isinstance(part, RelativeAttention))
+
+    def body(
+        self,
+        x: Float[Tensor, "rows time width"],
+        state: State,
+        segment_len: int,
+        allowed: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """All layers over a text of whole segments: a segment's memory is the layer below's past."""
+        distances = torch.arange(self.memory_len + segment_len - 1, -1, -1, device=x.device)
+        if self.clamp_len > 0:
+            distances = distances.clamp(max=self.clamp_len)
+        table = self.dropout(sinusoid(distances, self.width, x))
+        h, after = self.dropout(x), []
+        for layer, kept in zip(self.layers, state, strict=True):
+            h, kept = layer(h, kept, table, segment_len, allowed)
+            after.append(kept)
+        return self.dropout(h), tuple(after)
+
+    def read_embeddings(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time width"]:
+        return self.embed(tokens) * self.width**0.5
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        h, state = self.body(self.read_embeddings(tokens), state, tokens.shape[1])
+        return self.head(h), state
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All whole segments at once, then the short last one."""
+        state = self.init_state(len(tokens)) if state is None else state
+        whole = tokens.shape[1] // self.segment_len * self.segment_len
+        logits: Sequence[Tensor] = ()
+        if whole:
+            h, state = self.body(self.read_embeddings(tokens[:, :whole]), state, self.segment_len)
+            logits = (self.head(h),)
+        if whole < tokens.shape[1]:
+            said, state = self.segment(tokens[:, whole:], state)
+            logits = (*logits, said)
+        return torch.cat(tuple(logits), dim=1), state

@@ -1,0 +1,1 @@
+"""Data, tasks, loop and command line: knows models only through zoo.module."""

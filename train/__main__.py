@@ -1,0 +1,5 @@
+"""`python -m zoo.train model=rmt`"""
+
+from zoo.train.cli import main
+
+main()

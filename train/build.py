@@ -1,0 +1,153 @@
+"""From a composed configuration to the objects it names: the one place where classes are looked up."""
+
+import bisect
+import inspect
+import types
+import typing
+from typing import Any, Literal, Union, get_args, get_origin
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from zoo import plugins
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.train import config
+from zoo.train.task import Task
+
+Kind = typing.TypeVar("Kind")
+
+BUDGET_TOLERANCE = 0.03  # the smallest step of a micro model's free width is 1 or 2 % of it
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that a command line with these overrides would train with."""
+    plugins.register()
+    config.register()
+    with initialize_config_module("zoo.configs", version_base="1.3"):
+        cfg = hydra_compose("train", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg.hydra
+    return cfg
+
+
+def model(cfg: DictConfig) -> SequenceModule:
+    """The model of `cfg.model`: `_target_` is its class, `free` names the width that the budget decides, the
+    other keys are its arguments.  Raises UserError for whatever doesn't fit, in one line."""
+    keys = solved(cfg)
+    keys.pop("free", None)
+    built = _call(_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
+    if built.vocab_size < cfg.task.vocab_size:
+        raise UserError(
+            f"model.vocab_size: expected at least the task's {cfg.task.vocab_size}, found {built.vocab_size}"
+        )
+    return built
+
+
+def solved(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of `cfg.model` with the free width filled in from the budget, where it isn't given."""
+    keys = plain(cfg.model)
+    free = keys.get("free")
+    if free is not None and keys.get(free) is None:
+        arguments = {key: value for key, value in keys.items() if key not in ("free", "_target_")}
+        made = _class(keys.get("_target_"), SequenceModule, "model")
+        keys[free] = _solve(made, arguments, free, cfg.size.budget)
+    return keys
+
+
+def task(cfg: DictConfig) -> Task:
+    """The task of `cfg.task`."""
+    keys = plain(cfg.task)
+    return _call(_class(keys.pop("_target_", None), Task, "task"), keys, "task")
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node of the configuration as plain Python, resolved."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def _class(target: str | None, kind: type, group: str) -> type[Any]:
+    if not target:
+        raise UserError(f"{group}: expected a config with `_target_: package.module.Class`, found none")
+    try:
+        found = get_class(target)
+    except Exception as error:  # hydra wraps whatever importing the user's module raised
+        raise UserError(f"{group}: can't import {target}: {_first_line(error)}") from error
+    if not issubclass(found, kind):
+        raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: int | None) -> int:
+    """The value of the free width that comes nearest to the budget of parameters, on the meta device."""
+    if budget is None:
+        raise UserError(
+            f"model.{free}: expected a number, as this size has no budget to solve it from, found none"
+        )
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return _call(made, {**keys, free: width}, "model").count_parameters()
+
+    most = 1
+    while count(most) < budget:
+        most *= 2
+    above = bisect.bisect_left(range(most + 1), budget, lo=1, key=count)
+    best = min((max(1, above - 1), above), key=lambda width: abs(count(width) - budget))
+    if abs(count(best) - budget) > BUDGET_TOLERANCE * budget:
+        raise UserError(
+            f"model: {count(best):,} parameters at {free}={best}, too far from the budget of {budget:,}"
+        )
+    return best
+
+
+def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
+    """Build with plain keywords, after checking names and types against the constructor's annotations."""
+    wanted = inspect.signature(made).parameters
+    hints = typing.get_type_hints(made.__init__)
+    for name, value in keys.items():
+        if name not in wanted:
+            raise UserError(f"{group}.{name}: unknown; {made.__name__} takes {', '.join(wanted)}")
+        if name in hints and not _fits(value, hints[name]):
+            expected = _words(hints[name])
+            raise UserError(f"{group}.{name}: expected {expected}, found {value!r} ({type(value).__name__})")
+    missing = [name for name, p in wanted.items() if p.default is p.empty and name not in keys]
+    if missing:
+        raise UserError(f"{group}: {made.__name__} also needs {', '.join(missing)}")
+    try:
+        return made(**keys)
+    except ValueError as error:  # a constructor's way of saying that its arguments don't go together
+        raise UserError(f"{group}: {_first_line(error)}") from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value is what an annotation asks for; an int is a float, a bool is no int."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (list, tuple, typing.get_origin(typing.Sequence[int])):
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, (int, float))
+    return value is None if kind is type(None) else not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    return " | ".join(map(_words, get_args(kind))) if get_args(kind) else getattr(kind, "__name__", str(kind))

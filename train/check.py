@@ -1,0 +1,58 @@
+"""`zoo check my_pkg.MyModel width=32 …` or `zoo check model=rmt`: the laws of zoo.contract, one line each."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo import contract
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.train import build
+from zoo.train.cli import one_line, stop
+
+
+def main() -> None:
+    """Exit code 0 where every law holds, 1 where one doesn't, 2 for a slip of the user's."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    try:
+        broken = check(builder(words))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        stop(one_line(error), 2)
+    else:
+        sys.exit(1 if broken else 0)
+
+
+def builder(words: list[str]) -> Callable[[], SequenceModule]:
+    """How to build what the command line names: a class with its arguments, or a config at size=nano."""
+    if "=" in words[0]:
+        cfg = build.compose(["size=nano", *words])
+    else:
+        cfg = build.compose(["size=nano"])
+        arguments = OmegaConf.from_dotlist(words[1:])
+        cfg.model = OmegaConf.create({"vocab_size": cfg.task.vocab_size, "_target_": words[0]})
+        cfg.model = OmegaConf.merge(cfg.model, {"segment_len": cfg.size.segment_len}, arguments)
+    build.model(cfg)  # a slip shows here, once
+    return lambda: build.model(cfg)
+
+
+def check(make: Callable[[], SequenceModule]) -> int:
+    """Print one line a law; how many don't hold."""
+    broken = 0
+    for name, law in contract.laws(make):
+        began = time.perf_counter()
+        try:
+            law()
+            said = "holds"
+        except Exception as error:  # a law may fail in whatever way the model does
+            broken += 1
+            said = f"BROKEN: {type(error).__name__}: {one_line(error)}"
+        print(f"{name:<36}{time.perf_counter() - began:6.2f} s  {said}", flush=True)
+    print(f"{broken} laws broken" if broken else "every law holds")
+    return broken

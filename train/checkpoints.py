@@ -1,0 +1,178 @@
+"""Checkpoints from which a killed run goes on bit for bit; the last whole one is never lost."""
+
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.state import each, from_leaves, leaves
+from zoo.train.files import replacing
+from zoo.train.metrics import Metrics
+
+VERSION = 1
+
+
+class WholeFiles(CheckpointIO):
+    """Written beside their place and renamed into it; read only where they hold nothing but plain data."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        try:
+            with replacing(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            kept = "the one before is whole" if Path(path).exists() else "there is none before it"
+            raise UserError(f"can't save {path}: {error}; {kept}") from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of the zoo, on the CPU; UserError for a file that is missing, damaged or foreign."""
+    if not path.is_file():
+        raise UserError(f"expected a checkpoint at {path}, found none")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load doesn't compare checksums
+        if damaged:
+            raise UserError(f"{path} is damaged: the checksum of {damaged} doesn't match")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"expected a checkpoint of the zoo at {path}, found a damaged or foreign file"
+        ) from error
+    except Exception as error:  # pickle's and torch's own, for what is no plain data
+        raise UserError(f"{path} holds more than tensors and plain data; it is not loaded") from error
+    found = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise UserError(
+            f"expected a checkpoint of the zoo, version {VERSION}, at {path}, found another kind of file"
+        )
+    return checkpoint
+
+
+def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises UserError unless the checkpoint's weights are this model's, name by name and shape by shape."""
+    ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    theirs = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{path} is of another model: weight {name} expected {ours.get(name, 'absent')}, "
+                f"found {theirs.get(name, 'absent')}"
+            )
+
+
+class Checkpoints(L.Callback):
+    """last.ckpt every so many steps, before each validation and at the end; best.ckpt by held-out loss."""
+
+    def __init__(self, folder: Path, every: int, val_every: int, metrics: Metrics) -> None:
+        self.folder, self.every, self.val_every, self.metrics = folder, every, val_every, metrics
+        self.best = float("inf")
+        self.saved_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_step = trainer.global_step
+
+    def save_last(self, trainer: L.Trainer) -> None:
+        """Unless this step is saved already; all ranks together."""
+        if self.saved_step != trainer.global_step:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step % self.val_every == 0 or step == trainer.max_steps:
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = self.metrics.latest["val/loss"]
+        if trainer.state.fn == "fit" and loss < self.best:
+            self.best = loss
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class ExactResume(L.Callback):
+    """Keeps what Lightning doesn't: the carried state and the random generators of every rank."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self.seed, self.rows = seed, rows
+        self.kept: list[dict[str, Any]] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        carried = pl_module.carried
+        own = {
+            "carried": None if carried is None else [leaf.cpu().clone() for leaf in leaves(carried)],
+            "random": random_states(),
+        }
+        ranks: list[Any] = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        checkpoint["zoo"] = {"version": VERSION, "ranks": ranks}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.kept = checkpoint["zoo"]["ranks"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        if self.kept is None:  # ranks start from the same weights, but drop out differently
+            L.seed_everything(self.seed + 7919 * trainer.global_rank, verbose=False)
+            return
+        if len(self.kept) != trainer.world_size:
+            raise UserError(
+                f"expected {len(self.kept)} ranks as in the checkpoint, found {trainer.world_size}"
+            )
+        own, self.kept = self.kept[trainer.global_rank], None
+        if own["carried"] is not None:
+            born = pl_module.init_state(self.rows)
+            carried = from_leaves(born, own["carried"])
+            pl_module.carried = each(lambda leaf, like: leaf.to(like.device), carried, born)
+        set_random_states(own["random"])
+
+
+def random_states() -> dict[str, Any]:
+    """Of Python, NumPy, torch and this rank's GPU, in types that a safe checkpoint may hold."""
+    kind, keys, *rest = np.random.get_state()
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else list[Tensor]()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    version, inner, gauss = states["python"]
+    random.setstate((version, tuple(inner), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])

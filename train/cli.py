@@ -1,0 +1,111 @@
+"""`python -m zoo.train model=rmt …`: Hydra composes, zoo.train.loop trains, a user's slip is one line.
+
+Only Hydra is imported up here, so that --help answers at once.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo import plugins
+from zoo.errors import UserError
+from zoo.train import config
+
+log = logging.getLogger(__name__)
+
+KEPT_ON_RESUME = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "resume")
+
+
+def main() -> None:
+    """Exit code 0 for a finished run, 2 for a slip of the user's, 128 + number for a signal."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come out as they are, to be told apart below
+    plugins.register()
+    config.register()
+    try:
+        for word in sys.argv[1:]:
+            if word.startswith("resume=") and not (Path(word[7:]) / "config.yaml").is_file():
+                raise UserError(
+                    f"resume: expected a run's folder with a config.yaml, found none in {word[7:]!r}"
+                )
+        run()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        stop(one_line(error), 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        stop(f"can't use {error.filename}: {error.strerror}", 2)
+    except KeyboardInterrupt:
+        stop("interrupted before the first step; nothing was saved", 130)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")
+def run(cfg: DictConfig) -> float | None:
+    from zoo.train.guards import InterruptedRunError
+    from zoo.train.loop import train
+
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    try:
+        if cfg.resume:
+            cfg = resumed(cfg, run_dir, list(hydra_config.overrides.task))
+        elif (run_dir / "config.yaml").exists() and "LOCAL_RANK" not in os.environ:
+            raise UserError(f"run_dir: {run_dir} holds a run already; resume={run_dir} goes on with it")
+        results = train(cfg, run_dir)
+    except InterruptedRunError as signal:
+        stop(f"{signal}: saved; go on with resume={os.path.relpath(run_dir)}", 128 + signal.number)
+    except UserError as error:
+        log.error("error: %s", one_line(error))  # in train.log too
+        sys.exit(2)
+    return results.get("val/loss")
+
+
+def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
+    """The run's own settings, changed only where that leaves its past true."""
+    path = run_dir / "config.yaml"
+    try:
+        stored = OmegaConf.merge(OmegaConf.structured(config.Config), OmegaConf.load(path))
+    except Exception as error:
+        raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error
+    assert isinstance(stored, DictConfig)
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if not key.startswith(KEPT_ON_RESUME):
+            raise UserError(
+                f"resume: {key} is settled by the run in {cfg.resume}; only "
+                f"{', '.join(KEPT_ON_RESUME[:-1])}* can be changed"
+            )
+        OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
+    for group in ("model", "task"):
+        if not plugins.trusted(str(stored[group].get("_target_"))):
+            raise UserError(
+                f"resume: {path} names a class of no installed plug-in: {stored[group].get('_target_')}"
+            )
+    return stored
+
+
+def one_line(error: BaseException) -> str:
+    """The whole message on one line, with its cause, without the trailers of Hydra and OmegaConf."""
+    cause = error.__cause__ if isinstance(error, HydraException) else None
+    said = [line.strip() for one in (error, cause) if one for line in str(one).splitlines()]
+    if "Config search path:" in said:
+        said = said[: said.index("Config search path:")]
+    noise = (
+        "full_key:",
+        "object_type=",
+        "reference_type=",
+        "See https://hydra.cc",
+        "To append to your config",
+    )
+    return " ".join(line for line in said if line and not line.startswith(noise)) or type(error).__name__
+
+
+def stop(message: str, code: int) -> None:
+    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,118 @@
+"""What stops a run: gradients that are not finite, and signals."""
+
+import signal
+import types
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from zoo.errors import UserError
+from zoo.module import Batch, SequenceModule
+from zoo.train.checkpoints import Checkpoints
+from zoo.train.metrics import Metrics
+
+
+class Gradients(L.Callback):
+    """Clips by the norm of all gradients together; stops the run before one that isn't finite is used."""
+
+    def __init__(self, clip: float, metrics: Metrics) -> None:
+        self.clip, self.metrics = clip, metrics
+        self._batch: Batch | None = None
+        self._entered: Any = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch, self._entered = batch, pl_module.carried
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        assert self._batch is not None
+        weights = [weight for weight in pl_module.parameters() if weight.grad is not None]
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        if not norm.isfinite():
+            where = first_non_finite(pl_module, self._batch, self._entered)
+            raise UserError(
+                f"step {trainer.global_step + 1}: the loss or a gradient is not finite; first in {where}. "
+                "The last checkpoint is untouched: a smaller optim.lr, or resume= with another precision"
+            )
+        clip_grads_with_norm_(weights, self.clip, norm)
+        self.metrics.grad_norm = norm
+
+
+def first_non_finite(model: SequenceModule, batch: Batch, carried: Any) -> str:
+    """The innermost module that first puts out something not finite when the batch is read again."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def look(part: nn.Module, given: Any, said: Any) -> None:
+            outputs = said if isinstance(said, tuple) else (said,)
+            if any(isinstance(out, Tensor) and not out.isfinite().all() for out in outputs):
+                found.append(name)
+
+        return look
+
+    hooks = [part.register_forward_hook(watch(name)) for name, part in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model.read(batch, carried)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"layer {found[0]}" if found else "the backward pass"
+
+
+class InterruptedRunError(Exception):
+    """A signal asked the run to end; everything is saved."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class Interrupts(L.Callback):
+    """SIGINT and SIGTERM: finish the step, write last.ckpt, leave.  A second one leaves at once."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        if self.received:
+            raise InterruptedRunError(number)
+        self.received = number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
+            self.checkpoints.save_last(trainer)
+            raise InterruptedRunError(self.received or signal.SIGTERM)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # what training reached was saved right before the validation
+        if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
+            raise InterruptedRunError(self.received or signal.SIGTERM)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

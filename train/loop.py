@@ -1,0 +1,276 @@
+"""One training run, from its configuration to its metrics.json: the same for every architecture and task."""
+
+import datetime
+import json
+import logging
+import math
+import os
+import platform
+import subprocess
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import RichModelSummary
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+import zoo
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.optim import Optim
+from zoo.train import build
+from zoo.train.checkpoints import Checkpoints, ExactResume, WholeFiles, check_weights, read_checkpoint
+from zoo.train.data import DataModule
+from zoo.train.files import write_text
+from zoo.train.guards import Gradients, Interrupts
+from zoo.train.metrics import Metrics, RunLogger, peak_memory_bytes, position_figure, start_logs, state_bytes
+from zoo.train.progress import ProgressReport
+from zoo.train.task import Task
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """Train what `cfg` says in `run_dir`, or go on with the run that lies there (`cfg.resume`); returns what
+    metrics.json holds.  Raises UserError for what the user can mend."""
+    quiet()
+    check(cfg)
+    began = time.perf_counter()
+    L.seed_everything(cfg.seed, verbose=False)
+    task = build.task(cfg)
+    cfg.model = build.solved(cfg)
+    model = build.model(cfg)
+    model.optim = optim(cfg)
+    data = DataModule(
+        task,
+        rows=cfg.data.rows,
+        window=cfg.data.window,
+        segment_len=model.segment_len,
+        seed=cfg.seed,
+        val_bytes=cfg.data.val_bytes,
+    )
+    last = run_dir / "checkpoints" / "last.ckpt"
+    seen = 0
+    if cfg.resume:
+        checkpoint = read_checkpoint(last)
+        check_weights(model, checkpoint, last)
+        seen = int(checkpoint["metrics"]["tokens_seen"])
+        if checkpoint["global_step"] >= cfg.steps:
+            raise UserError(
+                f"resume: the run has done {checkpoint['global_step']} of {cfg.steps} steps; "
+                "steps=… makes it longer"
+            )
+    metrics = Metrics(task, cfg.trainer.log_every)
+    logger = RunLogger(run_dir, name="", version="tb", purge_step=seen or None)
+    trainer = make_trainer(cfg, run_dir, metrics, logger)
+    if getattr(rank_zero_only, "rank", 0) == 0 and not cfg.resume:  # known before the ranks are launched
+        config = stored_config(cfg)
+        write_text(run_dir / "config.yaml", config)
+        start_logs(logger, flat(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
+    log.info(
+        "%s on %s: %s parameters, %s bytes of state per row",
+        cfg.names.model,
+        cfg.names.task,
+        f"{model.count_parameters():,}",
+        f"{state_bytes(model):,}",
+    )
+    trainer.fit(model, data, ckpt_path=last if cfg.resume else None)
+    if cfg.steps % cfg.val_every:
+        trainer.validate(model, data, verbose=False)
+    results = summary(cfg, model, task, data, metrics) | {"wall_s": time.perf_counter() - began}
+    if trainer.is_global_zero:
+        step = int(metrics.tokens_seen)
+        logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
+        logger.experiment.close()
+        write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
+        say(results, run_dir)
+    return results
+
+
+def check(cfg: DictConfig) -> None:
+    """Numbers that no type can rule out."""
+    least = {
+        "steps": 1,
+        "val_every": 1,
+        "checkpoint_every": 1,
+        "data.rows": 1,
+        "data.window": 1,
+        "data.val_bytes": 1,
+    }
+    least |= {
+        "trainer.accumulate": 1,
+        "trainer.devices": 1,
+        "trainer.log_every": 1,
+        "seed": 0,
+        "optim.warmup": 0,
+    }
+    for key, low in least.items():
+        if (found := OmegaConf.select(cfg, key)) < low:
+            raise UserError(f"{key}: expected at least {low}, found {found}")
+    for key in ("optim.lr", "optim.clip"):
+        if not 0 < (found := OmegaConf.select(cfg, key)) < math.inf:
+            raise UserError(f"{key}: expected a number above 0, found {found}")
+
+
+def optim(cfg: DictConfig) -> Optim:
+    keys = cfg.optim
+    return Optim(cfg.steps, keys.lr, keys.warmup, keys.floor, keys.weight_decay, list(keys.betas))
+
+
+def make_trainer(cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger) -> L.Trainer:
+    keys = cfg.trainer
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, cfg.val_every, metrics)
+    try:
+        return L.Trainer(
+            accelerator=keys.accelerator,
+            devices=keys.devices,
+            num_nodes=keys.num_nodes,
+            strategy=keys.strategy,
+            precision=keys.precision,
+            accumulate_grad_batches=keys.accumulate,
+            max_steps=cfg.steps,
+            max_epochs=-1,
+            val_check_interval=cfg.val_every * keys.accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our loaders share their lanes out themselves
+            logger=logger,
+            callbacks=[  # in this order: measured, then saved, then perhaps stopped
+                metrics,
+                Gradients(cfg.optim.clip, metrics),
+                RichModelSummary(max_depth=1),
+                ProgressReport(metrics),
+                ExactResume(cfg.seed, cfg.data.rows),
+                checkpoints,
+                Interrupts(checkpoints),
+            ],
+            plugins=[WholeFiles()],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"trainer: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def stored_config(cfg: DictConfig) -> str:
+    """config.yaml: all resolved, but for where data lies on this machine and where the run was told to go."""
+    stored = OmegaConf.to_container(cfg, resolve=True)
+    written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(stored, dict)
+    assert isinstance(written, dict)
+    stored["data"]["root"] = written["data"]["root"]
+    if "root" in written["task"]:
+        stored["task"]["root"] = written["task"]["root"]
+    del stored["run_dir"], stored["resume"]
+    return OmegaConf.to_yaml(stored)
+
+
+def flat(cfg: DictConfig) -> dict[str, str | int | float | bool]:
+    """The settings as the HParams tab takes them: one level, plain values."""
+    pairs: dict[str, Any] = {}
+
+    def walk(node: dict[Any, Any], name: str) -> None:
+        for key, value in node.items():
+            inner = f"{name}/{key}" if name else str(key)
+            if isinstance(value, dict):
+                walk(value, inner)
+            else:
+                pairs[inner] = value if isinstance(value, (str, int, float, bool)) else str(value)
+
+    walk(names(cfg), "")
+    for group in ("model", "size", "optim", "data", "trainer"):
+        walk(
+            {k: v for k, v in build.plain(cfg[group]).items() if k not in ("_target_", "free", "root")},
+            f"{group}_keys",
+        )
+    walk({key: cfg[key] for key in ("steps", "seed")}, "")
+    return pairs
+
+
+def names(cfg: DictConfig) -> dict[str, str]:
+    """Which model, task and size were chosen."""
+    return {group: str(name) for group, name in cfg.names.items()}
+
+
+def summary(
+    cfg: DictConfig, model: SequenceModule, task: Task, data: DataModule, metrics: Metrics
+) -> dict[str, Any]:
+    """What metrics.json says of a finished run."""
+    device = model.device
+    return {
+        **names(cfg),
+        "seed": cfg.seed,
+        "steps": cfg.steps,
+        "corpus": cfg.data.corpus,
+        "unit": "bits per byte" if task.metric == "bits_per_byte" else "accuracy",
+        "parameters": model.count_parameters(),
+        "parameters_total": sum(weight.numel() for weight in model.parameters()),
+        "state_bytes": state_bytes(model),
+        "tokens_seen": int(metrics.tokens_seen),
+        "train_s": metrics.train_s,
+        "tokens_per_s": metrics.tokens_seen / max(metrics.train_s, 1e-9),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        **{tag: value for tag, value in sorted(metrics.latest.items()) if tag.startswith(("val/", "train/"))},
+        "reference": task.references(data.val_texts()),
+        "val_bytes": len(data.val_text),
+        "task_version": task.VERSION,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with a plus where files differ from it; "" where the zoo is no checkout."""
+    house = Path(zoo.__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ("git", *words), cwd=house, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != house:
+            return ""
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def say(results: dict[str, Any], run_dir: Path) -> None:
+    """The last lines: what was reached, beside what anyone gets for nothing, and where to look."""
+    if "val/bits_per_byte" in results:
+        text = f"{results['val_bytes']:,} bytes of held-out text"
+        reached = f"{results['val/bits_per_byte']:.3f} bits per byte on {text}"
+    else:
+        reached = f"{results['val/accuracy']:.1%} accuracy"
+    beside = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
+    shown = os.path.relpath(run_dir)
+    root = (
+        Path(shown).parts[0]
+        if not shown.startswith("..") and "runs" in Path(shown).parts[:1]
+        else str(run_dir.parent)
+    )
+    log.info("%s reached %s (same text: %s)", results["model"], reached, beside)
+    log.info("run: %s   curves: tensorboard --logdir %s", shown, root)
+
+
+def quiet() -> None:
+    """Lightning's banners and advertisements say nothing about the run."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -1,0 +1,232 @@
+"""What is measured, and under which TensorBoard tags: the same for every model, x = tokens seen.
+
+Tokens seen, loss and bits per byte count asked targets only, over all ranks.
+"""
+
+import math
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+
+from zoo.module import IGNORE, SequenceModule
+from zoo.state import nbytes
+from zoo.train.task import Task
+
+EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
+BUCKETS = [f"{low}-{high}" for low, high in zip(EDGES, [*EDGES[1:], "end"], strict=True)]
+LAYOUT = {
+    "comparison": {
+        "held-out loss": ["Multiline", ["val/loss"]],
+        "held-out bits per byte": ["Multiline", ["val/bits_per_byte"]],
+        "held-out accuracy": ["Multiline", ["val/accuracy"]],
+        "training loss": ["Multiline", ["train/loss"]],
+        "tokens per second": ["Multiline", ["cost/tokens_per_s"]],
+        "state bytes": ["Multiline", ["cost/state_bytes"]],
+    },
+    "held-out loss by position": {
+        bucket: ["Multiline", [f"val/loss_by_position/{bucket}"]] for bucket in BUCKETS
+    },
+}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory ever held: of the GPU where there is one, else of the process (resident)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+class Sums:
+    """Adds up numbers per batch without waiting for the device; `take` gives their total over all ranks."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+
+    def add(self, *values: Tensor) -> None:
+        self.rows.append(torch.cat([value.detach().float().view(-1) for value in values]))
+
+    def take(self, trainer: L.Trainer) -> list[float]:
+        if not self.rows:
+            return []
+        total = torch.stack(self.rows).sum(
+            0, dtype=torch.float64 if self.rows[0].device.type != "mps" else None
+        )
+        self.rows = []
+        if trainer.world_size > 1:
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+        return total.tolist()
+
+
+class Metrics(L.Callback):
+    """Counts, averages and logs; `latest` holds the last value of every tag."""
+
+    def __init__(self, task: Task, log_every: int) -> None:
+        self.task, self.log_every = task, log_every
+        self.latest: dict[str, float] = {}
+        self.tokens_seen, self.train_s = (
+            0.0,
+            0.0,
+        )  # seconds of training steps, without validation and checkpoints
+        self.pending, self.pending_s = (
+            [0.0, 0.0, 0.0],
+            0.0,
+        )  # tokens, nats and bytes since the last logged value
+        self.grad_norm: Tensor | float = math.nan
+        self._sums, self._heard = Sums(), Sums()
+        self._started, self._logged_step = 0.0, -1
+
+    # -- training
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        asked = (batch.targets != IGNORE).sum()
+        self._sums.add(asked, outputs["nats"].sum(), self.task.byte_count(batch.targets))
+        self.pending_s += time.perf_counter() - self._started
+        step = trainer.global_step
+        due = step % self.log_every == 0 or step == trainer.max_steps
+        if due and step != self._logged_step:  # a step may be several batches
+            self._logged_step = step
+            self._log_training(trainer, pl_module)
+
+    def _log_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        self._settle(trainer)
+        (tokens, nats, bytes_), seconds = self.pending, self.pending_s
+        self.pending, self.pending_s = [0.0, 0.0, 0.0], 0.0
+        self.train_s += seconds
+        values = {"train/loss": nats / max(tokens, 1)}
+        if bytes_:
+            values["train/bits_per_byte"] = nats / math.log(2) / bytes_
+        values |= {
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/grad_norm": float(self.grad_norm),
+            "cost/tokens_per_s": tokens / max(seconds, 1e-9),
+            "cost/peak_gib": peak_memory_bytes(pl_module.device) / 2**30,
+            "cost/state_bytes": state_bytes(pl_module),
+            "cost/parameters": pl_module.count_parameters(),
+        }
+        said = pl_module.diagnostics(pl_module.carried)
+        self._log(trainer, values | {f"memory/{name}": value for name, value in said.items()})
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        """Bring what ranks and devices have counted into the totals; all ranks together."""
+        new = self._sums.take(trainer)
+        if new:
+            self.tokens_seen += new[0]
+            self.pending = [old + more for old, more in zip(self.pending, new, strict=True)]
+
+    # -- validation
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._heard, self._place = Sums(), torch.zeros(0, dtype=torch.long)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        asked = batch.targets != IGNORE
+        if not len(self._place):
+            self._place = torch.zeros(len(batch.tokens), dtype=torch.long, device=batch.tokens.device)
+        self._place = torch.where(batch.fresh, 0, self._place)
+        place = self._place[:, None] + torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        self._place = self._place + batch.tokens.shape[1]
+        bucket = torch.bucketize(place, torch.tensor(EDGES[1:], device=place.device), right=True)[asked]
+        nats, hits = outputs["nats"].float(), (outputs["hits"] & asked).sum()
+        by_place = [
+            torch.zeros(len(EDGES), device=place.device).index_add_(0, bucket, part[asked])
+            for part in (nats, torch.ones_like(nats))
+        ]
+        self._heard.add(asked.sum(), nats.sum(), self.task.byte_count(batch.targets), hits, *by_place)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._settle(trainer)  # the x of what is logged
+        tokens, nats, bytes_, hits, *by_place = self._heard.take(trainer)
+        values = {"val/loss": nats / max(tokens, 1), "val/accuracy": hits / max(tokens, 1)}
+        if bytes_:
+            values["val/bits_per_byte"] = nats / math.log(2) / bytes_
+        for bucket, total, count in zip(BUCKETS, by_place[: len(EDGES)], by_place[len(EDGES) :], strict=True):
+            if count:
+                values[f"val/loss_by_position/{bucket}"] = total / count
+        self._log(trainer, values)
+
+    # -- both
+
+    def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+        self.latest |= values
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=int(self.tokens_seen))
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._settle(trainer)
+        checkpoint["metrics"] = {name: getattr(self, name) for name in self._KEPT}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        for name, value in checkpoint["metrics"].items():
+            setattr(self, name, value)
+
+    _KEPT = ("tokens_seen", "train_s", "pending", "pending_s", "latest")
+
+
+def state_bytes(model: SequenceModule) -> int:
+    """Bytes of carried state per row."""
+    return nbytes(model.init_state(1))
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's event file alone, open from the first value of a run to its last figure."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        self.experiment.flush()
+
+
+def start_logs(logger: RunLogger, hparams: dict[str, Any], tags: list[str], config: str) -> None:
+    """The run's row in the HParams tab (its final values are those logged later under the same tags), charts
+    that overlay runs, and its configuration as text."""
+    writer = logger.experiment
+    for summary in hparams_summary(hparams, dict.fromkeys(tags, 0.0)):
+        writer._get_file_writer().add_summary(summary)  # add_hparams would open a run of its own
+    writer.add_custom_scalars(LAYOUT)
+    writer.add_text("config", f"```yaml\n{config}\n```")
+
+
+def position_figure(latest: dict[str, float]) -> Figure:
+    """Held-out loss by position in the document."""
+    known = [
+        (name, latest[f"val/loss_by_position/{name}"])
+        for name in BUCKETS
+        if f"val/loss_by_position/{name}" in latest
+    ]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([name for name, _ in known], [value for _, value in known], marker="o")
+    axes.set_xlabel("position in the document (tokens)")
+    axes.set_ylabel("held-out loss (nats per token)")
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,49 @@
+"""What a task is: language modelling with a mask, read by the same loaders and trained by the same loop."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+
+class Texts(ABC):
+    """Documents as tokens and what is asked of them."""
+
+    lengths: Int64[np.ndarray, " documents"]
+    """Positions per document, at least 1; an end symbol is one of them."""
+
+    @abstractmethod
+    def window(
+        self, document: int, start: int, stop: int
+    ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
+        """Tokens, and targets (IGNORE where nothing is asked), of positions start..stop-1."""
+
+    def text(self, document: int) -> bytes | None:
+        """The bytes that the document's targets stand for; None where targets aren't bytes."""
+        return None
+
+
+class Task(ABC):
+    """Texts in splits, and the unit in which they are scored."""
+
+    name: ClassVar[str]
+    VERSION: ClassVar[int]
+    """Raised whenever the same configuration would give other tokens or targets."""
+    vocab_size: int
+    metric: ClassVar[Literal["bits_per_byte", "accuracy"]]
+
+    @abstractmethod
+    def split(self, name: Split) -> Texts:
+        """Texts to train on, to validate with or to test with; UserError where there are none."""
+
+    @abstractmethod
+    def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
+        """How many bytes the asked targets stand for: 0 in a task without bytes."""
+
+    def references(self, texts: Texts) -> dict[str, float]:
+        """Scores of predictors that learn nothing, on the same texts and in the task's unit, by name."""
+        return {}

@@ -1,0 +1,66 @@
+"""What a model carries from one call to the next.
+
+A state is a NamedTuple of tensors, nested as the model likes (a tuple over its layers, say), every tensor
+with the rows of the batch first.  The helpers below are all that shared code ever does to a state, so it
+never needs to look inside one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+State = Any  # Tensor | NamedTuple of states | tuple of states
+
+
+def each(change: Callable[..., Tensor], state: State, *others: State) -> State:
+    """The same nest with every tensor replaced by `change(tensor, *its counterparts in the others)`."""
+    if isinstance(state, Tensor):
+        return change(state, *others)
+    parts = [each(change, *same) for same in zip(state, *others, strict=True)]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+def named(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(dotted name, tensor) for every tensor, in a fixed order; "0.keys" is `keys` of the first layer."""
+    if isinstance(state, Tensor):
+        yield name, state
+        return
+    for part, inner in zip(getattr(state, "_fields", range(len(state))), state, strict=True):
+        yield from named(inner, f"{name}.{part}" if name else str(part))
+
+
+def leaves(state: State) -> list[Tensor]:
+    """Every tensor of the state: what a checkpoint keeps of it."""
+    return [leaf for _, leaf in named(state)]
+
+
+def from_leaves(template: State, kept: Sequence[Tensor]) -> State:
+    """The nest of `template` holding the tensors of `kept`, the inverse of `leaves`."""
+    rest = iter(kept)
+    state = each(lambda _: next(rest), template)
+    if next(rest, None) is not None:
+        raise ValueError(f"{len(kept)} tensors do not fit a state of {len(leaves(template))}")
+    return state
+
+
+def detach(state: State) -> State:
+    """The same values, cut off from the graph: the edge of truncated back-propagation."""
+    return each(Tensor.detach, state)
+
+
+def take_rows(state: State, rows: Int[Tensor, " picked"]) -> State:
+    """The state of the rows named, in that order."""
+    return each(lambda leaf: leaf[rows], state)
+
+
+def replace_rows(state: State, fresh: State, rows: Bool[Tensor, " rows"]) -> State:
+    """Rows marked True come from `fresh`, all others stay."""
+    return each(lambda old, new: torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old), state, fresh)
+
+
+def nbytes(state: State) -> int:
+    """Bytes held by all tensors of the state."""
+    return sum(leaf.nbytes for leaf in leaves(state))
