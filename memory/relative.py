@@ -26,7 +26,7 @@ class RecurrenceState(NamedTuple):
 
 def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*heads queries keys"]:
     """From columns of falling distance (L-1 .. 0, and one spare column) to columns of keys: row i starts i
-    columns further left, which for rows one longer than L is a plain view.  In a query's future it means nothing.
+    columns further left, which for rows one longer than L is a plain view.  What lies ahead is noise.
     """
     queries, keys = raw.shape[-2], raw.shape[-1] - 1
     return raw.flatten(-2).narrow(-1, queries - 1, queries * keys).unflatten(-1, (queries, keys))
@@ -119,7 +119,7 @@ class RelativeAttention(nn.Module):
         return [self._split(part) for part in x.chunk(parts, dim=-1)]
 
     def _memory(self, before: Float[Tensor, "rows time width"]) -> list[Tensor]:
-        """Keys and values of what earlier segments left: the weights learn from it, what they left doesn't."""
+        """Keys and values of what earlier segments left: the weights learn from it, the past doesn't."""
         x = self.norm(before) if self.prenorm else before
         x = F.linear(x, self.qkv.weight[self.heads * self.head_width :])
         return [self._split(part) for part in x.chunk(2, dim=-1)]
@@ -144,9 +144,7 @@ class RelativeAttention(nn.Module):
             return torch.where(ahead > 0, raw[..., -2:-1], by_place)
         starts = torch.arange(segments, device=device) * segment_len
         empty = (self.memory_len - state.filled[:, None] - starts).clamp(min=0).view(-1, 1, 1)
-        column = torch.where(
-            ahead == 1, keys, (empty + ahead - 2).clamp(min=0)
-        )  # the spare column holds zeros
+        column = torch.where(ahead == 1, keys, (empty + ahead - 2).clamp(min=0))  # column `keys` holds zeros
         column = column[:, None].expand(-1, self.heads, -1, -1)
         return torch.where(ahead > 0, raw.roll(-1, dims=-2).gather(-1, column), by_place)
 

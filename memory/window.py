@@ -93,13 +93,7 @@ class WindowAttention(Attention):
         chunks = -(-time // chunk)
         spare = chunks * chunk - time  # the last chunk is filled up; what is said there is cut off below
         q, keys, values = (F.pad(part, (0, 0, 0, spare)) for part in (q, keys, values))
-        places = (
-            torch.arange(keys.shape[2], device=x.device) - cache
-        )  # of keys, counted from this call's first token
-        turned = q, keys
-        if self.position == "rope":
-            turned = rotary(q, places[cache:], self.rope_base), rotary(keys, places, self.rope_base)
-
+        places = torch.arange(keys.shape[2], device=x.device) - cache  # of keys, from this call's first token
         distance = (
             torch.arange(chunk, device=x.device)[:, None]
             + cache
@@ -111,11 +105,15 @@ class WindowAttention(Attention):
             banded & exists.unfold(1, cache + chunk, chunk)[:, :, None]
         )  # (rows, chunks, chunk, cache + chunk)
 
-        q_chunks = rearrange(turned[0], "b h (n c) k -> (b n) h c k", c=chunk)
+        q_chunks = rearrange(q, "b h (n c) k -> (b n) h c k", c=chunk)
         k_chunks, v_chunks = (
             rearrange(part.unfold(2, cache + chunk, chunk), "b h n k c -> (b n) h c k")
-            for part in (turned[1], values)
+            for part in (keys, values)
         )
+        if self.position == "rope":  # counted anew in each chunk: an angle stays exact however long the call
+            near = torch.arange(cache + chunk, device=x.device)
+            q_chunks = rotary(q_chunks, near[cache:], self.rope_base)
+            k_chunks = rotary(k_chunks, near, self.rope_base)
         flat = rearrange(allowed, "b n c m -> (b n) 1 c m")
         if self.sinks:
             y = self._attend_with_sinks(

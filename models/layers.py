@@ -52,18 +52,21 @@ class FeedForward(nn.Module):
         activation: Activation = "swiglu",
         bias: bool = False,
         dropout: float = 0.0,
+        inner_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.gated, self.activation = activation == "swiglu", ACTIVATIONS[activation]
         self.enter = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=bias)
         self.out = nn.Linear(hidden, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.inner_dropout, self.dropout = nn.Dropout(inner_dropout), nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         if self.gated:
-            gate, x = self.enter(x).chunk(2, dim=-1)
-            return self.dropout(self.out(self.activation(gate) * x))
-        return self.dropout(self.out(self.activation(self.enter(x))))
+            gate, up = self.enter(x).chunk(2, dim=-1)
+            x = self.activation(gate) * up
+        else:
+            x = self.activation(self.enter(x))
+        return self.dropout(self.out(self.inner_dropout(x)))
 
 
 class Block(Mixer):

@@ -3,7 +3,7 @@
 Dai et al. 2019, arXiv:1901.02860; attention and memory: zoo/memory/relative.py.
 
     h_0 = sqrt(D) E[w]        h_l = LN(y + FF(y))  with  y = LN(h + attention(h, memory_l))
-    FF(y) = W_2 relu(W_1 y + b_1) + b_2        logits = E h_L + b
+    FF(y) = W_2 drop(relu(W_1 y + b_1)) + b_2        logits = E h_L + b
 
 Carried from segment to segment: in every layer its last `memory_len` inputs, without gradient: the reach of
 back-propagation is one segment, that of information depth * memory_len.
@@ -92,7 +92,8 @@ class TransformerXL(SequenceModule):
                 dropout=dropout,
                 attention_dropout=attention_dropout,
             )
-            return XLLayer(attention, FeedForward(width, hidden, "relu", True, dropout), width, prenorm)
+            mlp = FeedForward(width, hidden, "relu", True, dropout, inner_dropout=dropout)
+            return XLLayer(attention, mlp, width, prenorm)
 
         self.layers = nn.ModuleList(layer() for _ in range(depth))
         self.head = nn.Linear(width, vocab_size)

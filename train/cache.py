@@ -54,8 +54,9 @@ def cached(key: str, build: Callable[[BufferedWriter], dict[str, Any]]) -> tuple
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("*.part"):  # by killed writers; a living one is never a day old
-            if time.time() - left.stat().st_mtime > _DAY:
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # finished, or removed, since it was listed
+                if time.time() - left.stat().st_mtime > _DAY:
+                    left.unlink()
         with part.open("xb") as out:
             found = build(out)
             out.flush()

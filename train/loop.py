@@ -64,7 +64,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 f"resume: the run has done {checkpoint['global_step']} of {cfg.steps} steps; "
                 "steps=… makes it longer"
             )
-    metrics = Metrics(task, cfg.trainer.log_every)
+    metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
     logger = RunLogger(run_dir, name="", version="tb", purge_step=seen or None)
     trainer = make_trainer(cfg, run_dir, metrics, logger)
     if getattr(rank_zero_only, "rank", 0) == 0 and not cfg.resume:  # known before the ranks are launched
@@ -79,8 +79,6 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         f"{state_bytes(model):,}",
     )
     trainer.fit(model, data, ckpt_path=last if cfg.resume else None)
-    if cfg.steps % cfg.val_every:
-        trainer.validate(model, data, verbose=False)
     results = summary(cfg, model, task, data, metrics) | {"wall_s": time.perf_counter() - began}
     if trainer.is_global_zero:
         step = int(metrics.tokens_seen)

@@ -69,8 +69,9 @@ class Sums:
 class Metrics(L.Callback):
     """Counts, averages and logs; `latest` holds the last value of every tag."""
 
-    def __init__(self, task: Task, log_every: int) -> None:
-        self.task, self.log_every = task, log_every
+    def __init__(self, task: Task, log_every: int, val_every: int) -> None:
+        self.task, self.log_every, self.val_every = task, log_every, val_every
+        self.validated_step = 0
         self.latest: dict[str, float] = {}
         self.tokens_seen, self.train_s = (
             0.0,
@@ -83,6 +84,20 @@ class Metrics(L.Callback):
         self.grad_norm: Tensor | float = math.nan
         self._sums, self._heard = Sums(), Sums()
         self._started, self._logged_step = 0.0, -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step % self.val_every == 0:
+            self._validate(trainer)  # a run killed in its validation resumes behind it
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validate(trainer)  # the last step is validated whatever val_every is
+
+    def _validate(self, trainer: L.Trainer) -> None:
+        """What the training loop does when a validation is due, unless this step has had its own."""
+        if self.validated_step != trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     # -- training
 
@@ -159,6 +174,7 @@ class Metrics(L.Callback):
         self._heard.add(asked.sum(), nats.sum(), self.task.byte_count(batch.targets), hits, *by_place)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.validated_step = trainer.global_step
         self._settle(trainer)  # the x of what is logged
         tokens, nats, bytes_, hits, *by_place = self._heard.take(trainer)
         values = {"val/loss": nats / max(tokens, 1), "val/accuracy": hits / max(tokens, 1)}
@@ -188,7 +204,7 @@ class Metrics(L.Callback):
         for name, value in checkpoint["metrics"].items():
             setattr(self, name, value)
 
-    _KEPT = ("tokens_seen", "train_s", "pending", "pending_s", "latest")
+    _KEPT = ("tokens_seen", "train_s", "pending", "pending_s", "latest", "validated_step")
 
 
 def state_bytes(model: SequenceModule) -> int:

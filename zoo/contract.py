@@ -12,6 +12,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
 
 Law = Callable[[SequenceModule], None]
 Build = Callable[[], SequenceModule]
+Model = TypeVar("Model", bound=SequenceModule)
 
 
 def text_for(model: SequenceModule, segments: int = SEGMENTS, rows: int = ROWS, seed: int = 0) -> Tensor:
@@ -190,8 +192,8 @@ def bounded_state(model: SequenceModule) -> None:
 
 
 def gradient_reach(model: SequenceModule) -> None:
-    """The next segment's loss has a gradient that runs through each tensor of the state, at some cut, back into
-    the embeddings of what was read, where `learns_through_memory` says so and nowhere else."""
+    """The next segment's loss has a gradient that runs through each tensor of the state, at some cut, back
+    into the embeddings of what was read, where `learns_through_memory` says so and nowhere else."""
     promise, text = model.learns_through_memory, text_for(model)
     found = {name: False for name, _ in learnable(model.init_state(ROWS))}
     for cut in memory_cuts(model):
@@ -329,7 +331,7 @@ BOTH_MODES = {
 TRAIN_MODE: tuple[Law, ...] = (gradient_reach,)
 
 
-def shaken(build: Build) -> SequenceModule:
+def shaken(build: Callable[[], Model]) -> Model:
     """The model in float64, built from seed 0, dropout off, noise on every parameter."""
     torch.manual_seed(0)
     model = build().double()

@@ -27,8 +27,9 @@ class Reader:
         self.state: State = model.init_state(rows)  # after the last closed segment
         self.open = torch.empty(rows, 0, dtype=torch.long, device=model.device)  # read, but not yet closed
 
+    @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows vocab"]:
-        """Logits for the token after the last one read."""
+        """Logits for the token after the last one read, without gradient."""
         tokens = torch.cat([self.open, tokens], dim=1)
         if self.model.cuts_anywhere:
             logits, self.state = self.model(tokens, self.state)
@@ -42,7 +43,6 @@ class Reader:
         return logits[:, -1]
 
 
-@torch.no_grad()
 def generate(
     model: SequenceModule,
     prompt: Int[Tensor, "rows time"],

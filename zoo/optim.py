@@ -28,7 +28,7 @@ class Optim:
         """Share of `lr` at a step: rises over `warmup` steps, then falls along half a cosine to `floor`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        done = min(1.0, (step + 1 - self.warmup) / max(1, self.steps - self.warmup))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
     def build(self, groups: list[dict[str, Any]]) -> dict[str, Any]:

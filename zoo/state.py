@@ -39,11 +39,10 @@ def leaves(state: State) -> list[Tensor]:
 
 def from_leaves(template: State, kept: Sequence[Tensor]) -> State:
     """The nest of `template` holding the tensors of `kept`, the inverse of `leaves`."""
-    rest = iter(kept)
-    state = each(lambda _: next(rest), template)
-    if next(rest, None) is not None:
+    if len(kept) != len(leaves(template)):
         raise ValueError(f"{len(kept)} tensors do not fit a state of {len(leaves(template))}")
-    return state
+    rest = iter(kept)
+    return each(lambda _: next(rest), template)
 
 
 def detach(state: State) -> State:

@@ -1,0 +1,70 @@
+"""Associative Recurrent Memory Transformer as published: RodkinIvan/associative-recurrent-memory-transformer,
+modeling_amt/language_modeling.py, around GPT-2, with one memory head, denominator and no gating.
+"""
+
+from torch import Tensor
+
+from zoo.memory.associative import AssociativeState
+from zoo.models.armt import ARMT
+from zoo.models.published import gpt2
+from zoo.models.published.weights import (
+    Config,
+    Table,
+    built,
+    fill,
+    flag,
+    gradients,
+    number,
+    plain,
+    require,
+    same,
+    under,
+)
+
+TABLE: Table = {
+    **gpt2.body("layer.", "block."),
+    "model.transformer.h.{i}.W_mq.weight": ("stack.{i}.memory.query.weight", same),
+    "model.transformer.h.{i}.W_mk.weight": ("stack.{i}.memory.key.weight", same),
+    "model.transformer.h.{i}.W_mv.weight": ("stack.{i}.memory.value.weight", same),
+    **under("model.transformer.h.{i}.", "stack.{i}.memory.", plain(W_mb="strength")),
+}
+
+
+class ARMTFromTheEnd(gpt2.FromTheEnd, ARMT):
+    pass
+
+
+def load(weights: dict[str, Tensor], config: Config) -> ARMT:
+    """The published model with its weights, in their dtype."""
+    require(config, n_heads=1, use_denom=True, gating=False, act_on=False, use_sink=False)
+    key_width, nu = number(config, "d_mem"), number(config, "nu", default=3)
+    require(config, d_key=2 * nu * key_width)
+    prefix = gpt2.prefix(weights)
+    shape = gpt2.shape(config) | {
+        "key_width": key_width,
+        "nu": nu,
+        "correction": flag(config, "correction", True),
+        "wrap_positions": flag(config, "wrap_pos", False),
+        "tied": gpt2.tied(weights),
+    }
+    model = built(ARMTFromTheEnd if gpt2.from_the_end(config) else ARMT, **shape)
+    positions = number(config, "n_positions")
+    enlarged = positions + model.slots  # what the published code makes of its table when it wraps
+    rows = len(weights.get(f"{prefix}model.transformer.wpe.weight", ()))
+    gpt2.finish(model, config, enlarged if model.wrap_positions or rows == enlarged else positions)
+    fill(model, weights, under(prefix, "", TABLE))
+    return model
+
+
+def published_gradients(model: ARMT, prefix: str = "memory_cell.") -> dict[str, Tensor]:
+    return gradients(model, under(prefix, "", TABLE))
+
+
+def published_state(state: tuple[AssociativeState, ...]) -> dict[str, Tensor]:
+    """`layer{l}/W_mem` (rows, key, width) and `layer{l}/z` (rows, key); nothing before the first segment."""
+    return {
+        f"layer{layer}/{name}": tensor
+        for layer, kept in enumerate(state)
+        if kept.writes.any()
+        for name, tensor in (("W_mem", kept.matrix), ("z", kept.normaliser))
+    }

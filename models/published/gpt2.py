@@ -1,0 +1,111 @@
+"""GPT-2 as the body of RMT and ARMT: Hugging Face's names, whose `Conv1D` matrices are (in, out)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.models.layers import Activation, Decoder
+from zoo.models.published.weights import Config, Table, fraction, number, plain, require, same, under
+from zoo.module import SequenceModule
+from zoo.state import State
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+BLOCK: Table = {
+    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out"),
+    **plain(mlp__c_fc="mlp.enter", mlp__c_proj="mlp.out"),
+}
+BLOCK |= {
+    theirs: (ours, Tensor.t) for theirs, (ours, _) in BLOCK.items() if ".c_" in theirs and "weight" in theirs
+}
+
+
+def body(block: str, ours: str) -> Table:
+    """Memory tokens and decoder, with what stands between a layer's name and its block's, there and here."""
+    return {
+        "memory": ("memory", same),
+        "model.transformer.wte.weight": ("embed.weight", same),
+        "model.transformer.wpe.weight": ("positions", same),
+        **under("model.transformer.h.{i}." + block, "stack.{i}." + ours, BLOCK),
+        **plain(model__transformer__ln_f="norm"),
+        "model.lm_head.weight": ("head.weight", same),
+    }
+
+
+def prefix(weights: dict[str, Tensor]) -> str:
+    """A whole model keeps everything in its `memory_cell`."""
+    return "memory_cell." if any(name.startswith("memory_cell.") for name in weights) else ""
+
+
+def tied(weights: dict[str, Tensor]) -> bool:
+    """Hugging Face stores a tied output projection twice or once."""
+    model = f"{prefix(weights)}model."
+    head, embed = weights.get(f"{model}lm_head.weight"), weights.get(f"{model}transformer.wte.weight")
+    return head is None or (embed is not None and torch.equal(head, embed))
+
+
+def shape(config: Config) -> dict[str, Any]:
+    """Our constructor's keywords, but for the memory's."""
+    require(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    width = number(config, "n_embd")
+    segment = "segment_size" if "segment_size" in config else "segment_len"
+    hidden = {} if config.get("n_inner") is None else {"n_inner": config["n_inner"]}
+    said = str(config.get("activation", config.get("activation_function", "gelu_new")))
+    if said.split(" ")[0] not in ACTIVATIONS:
+        raise UserError(f"config: expected activation, one of {', '.join(ACTIVATIONS)}, found {said!r}")
+    return {
+        "vocab_size": number(config, "vocab_size"),
+        "segment_len": number(config, segment),
+        "depth": number(config, "n_layer"),
+        "width": width,
+        "heads": number(config, "n_head"),
+        "hidden": number(hidden, "n_inner", default=4 * width),
+        "slots": number(config, "num_mem_tokens"),
+        "position": "learned",
+        "norm": "layer",
+        "activation": ACTIVATIONS[said.split(" ")[0]],
+        "bias": True,
+        "dropout": fraction(config, "dropout", 0.0),
+    }
+
+
+def finish(model: Decoder, config: Config, positions: int) -> None:
+    """What a configuration of the published model has and our constructor hasn't."""
+    assert model.positions is not None
+    needed = len(model.positions)
+    if positions < needed:
+        raise UserError(f"config: expected a table of at least {needed} positions, found {positions}")
+    model.positions = nn.Parameter(torch.empty(positions, model.width))
+    epsilon = fraction(config, "layer_norm_epsilon", 1e-5)
+    for part in model.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = epsilon
+
+
+class FromTheEnd(SequenceModule):
+    """Cuts its text from the end: a short segment comes first (`segment_alignment: right`)."""
+
+    def fold(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        short = tokens.shape[1] % self.segment_len
+        if not short or short == tokens.shape[1]:
+            return super().fold(tokens, state)
+        state = self.init_state(len(tokens)) if state is None else state
+        first, state = self.segment(tokens[:, :short], state)
+        rest, state = super().fold(tokens[:, short:], state)
+        return torch.cat([first, rest], dim=1), state
+
+
+def from_the_end(config: Config) -> bool:
+    alignment = config.get("segment_alignment")
+    if alignment not in (None, "left", "right"):
+        raise UserError(f"config: expected segment_alignment left or right, found {alignment!r}")
+    return alignment == "right"

@@ -1,0 +1,131 @@
+"""What the loaders share: name tables read in both directions, and config fields checked at the door.
+
+A table maps a published name to ours and to a view of our tensor in the published layout: weights are copied
+into the view, gradients are read through it.  `{i}` stands for every layer.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+
+View = Callable[[Tensor], Tensor]
+Table = dict[str, tuple[str, View]]
+Config = Mapping[str, Any]
+Model = TypeVar("Model", bound=nn.Module)
+
+BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|pos_emb\.inv_freq)")  # computed, not learned: left out
+
+
+def same(weight: Tensor) -> Tensor:
+    return weight
+
+
+def under(published: str, ours: str, table: Table) -> Table:
+    """The table with a prefix on both sides."""
+    return {published + theirs: (ours + name, view) for theirs, (name, view) in table.items()}
+
+
+def plain(**names: str) -> Table:
+    """A weight and a bias each, alike on both sides but for the name (`__` for a dot)."""
+    return {
+        f"{theirs.replace('__', '.')}.{part}": (f"{name}.{part}", same)
+        for theirs, name in names.items()
+        for part in ("weight", "bias")
+    }
+
+
+def _places(module: nn.Module, table: Table) -> Iterator[tuple[str, Tensor, View]]:
+    """Every parameter of the module that the table names; a tied one comes again under each of its names."""
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    for theirs, (ours, view) in table.items():
+        for layer in count():
+            weight = weights.get(ours.replace("{i}", str(layer)))
+            if weight is None:
+                break
+            yield theirs.replace("{i}", str(layer)), weight, view
+            if "{i}" not in ours:
+                break
+
+
+@torch.no_grad()
+def fill(module: nn.Module, weights: Mapping[str, Tensor], table: Table) -> None:
+    """Turn the module to the weights' dtype and copy every one of them to its place."""
+    weights = {name: weight for name, weight in weights.items() if not BUFFERS.fullmatch(name)}
+    dtypes = sorted({weight.dtype for weight in weights.values()}, key=str)
+    if len(dtypes) != 1 or not dtypes[0].is_floating_point:
+        raise UserError(f"weights: expected one floating dtype, found {dtypes or 'no weights'}")
+    module.to(dtypes[0])
+
+    filled: dict[int, str] = {}  # parameter -> the name that it was read from
+    names = set()
+    for name, weight, view in _places(module, table):
+        names.add(name)
+        first = filled.setdefault(id(weight), name)
+        if name not in weights:
+            if first == name:
+                raise UserError(f"weights: expected {name} {list(view(weight).shape)}, found none")
+            continue  # tied, and stored once
+        if view(weight).shape != weights[name].shape:
+            raise UserError(
+                f"weights: expected {name} {list(view(weight).shape)}, found {list(weights[name].shape)}"
+            )
+        if first != name and not torch.equal(weights[name].to(weight.device), view(weight)):
+            raise UserError(f"weights: expected {name} tied to {first}, found another tensor")
+        view(weight).copy_(weights[name])
+    unknown = sorted(weights.keys() - names)
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(f"weights: expected none of {', '.join(unknown[:3])}{more}, which have no place here")
+
+
+def gradients(module: nn.Module, table: Table) -> dict[str, Tensor]:
+    """Our gradients under the published names, in that layout; zeros where there is none, tied ones once."""
+    found, seen = {}, set()
+    for name, weight, view in _places(module, table):
+        if id(weight) not in seen:
+            found[name] = view(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+        seen.add(id(weight))
+    return found
+
+
+def number(config: Config, name: str, least: int = 1, default: int | None = None) -> int:
+    value = config.get(name, default)
+    if type(value) is not int or value < least:
+        raise UserError(f"config: expected {name}, a whole number from {least} on, found {value!r}")
+    return value
+
+
+def flag(config: Config, name: str, default: bool | None = None) -> bool:
+    value = config.get(name, default)
+    if type(value) is not bool:
+        raise UserError(f"config: expected {name}, true or false, found {value!r}")
+    return value
+
+
+def fraction(config: Config, name: str, default: float) -> float:
+    value = config.get(name, default)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise UserError(f"config: expected {name}, a number in [0, 1), found {value!r}")
+    return float(value)
+
+
+def require(config: Config, **only: object) -> None:
+    """Fields that, where there are any, can have one value only."""
+    for name, value in only.items():
+        found = config.get(name)
+        if found is not None and found != value:
+            raise UserError(f"config: expected {name} {value!r}, the only one supported, found {found!r}")
+
+
+def built(make: Callable[..., Model], **shape: Any) -> Model:
+    """The model, its constructor's complaints said as the user's."""
+    try:
+        return make(**shape)
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error

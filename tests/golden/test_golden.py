@@ -1,0 +1,158 @@
+"""Our models against the published ones, tensor by tensor: every case below $ZOO_GOLDEN, or our copies."""
+
+import hashlib
+import json
+import os
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.golden import recurrence
+from tests.golden.cases import read_case
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FOLDER = Path(os.environ.get("ZOO_GOLDEN") or FIXTURES)
+CASES = sorted(FOLDER.rglob("*.json"))
+
+Change = Callable[[dict[str, Tensor]], object]
+
+KINDS = {**recurrence.KINDS}
+LEFT_OUT = {  # kind: why it isn't run
+    **dict.fromkeys(("infini/layer", "infini/model"), "Infini-attention isn't built yet"),
+    **dict.fromkeys(
+        (
+            "landmark/grouped_softmax",
+            "landmark/llama_cache",
+            "landmark/lm_cache",
+            "landmark/lm_train",
+        ),
+        "Landmark attention isn't built yet",
+    ),
+    **dict.fromkeys(
+        ("fot/crossbatch", "fot/longllama", "fot/paper_crossbatch_knn", "fot/train_lm"),
+        "the Focused Transformer isn't built yet",
+    ),
+    **dict.fromkeys(
+        (
+            "memorizing/luc_core",
+            "memorizing/luc_model",
+            "memorizing/meliad_layer",
+            "memorizing/paper_gate_topk",
+        ),
+        "the Memorizing Transformer isn't built yet",
+    ),
+    **dict.fromkeys(
+        (
+            "unlimiformer/bart_inference",
+            "unlimiformer/bart_retrieval_training",
+            "unlimiformer/core_retrieval_attention",
+            "unlimiformer/llama_inference",
+        ),
+        "Unlimiformer isn't built yet",
+    ),
+    **dict.fromkeys(("mamba1/layer", "mamba1/model", "mamba1/scan"), "Mamba isn't built yet"),
+    **dict.fromkeys(("mamba2/layer", "mamba2/model", "mamba2/ssd"), "Mamba-2 isn't built yet"),
+    **dict.fromkeys(
+        ("megalodon/cema", "megalodon/layer", "megalodon/model", "megalodon/timestepnorm"),
+        "Megalodon isn't built yet",
+    ),
+    **dict.fromkeys(
+        (
+            "hybrids/griffin_model",
+            "hybrids/griffin_recurrent_block",
+            "hybrids/jamba_model",
+            "hybrids/mamba_ssm_hybrid",
+            "hybrids/rglru",
+            "hybrids/samba_model",
+        ),
+        "hybrids aren't built yet",
+    ),
+}
+
+
+def check(path: Path) -> None:
+    kind = json.loads(path.read_text())["kind"]
+    if kind in LEFT_OUT:
+        pytest.skip(f"{kind} is left out: {LEFT_OUT[kind]}")
+    assert kind in KINDS, f"{kind} is no known kind"
+    case = read_case(path)
+    KINDS[kind](case)
+    case.close()
+
+
+def test_there_are_cases() -> None:
+    assert CASES, f"no case below {FOLDER}"
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.relative_to(FOLDER).with_suffix("").as_posix())
+def test_golden(path: Path) -> None:
+    check(path)
+
+
+def copy(name: str, to: Path) -> Path:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(FIXTURES / f"{name}{suffix}", to.with_suffix(suffix))
+    return to.with_suffix(".json")
+
+
+def test_a_folder_of_other_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$ZOO_GOLDEN is searched to any depth, and nothing else is; a kind that nobody knows fails."""
+    known, unknown = (
+        copy("rmt_cell", tmp_path / "deep" / "down" / "hidden"),
+        copy("rmt_cell", tmp_path / "unknown"),
+    )
+    unknown.write_text(unknown.read_text().replace('"kind": "rmt/cell"', '"kind": "rmt/cello"'))
+    monkeypatch.setenv("ZOO_GOLDEN", str(tmp_path))
+    collected: dict[str, Any] = runpy.run_path(__file__)
+    (marker,) = collected["test_golden"].pytestmark
+    assert marker.args == ("path", [known, unknown])
+    collected["test_golden"](known)
+    with pytest.raises(AssertionError, match="rmt/cello is no known kind"):
+        collected["test_golden"](unknown)
+
+
+def test_a_changed_file_fails(tmp_path: Path) -> None:
+    case = copy("rmt_cell", tmp_path / "case")
+    file = case.with_suffix(".safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    with pytest.raises(AssertionError, match="isn't the file"):
+        check(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("out/logits", lambda tensors: tensors["out/logits"].add_(1e-7), "out/logits: off by 1e-07"),
+        (
+            "grad/memory_state",
+            lambda tensors: tensors["grad/memory_state"].mul_(2),
+            "grad/memory_state: off by",
+        ),
+        (
+            "out/more",
+            lambda tensors: tensors.update({"out/more": torch.zeros(2)}),
+            "out/more: never compared",
+        ),
+        ("in/more", lambda tensors: tensors.update({"in/more": torch.zeros(2)}), "in/more: never compared"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_a_wrong_tensor_fails(tmp_path: Path, name: str, change: Change, complaint: str) -> None:
+    case = copy("rmt_cell", tmp_path / "case")
+    tensors = load_file(case.with_suffix(".safetensors"))
+    change(tensors)
+    save_file(tensors, case.with_suffix(".safetensors"))
+    told = json.loads(case.read_text())
+    told["sha256"] = hashlib.sha256(case.with_suffix(".safetensors").read_bytes()).hexdigest()
+    told["tensors"][name] = {}
+    case.write_text(json.dumps(told))
+    with pytest.raises(AssertionError, match=complaint):
+        check(case)

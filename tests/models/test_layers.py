@@ -1,0 +1,189 @@
+"""The parts architectures are put together from, against their formulas."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo.memory.attention import Attention
+from zoo.memory.mixer import Mixer
+from zoo.memory.window import WindowAttention
+from zoo.models.layers import Block, Decoder, FeedForward, Stack, by_segments, make_norm, sinusoid
+from zoo.models.rmt import RMT
+from zoo.state import State
+
+
+class Adds(Mixer):
+    """A mixer that adds its state and carries the sum of what it read."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.share = share
+
+    def init_state(self, rows: int) -> State:
+        return (torch.zeros(rows, 1, 4, dtype=torch.float64),)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.share * x + state[0], (state[0] + x.sum(1, keepdim=True),)
+
+
+def gelu(x: float) -> float:
+    return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def gelu_tanh(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACT = {
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda x: max(x, 0.0),
+    "swiglu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
+@pytest.mark.parametrize("activation", ACT)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_feed_forward(activation: Any, bias: bool) -> None:
+    layer = FeedForward(3, 5, activation, bias).double()
+    x = torch.randn(2, 4, 3, dtype=torch.float64)
+    assert (layer.enter.bias is not None) == (layer.out.bias is not None) == bias
+    found = layer(x)
+    for row in range(2):
+        for time in range(4):
+            entered = layer.enter(x[row, time]).tolist()
+            if activation == "swiglu":  # the gate's rows first
+                inner = [ACT["swiglu"](gate) * up for gate, up in zip(entered[:5], entered[5:], strict=True)]
+            else:
+                inner = [ACT[activation](value) for value in entered]
+            expected = layer.out(torch.tensor(inner, dtype=torch.float64))
+            torch.testing.assert_close(found[row, time], expected)
+
+
+def test_norms() -> None:
+    x = torch.randn(2, 5, dtype=torch.float64)
+    for kind, centred, eps in (("rms", 0.0, 1e-6), ("layer", 1.0, 1e-5)):
+        norm = make_norm(kind, 5).double()  # type: ignore[arg-type]
+        assert isinstance(norm.weight, nn.Parameter)
+        nn.init.normal_(norm.weight)
+        for row in range(2):
+            moved = x[row] - centred * x[row].sum() / 5
+            expected = moved / math.sqrt(float(moved.square().sum() / 5) + eps) * norm.weight
+            torch.testing.assert_close(norm(x)[row], expected)
+
+
+def test_sinusoid() -> None:
+    found = sinusoid(torch.tensor([0, 3, 100]), 6, torch.zeros(1, dtype=torch.float64))
+    for at, distance in enumerate((0, 3, 100)):
+        rates = [10000 ** (-2 * n / 6) for n in range(3)]
+        waves = [math.sin(distance * rate) for rate in rates] + [math.cos(distance * rate) for rate in rates]
+        assert found[at].tolist() == pytest.approx(waves, abs=1e-12)
+
+
+@torch.no_grad()
+def test_a_block_adds_what_its_parts_say_of_the_normed() -> None:
+    mixer, mlp = Adds(), nn.Linear(4, 4)
+    block = Block(mixer, mlp, 4, norm="layer").double()
+    x, state = torch.randn(2, 3, 4, dtype=torch.float64), (torch.randn(2, 1, 4, dtype=torch.float64),)
+    normed = torch.nn.functional.layer_norm(x, (4,))
+    between = x + normed + state[0]
+    expected = between + mlp(torch.nn.functional.layer_norm(between, (4,)))
+    y, after = block(x, state)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(after[0], state[0] + normed.sum(1, keepdim=True))
+    alone = Block(mixer, None, 4, norm="layer").double()
+    torch.testing.assert_close(alone(x, state)[0], between)
+
+
+def test_a_stack_hands_each_block_its_own_state() -> None:
+    stack = Stack([Adds(1.0), Adds(2.0), Adds(-1.0)])
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    states = tuple((torch.full((2, 1, 4), float(at), dtype=torch.float64),) for at in range(3))
+    y, after = stack(x, states)
+    first = x
+    second = 2 * first + 1
+    torch.testing.assert_close(y, -second + 2)
+    for found, old, read in zip(after, (0, 1, 2), (x, first, second), strict=True):
+        torch.testing.assert_close(found[0], old + read.sum(1, keepdim=True))
+    with pytest.raises(ValueError, match="zip"):
+        stack(x, states[:2])
+
+
+def test_a_pattern_of_mixers_is_a_hybrid() -> None:
+    """Blocks that carry something and blocks that carry nothing, one state."""
+    blocks = [
+        Block(WindowAttention(8, 2, window=3), FeedForward(8, 8), 8),
+        Block(Attention(8, 2), None, 8),
+    ] * 2
+    model = Decoder(11, 4, 8, blocks)
+    state = model.init_state(2)
+    assert [len(part) for part in state] == [5, 0, 5, 0]
+    logits, after = model.segment(torch.randint(11, (2, 4)), state)
+    assert logits.shape == (2, 4, 11)
+    assert [len(part) for part in after] == [5, 0, 5, 0]
+
+
+def test_every_kind_of_weight_is_born_as_wide_as_the_table_says() -> None:
+    torch.manual_seed(0)
+    model = RMT(200, 16, 2, 256, 4, 512, 8, position="learned", norm="layer", bias=True, tied=False)
+    expected = {
+        "embed.weight": 0.02,
+        "head.weight": 0.02,
+        "positions": 0.02,
+        "memory": 0.02,
+        "qkv.weight": 256**-0.5,
+        "enter.weight": 256**-0.5,
+        "mixer.out.weight": (256 * 2 * 2) ** -0.5,
+        "mlp.out.weight": (512 * 2 * 2) ** -0.5,
+    }
+    unseen = set(expected)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            norm = "norm" in name and name.endswith("weight")
+            assert (weight == (1.0 if norm else 0.0)).all(), name
+            continue
+        (kind,) = [kind for kind in expected if name.endswith(kind)]
+        unseen.discard(kind)
+        deviation = expected[kind] * 5 / math.sqrt(2 * weight.numel())  # five standard errors
+        assert weight.std().item() == pytest.approx(expected[kind], abs=deviation), name
+        assert weight.mean().item() == pytest.approx(0, abs=5 * expected[kind] / math.sqrt(weight.numel())), (
+            name
+        )
+    assert not unseen
+
+
+def test_tied_is_one_matrix_with_the_embeddings_deviation() -> None:
+    blocks = [Block(Attention(64, 2), FeedForward(64, 8), 64)]
+    tied, apart = Decoder(500, 4, 64, blocks), Decoder(500, 4, 64, blocks, tied=False)
+    assert tied.head.weight is tied.embed.weight
+    assert apart.head.weight is not apart.embed.weight
+    assert tied.embed.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@torch.no_grad()
+def test_a_learned_table_counts_from_the_start_of_the_body() -> None:
+    model = Decoder(7, 4, 8, [], norm="layer", positions=4).double()
+    assert model.positions is not None
+    tokens = torch.tensor([[3, 3, 3], [0, 1, 2]])
+    expected = torch.nn.functional.layer_norm(model.embed.weight[tokens] + model.positions[:3], (8,))
+    torch.testing.assert_close(model(tokens)[0], expected @ model.embed.weight.T)
+
+
+@pytest.mark.parametrize("time", [1, 3, 4, 5, 8, 11])
+def test_segments_as_rows_and_back(time: int) -> None:
+    tokens = torch.randint(1, 9, (3, time))
+    pieces, back = by_segments(tokens, 4)
+    expected = []
+    for row in range(3):
+        for start in range(0, time, 4):
+            piece = tokens[row, start : start + 4].tolist()
+            expected.append(piece + [0] * (4 - len(piece)))
+    assert pieces.tolist() == expected
+    assert torch.equal(back(pieces), tokens)
+    features = torch.randn(3, time, 2)
+    framed = torch.nn.functional.pad(features, (0, 0, 0, -time % 4)).reshape(-1, 4, 2)
+    assert torch.equal(back(framed), features)
