@@ -9,7 +9,7 @@ from zoo.state import State
 
 
 class Mixer(nn.Module):
-    """(x, state) -> (y, state): reads the positions of x after what the state holds, and says what it holds then.
+    """(x, state) -> (y, state): reads x after what the state holds, and says what it holds then.
 
     A mixer without memory carries the empty tuple.
     """

@@ -112,6 +112,23 @@ class Stack(nn.ModuleList):
         return x, tuple(after)
 
 
+@torch.no_grad()
+def init_weights(model: nn.Module, depth: int) -> None:
+    """The initial weights of every architecture of ours, so that they start alike.
+
+    Embeddings have variance 1/D; every matrix 1/width_in, over 2 * depth where it ends a branch (a layer named
+    `out`), so that the residual stream doesn't grow with depth; biases are 0, norms 1.
+    """
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
+        elif isinstance(part, nn.Linear):
+            ends = 2 * depth if name.endswith(".out") else 1
+            nn.init.normal_(part.weight, std=(part.in_features * ends) ** -0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 class Decoder(SequenceModule):
     """Token embedding, a stack of blocks, a last norm, the output projection (tied by default).
 
@@ -143,22 +160,11 @@ class Decoder(SequenceModule):
             self.head.weight = self.embed.weight
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Embeddings, positions and output projection N(0, 0.02); matrices N(0, 1/width_in); those that end a
-        branch (named `out`) N(0, 1/(2 width_in depth)), so that the residual stream doesn't grow with depth;
-        biases 0."""
-        for name, part in self.named_modules():
-            if isinstance(part, nn.Linear) and part is not self.head:
-                branch_end = name.endswith(".out")
-                nn.init.normal_(
-                    part.weight, std=(part.in_features * (2 * len(self.stack) if branch_end else 1)) ** -0.5
-                )
-                if part.bias is not None:
-                    nn.init.zeros_(part.bias)
-        for table in (self.embed.weight, self.head.weight, self.positions):
-            if table is not None:
-                nn.init.normal_(table, std=0.02)
+        """As `init_weights` of this file says; positions like embeddings."""
+        init_weights(self, len(self.stack))
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=self.width**-0.5)
 
     def init_state(self, rows: int) -> State:
         return self.stack.init_state(rows)

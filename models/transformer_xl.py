@@ -8,7 +8,7 @@ Dai et al. 2019, arXiv:1901.02860; attention and memory: zoo/memory/relative.py.
 Carried from segment to segment: in every layer its last `memory_len` inputs, without gradient: the reach of
 back-propagation is one segment, that of information depth * memory_len.
 Differs from the paper: as its PyTorch code, scores are divided by sqrt(K), one pair u, v serves all layers,
-and the memory starts empty.
+and the memory starts empty; initial weights are those of all our models.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.relative import RecurrenceState, RelativeAttention
-from zoo.models.layers import FeedForward, sinusoid
+from zoo.models.layers import FeedForward, init_weights, sinusoid
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -99,19 +99,9 @@ class TransformerXL(SequenceModule):
         self.head = nn.Linear(width, vocab_size)
         if tied:
             self.head.weight = self.embed.weight
-        self.init_weights()
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Matrices, embeddings, u and v N(0, 0.02), LayerNorm scales N(1, 0.02), biases 0 (the published
-        train.py)."""
-        for name, weight in self.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                nn.init.normal_(weight, mean=1.0, std=0.02)
-            elif weight.ndim > 1:
-                nn.init.normal_(weight, std=0.02)
-            else:
-                nn.init.zeros_(weight)
+        init_weights(self, depth)
+        for bias in (self.content_bias, self.position_bias):
+            nn.init.normal_(bias, std=0.02)
 
     def init_state(self, rows: int) -> State:
         return tuple(part.init_state(rows) for part in self.modules() if isinstance(part, RelativeAttention))

@@ -1,7 +1,9 @@
 """From a composed configuration to the objects it names: the one place where classes are looked up."""
 
 import bisect
+import importlib
 import inspect
+import math
 import types
 import typing
 from typing import Any, Literal, Union, get_args, get_origin
@@ -10,7 +12,6 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from zoo import plugins
@@ -21,6 +22,7 @@ from zoo.train.task import Task
 
 Kind = typing.TypeVar("Kind")
 
+AT_LEAST_1 = ("depth", "width", "heads", "hidden", "segment_len")
 BUDGET_TOLERANCE = 0.03  # the smallest step of a micro model's free width is 1 or 2 % of it
 
 
@@ -46,6 +48,10 @@ def model(cfg: DictConfig) -> SequenceModule:
         raise UserError(
             f"model.vocab_size: expected at least the task's {cfg.task.vocab_size}, found {built.vocab_size}"
         )
+    try:
+        built.init_state(1)
+    except RuntimeError as error:  # a memory of a length below 0
+        raise UserError(f"model: its state can't be made: {_first_line(error)}") from error
     return built
 
 
@@ -74,11 +80,12 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def _class(target: str | None, kind: type, group: str) -> type[Any]:
     if not target:
         raise UserError(f"{group}: expected a config with `_target_: package.module.Class`, found none")
+    module, _, name = target.rpartition(".")
     try:
-        found = get_class(target)
-    except Exception as error:  # hydra wraps whatever importing the user's module raised
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises
         raise UserError(f"{group}: can't import {target}: {_first_line(error)}") from error
-    if not issubclass(found, kind):
+    if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
     return found
 
@@ -120,17 +127,20 @@ def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
         if name in hints and not _fits(value, hints[name]):
             expected = _words(hints[name])
             raise UserError(f"{group}.{name}: expected {expected}, found {value!r} ({type(value).__name__})")
+        if name in AT_LEAST_1 and isinstance(value, int) and value < 1:
+            raise UserError(f"{group}.{name}: expected at least 1, found {value}")
     missing = [name for name, p in wanted.items() if p.default is p.empty and name not in keys]
     if missing:
         raise UserError(f"{group}: {made.__name__} also needs {', '.join(missing)}")
     try:
         return made(**keys)
-    except ValueError as error:  # a constructor's way of saying that its arguments don't go together
+    except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
         raise UserError(f"{group}: {_first_line(error)}") from error
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is what an annotation asks for; an int is a float, a bool is no int."""
+    """Whether a plain value is what an annotation asks for; an int is a float, a bool is no int, and only a
+    finite number is a float."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
@@ -143,7 +153,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is float:
-        return isinstance(value, (int, float))
+        return isinstance(value, (int, float)) and math.isfinite(value)
     return value is None if kind is type(None) else not isinstance(kind, type) or isinstance(value, kind)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints from which a killed run goes on bit for bit; the last whole one is never lost."""
 
 import random
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,27 @@ def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path)
 
 
 class Checkpoints(L.Callback):
-    """last.ckpt every so many steps, before each validation and at the end; best.ckpt by held-out loss."""
+    """last.ckpt every so many steps, before each validation and at the end; best.ckpt by held-out loss.
 
-    def __init__(self, folder: Path, every: int, val_every: int, metrics: Metrics) -> None:
-        self.folder, self.every, self.val_every, self.metrics = folder, every, val_every, metrics
+    A run that was killed in its validation resumes right before it.
+    """
+
+    def __init__(self, folder: Path, every: int, metrics: Metrics) -> None:
+        self.folder, self.every, self.metrics = folder, every, metrics
         self.best = float("inf")
         self.saved_step = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for left in self.folder.glob(".*.ckpt.*"):  # by a run that was killed while it saved
+                left.unlink(missing_ok=True)
+        if self.metrics.validation_is_due(trainer):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # or it would skip as much as an earlier validation has read
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
 
     def save_last(self, trainer: L.Trainer) -> None:
         """Unless this step is saved already; all ranks together."""
@@ -97,12 +110,14 @@ class Checkpoints(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every == 0 or step % self.val_every == 0 or step == trainer.max_steps:
+        if step % self.every == 0 or step % self.metrics.val_every == 0 or step == trainer.max_steps:
             self.save_last(trainer)
+        # Lightning counts batches, of which an optimiser step may be several, and at the end of a pass fewer
+        trainer.val_check_batch = 1 if self.metrics.validation_is_due(trainer) else sys.maxsize
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = self.metrics.latest["val/loss"]
-        if trainer.state.fn == "fit" and loss < self.best:
+        if loss < self.best:
             self.best = loss
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
@@ -142,7 +157,7 @@ class ExactResume(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
         if self.kept is None:  # ranks start from the same weights, but drop out differently
-            L.seed_everything(self.seed + 7919 * trainer.global_rank, verbose=False)
+            L.seed_everything((self.seed + 7919 * trainer.global_rank) % 2**32, verbose=False)
             return
         if len(self.kept) != trainer.world_size:
             raise UserError(

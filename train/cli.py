@@ -3,14 +3,20 @@
 Only Hydra is imported up here, so that --help answers at once.
 """
 
+import difflib
 import logging
 import os
+import re
+import signal
 import sys
+import types
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,9 +29,19 @@ log = logging.getLogger(__name__)
 KEPT_ON_RESUME = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "resume")
 
 
+class Left(SystemExit):
+    """A signal outside the training loop, which has its own way of ending (zoo.train.guards)."""
+
+
+def leave(number: int, frame: types.FrameType | None) -> None:
+    raise Left(128 + number)
+
+
 def main() -> None:
     """Exit code 0 for a finished run, 2 for a slip of the user's, 128 + number for a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come out as they are, to be told apart below
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
     plugins.register()
     config.register()
     try:
@@ -36,13 +52,17 @@ def main() -> None:
                 )
         run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
+        stop(one_line(error) + did_you_mean(str(error)), 2)
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
         stop(one_line(error), 2)
     except OSError as error:
         if error.filename is None:
             raise
         stop(f"can't use {error.filename}: {error.strerror}", 2)
-    except KeyboardInterrupt:
-        stop("interrupted before the first step; nothing was saved", 130)
+    except Left as left:
+        stop("interrupted before the first step; nothing was saved", left.code)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")
@@ -57,13 +77,18 @@ def run(cfg: DictConfig) -> float | None:
             cfg = resumed(cfg, run_dir, list(hydra_config.overrides.task))
         elif (run_dir / "config.yaml").exists() and "LOCAL_RANK" not in os.environ:
             raise UserError(f"run_dir: {run_dir} holds a run already; resume={run_dir} goes on with it")
-        results = train(cfg, run_dir)
+        return train(cfg, run_dir).get("val/loss")
     except InterruptedRunError as signal:
         stop(f"{signal}: saved; go on with resume={os.path.relpath(run_dir)}", 128 + signal.number)
-    except UserError as error:
-        log.error("error: %s", one_line(error))  # in train.log too
+    except Left as left:
+        if not (run_dir / "config.yaml").exists():
+            raise
+        stop(f"interrupted; go on with resume={os.path.relpath(run_dir)}", left.code)
+    except (UserError, OmegaConfBaseException) as error:
+        log.error("error: %s", one_line(error))  # to stderr and train.log
+        if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs go on
+            raise
         sys.exit(2)
-    return results.get("val/loss")
 
 
 def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
@@ -106,6 +131,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(line for line in said if line and not line.startswith(noise)) or type(error).__name__
 
 
-def stop(message: str, code: int) -> None:
+def did_you_mean(message: str) -> str:
+    """The key that comes closest to one that isn't there, as a question."""
+    found = re.search(r"Could not override '([^']+)'", message)
+    if not found:
+        return ""
+    from zoo.train import build
+
+    groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
+    try:
+        cfg = build.plain(build.compose([word for word in sys.argv[1:] if word.startswith(groups)]))
+    except Exception:  # it says too little to help; the error itself is said anyway
+        return ""
+    inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
+    near = difflib.get_close_matches(found[1], [*cfg, *inner], 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def stop(message: str, code: Any) -> NoReturn:
     print(f"error: {message}" if code == 2 else message, file=sys.stderr)
     sys.exit(code)

@@ -42,7 +42,7 @@ class Gradients(L.Callback):
                 "The last checkpoint is untouched: a smaller optim.lr, or resume= with another precision"
             )
         clip_grads_with_norm_(weights, self.clip, norm)
-        self.metrics.grad_norm = norm
+        self.metrics.grad_norm, self.metrics.learning_rate = norm, optimizer.param_groups[0]["lr"]
 
 
 def first_non_finite(model: SequenceModule, batch: Batch, carried: Any) -> str:
@@ -81,6 +81,7 @@ class Interrupts(L.Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0
+        self._step = 0
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,9 +93,16 @@ class Interrupts(L.Callback):
             raise InterruptedRunError(number)
         self.received = number
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if trainer.global_step == self._step:  # gradients that accumulate are in no checkpoint
+            return
         if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             self.checkpoints.save_last(trainer)
             raise InterruptedRunError(self.received or signal.SIGTERM)

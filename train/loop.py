@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -54,20 +55,20 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         val_bytes=cfg.data.val_bytes,
     )
     last = run_dir / "checkpoints" / "last.ckpt"
+    goes_on = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # one killed before begins anew
     seen = 0
-    if cfg.resume:
+    if goes_on:
         checkpoint = read_checkpoint(last)
         check_weights(model, checkpoint, last)
         seen = int(checkpoint["metrics"]["tokens_seen"])
-        if checkpoint["global_step"] >= cfg.steps:
-            raise UserError(
-                f"resume: the run has done {checkpoint['global_step']} of {cfg.steps} steps; "
-                "steps=… makes it longer"
-            )
+        done = checkpoint["global_step"]
+        if done > cfg.steps or (done == cfg.steps and (run_dir / "metrics.json").exists()):
+            raise UserError(f"resume: the run has done {done} of {cfg.steps} steps; steps=… makes it longer")
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
-    logger = RunLogger(run_dir, name="", version="tb", purge_step=seen or None)
+    metrics.since = began
+    logger = RunLogger(run_dir, name="", version="tb", purge_step=seen if cfg.resume else None)
     trainer = make_trainer(cfg, run_dir, metrics, logger)
-    if getattr(rank_zero_only, "rank", 0) == 0 and not cfg.resume:  # known before the ranks are launched
+    if getattr(rank_zero_only, "rank", 0) == 0 and not goes_on:  # known before the ranks are launched
         config = stored_config(cfg)
         write_text(run_dir / "config.yaml", config)
         start_logs(logger, flat(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
@@ -78,8 +79,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         f"{model.count_parameters():,}",
         f"{state_bytes(model):,}",
     )
-    trainer.fit(model, data, ckpt_path=last if cfg.resume else None)
-    results = summary(cfg, model, task, data, metrics) | {"wall_s": time.perf_counter() - began}
+    trainer.fit(model, data, ckpt_path=last if goes_on else None)
+    if metrics.validated_step != cfg.steps:  # killed between its last step and the end of its last validation
+        trainer.validate(model, data, verbose=False)
+    results = summary(cfg, model, task, data, metrics) | {"wall_s": metrics.wall()}
     if trainer.is_global_zero:
         step = int(metrics.tokens_seen)
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
@@ -112,6 +115,14 @@ def check(cfg: DictConfig) -> None:
     for key in ("optim.lr", "optim.clip"):
         if not 0 < (found := OmegaConf.select(cfg, key)) < math.inf:
             raise UserError(f"{key}: expected a number above 0, found {found}")
+    if not 0 <= cfg.optim.floor <= 1:
+        raise UserError(f"optim.floor: expected a share from 0 to 1, found {cfg.optim.floor}")
+    if not 0 <= cfg.optim.weight_decay < math.inf:
+        raise UserError(f"optim.weight_decay: expected a number from 0 up, found {cfg.optim.weight_decay}")
+    if len(betas := cfg.optim.betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optim.betas: expected two numbers from 0 to below 1, found {betas}")
+    if cfg.seed >= 2**32:
+        raise UserError(f"seed: expected less than 2**32, found {cfg.seed}")
 
 
 def optim(cfg: DictConfig) -> Optim:
@@ -121,7 +132,7 @@ def optim(cfg: DictConfig) -> Optim:
 
 def make_trainer(cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger) -> L.Trainer:
     keys = cfg.trainer
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, cfg.val_every, metrics)
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
     try:
         return L.Trainer(
             accelerator=keys.accelerator,
@@ -132,7 +143,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLo
             accumulate_grad_batches=keys.accumulate,
             max_steps=cfg.steps,
             max_epochs=-1,
-            val_check_interval=cfg.val_every * keys.accumulate,
+            val_check_interval=sys.maxsize,  # Checkpoints says when
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our loaders share their lanes out themselves

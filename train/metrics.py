@@ -82,22 +82,18 @@ class Metrics(L.Callback):
             0.0,
         )  # tokens, nats and bytes since the last logged value
         self.grad_norm: Tensor | float = math.nan
+        self.learning_rate = math.nan  # of the last step
+        self.wall_s, self.since = 0.0, time.perf_counter()  # of all the processes that trained this run
         self._sums, self._heard = Sums(), Sums()
         self._started, self._logged_step = 0.0, -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step % self.val_every == 0:
-            self._validate(trainer)  # a run killed in its validation resumes behind it
+        if self.tokens_seen and not self.pending[0]:  # logged at this very place, where a resume purges
+            self._log(trainer, {tag: said for tag, said in self.latest.items() if not tag.startswith("val/")})
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._validate(trainer)  # the last step is validated whatever val_every is
-
-    def _validate(self, trainer: L.Trainer) -> None:
-        """What the training loop does when a validation is due, unless this step has had its own."""
-        if self.validated_step != trainer.global_step:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+    def validation_is_due(self, trainer: L.Trainer) -> bool:
+        step = trainer.global_step
+        return step != self.validated_step and (step % self.val_every == 0 or step == trainer.max_steps)
 
     # -- training
 
@@ -128,7 +124,7 @@ class Metrics(L.Callback):
         if bytes_:
             values["train/bits_per_byte"] = nats / math.log(2) / bytes_
         values |= {
-            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/learning_rate": self.learning_rate,
             "train/grad_norm": float(self.grad_norm),
             "cost/tokens_per_s": tokens / max(seconds, 1e-9),
             "cost/peak_gib": peak_memory_bytes(pl_module.device) / 2**30,
@@ -196,6 +192,7 @@ class Metrics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._settle(trainer)
+        self.wall()
         checkpoint["metrics"] = {name: getattr(self, name) for name in self._KEPT}
 
     def on_load_checkpoint(
@@ -204,7 +201,13 @@ class Metrics(L.Callback):
         for name, value in checkpoint["metrics"].items():
             setattr(self, name, value)
 
-    _KEPT = ("tokens_seen", "train_s", "pending", "pending_s", "latest", "validated_step")
+    def wall(self) -> float:
+        """Seconds spent on this run, those of processes that were killed up to their last checkpoint."""
+        now = time.perf_counter()
+        self.wall_s, self.since = self.wall_s + now - self.since, now
+        return self.wall_s
+
+    _KEPT = ("tokens_seen", "train_s", "wall_s", "pending", "pending_s", "latest", "validated_step")
 
 
 def state_bytes(model: SequenceModule) -> int:

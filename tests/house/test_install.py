@@ -1,5 +1,5 @@
-"""However the zoo comes to a machine, the same command trains: a clone, an editable install, a wheel, and a user's
-folder that has rooms of the same names."""
+"""However the zoo comes to a machine, the same command trains: a clone, an editable install, a wheel, and in
+a user's folder that has rooms of the same names."""
 
 import os
 import subprocess

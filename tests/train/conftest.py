@@ -1,0 +1,187 @@
+"""Whole runs, in this process or in one of their own, on a corpus of a few hundred bytes."""
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from zoo.optim import Optim
+from zoo.train import cli, loop
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
+    "model=rmt",
+    "size=nano",
+    "data.corpus=text",
+    "data.window=32",
+    "data.val_bytes=150",
+    "steps=8",
+    "val_every=3",
+    "checkpoint_every=2",
+    "trainer.accelerator=cpu",
+    "trainer.log_every=1",
+    "run_dir=run",
+)
+COUNTERS = {"epoch_progress", "epoch_loop.val_loop.batch_progress", "validate_loop"}  # nobody reads these
+CLOCKED = {"train_s", "wall_s", "pending_s", "tokens_per_s", "cost/tokens_per_s", "cost/peak_gib"}
+
+
+class KilledError(BaseException):
+    """What SIGKILL is to a process: nothing of ours that runs after it may save anything."""
+
+
+class Ended(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+class At(L.Callback):
+    """Does something at one hook when so many optimiser steps are done, and only once."""
+
+    def __init__(self, hook: str, step: int, do: Callable[[L.Trainer, L.LightningModule], Any]) -> None:
+        def act(trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+            if trainer.global_step == step and not self.done:
+                self.done = True
+                do(trainer, pl_module)
+
+        self.done = False
+        setattr(self, hook, act)
+
+
+class Zoo:
+    """A folder with a corpus in it, from which runs are started."""
+
+    At = At
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("ZOO", "PYTEST"))},
+            "ZOO_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+        }
+        # A bound method's attributes go into LambdaLR's state, and those of jaxtyping's wrapper don't pickle.
+        monkeypatch.delattr(Optim.factor, "__wrapped__", raising=False)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("ZOO_CACHE", str(folder / "cache"))
+        monkeypatch.delenv("ZOO_DATA", raising=False)
+        for split, sizes in {"train": (90, 130, 70), "val": (100, 80)}.items():
+            (folder / "text" / split).mkdir(parents=True)
+            for number, size in enumerate(sizes):
+                line = f"{split} {number}: the keeper of the zoo counts what she remembers, twice a day. " * 3
+                (folder / "text" / split / f"{number}.txt").write_text(line[:size])
+
+    def words(self, words: Sequence[str]) -> list[str]:
+        """The settings above, but for what `words` say; a resumed run has its own."""
+        if any(word.startswith("resume=") for word in words):
+            return list(words)
+        given = {word.partition("=")[0] for word in words}
+        return [word for word in SETTINGS if word.partition("=")[0] not in given] + list(words)
+
+    def run(self, *words: str, callbacks: Sequence[L.Callback] = (), as_given: bool = False) -> Ended:
+        """`python -m zoo.train …`, but in this process and with further callbacks behind its own."""
+
+        def make_trainer(*given: Any) -> L.Trainer:
+            trainer = made(*given)
+            trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+            return trainer
+
+        made = loop.make_trainer
+        out, err = io.StringIO(), io.StringIO()
+        code: Any = 0
+        with self.monkeypatch.context() as patch, contextlib.redirect_stdout(out):
+            patch.setattr(loop, "make_trainer", make_trainer)
+            patch.setattr(sys, "argv", ["zoo train", *(words if as_given else self.words(words))])
+            with contextlib.redirect_stderr(err):
+                try:
+                    cli.main()
+                except SystemExit as left:
+                    code = left.code
+                except KilledError:
+                    code = "killed"
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    def start(self, *words: str, module: str = "zoo.train") -> subprocess.Popen[str]:
+        """The same in a process of its own, whose lines can be read as they come."""
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", module, *self.words(words)],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, *words: str, module: str = "zoo.train") -> Ended:
+        process = self.start(*words, module=module)
+        out, err = process.communicate(timeout=300)
+        return Ended(process.returncode, out, err)
+
+    def kill(self, hook: str, step: int) -> At:
+        def killed(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            raise KilledError
+
+        return At(hook, step, killed)
+
+    def checkpoint(self, run: str, name: str = "last.ckpt") -> dict[str, Any]:
+        return torch.load(self.folder / run / "checkpoints" / name, weights_only=True)
+
+    def scalars(self, run: str) -> dict[str, list[tuple[int, float]]]:
+        """(x, value) of every tag, as TensorBoard shows them; what a clock says is left out."""
+        events = self.events(run)
+        tags = [tag for tag in events.Tags()["scalars"] if tag not in CLOCKED]
+        return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+    def events(self, run: str) -> EventAccumulator:
+        return EventAccumulator(str(self.folder / run / "tb"), size_guidance={"scalars": 0}).Reload()
+
+
+def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
+    """Where two checkpoints aren't the same bit for bit, but for what a clock says."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        return [
+            found
+            for key in keys
+            if key not in CLOCKED | COUNTERS
+            for found in differences(ours.get(key), theirs.get(key), f"{where}/{key}")
+        ]
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [found for n, pair in pairs for found in differences(*pair, f"{where}/{n}")]
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        return [] if ours.dtype == theirs.dtype and torch.equal(ours, theirs) else [where]
+    same = ours == theirs or (ours != ours and theirs != theirs)
+    return [] if same else [f"{where}: {ours!r} is not {theirs!r}"]
+
+
+@pytest.fixture
+def same_checkpoints() -> Callable[[Any, Any], list[str]]:
+    return differences
+
+
+@pytest.fixture
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Zoo]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield Zoo(tmp_path, monkeypatch)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name in ("", "zoo.train.cli"):
+        logger = logging.getLogger(name)
+        for sink in [sink for sink in logger.handlers if type(sink).__module__ == "logging"]:
+            logger.removeHandler(sink)
+            sink.close()
