@@ -45,7 +45,11 @@ def alibi_slopes(heads: int, like: Tensor) -> Float[Tensor, " heads"]:
 
 
 class Attention(Mixer):
-    """Multi-head causal attention within a segment, `kv_heads` shared by groups of queries' heads."""
+    """Multi-head causal attention within a segment, `kv_heads` shared by groups of queries' heads.
+
+    Rotary positions turn the first `rotated` features of a head (all by default); `out_bias` is `bias` by
+    default.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,9 @@ class Attention(Mixer):
         head_width: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
+        rotated: int | None = None,
         bias: bool = False,
+        out_bias: bool | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -66,11 +72,14 @@ class Attention(Mixer):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         if heads % self.kv_heads:
             raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
-        if position == "rope" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        self.rotated = self.head_width if rotated is None else rotated
+        if position == "rope" and (self.rotated % 2 or not 0 < self.rotated <= self.head_width):
+            raise ValueError(
+                f"rotary positions need an even head width, not {self.rotated} of {self.head_width}"
+            )
         self.position, self.rope_base, self.dropout = position, rope_base, nn.Dropout(dropout)
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=bias)
-        self.out = nn.Linear(heads * self.head_width, width, bias=bias)
+        self.out = nn.Linear(heads * self.head_width, width, bias=bias if out_bias is None else out_bias)
 
     def project(
         self, x: Float[Tensor, "rows time width"]
@@ -80,9 +89,30 @@ class Attention(Mixer):
         Float[Tensor, "rows kv_heads time head_width"],
     ]:
         """Queries, keys and values, without positions."""
-        qkv = rearrange(self.qkv(x), "b t (h k) -> b h t k", k=self.head_width)
+        return self.separate(self.qkv(x))
+
+    def separate(
+        self, qkv: Float[Tensor, "rows time all_heads"]
+    ) -> tuple[
+        Float[Tensor, "rows heads time head_width"],
+        Float[Tensor, "rows kv_heads time head_width"],
+        Float[Tensor, "rows kv_heads time head_width"],
+    ]:
+        """All queries' heads, then the keys', then the values'."""
+        qkv = rearrange(qkv, "b t (h k) -> b h t k", k=self.head_width)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         return q, k, v
+
+    def turn(
+        self,
+        x: Float[Tensor, "*rows time head_width"],
+        positions: Int[Tensor, "*rows_or_none time"],
+    ) -> Float[Tensor, "*rows time head_width"]:
+        """Queries or keys with rotary positions; the features that aren't `rotated` stay."""
+        if self.rotated == self.head_width:
+            return rotary(x, positions, self.rope_base)
+        turned, rest = x.tensor_split([self.rotated], dim=-1)
+        return torch.cat([rotary(turned, positions, self.rope_base), rest], dim=-1)
 
     def attend(
         self,
@@ -116,7 +146,7 @@ class Attention(Mixer):
         q, k, v = self.project(x)
         positions = torch.arange(x.shape[1], device=x.device)
         if self.position == "rope":
-            q, k = (rotary(part, positions, self.rope_base) for part in (q, k))
+            q, k = (self.turn(part, positions) for part in (q, k))
         distance = positions[:, None] - positions
         y = self.attend(q, k, v, self.visible(x.shape[1], x.device), distance)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state

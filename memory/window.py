@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.memory.attention import Attention, Position, alibi_slopes, rotary
+from zoo.memory.attention import Attention, Position, alibi_slopes
 
 
 class WindowState(NamedTuple):
@@ -44,7 +44,9 @@ class WindowAttention(Attention):
         head_width: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
+        rotated: int | None = None,
         bias: bool = False,
+        out_bias: bool | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
@@ -54,7 +56,9 @@ class WindowAttention(Attention):
             head_width=head_width,
             position=position,
             rope_base=rope_base,
+            rotated=rotated,
             bias=bias,
+            out_bias=out_bias,
             dropout=dropout,
         )
         if window < 1:
@@ -74,9 +78,19 @@ class WindowAttention(Attention):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: WindowState
     ) -> tuple[Float[Tensor, "rows time width"], WindowState]:
-        """Read any number of tokens, in chunks of `window` queries that are all attended at once."""
-        rows, time, cache = len(x), x.shape[1], self.window - 1
-        q, k, v = self.project(x)
+        """Read any number of tokens."""
+        y, after = self.mix(*self.project(x), state)
+        return self.out(y), after
+
+    def mix(
+        self,
+        q: Float[Tensor, "rows heads time head_width"],
+        k: Float[Tensor, "rows kv_heads time head_width"],
+        v: Float[Tensor, "rows kv_heads time head_width"],
+        state: WindowState,
+    ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
+        """In chunks of `window` queries that are all attended at once."""
+        rows, time, cache = len(q), q.shape[2], self.window - 1
         keys, values = (
             torch.cat([old.to(new.dtype), new], 2) for old, new in ((state.keys, k), (state.values, v))
         )
@@ -93,11 +107,11 @@ class WindowAttention(Attention):
         chunks = -(-time // chunk)
         spare = chunks * chunk - time  # the last chunk is filled up; what is said there is cut off below
         q, keys, values = (F.pad(part, (0, 0, 0, spare)) for part in (q, keys, values))
-        places = torch.arange(keys.shape[2], device=x.device) - cache  # of keys, from this call's first token
+        places = torch.arange(keys.shape[2], device=q.device) - cache  # of keys, from this call's first token
         distance = (
-            torch.arange(chunk, device=x.device)[:, None]
+            torch.arange(chunk, device=q.device)[:, None]
             + cache
-            - torch.arange(cache + chunk, device=x.device)
+            - torch.arange(cache + chunk, device=q.device)
         )
         banded = (distance >= 0) & (distance < self.window)  # (chunk, cache + chunk)
         exists = places + state.read[:, None] >= self.sinks  # a sink is seen as a sink, never twice
@@ -111,9 +125,9 @@ class WindowAttention(Attention):
             for part in (keys, values)
         )
         if self.position == "rope":  # counted anew in each chunk: an angle stays exact however long the call
-            near = torch.arange(cache + chunk, device=x.device)
-            q_chunks = rotary(q_chunks, near[cache:], self.rope_base)
-            k_chunks = rotary(k_chunks, near, self.rope_base)
+            near = torch.arange(cache + chunk, device=q.device)
+            q_chunks = self.turn(q_chunks, near[cache:])
+            k_chunks = self.turn(k_chunks, near)
         flat = rearrange(allowed, "b n c m -> (b n) 1 c m")
         if self.sinks:
             y = self._attend_with_sinks(
@@ -122,7 +136,7 @@ class WindowAttention(Attention):
         else:
             y = self.attend(q_chunks, k_chunks, v_chunks, flat, distance)
         y = rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time]
-        return self.out(y), after
+        return y, after
 
     def _sinks(self, k: Tensor, v: Tensor, state: WindowState) -> tuple[Tensor, Tensor]:
         """The sinks after this call: those already there, and the text's first tokens among the new ones."""
@@ -158,8 +172,8 @@ class WindowAttention(Attention):
         cached = place.clamp(max=self.sinks + self.window - 1)  # in the cache
         slots = torch.arange(self.sinks, device=q.device)
         if self.position == "rope":
-            q = rotary(q, cached[:, None], self.rope_base)
-            sink_keys = rotary(sink_keys, slots, self.rope_base)
+            q = self.turn(q, cached[:, None])
+            sink_keys = self.turn(sink_keys, slots)
         to_sinks = q @ sink_keys.mT
         near = q_chunks @ k_chunks.mT
         if self.position == "alibi":

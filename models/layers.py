@@ -6,9 +6,9 @@ attention] * 4)`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +19,18 @@ from zoo.memory.mixer import Mixer
 from zoo.module import SequenceModule
 from zoo.state import State
 
+Kind = TypeVar("Kind", bound=str)
 Norm = Literal["rms", "layer"]
-Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh", "relu"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
+    "geglu_tanh": partial(F.gelu, approximate="tanh"),
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
 }
+GATED = ("swiglu", "geglu_tanh")
 
 
 def make_norm(kind: Norm, width: int) -> nn.Module:
@@ -43,7 +46,8 @@ def sinusoid(distances: Int[Tensor, " time"], width: int, like: Tensor) -> Float
 
 
 class FeedForward(nn.Module):
-    """W_2 act(W_1 x), or W_2 (silu(W_g x) * W_1 x) for SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """W_2 act(W_1 x), or gated, W_2 (act(W_g x) * W_1 x), for SwiGLU and GeGLU (Shazeer 2020,
+    arXiv:2002.05202)."""
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class FeedForward(nn.Module):
         inner_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.gated, self.activation = activation == "swiglu", ACTIVATIONS[activation]
+        self.gated, self.activation = activation in GATED, ACTIVATIONS[activation]
         self.enter = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=bias)
         self.out = nn.Linear(hidden, width, bias=bias)
         self.inner_dropout, self.dropout = nn.Dropout(inner_dropout), nn.Dropout(dropout)
@@ -92,6 +96,17 @@ class Block(Mixer):
         return (x if self.mlp is None else x + self.mlp(self.mlp_norm(x))), state
 
 
+def layout(pattern: Sequence[Kind], depth: int) -> list[Kind]:
+    """A hybrid's mixers: the pattern over and over, cut at `depth`; what the cut would leave out altogether
+    comes last, so that no size is without it."""
+    for spare in range(depth + 1):
+        kinds = [pattern[place % len(pattern)] for place in range(depth - spare)]
+        missing = [kind for kind in dict.fromkeys(pattern) if kind not in kinds]
+        if len(missing) == spare:
+            return kinds + missing
+    raise ValueError(f"{depth} blocks can't hold each of {', '.join(dict.fromkeys(pattern))}")
+
+
 class Stack(nn.ModuleList):
     """Blocks one after another; the state is the tuple of theirs."""
 
@@ -116,8 +131,8 @@ class Stack(nn.ModuleList):
 def init_weights(model: nn.Module, depth: int) -> None:
     """The initial weights of every architecture of ours, so that they start alike.
 
-    Embeddings have variance 1/D; every matrix 1/width_in, over 2 * depth where it ends a branch (a layer named
-    `out`), so that the residual stream doesn't grow with depth; biases are 0, norms 1.
+    Embeddings have variance 1/D; every matrix 1/width_in, over 2 depth if it ends a branch (named `out`),
+    so that the residual stream doesn't grow with depth; biases are 0, norms 1.
     """
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding):
@@ -169,6 +184,18 @@ class Decoder(SequenceModule):
     def init_state(self, rows: int) -> State:
         return self.stack.init_state(rows)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices decay, but for those that a part names in `undecayed`; the rest doesn't."""
+        spared = {
+            id(getattr(part, name)) for part in self.modules() for name in getattr(part, "undecayed", ())
+        }
+        matrices, rest = super().parameter_groups()
+        matrices["params"], kept = (
+            [weight for weight in matrices["params"] if (id(weight) in spared) == out]
+            for out in (False, True)
+        )
+        return [matrices, {**rest, "params": rest["params"] + kept}]
+
     def body(
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
@@ -183,6 +210,19 @@ class Decoder(SequenceModule):
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         x, state = self.body(self.embed(tokens), state)
         return self.head(x), state
+
+
+class Streaming(Decoder):
+    """A decoder whose mixers all read any number of tokens at once and go on anywhere: its parallel form is
+    one long segment."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        return self.segment(tokens, self.init_state(len(tokens)) if state is None else state)
 
 
 def by_segments(

@@ -101,8 +101,12 @@ class Checkpoints(L.Callback):
             trainer.training = True
 
     def save_last(self, trainer: L.Trainer) -> None:
-        """Unless this step is saved already; all ranks together."""
+        """Unless this step is saved already; all ranks together.  The last good checkpoint stays where a weight
+        is not finite: an update may overflow although its gradient is finite."""
         if self.saved_step != trainer.global_step:
+            for name, weight in trainer.lightning_module.named_parameters():
+                if not weight.isfinite().all():
+                    raise UserError(f"step {trainer.global_step}: {name} is not finite; it is not saved")
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved_step = trainer.global_step
 

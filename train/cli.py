@@ -53,14 +53,13 @@ def main() -> None:
         run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error) + did_you_mean(str(error)), 2)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps what open says
+        if isinstance(cause, OSError) and cause.filename is not None:
+            stop(f"can't use {cause.filename}: {cause.strerror}", 2)
         if not str(error).startswith("Config group override"):
             raise
         stop(one_line(error), 2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        stop(f"can't use {error.filename}: {error.strerror}", 2)
     except Left as left:
         stop("interrupted before the first step; nothing was saved", left.code)
 
@@ -96,9 +95,15 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
     path = run_dir / "config.yaml"
     try:
         stored = OmegaConf.merge(OmegaConf.structured(config.Config), OmegaConf.load(path))
+        targets = [str(stored[group]["_target_"]) for group in ("model", "task")]
     except Exception as error:
         raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error
     assert isinstance(stored, DictConfig)
+    if lacking := OmegaConf.missing_keys(stored):
+        raise UserError(f"resume: {path} is no run's config: {', '.join(sorted(lacking))} missing")
+    for target in targets:
+        if not plugins.trusted(target):
+            raise UserError(f"resume: {path} names a class of no installed plug-in: {target}")
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if not key.startswith(KEPT_ON_RESUME):
@@ -107,11 +112,6 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
                 f"{', '.join(KEPT_ON_RESUME[:-1])}* can be changed"
             )
         OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
-    for group in ("model", "task"):
-        if not plugins.trusted(str(stored[group].get("_target_"))):
-            raise UserError(
-                f"resume: {path} names a class of no installed plug-in: {stored[group].get('_target_')}"
-            )
     return stored
 
 

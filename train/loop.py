@@ -105,6 +105,7 @@ def check(cfg: DictConfig) -> None:
     least |= {
         "trainer.accumulate": 1,
         "trainer.devices": 1,
+        "trainer.num_nodes": 1,
         "trainer.log_every": 1,
         "seed": 0,
         "optim.warmup": 0,
@@ -113,8 +114,8 @@ def check(cfg: DictConfig) -> None:
         if (found := OmegaConf.select(cfg, key)) < low:
             raise UserError(f"{key}: expected at least {low}, found {found}")
     for key in ("optim.lr", "optim.clip"):
-        if not 0 < (found := OmegaConf.select(cfg, key)) < math.inf:
-            raise UserError(f"{key}: expected a number above 0, found {found}")
+        if not 0 < (found := OmegaConf.select(cfg, key)) < 1e32:  # Adam's step is larger, and 32 bits end at 1e38
+            raise UserError(f"{key}: expected a number above 0, and not beyond all measure, found {found}")
     if not 0 <= cfg.optim.floor <= 1:
         raise UserError(f"optim.floor: expected a share from 0 to 1, found {cfg.optim.floor}")
     if not 0 <= cfg.optim.weight_decay < math.inf:

@@ -87,9 +87,12 @@ class Metrics(L.Callback):
         self._sums, self._heard = Sums(), Sums()
         self._started, self._logged_step = 0.0, -1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.tokens_seen and not self.pending[0]:  # logged at this very place, where a resume purges
             self._log(trainer, {tag: said for tag, said in self.latest.items() if not tag.startswith("val/")})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._logged_step = trainer.global_step
 
     def validation_is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step

@@ -35,6 +35,7 @@ class ProgressReport(L.Callback):
         if not trainer.is_global_zero:
             return
         self._began, self._first = time.perf_counter(), trainer.global_step
+        self._said = trainer.global_step
         log_every = self.metrics.log_every
         self._every = log_every * math.ceil(trainer.max_steps / LINES / log_every)
         if sys.stdout.isatty():

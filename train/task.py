@@ -27,6 +27,21 @@ class Texts(ABC):
         return None
 
 
+class First(Texts):
+    """The first so many documents of other texts."""
+
+    def __init__(self, texts: Texts, count: int) -> None:
+        self.texts, self.lengths = texts, texts.lengths[:count]
+
+    def window(
+        self, document: int, start: int, stop: int
+    ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
+        return self.texts.window(document, start, stop)
+
+    def text(self, document: int) -> bytes | None:
+        return self.texts.text(document)
+
+
 class Task(ABC):
     """Texts in splits, and the unit in which they are scored."""
 

@@ -5,6 +5,10 @@ import sys
 
 COMMANDS = {
     "train": ("zoo.train.cli:main", "train one architecture: zoo train model=rmt size=tiny"),
+    "evaluate": (
+        "zoo.train.evaluate:main",
+        "accuracy of a trained run by length: zoo evaluate run=runs/… lengths=64,128",
+    ),
     "check": ("zoo.train.check:main", "hold a model to the laws: zoo check my_pkg.MyModel width=32 …"),
 }
 

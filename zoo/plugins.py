@@ -40,6 +40,7 @@ def register() -> None:
     Plugins.instance().register(PluginConfigs)
     OmegaConf.register_new_resolver("mul", lambda value, by: int(value * by), replace=True)
     OmegaConf.register_new_resolver("div", lambda value, by: max(1, math.ceil(value / by)), replace=True)
+    OmegaConf.register_new_resolver("round_up", lambda value, to: math.ceil(value / to) * to, replace=True)
     OmegaConf.register_new_resolver(
         "first", lambda *values: next((v for v in values if v), None), replace=True
     )

@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import pytest
@@ -35,6 +37,7 @@ SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
     "run_dir=run",
 )
 COUNTERS = {"epoch_progress", "epoch_loop.val_loop.batch_progress", "validate_loop"}  # nobody reads these
+BEARTYPES = "python"  # beartype throws them at every check of a list
 CLOCKED = {"train_s", "wall_s", "pending_s", "tokens_per_s", "cost/tokens_per_s", "cost/peak_gib"}
 
 
@@ -52,7 +55,7 @@ class At(L.Callback):
     """Does something at one hook when so many optimiser steps are done, and only once."""
 
     def __init__(self, hook: str, step: int, do: Callable[[L.Trainer, L.LightningModule], Any]) -> None:
-        def act(trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        def act(trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any, **named: Any) -> None:
             if trainer.global_step == step and not self.done:
                 self.done = True
                 do(trainer, pl_module)
@@ -64,7 +67,9 @@ class At(L.Callback):
 class Zoo:
     """A folder with a corpus in it, from which runs are started."""
 
-    At = At
+    finished: ClassVar[dict[tuple[str, ...], Path]] = {}
+
+    At, KilledError, CLOCKED = At, KilledError, CLOCKED | {"date", "commit", "peak_memory_bytes"}
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
@@ -115,6 +120,15 @@ class Zoo:
                     code = "killed"
         return Ended(code, out.getvalue(), err.getvalue())
 
+    def whole(self, *words: str) -> None:
+        """A run that nothing happens to, in `whole`; the same words are trained with once a session."""
+        if words not in self.finished:
+            assert self.run(*words, "run_dir=whole").code == 0
+            kept = self.folder.parent / f"whole-{len(self.finished)}"
+            self.finished[words] = shutil.copytree(self.folder / "whole", kept)
+        else:
+            shutil.copytree(self.finished[words], self.folder / "whole")
+
     def start(self, *words: str, module: str = "zoo.train") -> subprocess.Popen[str]:
         """The same in a process of its own, whose lines can be read as they come."""
         return subprocess.Popen(
@@ -130,6 +144,22 @@ class Zoo:
         process = self.start(*words, module=module)
         out, err = process.communicate(timeout=300)
         return Ended(process.returncode, out, err)
+
+    def start_and_signal(self, number: int, step: int, *words: str) -> Ended:
+        """Send a signal as soon as the process says that it has done so many steps."""
+        process = self.start(*words)
+        assert process.stdout is not None
+        out = []
+        for line in process.stdout:
+            out.append(line)
+            if line.startswith(f"step {step}/"):
+                process.send_signal(number)
+                break
+        rest, err = process.communicate(timeout=300)
+        return Ended(process.returncode, "".join(out) + rest, err)
+
+    def metrics(self, run: str) -> dict[str, Any]:
+        return json.loads((self.folder / run / "metrics.json").read_text())
 
     def kill(self, hook: str, step: int) -> At:
         def killed(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -157,7 +187,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
         return [
             found
             for key in keys
-            if key not in CLOCKED | COUNTERS
+            if key not in CLOCKED | COUNTERS | {BEARTYPES}
             for found in differences(ours.get(key), theirs.get(key), f"{where}/{key}")
         ]
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):

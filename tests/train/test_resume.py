@@ -1,29 +1,162 @@
 """A run that is killed and resumed is the run that wasn't: weights, memory, data, dice and every point drawn."""
 
+import os
+import random
+import re
+import signal
+import socket
+
 import pytest
+import torch
 
-DROPOUT = "model.dropout=0.1"
+MODELS = ("rmt", "transformer_xl")
 
 
-@pytest.mark.parametrize("model", ["rmt", "transformer_xl"])
+def check_same(zoo, differences, whole, cut, best=True):
+    """Checkpoints tensor by tensor, and every value in TensorBoard at its place: none missing, none twice."""
+    for name in ("last.ckpt", "best.ckpt")[: 1 + best]:
+        assert differences(zoo.checkpoint(whole, name), zoo.checkpoint(cut, name)) == []
+    assert zoo.scalars(cut) == zoo.scalars(whole)
+    for tag, points in zoo.scalars(cut).items():
+        assert len(points) == len(dict(points)), tag
+    ours, theirs = zoo.metrics(whole), zoo.metrics(cut)
+    assert {key: ours[key] for key in ours if key not in zoo.CLOCKED} == {
+        key: theirs[key] for key in ours if key not in zoo.CLOCKED
+    }
+
+
 @pytest.mark.parametrize(
-    ("hook", "step"),
+    ("model", "hook", "step"),
     [
-        ("on_train_batch_end", 5),  # between two checkpoints, behind the first pass
-        ("on_validation_batch_end", 3),
-        ("on_train_batch_end", 6),  # a checkpoint is there, its validation isn't
-        ("on_validation_batch_end", 8),  # in the last validation
-        ("on_validation_end", 6),
-        ("on_train_batch_start", 1),  # before the first checkpoint
+        ("rmt", "on_train_batch_end", 5),  # between two checkpoints, in the second pass over the corpus
+        ("transformer_xl", "on_validation_batch_end", 3),
+        ("rmt", "on_train_batch_end", 6),  # a checkpoint is there, its validation isn't; a pass ends here
+        ("transformer_xl", "on_train_batch_end", 7),
+        ("rmt", "on_validation_end", 6),
+        ("rmt", "on_train_batch_start", 1),  # before the first checkpoint
     ],
 )
 def test_killed_and_resumed(zoo, same_checkpoints, model, hook, step):
-    words = (f"model={model}", DROPOUT)
-    assert zoo.run(*words, "run_dir=whole").code == 0
+    words = (f"model={model}", "model.dropout=0.1")
+    zoo.whole(*words)
     assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill(hook, step)]).code == "killed"
     assert not (zoo.folder / "cut" / "metrics.json").exists()
     ended = zoo.run("resume=cut")
     assert (ended.code, ended.err) == (0, "")
-    for name in ("last.ckpt", "best.ckpt"):
-        assert same_checkpoints(zoo.checkpoint("whole", name), zoo.checkpoint("cut", name)) == []
-    assert zoo.scalars("cut") == zoo.scalars("whole")
+    check_same(zoo, same_checkpoints, "whole", "cut")
+
+
+def test_killed_in_its_last_validation(zoo, same_checkpoints):
+    zoo.whole()
+    for _ in range(2):
+        resumed = ("resume=cut",) if (zoo.folder / "cut").exists() else ("run_dir=cut",)
+        assert zoo.run(*resumed, callbacks=[zoo.kill("on_validation_batch_end", 8)]).code == "killed"
+    assert zoo.run("resume=cut").code == 0
+    check_same(zoo, same_checkpoints, "whole", "cut", best=False)
+    ours, theirs = (zoo.checkpoint(run, "best.ckpt")["state_dict"] for run in ("whole", "cut"))
+    assert same_checkpoints(ours, theirs) == []
+    again = zoo.run("resume=cut")
+    assert again.code == 2
+    assert again.err == "error: resume: the run has done 8 of 8 steps; steps=… makes it longer\n"
+
+
+def test_killed_again_and_again(zoo, same_checkpoints):
+    words = ("model.dropout=0.1", "checkpoint_every=1")
+    zoo.whole(*words)
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_start", 1)]).code == "killed"
+    for step in range(2, 9):
+        zoo.run("resume=cut", callbacks=[zoo.kill("on_train_batch_start", step)])
+    check_same(zoo, same_checkpoints, "whole", "cut")
+
+
+def test_accumulated_batches_are_one_step(zoo, same_checkpoints):
+    """A pass has 3 batches, of which a step takes 2, then the 1 that is left."""
+    words = ("model.dropout=0.1", "trainer.accumulate=2", "checkpoint_every=1")
+    seen = []
+
+    class Watch(zoo.At):
+        def on_validation_start(self, trainer, pl_module):
+            seen.append(trainer.global_step)
+
+    assert zoo.run(*words, "run_dir=whole", callbacks=[Watch("on_exception", -1, print)]).code == 0
+    assert seen == [3, 6, 8]
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 5)]).code == "killed"
+    assert zoo.run("resume=cut").code == 0
+    check_same(zoo, same_checkpoints, "whole", "cut")
+
+
+@pytest.mark.parametrize("where", ["torch.save", "os.replace"])
+def test_killed_while_it_saves(zoo, same_checkpoints, where, monkeypatch):
+    words = ("model.dropout=0.1",)
+    zoo.whole(*words)
+    saved = []
+
+    def dies(what, place, *rest, **named):
+        if "ckpt" in str(getattr(place, "name", place)):
+            saved.append(place)
+            if len(saved) == 4:  # after those of step 2 and 3 and the best of step 3
+                if where == "torch.save":
+                    place.write(b"half of a checkpoint")
+                raise zoo.KilledError
+        return real(what, place, *rest, **named)
+
+    real = torch.save if where == "torch.save" else os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(where, dies)
+        assert zoo.run(*words, "run_dir=cut").code == "killed"
+    assert zoo.checkpoint("cut")["global_step"] == 3
+    (zoo.folder / "cut" / "checkpoints" / ".last.ckpt.1").write_text("what SIGKILL leaves")
+    assert zoo.run("resume=cut").code == 0
+    check_same(zoo, same_checkpoints, "whole", "cut")
+    assert sorted(os.listdir(zoo.folder / "cut" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_longer_run_goes_on(zoo, same_checkpoints):
+    """The schedule is another one, but data, dice and memory are where they were."""
+    assert zoo.run("run_dir=run", "val_every=100").code == 0
+    before = zoo.scalars("run")["train/loss"]
+    assert zoo.run("resume=run", "steps=12").code == 0
+    assert zoo.scalars("run")["train/loss"][:8] == before
+    assert len(zoo.scalars("run")["train/loss"]) == 12
+    assert zoo.checkpoint("run")["global_step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_sigkill_at_a_random_step(zoo, same_checkpoints, model):
+    words = (f"model={model}", "model.dropout=0.1", "steps=40", "val_every=7", "checkpoint_every=3")
+    assert zoo.finish(*words, "run_dir=whole").code == 0
+    dice = random.Random(model)
+    zoo.start_and_signal(signal.SIGKILL, dice.randrange(1, 12), *words, "run_dir=cut")
+    zoo.start_and_signal(signal.SIGKILL, dice.randrange(14, 25), "resume=cut")
+    zoo.start_and_signal(signal.SIGKILL, dice.randrange(27, 39), "resume=cut")
+    assert zoo.finish("resume=cut").code == 0
+    check_same(zoo, same_checkpoints, "whole", "cut")
+
+
+def free_port():
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return str(door.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes(zoo, same_checkpoints, model, number):
+    words = (f"model={model}", "model.dropout=0.1", "data.rows=2", "trainer.devices=2", "trainer.strategy=ddp")
+    zoo.env["MASTER_PORT"] = free_port()
+    whole = zoo.finish(*words, "run_dir=whole")
+    assert whole.code == 0, whole.err
+    ended = zoo.start_and_signal(number, 5, *words, "run_dir=cut", "steps=8")
+    assert ended.code == (-9 if number == signal.SIGKILL else 143), ended.err
+    resumed = zoo.finish("resume=cut")
+    assert resumed.code == 0, resumed.err
+    check_same(zoo, same_checkpoints, "whole", "cut")
+    ranks = zoo.checkpoint("cut")["zoo"]["ranks"]
+    assert len(ranks) == 2
+    assert not torch.equal(ranks[0]["random"]["torch"], ranks[1]["random"]["torch"])
+    assert not torch.equal(ranks[0]["carried"][0], ranks[1]["carried"][0])
+    alone = zoo.finish("resume=cut", "trainer.devices=1", "steps=9")
+    assert alone.code == 2
+    assert re.search("expected .*found", alone.err)

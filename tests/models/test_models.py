@@ -1,0 +1,247 @@
+"""What each architecture is, in equations that its code doesn't share."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.contract import shaken
+from zoo.models.armt import ARMT, AssociativeBlock
+from zoo.models.rmt import RMT
+from zoo.models.rmt_xl import RMTXL
+from zoo.models.transformer import Transformer
+from zoo.models.transformer_xl import TransformerXL
+from zoo.module import SequenceModule
+from zoo.state import leaves, nbytes
+
+VOCAB, SEGMENT, DEPTH, WIDTH, HEADS = 11, 4, 2, 12, 3
+SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "depth": DEPTH, "width": WIDTH, "heads": HEADS, "hidden": 10}
+FLOAT, COUNT = 4, 8  # bytes of a float32, of an int64
+
+
+def text(time: int, rows: int = 2, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (rows, time), generator=torch.Generator().manual_seed(seed))
+
+
+def read(build: Callable[[], SequenceModule], tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return shaken(build).eval()(tokens)[0]
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+STATES: dict[str, tuple[Callable[..., SequenceModule], int]] = {
+    # nothing
+    "transformer": (partial(Transformer), 0),
+    # per layer: window - 1 and the sinks' keys and values of every key head (of width 4), and a count
+    "window": (partial(Transformer, window=6, sinks=2), DEPTH * (2 * (5 + 2) * 3 * 4 * FLOAT + COUNT)),
+    "grouped": (partial(Transformer, window=6, kv_heads=1), DEPTH * (2 * 5 * 1 * 4 * FLOAT + COUNT)),
+    # the memory tokens, whatever the depth
+    "rmt": (partial(RMT, slots=5), 5 * WIDTH * FLOAT),
+    # per layer: A (2 nu key_width, width), z, and a count
+    "armt": (partial(ARMT, slots=5, key_width=2, nu=3), DEPTH * (12 * WIDTH * FLOAT + 12 * FLOAT + COUNT)),
+    # per layer: memory_len inputs, and a count
+    "transformer_xl": (partial(TransformerXL, memory_len=7), DEPTH * (7 * WIDTH * FLOAT + COUNT)),
+    "rmt_xl": (
+        partial(RMTXL, memory_len=7, slots=2),
+        2 * WIDTH * FLOAT + DEPTH * (7 * WIDTH * FLOAT + COUNT),
+    ),
+}
+
+
+@pytest.mark.parametrize("model", STATES)
+@pytest.mark.parametrize("rows", [1, 3])
+@torch.no_grad()
+def test_bytes_of_state(model: str, rows: int) -> None:
+    build, per_row = STATES[model]
+    made = build(segment_len=SEGMENT, **SHAPE)
+    assert nbytes(made.init_state(rows)) == rows * per_row
+    assert nbytes(made(text(3 * SEGMENT, rows))[1]) == rows * per_row
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_a_window_that_covers_the_text_is_the_full_context_transformer(position: Any, sinks: int) -> None:
+    tokens = text(3 * SEGMENT)
+    windowed = partial(
+        Transformer, **SHAPE, segment_len=SEGMENT, window=len(tokens[0]), sinks=sinks, position=position
+    )
+    full = partial(Transformer, **SHAPE, segment_len=len(tokens[0]), position=position)
+    same(read(windowed, tokens), read(full, tokens))
+
+
+def test_without_a_window_each_segment_is_a_text_of_its_own() -> None:
+    build, tokens = partial(Transformer, **SHAPE, segment_len=SEGMENT), text(2 * SEGMENT + 3)
+    pieces = [read(build, piece) for piece in tokens.split(SEGMENT, dim=1)]
+    same(read(build, tokens), torch.cat(pieces, dim=1))
+
+
+def heard(build: Callable[[], SequenceModule], time: int) -> list[int]:
+    """The places at which another first token is noticed."""
+    tokens = text(time, rows=1)
+    changed = tokens.clone()
+    changed[0, 0] = (changed[0, 0] + 1) % VOCAB
+    moved = (read(build, tokens) - read(build, changed)).abs().amax(-1)[0]
+    return (moved > 1e-10).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_a_window_hears_depth_times_window_tokens_back(window: int) -> None:
+    build = partial(Transformer, **SHAPE, segment_len=SEGMENT, window=window)
+    assert heard(build, 16) == list(range(DEPTH * (window - 1) + 1))
+
+
+def test_a_sink_is_heard_for_ever() -> None:
+    build = partial(Transformer, **SHAPE, segment_len=SEGMENT, window=2, sinks=1)
+    assert heard(build, 16) == list(range(16))
+
+
+@pytest.mark.parametrize("prenorm", [False, True])
+@pytest.mark.parametrize("clamp_len", [-1, 5])
+def test_transformer_xl_with_room_for_the_whole_text_reads_it_as_one_segment(
+    prenorm: bool, clamp_len: int
+) -> None:
+    tokens = text(3 * SEGMENT + 2)
+    shape = {**SHAPE, "prenorm": prenorm, "clamp_len": clamp_len}
+    pieces = partial(TransformerXL, **shape, segment_len=SEGMENT, memory_len=3 * SEGMENT)
+    whole = partial(TransformerXL, **shape, segment_len=len(tokens[0]), memory_len=1)
+    same(read(pieces, tokens), read(whole, tokens))
+
+
+@torch.no_grad()
+def test_transformer_xl_takes_no_distance_for_longer_than_clamp_len() -> None:
+    model = TransformerXL(**SHAPE, segment_len=SEGMENT, memory_len=6, clamp_len=5).double()
+    seen = list[Tensor]()
+    model.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    model(text(SEGMENT))
+    for row, distance in zip(seen[0], (5, 5, 5, 5, 5, 4, 3, 2, 1, 0), strict=True):
+        rates = [10000.0 ** (-2 * n / WIDTH) for n in range(WIDTH // 2)]
+        waves = [math.sin(distance * rate) for rate in rates] + [math.cos(distance * rate) for rate in rates]
+        assert row.tolist() == pytest.approx(waves, abs=1e-9)
+
+
+def test_transformer_xl_of_one_length_hears_depth_times_memory_tokens_back() -> None:
+    build = partial(TransformerXL, **SHAPE, segment_len=SEGMENT, memory_len=5, same_length=True)
+    assert heard(build, 16) == list(range(DEPTH * 4 + 1))
+
+
+def test_transformer_xl_hears_one_memory_further_in_each_layer() -> None:
+    """Queries reach 5 tokens before their own segment: from segment 3 to token 7, which has read token 0;
+    from segment 4 to token 11, which has read token 3 and none before."""
+    build = partial(TransformerXL, **SHAPE, segment_len=SEGMENT, memory_len=5)
+    assert heard(build, 20) == list(range(16))
+
+
+@torch.no_grad()
+def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
+    """Through a plain transformer's layers over [M ; x ; M], with M what the last segment's copy became."""
+    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, slots=3)).eval()
+    tokens, memory = text(2 * SEGMENT + 1), model.memory.expand(2, -1, -1)
+    said = []
+    for piece in tokens.split(SEGMENT, dim=1):
+        x = torch.cat([memory, model.embed.weight[piece], memory], dim=1)
+        for block in model.stack:
+            x, _ = block(x, ())
+        x = (
+            x
+            * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+            * dict(model.named_parameters())["norm.weight"]
+        )
+        said.append(x[:, 3:-3] @ model.embed.weight.T)
+        memory = x[:, -3:]
+    logits, state = model(tokens)
+    same(logits, torch.cat(said, dim=1))
+    same(state.memory, memory)
+
+
+def test_rmt_learns_its_first_memory_from_the_first_segment() -> None:
+    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, slots=3))
+    model(text(SEGMENT))[0].square().sum().backward()
+    assert model.memory.grad is not None
+    assert model.memory.grad.abs().amin(1).gt(0).all()
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@torch.no_grad()
+def test_a_new_armt_is_its_body_and_forgets(position: Any) -> None:
+    """W_v is zero at birth: until training moves it, the memory holds nothing but its normaliser."""
+    torch.manual_seed(0)
+    model = ARMT(**SHAPE, segment_len=SEGMENT, slots=3, key_width=2, position=position).double().eval()
+    tokens = text(2 * SEGMENT)
+    logits, state = model(tokens)
+    same(logits[:, SEGMENT:], model(tokens[:, SEGMENT:])[0])
+    for layer in state:
+        assert not layer.matrix.any()
+        assert layer.normaliser.any()
+        assert layer.writes.tolist() == [2, 2]
+
+    x = torch.cat([model.embed(tokens[:, :SEGMENT]), model.memory.expand(2, -1, -1)], dim=1)
+    if model.positions is not None:
+        x = x + model.positions
+    for block in model.stack:
+        assert isinstance(block, AssociativeBlock)
+        x, _ = block.block(x, ())
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+    same(logits[:, :SEGMENT], x[:, :SEGMENT] @ model.embed.weight.T)
+
+
+@pytest.mark.parametrize(("wrap", "places"), [(True, [0, 1, 4, 5, 6]), (False, [0, 1, 2, 3, 4])])
+@torch.no_grad()
+def test_armts_memory_tokens_stand_at_the_tables_end_or_behind_the_segment(
+    wrap: bool, places: list[int]
+) -> None:
+    model = ARMT(
+        **SHAPE, segment_len=SEGMENT, slots=3, key_width=2, position="learned", wrap_positions=wrap
+    ).double()
+    x, seen = torch.zeros(1, 2 + 3, WIDTH, dtype=torch.float64), list[Tensor]()
+    model.stack.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model.body(x, model.init_state(1))
+    assert model.positions is not None
+    assert torch.equal(seen[0][0], model.positions[places])
+
+
+@torch.no_grad()
+def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens() -> None:
+    """One segment, empty cache, one slot: [M ; x ; M] read by Transformer-XL's own body, causally."""
+    model = shaken(
+        partial(RMTXL, **SHAPE, segment_len=SEGMENT, memory_len=6, slots=1, same_length=False)
+    ).eval()
+    tokens = text(SEGMENT)
+    embedded = model.embed.weight[tokens] * WIDTH**0.5
+    memory = model.memory.expand(2, -1, -1)
+    x = torch.cat([memory, embedded, memory], dim=1)
+    h, kept = TransformerXL.body(model, x, TransformerXL.init_state(model, 2), SEGMENT + 2)
+    logits, state = model(tokens)
+    same(logits, model.head(h[:, 1:-1]))
+    same(state.memory, h[:, -1:])
+    for found, expected in zip(leaves(state.layers), leaves(kept), strict=True):
+        same(found.double(), expected.double())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (partial(Transformer, sinks=2), "sinks=2 need a window"),
+        (partial(Transformer, window=3, position="learned"), "rope, alibi or none, not learned"),
+        (partial(RMT, slots=0), "slots must be at least 1, not 0"),
+        (partial(ARMT, slots=0, key_width=2), "slots must be at least 1, not 0"),
+        (partial(RMTXL, slots=0, memory_len=2), "slots must be at least 1, not 0"),
+        (partial(TransformerXL, memory_len=0, same_length=True), "memory_len=0 leaves none"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(build: Callable[..., SequenceModule], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(segment_len=SEGMENT, **SHAPE)
+
+
+def test_widths_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="width 12 is not a multiple of heads 5"):
+        TransformerXL(VOCAB, SEGMENT, 1, 12, 5, 10, memory_len=2)
+    with pytest.raises(ValueError, match="even width, not 9"):
+        TransformerXL(VOCAB, SEGMENT, 1, 9, 3, 10, memory_len=2)

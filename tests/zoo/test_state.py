@@ -1,0 +1,165 @@
+"""The helpers on any nest of tensors."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from zoo.state import State, detach, each, from_leaves, leaves, named, nbytes, replace_rows, take_rows
+
+ROWS = 3
+
+
+class Inner(NamedTuple):
+    keys: Tensor
+    writes: Tensor
+
+
+class Outer(NamedTuple):
+    layers: tuple[Any, ...]
+    memory: Any
+
+
+def tensor(shape: list[int], integer: bool) -> Tensor:
+    made = torch.randn(ROWS, *shape)
+    return (100 * made).long() if integer else made
+
+
+TENSORS = st.builds(tensor, st.lists(st.integers(0, 3), max_size=2), st.booleans())
+STATES = st.recursive(
+    TENSORS,
+    lambda inner: st.one_of(
+        st.builds(Inner, inner, inner),
+        st.builds(Outer, st.lists(inner, max_size=3).map(tuple), inner),
+        st.lists(inner, max_size=3).map(tuple),
+    ),
+    max_leaves=6,
+)
+
+
+def shape(state: State) -> Any:
+    """The nest without its tensors."""
+    return type(state) if isinstance(state, Tensor) else (type(state), [shape(part) for part in state])
+
+
+def tensors(state: State) -> list[Tensor]:
+    """Depth first, written apart from zoo.state."""
+    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in tensors(part)]
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(
+        one.dtype == two.dtype and torch.equal(one, two) for one, two in zip(found, expected, strict=True)
+    )
+
+
+def example() -> Outer:
+    layers = (
+        Inner(torch.randn(ROWS, 2), torch.arange(ROWS)),
+        Inner(torch.randn(ROWS, 1, 4), torch.zeros(ROWS)),
+    )
+    return Outer(layers, torch.randn(ROWS))
+
+
+def test_names() -> None:
+    names = ["layers.0.keys", "layers.0.writes", "layers.1.keys", "layers.1.writes", "memory"]
+    assert [name for name, _ in named(example())] == names
+    assert [name for name, _ in named(torch.zeros(1))] == [""]
+    assert list(named(((), ()))) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(STATES)
+def test_leaves_and_back(state: State) -> None:
+    assert all(one is two for one, two in zip(leaves(state), tensors(state), strict=True))
+    again = from_leaves(each(torch.zeros_like, state), leaves(state))
+    assert shape(again) == shape(state)
+    assert same(tensors(again), tensors(state))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_from_leaves_refuses_another_number_of_tensors(change: int) -> None:
+    kept = (leaves(example()) * 2)[: 5 + change]
+    with pytest.raises(ValueError, match=f"{5 + change} tensors do not fit a state of 5"):
+        from_leaves(example(), kept)
+
+
+@settings(max_examples=50, deadline=None)
+@given(STATES)
+def test_each_keeps_the_nest_and_takes_counterparts(state: State) -> None:
+    before = [leaf.clone() for leaf in tensors(state)]
+    twice = each(lambda one, two: one + two, state, state)
+    assert shape(twice) == shape(state)
+    assert same(tensors(twice), [leaf + leaf for leaf in before])
+    assert same(tensors(state), before)
+
+
+def test_each_refuses_another_nest() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        each(torch.add, (torch.zeros(1), torch.zeros(1)), (torch.zeros(1),))
+
+
+@settings(max_examples=50, deadline=None)
+@given(STATES, st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=5))
+def test_take_rows(state: State, rows: list[int]) -> None:
+    picked = take_rows(state, torch.tensor(rows))
+    assert shape(picked) == shape(state)
+    assert same(tensors(picked), [torch.stack([leaf[row] for row in rows]) for leaf in tensors(state)])
+
+
+@settings(max_examples=50, deadline=None)
+@given(STATES, st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+def test_replace_rows(state: State, rows: list[bool]) -> None:
+    fresh = each(lambda leaf: leaf + 1, state)
+    before = [leaf.clone() for leaf in tensors(state)]
+    mixed = replace_rows(state, fresh, torch.tensor(rows))
+    assert shape(mixed) == shape(state)
+    chosen = [
+        torch.stack([(new if row else old)[at] for at, row in enumerate(rows)])
+        for old, new in zip(tensors(state), tensors(fresh), strict=True)
+    ]
+    assert same(tensors(mixed), chosen)
+    assert same(tensors(state), before)
+
+
+def test_replace_rows_carries_gradients_of_both_sides() -> None:
+    old, new = torch.zeros(ROWS, 2, requires_grad=True), torch.zeros(ROWS, 2, requires_grad=True)
+    replace_rows((old,), (new,), torch.tensor([True, False, True]))[0].sum().backward()
+    assert old.grad is not None
+    assert new.grad is not None
+    assert old.grad.tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert new.grad.tolist() == [[1, 1], [0, 0], [1, 1]]
+
+
+def test_detach_cuts_every_tensor_and_copies_none() -> None:
+    state = each(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, example())
+    cut = detach(each(lambda leaf: leaf * 1, state))
+    assert not any(leaf.requires_grad for leaf in leaves(cut))
+    assert all(
+        one.data_ptr() == two.data_ptr()
+        for one, two in zip(leaves(detach(state)), leaves(state), strict=True)
+    )
+
+
+def test_nbytes() -> None:
+    assert nbytes(example()) == 4 * ROWS * 2 + 8 * ROWS + 4 * ROWS * 4 + 4 * ROWS + 4 * ROWS
+    assert (
+        nbytes((torch.zeros(ROWS, 5, dtype=torch.bfloat16), torch.zeros(ROWS, dtype=torch.complex128))) == 78
+    )
+    assert nbytes(((), ())) == 0
+
+
+def test_a_state_without_tensors() -> None:
+    empty = ((), Outer((), ()))
+    assert leaves(empty) == []
+    for kept in (
+        from_leaves(empty, []),
+        detach(empty),
+        take_rows(empty, torch.tensor([0])),
+        replace_rows(empty, empty, torch.tensor([True])),
+    ):
+        assert kept == empty
+        assert type(kept[1]) is Outer
