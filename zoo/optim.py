@@ -37,7 +37,6 @@ class Optim:
             group["weight_decay"] = self.weight_decay if group.setdefault("decays", True) else 0.0
             group["lr"] = self.lr * group.setdefault("lr_scale", 1.0)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.factor), "interval": "step"},
-        }
+        # a plain function, which leaves nothing in a checkpoint (a bound method would)
+        schedule = LambdaLR(optimizer, lambda step: self.factor(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
