@@ -35,9 +35,8 @@ def builder(words: list[str]) -> Callable[[], SequenceModule]:
         cfg = build.compose(["size=nano", *words])
     else:
         cfg = build.compose(["size=nano"])
-        arguments = OmegaConf.from_dotlist(words[1:])
-        cfg.model = OmegaConf.create({"vocab_size": cfg.task.vocab_size, "_target_": words[0]})
-        cfg.model = OmegaConf.merge(cfg.model, {"segment_len": cfg.size.segment_len}, arguments)
+        usual = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
+        cfg.model = OmegaConf.merge({"_target_": words[0]}, usual, OmegaConf.from_dotlist(words[1:]))
     build.model(cfg)  # a slip shows here, once
     return lambda: build.model(cfg)
 

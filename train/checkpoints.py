@@ -1,5 +1,6 @@
 """Checkpoints from which a killed run goes on bit for bit; the last whole one is never lost."""
 
+import pickle
 import random
 import sys
 import zipfile
@@ -19,6 +20,7 @@ from zoo.train.files import replacing
 from zoo.train.metrics import Metrics
 
 VERSION = 1
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "metrics")
 
 
 class WholeFiles(CheckpointIO):
@@ -30,7 +32,11 @@ class WholeFiles(CheckpointIO):
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             kept = "the one before is whole" if Path(path).exists() else "there is none before it"
-            raise UserError(f"can't save {path}: {error}; {kept}") from error
+            causes: list[BaseException] = [error]  # torch's own words hide what the system said
+            while (before := causes[-1].__context__) is not None:
+                causes.append(before)
+            said = next((cause.strerror for cause in causes if isinstance(cause, OSError)), error)
+            raise UserError(f"can't save {path}: {said}; {kept}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -48,20 +54,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load doesn't compare checksums
-        if damaged:
-            raise UserError(f"{path} is damaged: the checksum of {damaged} doesn't match")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        checkpoint: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors and plain data; it is not loaded") from error
+    except Exception as error:  # a flipped bit can make zipfile and torch raise anything
         raise UserError(
             f"expected a checkpoint of the zoo at {path}, found a damaged or foreign file"
         ) from error
-    except Exception as error:  # pickle's and torch's own, for what is no plain data
-        raise UserError(f"{path} holds more than tensors and plain data; it is not loaded") from error
+    if damaged:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} doesn't match")
     found = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise UserError(
             f"expected a checkpoint of the zoo, version {VERSION}, at {path}, found another kind of file"
         )
+    if lacking := [part for part in PARTS if part not in checkpoint]:
+        raise UserError(f"{path} is no whole checkpoint: {', '.join(lacking)} missing")
     return checkpoint
 
 
@@ -101,8 +109,10 @@ class Checkpoints(L.Callback):
             trainer.training = True
 
     def save_last(self, trainer: L.Trainer) -> None:
-        """Unless this step is saved already; all ranks together.  The last good checkpoint stays where a weight
-        is not finite: an update may overflow although its gradient is finite."""
+        """Unless this step is saved already; all ranks together.
+
+        UserError where a weight is not finite: an update may overflow although its gradient is finite.
+        """
         if self.saved_step != trainer.global_step:
             for name, weight in trainer.lightning_module.named_parameters():
                 if not weight.isfinite().all():
@@ -170,6 +180,13 @@ class ExactResume(L.Callback):
         own, self.kept = self.kept[trainer.global_rank], None
         if own["carried"] is not None:
             born = pl_module.init_state(self.rows)
+            expected, found = (
+                [tuple(leaf.shape) for leaf in some] for some in (leaves(born), own["carried"])
+            )
+            if expected != found:
+                raise UserError(
+                    f"last.ckpt carries another memory: expected shapes {expected}, found {found}"
+                )
             carried = from_leaves(born, own["carried"])
             pl_module.carried = each(lambda leaf, like: leaf.to(like.device), carried, born)
         set_random_states(own["random"])

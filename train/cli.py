@@ -94,18 +94,23 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
     """The run's own settings, changed only where that leaves its past true."""
     path = run_dir / "config.yaml"
     try:
-        stored = OmegaConf.merge(OmegaConf.structured(config.Config), OmegaConf.load(path))
-        targets = [str(stored[group]["_target_"]) for group in ("model", "task")]
+        stored: Any = OmegaConf.merge(OmegaConf.structured(config.Config), OmegaConf.load(path))
+        targets = {f"{group}._target_": str(stored[group]["_target_"]) for group in ("model", "task")}
     except Exception as error:
         raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error
     assert isinstance(stored, DictConfig)
     if lacking := OmegaConf.missing_keys(stored):
         raise UserError(f"resume: {path} is no run's config: {', '.join(sorted(lacking))} missing")
-    for target in targets:
-        if not plugins.trusted(target):
-            raise UserError(f"resume: {path} names a class of no installed plug-in: {target}")
+    for key, target in targets.items():
+        if not plugins.trusted(target) and f"{key}={target}" not in overrides:
+            raise UserError(
+                f"resume: {path} names a class of no installed plug-in: {target}; "
+                f"if you trust it, add {key}={target}"
+            )
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
+        if override == f"{key}={targets.get(key)}":
+            continue
         if not key.startswith(KEPT_ON_RESUME):
             raise UserError(
                 f"resume: {key} is settled by the run in {cfg.resume}; only "

@@ -41,14 +41,17 @@ class Gradients(L.Callback):
         if not norm.isfinite():
             where = first_non_finite(pl_module, self._batch, self._entered)
             raise UserError(
-                f"step {trainer.global_step + 1}: the loss or a gradient is not finite; first in {where}. {REMEDY}"
+                f"step {trainer.global_step + 1}: the loss or a gradient is not finite; first in {where}. "
+                + REMEDY
             )
         clip_grads_with_norm_(weights, self.clip, norm)
         self.metrics.grad_norm, self.metrics.learning_rate = norm, optimizer.param_groups[0]["lr"]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not math.isfinite(loss := self.metrics.latest["val/loss"]):
-            raise UserError(f"step {trainer.global_step}: the held-out loss is not finite but {loss}. {REMEDY}")
+            raise UserError(
+                f"step {trainer.global_step}: the held-out loss is not finite but {loss}. {REMEDY}"
+            )
 
 
 def first_non_finite(model: SequenceModule, batch: Batch, carried: Any) -> str:

@@ -22,7 +22,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Induction(Task):
-    """`samples` to train on, more than a run reads, so that data is fresh; `held_out` for val and test each."""
+    """`samples` to train on, more than a run reads: data stays fresh; `held_out` for val and test each."""
 
     name = "induction"
     VERSION = 1

@@ -114,7 +114,9 @@ def check(cfg: DictConfig) -> None:
         if (found := OmegaConf.select(cfg, key)) < low:
             raise UserError(f"{key}: expected at least {low}, found {found}")
     for key in ("optim.lr", "optim.clip"):
-        if not 0 < (found := OmegaConf.select(cfg, key)) < 1e32:  # Adam's step is larger, and 32 bits end at 1e38
+        if (
+            not 0 < (found := OmegaConf.select(cfg, key)) < 1e32
+        ):  # Adam's step is larger, and 32 bits end at 1e38
             raise UserError(f"{key}: expected a number above 0, and not beyond all measure, found {found}")
     if not 0 <= cfg.optim.floor <= 1:
         raise UserError(f"optim.floor: expected a share from 0 to 1, found {cfg.optim.floor}")
@@ -186,19 +188,17 @@ def flat(cfg: DictConfig) -> dict[str, str | int | float | bool]:
 
     def walk(node: dict[Any, Any], name: str) -> None:
         for key, value in node.items():
-            inner = f"{name}/{key}" if name else str(key)
+            inner = f"{name}.{key}" if name else str(key)
             if isinstance(value, dict):
                 walk(value, inner)
-            else:
+            elif key not in ("_target_", "free", "root"):
                 pairs[inner] = value if isinstance(value, (str, int, float, bool)) else str(value)
 
-    walk(names(cfg), "")
-    for group in ("model", "size", "optim", "data", "trainer"):
-        walk(
-            {k: v for k, v in build.plain(cfg[group]).items() if k not in ("_target_", "free", "root")},
-            f"{group}_keys",
-        )
-    walk({key: cfg[key] for key in ("steps", "seed")}, "")
+    walk({**names(cfg), "steps": cfg.steps, "seed": cfg.seed}, "")
+    walk(
+        {group: build.plain(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")},
+        "",
+    )
     return pairs
 
 
@@ -261,18 +261,15 @@ def commit() -> str:
 def say(results: dict[str, Any], run_dir: Path) -> None:
     """The last lines: what was reached, beside what anyone gets for nothing, and where to look."""
     if "val/bits_per_byte" in results:
-        text = f"{results['val_bytes']:,} bytes of held-out text"
-        reached = f"{results['val/bits_per_byte']:.3f} bits per byte on {text}"
+        text, unit = f" on {results['val_bytes']:,} bytes of held-out text", ".3f"
+        reached = f"{results['val/bits_per_byte']:.3f} bits per byte"
     else:
+        text, unit = " on held-out samples", ".1%"
         reached = f"{results['val/accuracy']:.1%} accuracy"
-    beside = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
-    shown = os.path.relpath(run_dir)
-    root = (
-        Path(shown).parts[0]
-        if not shown.startswith("..") and "runs" in Path(shown).parts[:1]
-        else str(run_dir.parent)
-    )
-    log.info("%s reached %s (same text: %s)", results["model"], reached, beside)
+    beside = ", ".join(f"{name} {value:{unit}}" for name, value in results["reference"].items())
+    shown = Path(os.path.relpath(run_dir))
+    root = "runs" if shown.parts[0] == "runs" else shown
+    log.info("%s reached %s%s (there: %s)", results["model"], reached, text, beside)
     log.info("run: %s   curves: tensorboard --logdir %s", shown, root)
 
 

@@ -22,17 +22,17 @@ from zoo.train.task import Task
 
 EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
 BUCKETS = [f"{low}-{high}" for low, high in zip(EDGES, [*EDGES[1:], "end"], strict=True)]
-LAYOUT = {
+LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions there
     "comparison": {
-        "held-out loss": ["Multiline", ["val/loss"]],
-        "held-out bits per byte": ["Multiline", ["val/bits_per_byte"]],
-        "held-out accuracy": ["Multiline", ["val/accuracy"]],
-        "training loss": ["Multiline", ["train/loss"]],
-        "tokens per second": ["Multiline", ["cost/tokens_per_s"]],
-        "state bytes": ["Multiline", ["cost/state_bytes"]],
+        "held-out loss": ["Multiline", ["^val/loss$"]],
+        "held-out bits per byte": ["Multiline", ["^val/bits_per_byte$"]],
+        "held-out accuracy": ["Multiline", ["^val/accuracy$"]],
+        "training loss": ["Multiline", ["^train/loss$"]],
+        "tokens per second": ["Multiline", ["^cost/tokens_per_s$"]],
+        "state bytes": ["Multiline", ["^cost/state_bytes$"]],
     },
     "held-out loss by position": {
-        bucket: ["Multiline", [f"val/loss_by_position/{bucket}"]] for bucket in BUCKETS
+        bucket: ["Multiline", [f"^val/loss_by_position/{bucket}$"]] for bucket in BUCKETS
     },
 }
 

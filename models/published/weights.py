@@ -53,20 +53,26 @@ def _places(module: nn.Module, table: Table) -> Iterator[tuple[str, Tensor, View
                 break
 
 
+def _place(weight: Tensor, view: View) -> tuple[int, int]:
+    """One parameter may hold several published ones, in slices."""
+    return id(weight), int(view(weight).storage_offset())
+
+
 @torch.no_grad()
 def fill(module: nn.Module, weights: Mapping[str, Tensor], table: Table) -> None:
     """Turn the module to the weights' dtype and copy every one of them to its place."""
-    weights = {name: weight for name, weight in weights.items() if not BUFFERS.fullmatch(name)}
+    ours = {name for name, _, _ in _places(module, table)}
+    weights = {name: w for name, w in weights.items() if name in ours or not BUFFERS.fullmatch(name)}
     dtypes = sorted({weight.dtype for weight in weights.values()}, key=str)
     if len(dtypes) != 1 or not dtypes[0].is_floating_point:
         raise UserError(f"weights: expected one floating dtype, found {dtypes or 'no weights'}")
     module.to(dtypes[0])
 
-    filled: dict[int, str] = {}  # parameter -> the name that it was read from
+    filled: dict[tuple[int, int], str] = {}  # place -> the name that it was read from
     names = set()
     for name, weight, view in _places(module, table):
         names.add(name)
-        first = filled.setdefault(id(weight), name)
+        first = filled.setdefault(_place(weight, view), name)
         if name not in weights:
             if first == name:
                 raise UserError(f"weights: expected {name} {list(view(weight).shape)}, found none")
@@ -88,9 +94,9 @@ def gradients(module: nn.Module, table: Table) -> dict[str, Tensor]:
     """Our gradients under the published names, in that layout; zeros where there is none, tied ones once."""
     found, seen = {}, set()
     for name, weight, view in _places(module, table):
-        if id(weight) not in seen:
+        if _place(weight, view) not in seen:
             found[name] = view(torch.zeros_like(weight) if weight.grad is None else weight.grad)
-        seen.add(id(weight))
+        seen.add(_place(weight, view))
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.golden import recurrence
+from tests.golden import recurrence, statespace_hybrids, statespace_mamba, statespace_megalodon
 from tests.golden.cases import read_case
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -23,7 +23,12 @@ CASES = sorted(FOLDER.rglob("*.json"))
 
 Change = Callable[[dict[str, Tensor]], object]
 
-KINDS = {**recurrence.KINDS}
+KINDS = {
+    **recurrence.KINDS,
+    **statespace_megalodon.KINDS,
+    **statespace_hybrids.KINDS,
+    **statespace_mamba.KINDS,
+}
 LEFT_OUT = {  # kind: why it isn't run
     **dict.fromkeys(("infini/layer", "infini/model"), "Infini-attention isn't built yet"),
     **dict.fromkeys(
@@ -56,23 +61,6 @@ LEFT_OUT = {  # kind: why it isn't run
             "unlimiformer/llama_inference",
         ),
         "Unlimiformer isn't built yet",
-    ),
-    **dict.fromkeys(("mamba1/layer", "mamba1/model", "mamba1/scan"), "Mamba isn't built yet"),
-    **dict.fromkeys(("mamba2/layer", "mamba2/model", "mamba2/ssd"), "Mamba-2 isn't built yet"),
-    **dict.fromkeys(
-        ("megalodon/cema", "megalodon/layer", "megalodon/model", "megalodon/timestepnorm"),
-        "Megalodon isn't built yet",
-    ),
-    **dict.fromkeys(
-        (
-            "hybrids/griffin_model",
-            "hybrids/griffin_recurrent_block",
-            "hybrids/jamba_model",
-            "hybrids/mamba_ssm_hybrid",
-            "hybrids/rglru",
-            "hybrids/samba_model",
-        ),
-        "hybrids aren't built yet",
     ),
 }
 

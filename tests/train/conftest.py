@@ -36,7 +36,12 @@ SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
     "trainer.log_every=1",
     "run_dir=run",
 )
-COUNTERS = {"epoch_progress", "epoch_loop.val_loop.batch_progress", "validate_loop"}  # nobody reads these
+COUNTERS = {
+    "epoch",
+    "epoch_progress",
+    "epoch_loop.val_loop.batch_progress",
+    "validate_loop",
+}  # nobody reads these
 BEARTYPES = "python"  # beartype throws them at every check of a list
 CLOCKED = {"train_s", "wall_s", "pending_s", "tokens_per_s", "cost/tokens_per_s", "cost/peak_gib"}
 

@@ -1,10 +1,11 @@
-"""A run that is killed and resumed is the run that wasn't: weights, memory, data, dice and every point drawn."""
+"""A run killed and resumed is the run that wasn't: weights, memory, data, dice and every point drawn."""
 
 import os
 import random
 import re
 import signal
 import socket
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 MODELS = ("rmt", "transformer_xl")
 
 
-def check_same(zoo, differences, whole, cut, best=True):
+def check_same(zoo: Any, differences: Any, whole: str, cut: str, best: bool = True) -> None:
     """Checkpoints tensor by tensor, and every value in TensorBoard at its place: none missing, none twice."""
     for name in ("last.ckpt", "best.ckpt")[: 1 + best]:
         assert differences(zoo.checkpoint(whole, name), zoo.checkpoint(cut, name)) == []
@@ -36,7 +37,7 @@ def check_same(zoo, differences, whole, cut, best=True):
         ("rmt", "on_train_batch_start", 1),  # before the first checkpoint
     ],
 )
-def test_killed_and_resumed(zoo, same_checkpoints, model, hook, step):
+def test_killed_and_resumed(zoo: Any, same_checkpoints: Any, model: str, hook: str, step: int) -> None:
     words = (f"model={model}", "model.dropout=0.1")
     zoo.whole(*words)
     assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill(hook, step)]).code == "killed"
@@ -46,7 +47,7 @@ def test_killed_and_resumed(zoo, same_checkpoints, model, hook, step):
     check_same(zoo, same_checkpoints, "whole", "cut")
 
 
-def test_killed_in_its_last_validation(zoo, same_checkpoints):
+def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
     zoo.whole()
     for _ in range(2):
         resumed = ("resume=cut",) if (zoo.folder / "cut").exists() else ("run_dir=cut",)
@@ -60,7 +61,7 @@ def test_killed_in_its_last_validation(zoo, same_checkpoints):
     assert again.err == "error: resume: the run has done 8 of 8 steps; steps=… makes it longer\n"
 
 
-def test_killed_again_and_again(zoo, same_checkpoints):
+def test_killed_again_and_again(zoo: Any, same_checkpoints: Any) -> None:
     words = ("model.dropout=0.1", "checkpoint_every=1")
     zoo.whole(*words)
     assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_start", 1)]).code == "killed"
@@ -69,13 +70,13 @@ def test_killed_again_and_again(zoo, same_checkpoints):
     check_same(zoo, same_checkpoints, "whole", "cut")
 
 
-def test_accumulated_batches_are_one_step(zoo, same_checkpoints):
+def test_accumulated_batches_are_one_step(zoo: Any, same_checkpoints: Any) -> None:
     """A pass has 3 batches, of which a step takes 2, then the 1 that is left."""
     words = ("model.dropout=0.1", "trainer.accumulate=2", "checkpoint_every=1")
     seen = []
 
     class Watch(zoo.At):
-        def on_validation_start(self, trainer, pl_module):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
             seen.append(trainer.global_step)
 
     assert zoo.run(*words, "run_dir=whole", callbacks=[Watch("on_exception", -1, print)]).code == 0
@@ -86,12 +87,14 @@ def test_accumulated_batches_are_one_step(zoo, same_checkpoints):
 
 
 @pytest.mark.parametrize("where", ["torch.save", "os.replace"])
-def test_killed_while_it_saves(zoo, same_checkpoints, where, monkeypatch):
+def test_killed_while_it_saves(
+    zoo: Any, same_checkpoints: Any, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("model.dropout=0.1",)
     zoo.whole(*words)
     saved = []
 
-    def dies(what, place, *rest, **named):
+    def dies(what: Any, place: Any, *rest: Any, **named: Any) -> Any:
         if "ckpt" in str(getattr(place, "name", place)):
             saved.append(place)
             if len(saved) == 4:  # after those of step 2 and 3 and the best of step 3
@@ -111,7 +114,7 @@ def test_killed_while_it_saves(zoo, same_checkpoints, where, monkeypatch):
     assert sorted(os.listdir(zoo.folder / "cut" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_longer_run_goes_on(zoo, same_checkpoints):
+def test_a_longer_run_goes_on(zoo: Any, same_checkpoints: Any) -> None:
     """The schedule is another one, but data, dice and memory are where they were."""
     assert zoo.run("run_dir=run", "val_every=100").code == 0
     before = zoo.scalars("run")["train/loss"]
@@ -123,7 +126,7 @@ def test_a_longer_run_goes_on(zoo, same_checkpoints):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_sigkill_at_a_random_step(zoo, same_checkpoints, model):
+def test_sigkill_at_a_random_step(zoo: Any, same_checkpoints: Any, model: str) -> None:
     words = (f"model={model}", "model.dropout=0.1", "steps=40", "val_every=7", "checkpoint_every=3")
     assert zoo.finish(*words, "run_dir=whole").code == 0
     dice = random.Random(model)
@@ -134,7 +137,7 @@ def test_sigkill_at_a_random_step(zoo, same_checkpoints, model):
     check_same(zoo, same_checkpoints, "whole", "cut")
 
 
-def free_port():
+def free_port() -> str:
     with socket.socket() as door:
         door.bind(("127.0.0.1", 0))
         return str(door.getsockname()[1])
@@ -143,8 +146,14 @@ def free_port():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes(zoo, same_checkpoints, model, number):
-    words = (f"model={model}", "model.dropout=0.1", "data.rows=2", "trainer.devices=2", "trainer.strategy=ddp")
+def test_two_processes(zoo: Any, same_checkpoints: Any, model: str, number: int) -> None:
+    words = (
+        f"model={model}",
+        "model.dropout=0.1",
+        "data.rows=2",
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+    )
     zoo.env["MASTER_PORT"] = free_port()
     whole = zoo.finish(*words, "run_dir=whole")
     assert whole.code == 0, whole.err

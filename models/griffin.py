@@ -1,0 +1,70 @@
+"""Griffin: gated linear recurrences mixed with local attention.
+
+De et al. 2024, arXiv:2402.19427; RecurrentGemma: Botev et al. 2024, arXiv:2404.07839.
+
+    x += temporal(norm(x))        x += W_d (gelu(W_g norm(x)) * W_u norm(x))        logits = E norm(x)
+    temporal: recurrent block, recurrent block, local attention, over and over
+
+Recurrent block: zoo/memory/griffin.py.  Local attention: one head of keys and values, rotary positions on the
+first half of a head.
+Carried from segment to segment: what zoo/memory/griffin.py says, and the attention's last keys and values.
+Differs from the paper, as RecurrentGemma does: the recurrence is as wide as the model, embeddings are scaled
+by sqrt(D), and logits may be capped, c tanh(logits / c).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.memory.griffin import RecurrentBlock
+from zoo.memory.mixer import Mixer
+from zoo.memory.window import WindowAttention
+from zoo.models.layers import Block, FeedForward, Streaming, layout
+from zoo.state import State
+
+
+class Griffin(Streaming):
+    """`window` counts the tokens that attention sees, the current one included; `heads` are also the blocks
+    of the recurrence's gates."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        window: int,
+        pattern: Sequence[Literal["recurrent", "attention"]] = ("recurrent", "recurrent", "attention"),
+        lru_width: int | None = None,
+        taps: int = 4,
+        scaled_embeddings: bool = True,
+        soft_cap: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        def mixer(kind: str) -> Mixer:
+            if kind == "recurrent":
+                return RecurrentBlock(width, lru_width or width, heads, taps=taps)
+            rotated = width // heads // 2
+            return WindowAttention(
+                width, heads, window=window, kv_heads=1, rotated=rotated, out_bias=True, dropout=dropout
+            )
+
+        blocks = (
+            Block(
+                mixer(kind), FeedForward(width, hidden, "geglu_tanh", True, dropout), width, dropout=dropout
+            )
+            for kind in layout(pattern, depth)
+        )
+        super().__init__(vocab_size, segment_len, width, blocks, dropout=dropout)
+        self.scale, self.soft_cap = width**0.5 if scaled_embeddings else 1.0, soft_cap
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        x, state = self.body(self.scale * self.embed(tokens), state)
+        logits = self.head(x)
+        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh(), state

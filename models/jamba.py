@@ -1,0 +1,79 @@
+"""Jamba: Mamba with attention once in eight blocks, a feed-forward in each.
+
+Lieber et al. 2024, arXiv:2403.19887.
+
+    x += mixer(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
+    mixer: attention in the middle of eight, elsewhere Mamba (zoo/memory/mamba.py) with norms on dt, B and C
+
+Attention has grouped queries and no positions: the recurrence tells the order.
+Carried from segment to segment: every Mamba's state, and the last `context` keys and values of attention.
+Differs from the paper: attention sees the last `context` tokens, not all; no mixture of experts; embeddings
+are tied.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from zoo.memory.mamba import MambaMixer
+from zoo.memory.mixer import Mixer
+from zoo.memory.scan import Backend
+from zoo.memory.window import WindowAttention
+from zoo.models.layers import Block, FeedForward, Streaming, layout
+
+
+class Jamba(Streaming):
+    """`context` counts the tokens before the current one that attention sees; `channels` is Mamba's inner
+    width, 2 D by default."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        context: int,
+        pattern: Sequence[Literal["mamba", "attention"]] = (
+            "mamba",
+            "mamba",
+            "mamba",
+            "mamba",
+            "attention",
+            "mamba",
+            "mamba",
+            "mamba",
+        ),
+        kv_heads: int | None = None,
+        channels: int | None = None,
+        states: int = 16,
+        taps: int = 4,
+        rank: int | None = None,
+        bias: bool = False,
+        conv_bias: bool = True,
+        tied: bool = True,
+        dropout: float = 0.0,
+        backend: Backend = "torch",
+    ) -> None:
+        def mixer(kind: str) -> Mixer:
+            if kind == "attention":
+                return WindowAttention(
+                    width, heads, window=context + 1, kv_heads=kv_heads, position="none", dropout=dropout
+                )
+            return MambaMixer(
+                width,
+                channels or 2 * width,
+                states=states,
+                taps=taps,
+                rank=rank,
+                bias=bias,
+                conv_bias=conv_bias,
+                norm_eps=1e-6,
+                backend=backend,
+            )
+
+        blocks = (
+            Block(mixer(kind), FeedForward(width, hidden, dropout=dropout), width, dropout=dropout)
+            for kind in layout(pattern, depth)
+        )
+        super().__init__(vocab_size, segment_len, width, blocks, tied=tied, dropout=dropout)

@@ -1,0 +1,54 @@
+"""Mamba: no attention, a selective state space in every block.
+
+Gu & Dao 2023, arXiv:2312.00752; the mixer: zoo/memory/mamba.py, its scan: zoo/memory/scan.py.
+
+    x += mamba(norm(x))        (x += swiglu(norm(x)), with `hidden`)        logits = E norm(x)
+    mamba: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t,  with dt, B, C made of the token
+
+Carried from segment to segment: in every block the scan's h (channels, states), and the last `taps - 1`
+inputs of its short convolution.
+Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
+"""
+
+from zoo.memory.mamba import MambaMixer
+from zoo.memory.scan import Backend
+from zoo.models.layers import Block, FeedForward, Norm, Streaming
+
+
+class Mamba(Streaming):
+    """`channels` is the inner width, 2 D in the paper; `rank` that of dt, D / 16 by default."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        channels: int,
+        states: int = 16,
+        taps: int = 4,
+        rank: int | None = None,
+        hidden: int = 0,
+        norm: Norm = "rms",
+        bias: bool = False,
+        conv_bias: bool = True,
+        tied: bool = True,
+        dropout: float = 0.0,
+        backend: Backend = "torch",
+    ) -> None:
+        def block() -> Block:
+            mixer = MambaMixer(
+                width,
+                channels,
+                states=states,
+                taps=taps,
+                rank=rank,
+                bias=bias,
+                conv_bias=conv_bias,
+                backend=backend,
+            )
+            mlp = FeedForward(width, hidden, dropout=dropout) if hidden else None
+            return Block(mixer, mlp, width, norm, dropout)
+
+        blocks = [block() for _ in range(depth)]
+        super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)

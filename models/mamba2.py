@@ -1,0 +1,67 @@
+"""Mamba-2: Mamba with one decay per head, so that its scan is made of matrix products.
+
+Dao & Gu 2024, arXiv:2405.21060; the mixer: zoo/memory/mamba2.py, its recurrence: zoo/memory/ssd.py.
+
+    x += mamba2(norm(x))        (x += swiglu(norm(x)), with `hidden`)        logits = E norm(x)
+    mamba2: S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,  y_t = S_t C_t + D x_t,  per head, A a number
+
+Carried from segment to segment: in every block each head's S (head_width, states), and the last `taps - 1`
+inputs of its short convolution.
+Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
+"""
+
+from zoo.memory.mamba2 import GatedNorm, Mamba2Mixer
+from zoo.memory.ssd import Backend
+from zoo.models.layers import Block, FeedForward, Norm, Streaming
+
+
+class Mamba2(Streaming):
+    """`all_heads` counts those of all blocks together, at least one each; the first have one more where they
+    can't have as many."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        all_heads: int,
+        head_width: int = 64,
+        states: int = 128,
+        groups: int = 1,
+        taps: int = 4,
+        gated_width: int = 0,
+        gated_norm: GatedNorm = "after_gate",
+        skip_per_channel: bool = False,
+        dt_limit: tuple[float, float] | None = None,
+        chunk: int = 64,
+        hidden: int = 0,
+        norm: Norm = "rms",
+        bias: bool = False,
+        conv_bias: bool = True,
+        tied: bool = True,
+        dropout: float = 0.0,
+        backend: Backend = "torch",
+    ) -> None:
+        def block(heads: int) -> Block:
+            mixer = Mamba2Mixer(
+                width,
+                heads,
+                head_width=head_width,
+                states=states,
+                groups=groups,
+                taps=taps,
+                gated_width=gated_width,
+                norm=gated_norm,
+                skip_per_channel=skip_per_channel,
+                dt_limit=dt_limit,
+                chunk=chunk,
+                bias=bias,
+                conv_bias=conv_bias,
+                backend=backend,
+            )
+            mlp = FeedForward(width, hidden, dropout=dropout) if hidden else None
+            return Block(mixer, mlp, width, norm, dropout)
+
+        blocks = [block(max(1, (all_heads + place) // depth)) for place in reversed(range(depth))]
+        super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)

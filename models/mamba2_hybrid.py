@@ -1,0 +1,80 @@
+"""Mamba-2 with a little attention and a feed-forward in each block: mamba_ssm's own hybrid.
+
+Dao & Gu 2024, arXiv:2405.21060, section 9.2.3 (Mamba-2-MLP-Attention): about a tenth attention is best.
+
+    x += mixer(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
+    mixer: attention in the middle of eight, Mamba-2 (zoo/memory/mamba2.py) elsewhere
+
+Carried from segment to segment: every Mamba-2's state, and the last `context` keys and values of attention.
+Differs from the paper: attention sees the last `context` tokens, not all, and has neither positions nor a
+short convolution.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from zoo.memory.mamba2 import Mamba2Mixer
+from zoo.memory.mixer import Mixer
+from zoo.memory.ssd import Backend
+from zoo.memory.window import WindowAttention
+from zoo.models.layers import Block, FeedForward, Streaming, layout
+
+
+class Mamba2Hybrid(Streaming):
+    """`context` counts the tokens before the current one that attention sees; the recurrence has
+    `channels` (2 D by default) in heads of `head_width`."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        context: int,
+        pattern: Sequence[Literal["mamba2", "attention"]] = (
+            "mamba2",
+            "mamba2",
+            "mamba2",
+            "mamba2",
+            "attention",
+            "mamba2",
+            "mamba2",
+            "mamba2",
+        ),
+        kv_heads: int | None = None,
+        channels: int | None = None,
+        head_width: int = 64,
+        states: int = 64,
+        groups: int = 1,
+        taps: int = 4,
+        chunk: int = 64,
+        dropout: float = 0.0,
+        backend: Backend = "torch",
+    ) -> None:
+        inner = channels or 2 * width
+        if inner % head_width:
+            raise ValueError(f"channels {inner} is not a multiple of head_width {head_width}")
+
+        def mixer(kind: str) -> Mixer:
+            if kind == "attention":
+                return WindowAttention(
+                    width, heads, window=context + 1, kv_heads=kv_heads, position="none", dropout=dropout
+                )
+            return Mamba2Mixer(
+                width,
+                inner // head_width,
+                head_width=head_width,
+                states=states,
+                groups=groups,
+                taps=taps,
+                chunk=chunk,
+                backend=backend,
+            )
+
+        blocks = (
+            Block(mixer(kind), FeedForward(width, hidden, dropout=dropout), width, dropout=dropout)
+            for kind in layout(pattern, depth)
+        )
+        super().__init__(vocab_size, segment_len, width, blocks, dropout=dropout)

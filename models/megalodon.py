@@ -1,0 +1,180 @@
+"""Megalodon: attention inside chunks, and a moving average and a running norm over the whole text.
+
+Ma et al. 2024, arXiv:2404.08801; attention, average and norm: zoo/memory/{megalodon,ema,timestepnorm}.py.
+
+    yhat = attention(x)        (its residual x within)
+    x' = x + W_2 (silu(W_1 f) * W_3 f)   with  f = LayerNorm(yhat)        or W_2 silu(W_1 f)
+    logits = E TimestepNorm(x_L)
+
+The residual of the feed-forward goes two hops back, to x and not to yhat.
+
+Carried: per layer the timestep norm's statistics, the complex state of the average and the open chunk's keys
+and values; the last norm's statistics.  The gradient runs through all of them.
+Differs from the paper: as its code does (said in the parts' files); matrices begin as in all our models, the
+average as published; only the matrices decay, where the published optimiser decays every weight.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.megalodon import GatedAttention, MegalodonState
+from zoo.memory.mixer import Mixer
+from zoo.memory.timestepnorm import TimestepNorm, TimestepState
+from zoo.models.layers import Stack, init_weights
+from zoo.module import SequenceModule
+from zoo.state import State
+
+
+class MegalodonModelState(NamedTuple):
+    layers: tuple[MegalodonState, ...]
+    norm: TimestepState  # of the last norm
+
+
+class NormedFeedForward(nn.Module):
+    """LayerNorm, feed-forward (gated or not), and a scale per channel where there is one."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        swiglu: bool,
+        norm_affine: bool = True,
+        scale: float | None = None,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
+        self.shift = nn.Parameter(torch.zeros(width)) if norm_affine else None
+        self.enter = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False) if swiglu else None
+        self.out = nn.Linear(hidden, width, bias=False)
+        self.scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
+        self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
+
+    def forward(self, x: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
+        gain = None if self.gain is None else 1 + self.gain
+        x = F.layer_norm(x, x.shape[-1:], gain, self.shift, self.eps)
+        hidden = F.silu(self.enter(x))
+        if self.up is not None:
+            hidden = hidden * self.up(x)
+        y = self.dropout(self.out(self.hidden_dropout(hidden)))
+        return y if self.scale is None else y * self.scale
+
+
+class MegalodonBlock(Mixer):
+    def __init__(self, attention: GatedAttention, mlp: NormedFeedForward) -> None:
+        super().__init__()
+        self.attention, self.mlp = attention, mlp
+
+    def init_state(self, rows: int) -> MegalodonState:
+        return self.attention.init_state(rows)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: MegalodonState
+    ) -> tuple[Float[Tensor, "rows time width"], MegalodonState]:
+        y, state = self.attention(x, state)
+        return self.mlp(y) + x, state
+
+
+class Megalodon(SequenceModule):
+    learns_through_memory = True
+    cuts_anywhere = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        key_width: int,
+        value_width: int,
+        chunk: int,
+        states: int = 16,
+        norm_groups: int = 1,
+        norm_affine: bool = True,
+        norm_eps: float = 1e-5,
+        rope_base: float = 10000.0,
+        swiglu: bool = True,
+        rescaled: bool = False,
+        scaled_embedding: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.segment_len = vocab_size, segment_len
+        self.embed = nn.Embedding(vocab_size, width)
+        self.scale = width**0.5 if scaled_embedding else 1.0
+        self.dropout = nn.Dropout(dropout)
+
+        def block(layer: int) -> MegalodonBlock:
+            attention = GatedAttention(
+                width,
+                heads,
+                key_width=key_width,
+                value_width=value_width,
+                chunk=chunk,
+                states=states,
+                norm_groups=norm_groups,
+                norm_affine=norm_affine,
+                eps=norm_eps,
+                rope_base=rope_base,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                hidden_dropout=hidden_dropout,
+            )
+            mlp = NormedFeedForward(
+                width,
+                hidden,
+                swiglu=swiglu,
+                norm_affine=norm_affine,
+                scale=0.1 * 0.5**layer if rescaled else None,
+                eps=norm_eps,
+                dropout=dropout,
+                hidden_dropout=hidden_dropout,
+            )
+            return MegalodonBlock(attention, mlp)
+
+        self.layers = Stack(block(layer) for layer in range(depth))
+        self.norm = TimestepNorm(width, norm_groups, eps=norm_eps)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        init_weights(self, depth)
+
+    def init_state(self, rows: int) -> MegalodonModelState:
+        return MegalodonModelState(self.layers.init_state(rows), self.norm.init_state(rows))
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], MegalodonModelState]:
+        x, layers = self.layers(self.dropout(self.embed(tokens) * self.scale), state.layers)
+        x, norm = self.norm(x, state.norm)
+        return self.head(x), MegalodonModelState(layers, norm)
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All at once: every part reads any length."""
+        return self.segment(tokens, self.init_state(len(tokens)) if state is None else state)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Embedding and linear maps decay; the average, the heads' gains and shifts and the norms don't."""
+        matrices = [part.weight for part in self.modules() if isinstance(part, (nn.Linear, nn.Embedding))]
+        decaying = {id(weight) for weight in matrices}
+        rest = [weight for weight in self.parameters() if id(weight) not in decaying]
+        return [
+            {"params": [weight for weight in self.parameters() if id(weight) in decaying]},
+            {"params": rest, "decays": False},
+        ]

@@ -1,0 +1,162 @@
+"""Mamba as published: mamba_ssm's MambaLMHeadModel and transformers' MambaForCausalLM, which share their
+names but for the embedding's.  A config with `d_model` is mamba_ssm's.
+
+There feed-forwards are rounded up to 128 and the vocabulary to `pad_vocab_size_multiple`; what rounds is the
+code that made the weights, so both are done here too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.models.layers import Streaming
+from zoo.models.mamba import Mamba
+from zoo.models.published.weights import (
+    Config,
+    Table,
+    built,
+    fill,
+    flag,
+    fraction,
+    gradients,
+    number,
+    plain,
+    require,
+    same,
+    under,
+)
+from zoo.state import State
+
+MIXER: Table = {
+    **plain(in_proj="enter", out_proj="out"),
+    "conv1d.weight": ("conv.weight", lambda w: w[:, None]),
+    "conv1d.bias": ("conv.bias", same),
+    "x_proj.weight": ("select.weight", same),
+    "dt_proj.weight": ("dt_weight", same),
+    "dt_proj.bias": ("dt_bias", same),
+    "A_log": ("A_log", same),
+    "D": ("D", same),
+}
+
+
+def decoder(mixer: Table) -> Table:
+    """The whole model's names around a mixer's."""
+    return {
+        "backbone.embedding.weight": ("embed.weight", same),  # mamba_ssm's
+        "backbone.embeddings.weight": ("embed.weight", same),  # transformers'
+        **under("backbone.layers.{i}.mixer.", "stack.{i}.mixer.", mixer),
+        **under("backbone.layers.{i}.", "stack.{i}.", plain(norm="mixer_norm", norm2="mlp_norm")),
+        "backbone.layers.{i}.mlp.fc1.weight": ("stack.{i}.mlp.enter.weight", same),
+        "backbone.layers.{i}.mlp.fc2.weight": ("stack.{i}.mlp.out.weight", same),
+        **plain(backbone__norm_f="norm"),
+        "lm_head.weight": ("head.weight", same),
+    }
+
+
+def rounded(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def mixer_shape(width: int, config: Config) -> dict[str, Any]:
+    """MambaMixer's keywords from mamba_ssm's `ssm_cfg`."""
+    rank = {} if config.get("dt_rank", "auto") == "auto" else config
+    return {
+        "channels": number(config, "expand", default=2) * width,
+        "states": number(config, "d_state", default=16),
+        "taps": number(config, "d_conv", default=4),
+        "rank": number(rank, "dt_rank", default=-(-width // 16)),
+        "bias": flag(config, "bias", False),
+        "conv_bias": flag(config, "conv_bias", True),
+    }
+
+
+def decoder_shape(config: Config) -> dict[str, Any]:
+    """What mamba_ssm's config says of a model whatever its mixers."""
+    require(config, attn_layer_idx=[])
+    hidden = number(config, "d_intermediate", least=0, default=0)
+    return {
+        "vocab_size": rounded(
+            number(config, "vocab_size"), number(config, "pad_vocab_size_multiple", default=8)
+        ),
+        "segment_len": number(config, "L", default=2048),
+        "depth": number(config, "n_layer"),
+        "width": number(config, "d_model"),
+        "hidden": rounded(hidden, 128),
+        "norm": "rms" if flag(config, "rms_norm", True) else "layer",
+        "tied": flag(config, "tie_embeddings", True),
+    }
+
+
+def transformers_shape(config: Config) -> dict[str, Any]:
+    """The same of transformers' configs."""
+    require(config, hidden_act="silu")
+    return {
+        "vocab_size": number(config, "vocab_size"),
+        "segment_len": 2048,
+        "depth": number(config, "num_hidden_layers"),
+        "width": number(config, "hidden_size"),
+        "states": number(config, "state_size"),
+        "taps": number(config, "conv_kernel", default=4),
+        "bias": flag(config, "use_bias", False),
+        "conv_bias": flag(config, "use_conv_bias", True),
+    }
+
+
+def shape(config: Config) -> dict[str, Any]:
+    """Our constructor's keywords."""
+    if "d_model" in config:
+        cell = config.get("ssm_cfg") or {}
+        require(cell, layer="Mamba1")
+        return decoder_shape(config) | mixer_shape(number(config, "d_model"), cell)
+    width = number(config, "hidden_size")
+    rank = {} if config.get("time_step_rank", "auto") == "auto" else config
+    return transformers_shape(config) | {
+        "channels": number(config, "intermediate_size", default=number(config, "expand", default=2) * width),
+        "rank": number(rank, "time_step_rank", default=-(-width // 16)),
+        "tied": flag(config, "tie_word_embeddings", True),
+    }
+
+
+def finish(model: Streaming, weights: Mapping[str, Tensor], config: Config, mixer: Table) -> None:
+    """The norms' epsilon and the weights, in their dtype."""
+    epsilon = fraction(config, "norm_epsilon" if "d_model" in config else "layer_norm_epsilon", 1e-5)
+    for part in model.modules():
+        if isinstance(part, nn.RMSNorm | nn.LayerNorm):
+            part.eps = epsilon
+    fill(model, {name: swapped(name, weight) for name, weight in weights.items()}, table(mixer, config))
+
+
+def table(mixer: Table, config: Config) -> Table:
+    other = "backbone.embeddings.weight" if "d_model" in config else "backbone.embedding.weight"
+    return {name: place for name, place in decoder(mixer).items() if name != other}
+
+
+def swapped(name: str, weight: Tensor) -> Tensor:
+    """A feed-forward's two halves, the gate second there and first here."""
+    return torch.cat(weight.chunk(2)[::-1]) if name.endswith(".mlp.fc1.weight") else weight
+
+
+def load(weights: dict[str, Tensor], config: Config) -> Mamba:
+    """The published model with its weights, in their dtype."""
+    model = built(Mamba, **shape(config))
+    finish(model, weights, config, MIXER)
+    return model
+
+
+def published_gradients(model: Streaming, mixer: Table = MIXER) -> dict[str, Tensor]:
+    """Under mamba_ssm's names."""
+    found = gradients(model, table(mixer, {"d_model": model.width}))
+    return {name: swapped(name, grad) for name, grad in found.items()}
+
+
+def published_state(state: State, model: Streaming | None = None) -> dict[str, Tensor]:
+    """`{l}.conv_state` (rows, channels, K) and `{l}.ssm_state`; the oldest of the K inputs, which nothing
+    reads, is 0 here."""
+    return {
+        f"{layer}.{name}": tensor
+        for layer, kept in enumerate(state)
+        for name, tensor in (("conv_state", F.pad(kept.tail.mT, (1, 0))), ("ssm_state", kept.hidden))
+    }

@@ -1,0 +1,97 @@
+"""Mamba-2 as published: mamba_ssm's MambaLMHeadModel with `layer: Mamba2`, and transformers'
+Mamba2ForCausalLM."""
+
+import math
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from zoo.errors import UserError
+from zoo.memory.mamba2 import GatedNorm
+from zoo.models.mamba2 import Mamba2
+from zoo.models.published import mamba
+from zoo.models.published.mamba import published_state as published_state
+from zoo.models.published.weights import Config, Table, built, flag, fraction, number, require, same
+
+MIXER: Table = {
+    name: place for name, place in mamba.MIXER.items() if not name.startswith(("x_proj.", "dt_proj."))
+} | {
+    "dt_bias": ("dt_bias", same),
+    "D": ("D", Tensor.flatten),
+    "norm.weight": ("norm_weight", same),
+}
+
+
+def limits(config: Config, name: str) -> tuple[float, float] | None:
+    """A clamp of dt, where there is one."""
+    found = config.get(name)
+    if found is None or tuple(found) == (0.0, math.inf):
+        return None
+    low, high = (float(bound) for bound in found)
+    return low, high
+
+
+def mixer_shape(width: int, config: Config) -> dict[str, Any]:
+    """Mamba2Mixer's keywords from mamba_ssm's `ssm_cfg`."""
+    inner, head_width = number(config, "expand", default=2) * width, number(config, "headdim", default=64)
+    own = {} if config.get("d_ssm") is None else config
+    recurrent = number(own, "d_ssm", default=inner)
+    if recurrent > inner or recurrent % head_width:
+        raise UserError(
+            f"config: expected d_ssm, a multiple of {head_width} up to {inner}, found {recurrent}"
+        )
+    norm: GatedNorm = "before_gate" if flag(config, "norm_before_gate", False) else "after_gate"
+    return {
+        "heads": recurrent // head_width,
+        "head_width": head_width,
+        "states": number(config, "d_state", default=128),
+        "groups": number(config, "ngroups", default=1),
+        "taps": number(config, "d_conv", default=4),
+        "gated_width": inner - recurrent,
+        "norm": norm if flag(config, "rmsnorm", True) else "none",
+        "skip_per_channel": flag(config, "D_has_hdim", False),
+        "dt_limit": limits(config, "dt_limit"),
+        "chunk": number(config, "chunk_size", default=256),
+        "bias": flag(config, "bias", False),
+        "conv_bias": flag(config, "conv_bias", True),
+    }
+
+
+def shape(config: Config) -> dict[str, Any]:
+    """Our constructor's keywords."""
+    if "d_model" in config:
+        cell = config.get("ssm_cfg") or {}
+        if cell.get("layer") != "Mamba2":
+            raise UserError(f"config: expected ssm_cfg.layer 'Mamba2', found {cell.get('layer')!r}")
+        own = mixer_shape(number(config, "d_model"), cell)
+        heads, norm = own.pop("heads"), own.pop("norm")
+        own |= {"all_heads": heads * number(config, "n_layer"), "gated_norm": norm}
+        return mamba.decoder_shape(config) | own
+    require(config, rms_norm=True)
+    heads, head_width = number(config, "num_heads"), number(config, "head_dim")
+    inner = number(config, "expand", default=2) * number(config, "hidden_size")
+    if heads * head_width != inner:
+        raise UserError(f"config: expected num_heads * head_dim {inner}, found {heads} * {head_width}")
+    return mamba.transformers_shape(config) | {
+        "all_heads": heads * number(config, "num_hidden_layers"),
+        "head_width": head_width,
+        "groups": number(config, "n_groups"),
+        "dt_limit": limits(config, "time_step_limit"),
+        "chunk": number(config, "chunk_size", default=256),
+        "tied": flag(config, "tie_word_embeddings", False),
+    }
+
+
+def load(weights: dict[str, Tensor], config: Config) -> Mamba2:
+    """The published model with its weights, in their dtype."""
+    model = built(Mamba2, **shape(config))
+    if "d_model" not in config:  # mamba_ssm's gated norm has an epsilon of its own, 1e-5
+        for block in model.stack:
+            mixer: Any = block.mixer
+            mixer.norm_eps = fraction(config, "layer_norm_epsilon", 1e-5)
+    mamba.finish(model, weights, config, MIXER)
+    return model
+
+
+published_gradients = partial(mamba.published_gradients, mixer=MIXER)

@@ -1,0 +1,184 @@
+"""Language models of mamba_ssm as published (MambaLMHeadModel): Mamba or Mamba-2 with attention where
+`attn_layer_idx` says so.
+
+Feed-forwards are rounded up to 128 and the vocabulary to `pad_vocab_size_multiple`, as there.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.memory.conv import CausalConv
+from zoo.memory.mamba import MambaMixer, MambaState
+from zoo.memory.mamba2 import Mamba2Mixer, Mamba2State
+from zoo.memory.mixer import Mixer
+from zoo.memory.window import WindowAttention, WindowState
+from zoo.models.layers import Block, FeedForward, Streaming
+from zoo.models.published import mamba, mamba2
+from zoo.models.published.attention import seen
+from zoo.models.published.weights import (
+    Config,
+    Table,
+    built,
+    fill,
+    flag,
+    fraction,
+    gradients,
+    number,
+    plain,
+    require,
+    same,
+    under,
+)
+from zoo.state import State
+
+ATTENTION: Table = {
+    **plain(in_proj="attention.qkv", out_proj="attention.out"),
+    "conv1d.weight": ("conv.weight", lambda w: w[:, None]),
+    "conv1d.bias": ("conv.bias", same),
+}
+BLOCK: Table = {
+    **plain(norm="mixer_norm", norm2="mlp_norm"),
+    "mlp.fc1.weight": ("mlp.enter.weight", same),
+    "mlp.fc2.weight": ("mlp.out.weight", same),
+}
+
+
+class PackedState(NamedTuple):
+    tail: Float[Tensor, "rows earlier channels"]  # the last taps - 1 queries, keys and values, oldest first
+    window: WindowState
+
+
+class PackedAttention(Mixer):
+    """`MHA`: attention with, by option, a short convolution of its queries, keys and values, and a
+    feed-forward that shares its two linear maps, `gated` wide."""
+
+    def __init__(
+        self, width: int, heads: int, *, taps: int, gated: int, scale: float | None, **options: Any
+    ) -> None:
+        super().__init__()
+        self.attention = WindowAttention(width, heads, **options)
+        self.scale = 1.0 if scale is None else scale * self.attention.head_width**0.5
+        packed, mixed = self.attention.qkv.out_features, self.attention.out.in_features
+        self.parts = [packed, gated, gated]
+        self.attention.qkv = nn.Linear(width, sum(self.parts), bias=options["bias"])
+        self.attention.out = nn.Linear(mixed + gated, width, bias=options["out_bias"])
+        self.conv = CausalConv(packed, taps) if taps else None
+
+    def init_state(self, rows: int) -> PackedState:
+        tail = self.attention.qkv.weight.new_zeros(rows, 0, self.parts[0])
+        tail = tail if self.conv is None else self.conv.init_state(rows)
+        return PackedState(tail, self.attention.init_state(rows))
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: PackedState
+    ) -> tuple[Float[Tensor, "rows time width"], PackedState]:
+        packed, up, gate = self.attention.qkv(x).split(self.parts, dim=-1)
+        packed, tail = (packed, state.tail) if self.conv is None else self.conv(packed, state.tail)
+        q, k, v = self.attention.separate(packed)
+        y, window = self.attention.mix(self.scale * q, k, v, state.window)
+        return self.attention.out(torch.cat([y, up * F.silu(gate)], dim=-1)), PackedState(tail, window)
+
+
+def attention(width: int, config: Config, context: int) -> PackedAttention:
+    """`MHA` of a config's `attn_cfg`; it sees `context` tokens before the current one."""
+    require(config, causal=True, rotary_emb_interleaved=False)
+    if config.get("causal") is not True:
+        raise UserError("config: expected attn_cfg.causal true: without it attention sees what comes later")
+    heads = number(config, "num_heads")
+    kv_heads, head_width = (
+        {} if config.get(name) is None else config for name in ("num_heads_kv", "head_dim")
+    )
+    taps, gated = number(config, "d_conv", 0, 0), mamba.rounded(number(config, "mlp_dim", 0, 0), 256) // 2
+    rotated, scale = number(config, "rotary_emb_dim", 0, 0), config.get("softmax_scale")
+    options: dict[str, Any] = {
+        "window": context + 1,
+        "kv_heads": number(kv_heads, "num_heads_kv", default=heads),
+        "head_width": number(head_width, "head_dim", default=width // heads),
+        "position": "rope" if rotated else "none",
+        "rope_base": float(config.get("rotary_emb_base", 10000.0)),
+        "rotated": rotated or None,
+        "bias": flag(config, "qkv_proj_bias", True),
+        "out_bias": flag(config, "out_proj_bias", True),
+    }
+    return built(PackedAttention, width=width, heads=heads, taps=taps, gated=gated, scale=scale, **options)
+
+
+def mixer(config: Config, layer: int, context: int) -> Mixer:
+    width, cell = number(config, "d_model"), config.get("ssm_cfg") or {}
+    if layer in config.get("attn_layer_idx", ()):
+        return attention(width, config.get("attn_cfg") or {}, context)
+    if cell.get("layer", "Mamba1") == "Mamba1":
+        return built(MambaMixer, width=width, **mamba.mixer_shape(width, cell))
+    if cell["layer"] != "Mamba2":
+        raise UserError(f"config: expected ssm_cfg.layer Mamba1 or Mamba2, found {cell['layer']!r}")
+    return built(Mamba2Mixer, width=width, **mamba2.mixer_shape(width, cell))
+
+
+def load(weights: dict[str, Tensor], config: Config) -> Streaming:
+    """The published model with its weights, in their dtype; attention sees the config's `context` tokens, by
+    default its `L`, by default 2048."""
+    shape = mamba.decoder_shape({**config, "attn_layer_idx": []})
+    depth, hidden = shape.pop("depth"), shape.pop("hidden")
+    context = number(config, "context", default=shape["segment_len"])
+
+    def block(layer: int) -> Block:
+        mlp = FeedForward(shape["width"], hidden) if hidden else None
+        return Block(mixer(config, layer, context), mlp, shape["width"], shape["norm"])
+
+    model = built(Streaming, blocks=[block(layer) for layer in range(depth)], **shape)
+    epsilon = fraction(config, "norm_epsilon", 1e-5)
+    for part in model.modules():
+        if isinstance(part, nn.RMSNorm | nn.LayerNorm):
+            part.eps = epsilon
+    fill(model, {name: mamba.swapped(name, weight) for name, weight in weights.items()}, table(model))
+    return model
+
+
+def table(model: Streaming) -> Table:
+    named: Table = {
+        "backbone.embedding.weight": ("embed.weight", same),
+        "lm_head.weight": ("head.weight", same),
+        **plain(backbone__norm_f="norm"),
+    }
+    kinds: dict[type, Table] = {
+        MambaMixer: mamba.MIXER,
+        Mamba2Mixer: mamba2.MIXER,
+        PackedAttention: ATTENTION,
+    }
+    for layer, block in enumerate(model.stack):
+        own = under("mixer.", "mixer.", kinds[type(block.mixer)])
+        named |= under(f"backbone.layers.{layer}.", f"stack.{layer}.", BLOCK | own)
+    return named
+
+
+def published_gradients(model: Streaming) -> dict[str, Tensor]:
+    return {name: mamba.swapped(name, grad) for name, grad in gradients(model, table(model)).items()}
+
+
+def published_state(state: State, model: Streaming) -> dict[str, Tensor]:
+    return states(state, model)
+
+
+def states(state: State, model: Streaming) -> dict[str, Tensor]:
+    """`{l}.conv_state` (rows, channels, K), `{l}.ssm_state`; `{l}.attn_k`, `{l}.attn_v` (rows, keys, heads,
+    head width).  The published codes keep one input more than the convolution reads: it is 0 here."""
+    found: dict[str, Tensor] = {}
+    for layer, (kept, block) in enumerate(zip(state, model.stack, strict=True)):
+        mixer: Any = block.mixer
+        named: dict[str, Tensor] = {}
+        if isinstance(kept, (MambaState, Mamba2State, PackedState)) and mixer.conv is not None:
+            named["conv_state"] = F.pad(rearrange(kept.tail, "b k c -> b c k"), (1, 0))
+        if isinstance(kept, (MambaState, Mamba2State)):
+            named["ssm_state"] = kept.hidden
+        elif isinstance(kept, PackedState):
+            named |= seen(mixer.attention, kept.window)
+        else:
+            named |= seen(mixer, kept)
+        found |= {f"{layer}.{name}": tensor for name, tensor in named.items()}
+    return found

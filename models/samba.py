@@ -1,0 +1,72 @@
+"""Samba: Mamba and sliding-window attention in turn, a feed-forward after each.
+
+Ren et al. 2024, arXiv:2406.07522.
+
+    x += mamba(norm(x))            x += swiglu(norm(x))
+    x += attention(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
+
+Carried from segment to segment: every Mamba's state (zoo/memory/mamba.py), and the last `window - 1` keys and
+values of attention.
+Differs from the paper: nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from zoo.memory.attention import Position
+from zoo.memory.mamba import MambaMixer
+from zoo.memory.mixer import Mixer
+from zoo.memory.scan import Backend
+from zoo.memory.window import WindowAttention
+from zoo.models.layers import Block, FeedForward, Norm, Streaming, layout
+
+
+class Samba(Streaming):
+    """`window` counts the tokens that attention sees, the current one included; `channels` is Mamba's inner
+    width, 2 D by default; `rotated` features of a head have rotary positions, all by default."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        window: int,
+        pattern: Sequence[Literal["mamba", "attention"]] = ("mamba", "attention"),
+        kv_heads: int | None = None,
+        channels: int | None = None,
+        states: int = 16,
+        taps: int = 4,
+        rank: int | None = None,
+        position: Position = "rope",
+        rope_base: float = 10000.0,
+        rotated: int | None = None,
+        norm: Norm = "rms",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+        backend: Backend = "torch",
+    ) -> None:
+        def mixer(kind: str) -> Mixer:
+            if kind == "mamba":
+                inner = channels or 2 * width
+                return MambaMixer(width, inner, states=states, taps=taps, rank=rank, backend=backend)
+            return WindowAttention(
+                width,
+                heads,
+                window=window,
+                kv_heads=kv_heads,
+                position=position,
+                rope_base=rope_base,
+                rotated=rotated,
+                bias=bias,
+                dropout=dropout,
+            )
+
+        blocks = (
+            Block(mixer(kind), FeedForward(width, hidden, dropout=dropout), width, norm, dropout)
+            for kind in layout(pattern, depth)
+        )
+        super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)

@@ -1,0 +1,145 @@
+"""How the kinds of Griffin, Jamba, Samba and mamba_ssm's hybrid are held to their files
+(shared/specs/statespace.md, sections 0 and 4)."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate, pairwise, product
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.golden.cases import Case
+from zoo.memory.conv import CausalConv
+from zoo.memory.griffin import RecurrentBlock
+from zoo.memory.rglru import RGLRU, rglru, rglru_loop
+from zoo.models.published import griffin, jamba, mamba2_hybrid, samba
+from zoo.models.published.weights import fill, gradients
+
+
+def cuts(case: Case, time: int) -> list[list[int]]:
+    """At once, at the boundaries that the file names, one token at a time, and in pieces that fit nothing."""
+    ends = case.config.get("bounds") or list(accumulate(case.config["segments"]))
+    named = [end - start for start, end in pairwise([0, *[end for end in ends if end < time], time])]
+    return [[time], named, [1] * time, [5] * (time // 5) + [time % 5] * (time % 5 > 0)]
+
+
+def slopes(leaves: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    return {f"in.{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def check_rglru(case: Case) -> None:
+    """`hybrids/rglru`: the unit alone, fresh with texts that begin inside, and from a given state."""
+    width, heads = case.config["width"], case.config["num_heads"]
+    unit, table = RGLRU(width, heads), griffin.unit(heads)
+    fill(unit, case.weights, table)
+    x, starts = case.read("in.x"), case.read("in.segment_pos") == 0
+    for form, lengths in product((rglru, rglru_loop), cuts(case, x.shape[1])):
+        with mock.patch("zoo.memory.rglru.rglru", form):
+            hidden, said, done = torch.zeros_like(x[:, 0]), [], 0
+            for piece, begins in zip(x.split(lengths, dim=1), starts.split(lengths, dim=1), strict=True):
+                y, hidden = unit(piece, hidden, begins)
+                said.append(y)
+                done += piece.shape[1]
+                case.compare(f"state@{done}.", {"h": hidden})
+            case.compare("out.", {"y": torch.cat(said, dim=1), "h": hidden})
+
+            unit.zero_grad()
+            inputs = {"x": x.clone().requires_grad_(), "h0": case.read("in.h0").clone().requires_grad_()}
+            hidden, said = inputs["h0"], []
+            for piece in inputs["x"].split(lengths, dim=1):
+                y, hidden = unit(piece, hidden, torch.zeros(piece.shape[:2], dtype=torch.bool))
+                said.append(y)
+            y = torch.cat(said, dim=1)
+            case.compare("out0.", {"y": y, "h": hidden})
+            ((y * case.read("cot.y")).sum() + (hidden * case.read("cot.h")).sum()).backward()
+            weights = {f"w.{name}": grad for name, grad in gradients(unit, table).items()}
+            case.compare("grad.", slopes(inputs) | weights)
+
+
+def check_recurrent_block(case: Case) -> None:
+    """`hybrids/griffin_recurrent_block`."""
+    config = case.config
+    width, heads = config["width"], config["num_heads"]
+    block = RecurrentBlock(
+        width, config.get("lru_width") or width, heads, taps=config.get("conv1d_temporal_width", 4)
+    )
+    table = griffin.recurrent(heads)
+    fill(block, case.weights, table)
+    x = case.read("in.x")
+    for lengths in cuts(case, x.shape[1]):
+        block.zero_grad()
+        inputs = {"x": x.clone().requires_grad_()}
+        state, said = block.init_state(len(x)), []
+        for piece in inputs["x"].split(lengths, dim=1):
+            y, state = block(piece, state)
+            said.append(y)
+            case.compare(f"state@{int(state.read[0])}.", {"conv": state.tail, "h": state.hidden})
+        y = torch.cat(said, dim=1)
+        case.compare("out.", {"y": y})
+        (y * case.read("cot.y")).sum().backward()
+        weights = {f"w.{name}": grad for name, grad in gradients(block, table).items()}
+        case.compare("grad.", slopes(inputs) | weights)
+
+
+class Oldest:
+    """What the published codes keep and no convolution reads: of each one's inputs the K-th last."""
+
+    def __init__(self, model: Any) -> None:
+        self.inputs: dict[int, list[Tensor]] = {}
+        self.hooks = [
+            part.register_forward_pre_hook(partial(self.hear, layer))
+            for layer, block in enumerate(model.stack)
+            for part in block.modules()
+            if isinstance(part, CausalConv)
+        ]
+
+    def hear(self, layer: int, conv: nn.Module, read: tuple[Tensor, Tensor]) -> None:
+        self.inputs.setdefault(layer, []).append(read[0])
+
+    def put(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The published state with it."""
+        for layer, heard in self.inputs.items():
+            if (kept := state.get(f"{layer}.conv_state")) is not None:
+                inputs = torch.cat(heard, dim=1)
+                taps = kept.shape[2]
+                if inputs.shape[1] >= taps:
+                    kept = torch.cat([inputs[:, -taps, :, None], kept[:, :, 1:]], dim=2)
+                state[f"{layer}.conv_state"] = kept
+        return state
+
+
+def check_model(case: Case, loader: Any) -> None:
+    """Logits, loss, gradients and states, however the text is cut."""
+    model = loader.load(case.weights, case.config).eval()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+    tokens, targets = case.read("in.tokens"), case.read("in.targets")
+    for lengths in cuts(case, tokens.shape[1]):
+        for read in (model.segment, model.forward):
+            model.zero_grad()
+            oldest = Oldest(model)
+            state, said, done = model.init_state(len(tokens)), [], 0
+            for piece in tokens.split(lengths, dim=1):
+                logits, state = read(piece, state)
+                said.append(logits)
+                done += piece.shape[1]
+                case.compare(f"state@{done}.", oldest.put(loader.published_state(state, model)))
+            for hook in oldest.hooks:
+                hook.remove()
+            logits = torch.cat(said, dim=1)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            case.compare("out.", {"logits": logits, "loss": loss})
+            loss.backward()
+            case.compare("grad.w.", loader.published_gradients(model))
+
+
+KINDS: dict[str, Callable[[Case], None]] = {
+    "hybrids/rglru": check_rglru,
+    "hybrids/griffin_recurrent_block": check_recurrent_block,
+    "hybrids/griffin_model": partial(check_model, loader=griffin),
+    "hybrids/samba_model": partial(check_model, loader=samba),
+    "hybrids/jamba_model": partial(check_model, loader=jamba),
+    "hybrids/mamba_ssm_hybrid": partial(check_model, loader=mamba2_hybrid),
+}

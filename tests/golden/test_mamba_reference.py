@@ -1,0 +1,270 @@
+"""The published cases can't vary every field: our Mamba and Mamba-2 against loops over single tokens, rows
+and heads, written from the text of shared/specs/statespace.md (the whole mixers': hybrids_reference.py)."""
+
+import math
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.golden import hybrids_reference, statespace_mamba
+from tests.golden.cases import Case
+from tests.golden.hybrids_reference import Config, Tensors, silu, slopes, softplus
+from zoo.memory.mamba import MambaMixer
+from zoo.memory.mamba2 import Mamba2Mixer
+from zoo.models.mamba import Mamba
+from zoo.models.mamba2 import Mamba2
+from zoo.models.published import mamba, mamba2
+from zoo.models.published.weights import gradients
+
+Draw = Callable[..., Tensor]
+
+
+def drawer(*seed: object) -> Draw:
+    random = torch.Generator().manual_seed(sum(map(ord, repr(seed))))
+    return lambda *shape: torch.randn(shape, generator=random, dtype=torch.float64)
+
+
+def scan(c: Config, given: Tensors, h: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Section 2.1, a channel at a time: y (rows, channels, time), and the state after each token."""
+    rows, channels, time = given["in.u"].shape
+    groups = c["groups"] or 1
+    write, read = (given[f"in.{n}"].view(rows, groups, -1, time) for n in "BC")
+    said, after = [], []
+    for t in range(time):
+        ys, hs = [], []
+        for b in range(rows):
+            for e in range(channels):
+                dt = given["in.delta"][b, e, t]
+                dt = dt + given["in.delta_bias"][e] if "in.delta_bias" in given else dt
+                dt = softplus(dt) if c["delta_softplus"] else dt
+                group, u = e // (channels // groups), given["in.u"][b, e, t]
+                hs.append((dt * given["in.A"][e]).exp() * h[b, e] + dt * u * write[b, group, :, t])
+                y = (hs[-1] * read[b, group, :, t]).sum()
+                y = y + given["in.D"][e] * u if c["use_D"] else y
+                ys.append(y * silu(given["in.z"][b, e, t]) if c["use_z"] else y)
+        h = torch.stack(hs).view_as(h)
+        said.append(torch.stack(ys).view(rows, channels))
+        after.append(h)
+    return torch.stack(said, dim=2), after
+
+
+def ssd(c: Config, given: Tensors, state: Tensor, bare: bool) -> tuple[Tensor, list[Tensor]]:
+    """Section 3.1, a head at a time; `bare`: neither D nor z."""
+    rows, time, heads, width = given["in.x"].shape
+    groups, (least, most) = c["ngroups"], c["dt_limit"] or (-math.inf, math.inf)
+    said, after = [], []
+    for t in range(time):
+        ys, new = [], []
+        for b in range(rows):
+            for h in range(heads):
+                dt = given["in.dt"][b, t, h]
+                dt = dt + given["in.dt_bias"][h] if "in.dt_bias" in given else dt
+                dt = (softplus(dt) if c["dt_softplus"] else dt).clamp(least, most)
+                group, x = h // (heads // groups), given["in.x"][b, t, h]
+                fresh = dt * torch.outer(x, given["in.B"][b, t, group])
+                new.append((dt * given["in.A"][h]).exp() * state[b, h] + fresh)
+                y = new[-1] @ given["in.C"][b, t, group]
+                y = y if bare or "in.D" not in given else y + given["in.D"][h] * x
+                ys.append(y if bare or "in.z" not in given else y * silu(given["in.z"][b, t, h]))
+        state = torch.stack(new).view_as(state)
+        said.append(torch.stack(ys).view(rows, heads, width))
+        after.append(state)
+    return torch.stack(said, dim=1), after
+
+
+def grown(given: Tensors) -> Tensors:
+    return {n: x.clone().requires_grad_() if n.startswith("in.") else x for n, x in given.items()}
+
+
+SCAN: Config = {"batch": 2, "dim": 4, "dstate": 3, "L": 7, "groups": None, "delta_softplus": True}
+SCAN |= {"use_z": True, "use_D": True, "segments": [3, 4], "bias": True}
+SCANS: dict[str, Config] = {
+    "plain": {},
+    "one token": {"L": 1, "segments": [1]},
+    "over a chunk": {"L": 67, "segments": [33, 34], "batch": 1, "dim": 2},
+    "two groups": {"groups": 2},
+    "a group each": {"groups": 4, "dstate": 1},
+    "one group": {"groups": 1},
+    "no gate, no skip": {"use_z": False, "use_D": False},
+    "dt as it is": {"delta_softplus": False},
+    "no bias": {"bias": False},
+}
+
+
+@pytest.mark.parametrize("variant", SCANS)
+def test_scan(variant: str) -> None:
+    c = SCAN | SCANS[variant]
+    draw = drawer("scan", variant)
+    rows, channels, states, time = (c[n] for n in ("batch", "dim", "dstate", "L"))
+    selected = (rows, *([c["groups"]] if c["groups"] else []), states, time)
+    given = {"in.u": draw(rows, channels, time), "in.A": -draw(channels, states).exp()}
+    given["in.delta"] = (
+        draw(rows, channels, time) if c["delta_softplus"] else draw(rows, channels, time).abs()
+    )
+    given |= {"in.B": draw(*selected), "in.C": draw(*selected)}
+    given |= {"in.z": draw(rows, channels, time)} if c["use_z"] else {}
+    given |= {"in.D": draw(channels)} if c["use_D"] else {}
+    given |= {"in.delta_bias": draw(channels).abs() / 2} if c["bias"] else {}
+    given |= {"cot.y": draw(rows, channels, time), "cot.last_state": draw(rows, channels, states)}
+    inputs = grown(given)
+    y, after = scan(c, inputs, torch.zeros(rows, channels, states).double())
+    leaves = {n: x for n, x in inputs.items() if n.startswith("in.")}
+    said, last = (y * given["cot.y"]).sum(), (after[-1] * given["cot.last_state"]).sum()
+    found = {"out.y": y, "out.last_state": after[-1]}
+    found |= {f"state@{t}.last_state": after[t - 1] for t in accumulate(c["segments"])}
+    found |= slopes(said + last, leaves) | slopes(said, leaves, "grad_y_only.")
+    case = Case("mamba1/scan", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
+    statespace_mamba.KINDS[case.kind](case)
+    case.close()
+
+
+SSD: Config = {"batch": 2, "L": 7, "nheads": 4, "headdim": 3, "ngroups": 1, "dstate": 2, "chunk_size": 4}
+SSD |= {"D_has_hdim": False, "use_z": False, "dt_limit": None, "dt_softplus": True, "segments": [3, 4]}
+SSD |= {"bias": True, "skip": True}
+SSDS: dict[str, Config] = {
+    "plain": {},
+    "one token": {"L": 1, "segments": [1], "chunk_size": 64},
+    "over a chunk of 64": {"L": 67, "segments": [33, 34], "batch": 1, "nheads": 2},
+    "two groups": {"ngroups": 2, "use_z": True},
+    "a group each": {"ngroups": 4, "headdim": 1},
+    "skip per channel": {"D_has_hdim": True, "ngroups": 2},
+    "limits": {"dt_limit": [0.3, 0.9], "use_z": True},
+    "no upper limit": {"dt_limit": [0.5, math.inf]},
+    "dt as it is": {"dt_softplus": False, "bias": False},
+    "no skip": {"skip": False},
+}
+
+
+@pytest.mark.parametrize("variant", SSDS)
+def test_ssd(variant: str) -> None:
+    c = SSD | SSDS[variant]
+    draw = drawer("ssd", variant)
+    rows, time, heads, width, groups, states = (
+        c[n] for n in ("batch", "L", "nheads", "headdim", "ngroups", "dstate")
+    )
+    given = {"in.x": draw(rows, time, heads, width), "in.A": -draw(heads).exp()}
+    given["in.dt"] = draw(rows, time, heads) if c["dt_softplus"] else draw(rows, time, heads).abs()
+    given |= {f"in.{n}": draw(rows, time, groups, states) for n in "BC"}
+    given |= {"in.D": draw(heads, *([width] if c["D_has_hdim"] else []))} if c["skip"] else {}
+    given |= {"in.z": draw(rows, time, heads, width)} if c["use_z"] else {}
+    given |= {"in.dt_bias": draw(heads)} if c["bias"] else {}
+    shape = (rows, heads, width, states)
+    given |= {"in.h0": draw(*shape), "cot.y": draw(rows, time, heads, width)}
+    given |= {"cot0.y": draw(rows, time, heads, width), "cot0.final_state": draw(*shape)}
+    inputs = grown(given)
+    leaves = {n: x for n, x in inputs.items() if n.startswith("in.") and n != "in.h0"}
+    y, after = ssd(c, inputs, torch.zeros(shape).double(), bare=False)
+    found = {"out.y": y, "out.final_state": after[-1]}
+    found |= {f"state@{t}.ssm_state": after[t - 1] for t in accumulate(c["segments"])}
+    found |= slopes((y * given["cot.y"]).sum(), leaves)
+    y, after = ssd(c, inputs, inputs["in.h0"], bare=True)
+    found |= {"out0.y": y, "out0.final_state": after[-1]}
+    total = (y * given["cot0.y"]).sum() + (after[-1] * given["cot0.final_state"]).sum()
+    bare = {n: x for n, x in inputs.items() if n.startswith("in.") and n not in ("in.D", "in.z")}
+    found |= slopes(total, bare, "grad0.")
+    case = Case("mamba2/ssd", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
+    statespace_mamba.KINDS[case.kind](case)
+    case.close()
+
+
+MIXER: Config = {"d_model": 6, "d_state": 3, "L": 9, "B": 2, "bounds": [2, 7, 9]}
+MIXERS: dict[str, Config] = {
+    "mamba1: plain": {},
+    "mamba1: narrow": {"expand": 1, "d_conv": 2, "dt_rank": 1},
+    "mamba1: wide": {"expand": 3, "dt_rank": 5, "d_state": 1},
+    "mamba1: biased": {"bias": True, "conv_bias": False, "dt_rank": "auto"},
+    "mamba1: long taps": {"d_conv": 6},
+    "mamba1: one tap": {"d_conv": 1},
+    "mamba2: plain": {"headdim": 4},
+    "mamba2: groups": {"headdim": 3, "ngroups": 2, "chunk_size": 4},
+    "mamba2: one head": {"headdim": 12, "chunk_size": 2, "d_conv": 2},
+    "mamba2: norm first": {"headdim": 3, "ngroups": 4, "norm_before_gate": True},
+    "mamba2: no norm": {"headdim": 4, "rmsnorm": False, "norm_before_gate": True},
+    "mamba2: channels past it": {"headdim": 2, "d_ssm": 8, "ngroups": 2},
+    "mamba2: skip per channel, limits": {"headdim": 4, "D_has_hdim": True, "dt_limit": [0.2, 0.8]},
+    "mamba2: biased": {"headdim": 2, "expand": 1, "bias": True, "conv_bias": False, "d_conv": 3},
+}
+
+
+def weights_of(shapes: Tensors, draw: Draw) -> Tensors:
+    """Nothing at its initial value, nothing small enough to hide."""
+    found = {}
+    for name, like in shapes.items():
+        scale = 0.2 if "norm" in name else 0.6
+        found[f"w.{name}"] = draw(*like.shape) * scale + (
+            1.0 if "norm" in name and "bias" not in name else 0.0
+        )
+    return found
+
+
+@pytest.mark.parametrize("variant", MIXERS)
+def test_mixer(variant: str) -> None:
+    c, kind = MIXER | MIXERS[variant], variant.partition(":")[0]
+    draw, one = drawer("mixer", variant), kind == "mamba1"
+    loader: Any = mamba if one else mamba2
+    mixer = (MambaMixer if one else Mamba2Mixer)(c["d_model"], **loader.mixer_shape(c["d_model"], c))
+    given = weights_of(gradients(mixer, loader.MIXER), draw)
+    given |= {"in.x": draw(c["B"], c["L"], c["d_model"]), "cot.y": draw(c["B"], c["L"], c["d_model"])}
+    p = {n[2:]: w.clone().requires_grad_() for n, w in given.items() if n.startswith("w.")}
+    x = given["in.x"].clone().requires_grad_()
+    reference = hybrids_reference.mamba if one else hybrids_reference.mamba2
+    rows = [reference(row, p, "", *([] if one else [c])) for row in x]
+    y = torch.stack([said for said, _ in rows])
+    found = {"out.y": y}
+    for t in c["bounds"]:
+        told = [carried(t) for _, carried in rows]
+        found |= {f"state@{t}.{n}": torch.stack([row[n] for row in told]) for n in told[0]}
+    found |= slopes((y * given["cot.y"]).sum(), {"in.x": x} | {f"w.{n}": w for n, w in p.items()})
+    case = Case(f"{kind}/layer", c, given | {n: t.detach() for n, t in found.items()}, of_max=True)
+    statespace_mamba.KINDS[case.kind](case)
+    case.close()
+
+
+MODEL: Config = {
+    "d_model": 6,
+    "n_layer": 2,
+    "vocab_size": 11,
+    "attn_layer_idx": [],
+    "attn_cfg": {},
+    "L": 7,
+    "B": 2,
+}
+MODEL |= {"d_intermediate": 0, "rms_norm": True, "tie_embeddings": True, "pad_vocab_size_multiple": 8}
+MODEL |= {"norm_epsilon": 1e-5, "residual_in_fp32": True, "bounds": [3, 7], "ssm_cfg": {"d_state": 3}}
+CELL2: Config = {"layer": "Mamba2", "d_state": 3, "headdim": 4, "chunk_size": 4}
+MODELS: dict[str, Config] = {
+    "mamba1: plain": {},
+    "mamba1: LayerNorm, untied": {"rms_norm": False, "tie_embeddings": False, "norm_epsilon": 0.01},
+    "mamba1: with feed-forwards": {"d_intermediate": 10, "n_layer": 1, "pad_vocab_size_multiple": 1},
+    "mamba1: named": {"ssm_cfg": {"layer": "Mamba1", "d_state": 2, "d_conv": 3, "bias": True}, "n_layer": 3},
+    "mamba2: plain": {"ssm_cfg": CELL2},
+    "mamba2: with feed-forwards": {"ssm_cfg": CELL2 | {"ngroups": 3}, "d_intermediate": 130},
+    "mamba2: all else": {
+        "ssm_cfg": CELL2 | {"d_ssm": 8, "D_has_hdim": True, "dt_limit": [0.1, 1.0], "norm_before_gate": True},
+        "tie_embeddings": False,
+        "rms_norm": False,
+        "n_layer": 1,
+        "norm_epsilon": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", MODELS)
+def test_model(variant: str) -> None:
+    c, kind = MODEL | MODELS[variant], variant.partition(":")[0]
+    draw, one = drawer("model", variant), kind == "mamba1"
+    loader: Any = mamba if one else mamba2
+    empty = (Mamba if one else Mamba2)(**loader.shape(c))
+    given = weights_of(loader.published_gradients(empty), draw)
+    if c["tie_embeddings"]:
+        given["w.lm_head.weight"] = given["w.backbone.embedding.weight"].clone()
+    tokens = torch.randint(c["vocab_size"], (2, c["B"], c["L"]), generator=torch.Generator().manual_seed(0))
+    given |= {"in.tokens": tokens[0], "in.targets": tokens[1]}
+    found = hybrids_reference.computed("hybrids/mamba_ssm_hybrid", c, given)
+    case = Case(f"{kind}/model", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
+    statespace_mamba.KINDS[case.kind](case)
+    case.close()

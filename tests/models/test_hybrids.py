@@ -1,0 +1,178 @@
+"""Hybrids: where attention stands, what they cost and carry, what decays, and their laws in more shapes.
+
+Their equations are held to slow loops in tests/golden/test_hybrids_reference.py.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.contract import laws
+from zoo.memory.griffin import RecurrentBlock
+from zoo.memory.mamba import MambaMixer
+from zoo.memory.mamba2 import Mamba2Mixer
+from zoo.memory.window import WindowAttention
+from zoo.models.griffin import Griffin
+from zoo.models.jamba import Jamba
+from zoo.models.layers import layout
+from zoo.models.mamba2_hybrid import Mamba2Hybrid
+from zoo.models.published.mamba2_hybrid import PackedAttention
+from zoo.models.samba import Samba
+from zoo.module import SequenceModule
+from zoo.state import nbytes
+from zoo.train import build
+
+LETTERS: dict[type, str] = {
+    RecurrentBlock: "r",
+    MambaMixer: "m",
+    Mamba2Mixer: "m",
+    WindowAttention: "a",
+}
+PLACES = {  # at nano, micro, tiny, small, base
+    "griffin": ["ra", "rrar", "rrar", "rrarrarr", "rrarrarrarrarrar"],
+    "jamba": ["ma", "mmma", "mmma", "mmmmammm", "mmmmammmmmmmammm"],
+    "samba": ["ma", "mama", "mama", "mamamama", "mamamamamamamama"],
+    "mamba2_hybrid": ["ma", "mmma", "mmma", "mmmmammm", "mmmmammmmmmmammm"],
+}
+BUDGETS = {"micro": (200_000, 0.03), "tiny": (1_500_000, 0.01), "small": (25_000_000, 0.01)}
+BUDGETS |= {"base": (125_000_000, 0.01)}
+
+
+SIZES = ["nano", "micro", "tiny", "small", pytest.param("base", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("model", PLACES)
+def test_attention_stands_where_the_papers_put_it_and_the_budget_is_met(model: str, size: str) -> None:
+    """Every kind of mixer stands in every size; on the meta device."""
+    with torch.device("meta"):
+        made: Any = build.model(build.compose([f"model={model}", f"size={size}"]))
+    kinds = "".join(LETTERS[type(block.mixer)] for block in made.stack)
+    assert kinds == PLACES[model][["nano", *BUDGETS].index(size)]
+    if size in BUDGETS:
+        budget, share = BUDGETS[size]
+        assert abs(made.count_parameters() - budget) < share * budget
+
+
+@pytest.mark.parametrize(
+    ("pattern", "depth", "expected"),
+    [
+        ("ab", 1, None),
+        ("ab", 2, "ab"),
+        ("aab", 2, "ab"),
+        ("aab", 7, "aabaaba"),
+        ("aaabc", 3, "abc"),
+        ("aaabc", 4, "aabc"),
+        ("aab", 1, None),
+        ("a", 3, "aaa"),
+    ],
+)
+def test_a_pattern_is_repeated_cut_and_leaves_nothing_out(
+    pattern: str, depth: int, expected: str | None
+) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match="1 blocks can't hold each of a, b"):
+            layout(pattern, depth)
+    else:
+        assert "".join(layout(pattern, depth)) == expected
+
+
+@pytest.mark.parametrize("model", PLACES)
+def test_what_shapes_the_recurrence_does_not_decay(model: str) -> None:
+    made = build.model(build.compose([f"model={model}", "size=nano"]))
+    decaying, rest = made.parameter_groups()
+    assert decaying.get("decays", True)
+    assert not rest["decays"]
+    names = {id(weight): name for name, weight in made.named_parameters()}
+    held = [names[id(weight)] for group in (decaying, rest) for weight in group["params"]]
+    assert sorted(held) == sorted(names.values())
+    spared = {names[id(weight)].rpartition(".")[2] for weight in rest["params"]}
+    decays = {names[id(weight)].rpartition(".")[2] for weight in decaying["params"]}
+    own = {"griffin": {"rate", "bias"}, "mamba2_hybrid": {"A_log", "D", "dt_bias", "norm_weight", "bias"}}
+    assert spared == {"weight"} | own.get(model, {"A_log", "D", "dt_bias", "bias"})
+    assert decays == {"weight"} | ({"dt_weight"} if model in ("jamba", "samba") else set())
+
+
+NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "width": 16, "heads": 4, "hidden": 20}
+
+
+def test_what_a_row_carries() -> None:
+    """Counted in floats of 4 bytes and counts of 8."""
+    keys = 2 * 4 * 4  # of one token: keys and values of four heads of four
+    recurrent, attention = 4 * (3 * 16 + 16) + 8, 4 * (5 * keys // 4) + 8
+    found = Griffin(**NANO, depth=3, window=6)
+    assert nbytes(found.init_state(1)) == 2 * recurrent + attention
+    mamba = 4 * (3 * 32 + 32 * 16)
+    assert nbytes(Samba(**NANO, depth=2, window=6).init_state(1)) == mamba + 4 * 5 * keys + 8
+    assert nbytes(Jamba(**NANO, depth=2, context=5, kv_heads=2).init_state(1)) == (
+        mamba + 4 * 5 * keys // 2 + 8
+    )
+    mamba2 = 4 * (3 * (32 + 2 * 7) + 32 * 7)
+    hybrid = Mamba2Hybrid(**NANO, depth=2, context=5, states=7, head_width=8)
+    assert nbytes(hybrid.init_state(1)) == mamba2 + 4 * 5 * keys + 8
+
+
+def test_channels_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels 20 is not a multiple of head_width 8"):
+        Mamba2Hybrid(**NANO, depth=2, context=4, channels=20, head_width=8)
+    with pytest.raises(ValueError, match="width 18 is not a multiple of blocks 4"):
+        Griffin(**NANO, depth=3, window=4, lru_width=18)
+
+
+class Packed(Mamba2Hybrid):
+    """With the attention of mamba_ssm's checkpoints: short convolution, shared feed-forward, half rotary."""
+
+    def __init__(self) -> None:
+        super().__init__(**NANO, depth=2, context=6, states=4, head_width=8)
+        block: Any = self.stack[1]
+        options: dict[str, Any] = {"window": 7, "rotated": 2, "bias": True, "out_bias": False}
+        block.mixer = PackedAttention(16, 4, taps=3, gated=6, scale=0.4, kv_heads=2, **options)
+
+
+VARIANTS: dict[str, Callable[[], SequenceModule]] = {
+    "griffin_capped": partial(
+        Griffin, **NANO, depth=3, window=5, lru_width=24, taps=2, soft_cap=3.0, scaled_embeddings=False
+    ),
+    "griffin_window_of_two": partial(Griffin, **NANO, depth=2, window=2, dropout=0.1),
+    "jamba_short_context": partial(
+        Jamba, **NANO, depth=3, context=3, kv_heads=1, states=3, bias=True, tied=False, dropout=0.1
+    ),
+    "samba_plain": partial(Samba, **NANO, depth=2, window=5, position="none", norm="layer", bias=True),
+    "samba_half_rotary": partial(Samba, **NANO, depth=2, window=11, rotated=2, kv_heads=2, channels=12),
+    "mamba2_hybrid_grouped": partial(
+        Mamba2Hybrid, **NANO, depth=2, context=9, kv_heads=2, head_width=8, states=4, groups=2, chunk=5
+    ),
+    "mamba2_hybrid_packed": Packed,
+}
+
+
+def cases() -> Iterator[Any]:
+    for model, made in VARIANTS.items():
+        for law, check in laws(made):
+            yield pytest.param(check, id=f"{model}-{law}")
+
+
+@pytest.mark.parametrize("check", list(cases()))
+def test_law(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("model", PLACES)
+def test_a_step_of_training_under_bfloat16_is_finite(model: str) -> None:
+    torch.manual_seed(0)
+    made = build.model(build.compose([f"model={model}", "size=nano"]))
+    optimiser = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    tokens, losses = torch.randint(made.vocab_size, (2, 65)), []
+    for _ in range(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = made(tokens[:, :-1])
+        losses.append(nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert all(weight.isfinite().all() for weight in made.parameters())
+    assert losses[-1] < 0.8 * losses[0]
