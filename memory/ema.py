@@ -88,9 +88,8 @@ def ema(
     after = powers[:, None, :, last] * before[-1] + torch.view_as_complex(tail.unflatten(2, (-1, 2)))
 
     carried = rearrange(torch.view_as_real(torch.stack(before, dim=2)), "d b n s r -> d (b n) (s r)")
-    from_before = torch.view_as_real(
-        leaves[..., 1:].conj().resolve_conj()
-    )  # Re(a h) = Re(a*) Re(h) + Im(a*) Im(h)
+    # Re(a h) = Re(a*) Re(h) + Im(a*) Im(h)
+    from_before = torch.view_as_real(leaves[..., 1:].conj().resolve_conj())
     from_before = rearrange(from_before, "d s c r -> d (s r) c").contiguous()
     y = torch.baddbmm(pieces @ inside, carried, from_before)
     if y.requires_grad:

@@ -20,7 +20,9 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize("size", ["micro", "tiny", "small", pytest.param("base", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "size", ["micro", "tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in ("small", "base"))]
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_keeps_to_the_budget(model: str, size: str) -> None:
     budget, tolerance = BUDGETS[size]

@@ -166,11 +166,11 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 import lightning as L
 from zoo.train import cli, loop
 class Room(L.Callback):
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: Any) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         room = {size} if trainer.global_step < 4 else 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (room or 200_000, resource.RLIM_INFINITY))
 made = loop.make_trainer
-def make_trainer(*given: Any) -> None:
+def make_trainer(*given):
     trainer = made(*given)
     trainer.callbacks.append(Room())
     return trainer
