@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,7 +20,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from zoo.optim import Optim
 from zoo.train import cli, loop
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +84,6 @@ class Zoo:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
         }
-        # A bound method's attributes go into LambdaLR's state, and those of jaxtyping's wrapper don't pickle.
-        monkeypatch.delattr(Optim.factor, "__wrapped__", raising=False)
         monkeypatch.chdir(folder)
         monkeypatch.setenv("ZOO_CACHE", str(folder / "cache"))
         monkeypatch.delenv("ZOO_DATA", raising=False)
@@ -110,6 +108,9 @@ class Zoo:
             trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
             return trainer
 
+        if any(word.startswith("resume=") for word in words):
+            # event files are read in the order of their names: second, process, number as text (10 before 9)
+            time.sleep(1 - time.time() % 1)
         made = loop.make_trainer
         out, err = io.StringIO(), io.StringIO()
         code: Any = 0
