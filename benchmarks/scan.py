@@ -7,6 +7,8 @@ One training step (forward and backward, no optimiser) at width 256, depth 4, in
 (Mamba-2: 64, heads of 64, chunks of 64), 1 row, float32.  Each measurement is a process of its own; in each
 round all implementations take turns, and ratios are medians over the rounds' pairs, so that a slow moment of
 the machine hits both.  transformers' Mamba goes back in quadratic time: 128 tokens are all it is given.
+Megalodon: one head of 64 (keys) and 512 (values), chunks of 128, against its moving average token by token.
+Freed memory stays with the process on all sides (see ALLOCATOR): handing it back costs them unequally.
 `--flat` measures ours alone, at lengths from 2048 to 32768: time per token, against that at 2048.
 """
 
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 VOCABULARY, WIDTH, DEPTH, CHANNELS = 257, 256, 4, 512
 LENGTHS, LONG = (512, 2048, 8192), (2048, 4096, 8192, 16384, 32768)
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 SECONDS = 6.0  # of steps per measurement, but at least one step after the first
 
 Read = Callable[[Tensor], Tensor]  # tokens -> logits
@@ -163,7 +166,14 @@ def measured(architecture: str, implementation: str, length: int, threads: int) 
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--threads", str(threads)]
     command += ["--measure", architecture, implementation, str(length)]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    said = subprocess.run(
+        command,
+        check=True,
+        env=os.environ | ALLOCATOR,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     return json.loads(said.stdout.splitlines()[-1])
 
 

@@ -22,6 +22,7 @@ class Size:
     width: int = MISSING
     heads: int = MISSING
     segment_len: int = MISSING
+    capacity: int = MISSING  # tokens per row that a retrieval memory keeps
     budget: int | None = None  # parameters without embeddings and output projection; None: no budget
     hidden: int | None = None  # the feed-forward's width; None: solved from the budget
     rows: int = MISSING
