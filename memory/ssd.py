@@ -98,6 +98,7 @@ def ssd(
         return (y if gate is None else y * F.silu(gate.to(state.dtype))), after
 
 
+@torch.compiler.disable  # compiled for a CPU by torch 2.13 it writes outside its buffers
 def _chunked(
     x: Tensor, dt: Tensor, rates: Tensor, write: Tensor, read: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,7 @@ class TrainerKeys:
     num_nodes: int = MISSING
     strategy: str = MISSING
     precision: str = MISSING
+    compile: bool = MISSING  # torch.compile
     accumulate: int = MISSING  # windows per optimiser step
     log_every: int = MISSING  # steps
 

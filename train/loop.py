@@ -46,6 +46,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     cfg.model = build.solved(cfg)
     model = build.model(cfg)
     model.optim = optim(cfg)
+    if cfg.trainer.compile:
+        model.compile()
     data = DataModule(
         task,
         rows=cfg.data.rows,
