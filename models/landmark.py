@@ -1,0 +1,156 @@
+"""Landmark transformer: reads its segment, and through landmark tokens the blocks of all that came before.
+
+Mohtashami & Jaggi 2023, arXiv:2305.16300; attention, bank and positions: zoo/memory/landmark.py.
+
+    stream = w_1 .. w_f L w_{f+1} .. w_{2f} L ..        f = mem_freq, L a learned embedding
+    h += attention(norm(h))        h += mlp(norm(h))        logits = E norm(h), at tokens only
+
+In train mode each segment is read alone and all segments of a window are one batch: nothing is carried, read
+or written.  In eval mode each segment also retrieves `topk` blocks.  Carried then, per layer: the last
+`capacity` tokens' blocks of keys and values, and the block that a short segment left open.  Layers below
+`retrieve_from_layer` have no bank: in layer 0 all old landmarks have one key, and a choice among them says
+nothing.
+Differs from the paper: the body is LLaMA-shaped by default (the paper trains a GPT-2-like one from scratch);
+the blocks of a training context begin with it, where the published code cuts a stream anywhere.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.landmark import LandmarkAttention, Selection
+from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.module import Batch
+from zoo.state import State, each, take_rows
+
+
+class Landmark(Decoder):
+    learns_through_memory = False
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        mem_freq: int,
+        capacity: int,
+        topk: int,
+        selection: Selection = "token_and_head",
+        retrieve_from_layer: int = 1,
+        interleaved: bool = False,
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        if mem_freq < 1 or segment_len % mem_freq:
+            raise ValueError(f"segment_len {segment_len} is not a multiple of mem_freq {mem_freq}")
+        if capacity < mem_freq:
+            raise ValueError(f"capacity {capacity} holds no block of mem_freq {mem_freq} tokens")
+        if topk < 1:
+            raise ValueError(f"topk must be at least 1, not {topk}")
+        if not 0 <= retrieve_from_layer < depth:
+            raise ValueError(
+                f"retrieve_from_layer must be one of the layers 0 .. {depth - 1}, not {retrieve_from_layer}"
+            )
+
+        def mixer(layer: int) -> LandmarkAttention:
+            return LandmarkAttention(
+                width,
+                heads,
+                segment=segment_len + segment_len // mem_freq,
+                block=mem_freq + 1,
+                blocks=capacity // mem_freq if layer >= retrieve_from_layer else 0,
+                topk=topk,
+                selection=selection,
+                interleaved=interleaved,
+                bias=bias,
+                dropout=dropout,
+            )
+
+        super().__init__(
+            vocab_size,
+            segment_len,
+            width,
+            [
+                Block(
+                    mixer(layer), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout
+                )
+                for layer in range(depth)
+            ],
+            norm=norm,
+            tied=tied,
+            dropout=dropout,
+        )
+        self.mem_freq = mem_freq
+        self.landmark = nn.Parameter(torch.randn(width) * width**-0.5)  # as strong as an embedding
+
+    def marker(self) -> Float[Tensor, " width"]:
+        """The embedding of a landmark."""
+        return self.landmark
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        rows, time = tokens.shape
+        here = tokens.new_zeros(rows) if self.training else state[0].read % (self.mem_freq + 1)
+        closed = (here + time) // self.mem_freq
+        count = time // self.mem_freq
+        if time % self.mem_freq and rows:  # else as many landmarks in every row, wherever its block is open
+            count = int(closed[0])
+            apart = closed != count
+            if apart.any():
+                return self._read_apart(tokens, state, apart)
+        x, places = self.insert(tokens, here, time + count)
+        x, state = self.body(x, state)
+        return self.head(x.take_along_dim(places[..., None], dim=1)), state
+
+    def insert(
+        self, tokens: Int[Tensor, "rows time"], here: Int[Tensor, " rows"], slots: int
+    ) -> tuple[Float[Tensor, "rows slots width"], Int[Tensor, "rows time"]]:
+        """Embeddings with landmarks among them, and where the tokens stand, `here` tokens into a block."""
+        time, block = tokens.shape[1], self.mem_freq + 1
+        line = here[:, None] + torch.arange(slots, device=tokens.device)
+        index = (torch.arange(slots, device=tokens.device) - line // block).clamp(max=time - 1)
+        x = torch.where(
+            (line % block == self.mem_freq)[..., None],
+            self.marker(),
+            self.embed(tokens.take_along_dim(index, dim=1)),
+        )
+        order = torch.arange(time, device=tokens.device)
+        return x, order + (here[:, None] + order) // self.mem_freq
+
+    def _read_apart(
+        self, tokens: Int[Tensor, "rows time"], state: State, apart: Tensor
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """Rows in which more landmarks fall into a short segment than in others, each kind by itself."""
+        groups = [kind.nonzero()[:, 0] for kind in (apart, ~apart)]
+        back = torch.cat(groups).argsort()
+        (one, after_one), (two, after_two) = (
+            self.segment(tokens[rows], take_rows(state, rows)) for rows in groups
+        )
+        return torch.cat([one, two])[back], each(lambda x, y: torch.cat([x, y])[back], after_one, after_two)
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All whole segments at once, layer by layer, then the short last one."""
+        state = self.init_state(len(tokens)) if state is None else state
+        whole = tokens.shape[1] // self.segment_len * self.segment_len
+        logits = []
+        for part in (tokens[:, :whole], tokens[:, whole:]):
+            if part.shape[1]:
+                said, state = self.segment(part, state)
+                logits.append(said)
+        return torch.cat(logits, dim=1), state
+
+    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], Any]:
+        """In train mode an empty bank for every row would only be moved about: nothing is carried."""
+        said, state = super().read(batch, None if self.training else carried)
+        return said, None if self.training else state
