@@ -7,7 +7,7 @@ Vaswani et al. 2017, arXiv:1706.03762; rotary positions: Su et al. 2021, arXiv:2
     y_i = W_o sum_j softmax_j(q_i k_j / sqrt(K) + bias_ij) v_j      over j <= i
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
+from zoo.module import written_for
 from zoo.state import State
 
 Position = Literal["rope", "alibi", "none"]
@@ -150,3 +151,30 @@ class Attention(Mixer):
         distance = positions[:, None] - positions
         y = self.attend(q, k, v, self.visible(x.shape[1], x.device), distance)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state
+
+    @property
+    def _keeps_keys(self) -> bool:
+        """Whether `go_on` below holds of this attention: a memory with another `forward` reads again."""
+        return written_for(self, "go_on", "forward", "visible", "attend", "separate", "turn")
+
+    def open_segment(self, state: State) -> Any:
+        if not self._keeps_keys:
+            return super().open_segment(state)
+        return ()
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        """From the keys (with their positions) and values of the segment so far."""
+        if not self._keeps_keys:
+            return super().go_on(x, cache)
+        q, k, v = self.project(x)
+        before = cache[0].shape[2] if cache else 0
+        places = torch.arange(before + x.shape[1], device=x.device)
+        if self.position == "rope":
+            q, k = (self.turn(part, places[before:]) for part in (q, k))
+        if cache:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache, (k, v), strict=True))
+        distance = places[before:, None] - places
+        y = self.attend(q, k, v, distance >= 0, distance)
+        return self.out(rearrange(y, "b h t k -> b t (h k)")), (k, v)

@@ -1,25 +1,27 @@
-"""The kNN memory: keys and values of the last `capacity` tokens of every row and head, searched by inner product.
+"""The kNN memory: the last `capacity` tokens' keys and values in every row and head, found by inner product.
 
-Wu et al. 2022, arXiv:2203.08913 (Memorizing Transformers), section 3; Tworkowski et al. 2023, arXiv:2307.03170
-(Focused Transformer), section 3; Bertsch et al. 2023, arXiv:2305.01625 (Unlimiformer), section 2.
+Wu et al. 2022, arXiv:2203.08913 (Memorizing Transformers), section 3; Tworkowski et al. 2023,
+arXiv:2307.03170 (Focused Transformer), section 3; Bertsch et al. 2023, arXiv:2305.01625 (Unlimiformer), 2.
 
     found_i = the k slots j with the largest q_i k_j
     y_i = softmax over [local ; found] of (scale q_i k_j) applied to v_j
 
 Carried: the bank, a ring of equal blocks.  A new bank shares all blocks but those written.
-Differs from the papers: nothing; the search is exact with `backend: torch`.
+Differs from the papers: nothing.  `backend: torch` searches exactly, `faiss` by zoo/memory/indexes.py.
 """
 
 import secrets
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from zoo.memory.indexes import Kind
+from zoo.memory.neighbours import Indexes, exact
+
 Backend = Literal["torch", "faiss"]
-Index = Literal["flat", "ivf", "hnsw"]
 
 _stamps = torch.Generator().manual_seed(secrets.randbits(62))  # of its own: no draw of the model's changes
 
@@ -44,26 +46,29 @@ class KNN(nn.Module):
         neighbours: int = 32,
         block: int | None = None,
         backend: Backend = "torch",
-        index: Index = "flat",
+        index: Kind = "flat",
         dtype: Literal["bfloat16"] | None = None,
     ) -> None:
         super().__init__()
         block = block or capacity
-        if capacity < 1 or capacity % block:
+        if capacity < 1 or block < 1 or capacity % block:
             raise ValueError(f"capacity {capacity} is not a multiple of the block of {block} tokens")
         if neighbours < 1:
             raise ValueError(f"neighbours must be at least 1, not {neighbours}")
+        if backend == "torch" and index != "flat":
+            raise ValueError(f"index {index} needs backend faiss: torch searches all keys")
         self.capacity, self.heads, self.block = capacity, heads, block
         self.key_width, self.value_width = key_width, value_width
         self.neighbours = min(neighbours, capacity)
         self.dtype = None if dtype is None else torch.bfloat16
+        self.indexes = Indexes(index, capacity) if backend == "faiss" else None
 
     def init_state(self, rows: int, like: Tensor) -> Bank:
         """An empty bank on the device of `like`, and in its dtype unless another was asked for."""
 
         def empty(width: int) -> tuple[Tensor, ...]:
-            shape, dtype = (rows, self.heads, self.block, width), self.dtype or like.dtype
-            return tuple(like.new_zeros(shape, dtype=dtype) for _ in range(self.capacity // self.block))
+            zeros = like.new_zeros((rows, self.heads, self.block, width), dtype=self.dtype or like.dtype)
+            return (zeros,) * (self.capacity // self.block)  # nothing is changed in place: one serves for all
 
         count = torch.zeros(rows, dtype=torch.long, device=like.device)
         values = empty(self.value_width) if self.value_width else ()
@@ -74,59 +79,63 @@ class KNN(nn.Module):
         bank: Bank,
         keys: Float[Tensor, "rows heads time key_width"],
         values: Float[Tensor, "rows heads time value_width"] | None = None,
+        detach: bool = True,
     ) -> Bank:
-        """The bank with these tokens behind its newest, the oldest overwritten; without gradient."""
-        time = keys.shape[2]
-        late = max(0, time - self.capacity)  # of more tokens than fit, the last ones stay
-        start = bank.written + late
+        """The bank with these tokens behind its newest, the oldest overwritten; without gradient, unless
+        `detach` is False."""
+        if not keys.shape[2]:
+            return bank
+        late = max(0, keys.shape[2] - self.capacity)  # of more tokens than fit, the last ones stay
+        start, time = bank.written + late, keys.shape[2] - late
         touched = {
-            slot % self.capacity // self.block
+            place % len(bank.keys)
             for first in set(start.tolist())
-            for slot in range(first, first + time - late)
+            for place in range(first // self.block, -(-(first + time) // self.block))
         }
-        new = rearrange(torch.arange(self.capacity, device=keys.device), "(n s) -> n 1 s", s=self.block)
-        token = (new - start[:, None]) % self.capacity  # (blocks, rows, block): which of the new ones lies there
 
-        def written(old: tuple[Tensor, ...], given: Tensor) -> tuple[Tensor, ...]:
-            given = given.detach()[:, :, late:]
+        def filled(old: tuple[Tensor, ...], given: Tensor) -> tuple[Tensor, ...]:
+            given = (given.detach() if detach else given)[:, :, late:]
             return tuple(
-                self._write(block, given, token[place]) if place in touched else block
+                self._write(block, given, start, place) if place in touched else block
                 for place, block in enumerate(old)
             )
 
         stamp = torch.randint(1, 2**62, bank.stamp.shape, generator=_stamps).to(bank.stamp.device)
         return Bank(
-            written(bank.keys, keys),
-            () if values is None else written(bank.values, values),
-            bank.written + time,
+            filled(bank.keys, keys),
+            () if values is None else filled(bank.values, values),
+            bank.written + keys.shape[2],
             stamp,
             bank.stamp,
         )
 
-    @staticmethod
-    def _write(block: Tensor, given: Tensor, token: Int[Tensor, "rows block"]) -> Tensor:
-        here = (token < given.shape[2])[:, None, :, None]
-        index = token.clamp(max=given.shape[2] - 1)[:, None, :, None]
-        return torch.where(here, given.to(block.dtype).gather(2, index.expand_as(block)), block)
+    def _write(self, block: Tensor, given: Tensor, start: Int[Tensor, " rows"], place: int) -> Tensor:
+        slots = torch.arange(place * self.block, (place + 1) * self.block, device=block.device)
+        token = ((slots - start[:, None]) % self.capacity)[
+            :, None, :, None
+        ]  # which of the new ones lies there
+        index = token.clamp(max=given.shape[2] - 1).expand_as(block)
+        return torch.where(token < given.shape[2], given.to(block.dtype).gather(2, index), block)
 
     @torch.no_grad()
     def search(
         self, queries: Float[Tensor, "rows heads time key_width"], bank: Bank
     ) -> Int[Tensor, "rows heads time neighbours"]:
-        """Slots of the nearest keys, the nearest first; -1 where fewer are stored.  Block after block: the
-        scores of a whole bank are never held."""
-        best = queries.new_full((*queries.shape[:3], 0), -torch.inf)
-        ids = torch.zeros_like(best, dtype=torch.long)
-        for place, block in enumerate(bank.keys):
-            slots = torch.arange(self.block, device=queries.device) + place * self.block
-            scores = queries @ block.to(queries.dtype).mT
-            empty = slots >= bank.written[:, None]
-            scores = scores.masked_fill(empty[:, None, None], -torch.inf)
-            best = torch.cat([best, scores], dim=-1)
-            ids = torch.cat([ids, slots.expand_as(scores)], dim=-1)
-            best, chosen = best.topk(min(self.neighbours, best.shape[-1]))
-            ids = ids.gather(-1, chosen)
-        return ids.masked_fill(best == -torch.inf, -1)
+        """Slots of the nearest keys, the nearest first; -1 where fewer are stored."""
+        if self.indexes is None:
+            return exact(queries, bank.keys, bank.written, self.neighbours)
+        stamps = torch.stack([bank.stamp, bank.stamp_before], dim=1)
+        return self.indexes.search(queries, bank.keys, bank.written, stamps, self.neighbours)
+
+    @torch.no_grad()
+    def recall(self, bank: Bank) -> float:
+        """The share of the true neighbours that the index finds in a bank, of queries of the last search."""
+        if self.indexes is None or (asked := self.indexes.asked) is None:
+            return 1.0
+        queries = asked.to(bank.keys[0].device).expand(len(bank.written), -1, -1, -1)
+        wanted, found = exact(queries, bank.keys, bank.written, self.neighbours), self.search(queries, bank)
+        hits = ((wanted[..., None] == found[..., None, :]) & (wanted >= 0)[..., None]).sum()
+        return hits.item() / max(1, int((wanted >= 0).sum())) if wanted.max() >= 0 else 1.0
 
     def gather(
         self, bank: Bank, ids: Int[Tensor, "rows heads time neighbours"]
@@ -135,16 +144,25 @@ class KNN(nn.Module):
         Float[Tensor, "rows heads time neighbours value_width"] | None,
     ]:
         """What lies in the slots; zeros where an id is -1."""
-        keys = self._read(bank.keys, ids)
-        return keys, self._read(bank.values, ids) if bank.values else None
+        keys = _read(bank.keys, ids)
+        return keys, _read(bank.values, ids) if bank.values else None
 
-    def _read(self, blocks: tuple[Tensor, ...], ids: Tensor) -> Tensor:
-        found = blocks[0].new_zeros(*ids.shape, blocks[0].shape[-1])
-        for place, block in enumerate(blocks):
-            slot = ids - place * self.block
-            row, head, time, rank = ((slot >= 0) & (slot < self.block)).nonzero(as_tuple=True)
-            found[row, head, time, rank] = block[row, head, slot[row, head, time, rank]]
-        return found
+
+def _read(blocks: tuple[Tensor, ...], ids: Tensor) -> Tensor:
+    """Of a bank smaller than what is read a copy is made; else each block is read by itself."""
+    rows, heads, size, width = blocks[0].shape
+    line = torch.arange(rows * heads, device=ids.device).view(rows, heads, 1, 1)
+    if size * len(blocks) <= ids[0, 0].numel():
+        whole = torch.cat(blocks, dim=2).flatten(0, 2)
+        found = F.embedding(line * size * len(blocks) + ids.clamp(min=0), whole)
+        return found.masked_fill((ids < 0)[..., None], 0)
+    flat = (line * size + ids % size).flatten()
+    order = (ids // size).flatten().sort(stable=True)  # -1 // size is -1: those come first
+    counts = torch.bincount(order.values + 1, minlength=len(blocks) + 1).tolist()
+    absent, *parts = order.indices.split(counts)
+    read = [block.flatten(0, 2)[flat[part]] for block, part in zip(blocks, parts, strict=True)]
+    found = blocks[0].new_zeros(ids.numel(), width)
+    return found.index_copy(0, order.indices[len(absent) :], torch.cat(read)).view(*ids.shape, width)
 
 
 def attend(
@@ -156,9 +174,11 @@ def attend(
     found_values: Float[Tensor, "rows heads time neighbours value_width"],
     found: Bool[Tensor, "rows heads time neighbours"],
     scale: float,
+    bias: Float[Tensor, "*any_rows time seen"] | None = None,
 ) -> Float[Tensor, "rows heads time value_width"]:
-    """One softmax over local and retrieved keys."""
-    near = (q @ keys.mT * scale).masked_fill(~allowed, -torch.inf)
+    """One softmax over local and retrieved keys; `bias` is added to the local scores."""
+    near = q @ keys.mT * scale
+    near = (near if bias is None else near + bias).masked_fill(~allowed, -torch.inf)
     far = (found_keys @ q[..., None])[..., 0] * scale
     weights = torch.cat([near, far.masked_fill(~found, -torch.inf)], dim=-1).softmax(-1)
     seen = keys.shape[2]

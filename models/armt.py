@@ -10,7 +10,7 @@ Differs from the paper: the body is a LLaMA-shaped decoder by default (`position
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from zoo.memory.associative import AssociativeMemory, AssociativeState
 from zoo.memory.attention import Attention, Position
 from zoo.memory.mixer import Mixer
 from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.module import written_for
 from zoo.state import State
 
 
@@ -39,6 +40,16 @@ class AssociativeBlock(Mixer):
         x = x + self.memory.read(x, state)
         x, _ = self.block(x, ())
         return x, self.memory.write(x[:, -self.slots :], state)
+
+    def open_segment(self, state: AssociativeState) -> Any:
+        return state, self.block.open_segment(())
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        state, inner = cache
+        x, inner = self.block.go_on(x + self.memory.read(x, state), inner)
+        return x, (state, inner)
 
 
 class ARMT(Decoder):
@@ -114,3 +125,9 @@ class ARMT(Decoder):
         x = torch.cat([self.embed(tokens), self.memory.expand(len(tokens), -1, -1)], dim=1)
         x, state = self.body(x, state)
         return self.head(x[:, : tokens.shape[1]]), state
+
+    def open_segment(self, state: State) -> Any:
+        """The memory tokens come behind the text, which doesn't see them."""
+        if not written_for(self, "open_segment", "segment", "body"):
+            return None
+        return 0, self.stack.open_segment(state)

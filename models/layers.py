@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
-from zoo.module import SequenceModule
+from zoo.module import SequenceModule, written_for
 from zoo.state import State
 
 Kind = TypeVar("Kind", bound=str)
@@ -92,8 +92,26 @@ class Block(Mixer):
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         y, state = self.mixer(self.mixer_norm(x), state)
+        return self._join(x, y), state
+
+    def _join(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
-        return (x if self.mlp is None else x + self.mlp(self.mlp_norm(x))), state
+        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
+
+    @property
+    def _asks_mixer(self) -> bool:
+        return isinstance(self.mixer, Mixer) and written_for(self, "go_on", "forward")
+
+    def open_segment(self, state: State) -> Any:
+        return self.mixer.open_segment(state) if self._asks_mixer else super().open_segment(state)
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        if not self._asks_mixer:
+            return super().go_on(x, cache)
+        y, cache = self.mixer.go_on(self.mixer_norm(x), cache)
+        return self._join(x, y), cache
 
 
 def layout(pattern: Sequence[Kind], depth: int) -> list[Kind]:
@@ -124,6 +142,19 @@ class Stack(nn.ModuleList):
         for block, state in zip(self, states, strict=True):
             x, state = block(x, state)
             after.append(state)
+        return x, tuple(after)
+
+    def open_segment(self, states: State) -> tuple[Any, ...]:
+        """A cache for `go_on` (see Mixer), of every block."""
+        return tuple(block.open_segment(state) for block, state in zip(self, states, strict=True))
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], caches: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, "rows time width"], tuple[Any, ...]]:
+        after = []
+        for block, cache in zip(self, caches, strict=True):
+            x, cache = block.go_on(x, cache)
+            after.append(cache)
         return x, tuple(after)
 
 
@@ -210,6 +241,31 @@ class Decoder(SequenceModule):
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         x, state = self.body(self.embed(tokens), state)
         return self.head(x), state
+
+    def open_segment(self, state: State) -> Any:
+        """How many positions `body_on` has read, and the blocks' caches.  None where a subclass has other
+        ways with a segment and doesn't say how to go on in it."""
+        if not written_for(self, "open_segment", "segment", "body"):
+            return None
+        if not all(isinstance(block, Mixer) for block in self.stack):
+            return None
+        return 0, self.stack.open_segment(state)
+
+    def go_on(
+        self, tokens: Int[Tensor, "rows time"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
+        x, cache = self.body_on(self.embed(tokens), cache)
+        return self.head(x), cache
+
+    def body_on(
+        self, x: Float[Tensor, "rows time width"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        """`body`, behind the positions that the cache knows."""
+        read, blocks = cache
+        if self.positions is not None:
+            x = x + self.positions[read : read + x.shape[1]]
+        x, blocks = self.stack.go_on(self.dropout(x), blocks)
+        return self.norm(x), (read + x.shape[1], blocks)
 
 
 class Streaming(Decoder):

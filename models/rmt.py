@@ -12,7 +12,7 @@ zoo/models/rmt_xl.py, are the published ones); memory tokens see one another cau
 authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zoo.memory.attention import Attention, Position
 from zoo.memory.tokens import BlockMemoryAttention, MemoryAttention, surround
 from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.module import written_for
 
 
 class RMTState(NamedTuple):
@@ -85,3 +86,12 @@ class RMT(Decoder):
         x, _ = self.body(x, self.stack.init_state(len(tokens)))
         end = self.slots + tokens.shape[1]
         return self.head(x[:, self.slots : end]), RMTState(x[:, end:].to(self.memory.dtype))
+
+    def open_segment(self, state: RMTState) -> Any:
+        """With the memory tokens read; none by the paper's mask, which tells the last positions by counting
+        from the end."""
+        counts = any(isinstance(part, BlockMemoryAttention) for part in self.modules())
+        if counts or not written_for(self, "open_segment", "segment", "body"):
+            return None
+        cache = 0, self.stack.open_segment(self.stack.init_state(len(state.memory)))
+        return self.body_on(state.memory.to(self.embed.weight.dtype), cache)[1]

@@ -6,6 +6,7 @@ import inspect
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
@@ -18,6 +19,7 @@ from zoo import plugins
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train import config
+from zoo.train.checkpoints import check_weights, read_checkpoint
 from zoo.train.task import Task
 
 Kind = typing.TypeVar("Kind")
@@ -39,10 +41,12 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def model(cfg: DictConfig) -> SequenceModule:
-    """The model of `cfg.model`: `_target_` is its class, `free` names the width that the budget decides, the
-    other keys are its arguments.  Raises UserError for whatever doesn't fit, in one line."""
+    """The model of `cfg.model`: `_target_` is its class, `free` names the width that the budget decides,
+    `base` is the folder of a run whose weights it starts from, the other keys are its arguments.  Raises
+    UserError for whatever doesn't fit, in one line."""
     keys = solved(cfg)
     keys.pop("free", None)
+    base = keys.pop("base", None)
     built = _call(_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
     if built.vocab_size < cfg.task.vocab_size:
         raise UserError(
@@ -52,7 +56,39 @@ def model(cfg: DictConfig) -> SequenceModule:
         built.init_state(1)
     except RuntimeError as error:  # a memory of a length below 0
         raise UserError(f"model: its state can't be made: {_first_line(error)}") from error
+    if base is not None and _starts(cfg):
+        _start_from(Path(str(base)), built, keys)
     return built
+
+
+def _starts(cfg: DictConfig) -> bool:
+    """Whether no weights of the run itself follow: a run's config.yaml, which has no `resume`, is read before
+    its own checkpoint, and so is that of a run that goes on."""
+    return "resume" in cfg and not (cfg.resume and any(Path(cfg.resume, "checkpoints").glob("*.ckpt")))
+
+
+def _start_from(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> None:
+    """Give the model the weights of a trained run of the class that it extends, if their arguments agree."""
+    path, last = run_dir / "config.yaml", run_dir / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"model.base: expected a run's folder with a config.yaml, found none in {run_dir}")
+    try:
+        theirs = plain(typing.cast(DictConfig, OmegaConf.load(path)).model)
+        target = theirs["_target_"]
+    except Exception as error:  # not yaml, or not a run's
+        raise UserError(f"model.base: {path} is no run's config: {_first_line(error)}") from error
+    made, extended = type(built), type(built).__mro__[1]
+    if target != (wanted := f"{extended.__module__}.{extended.__name__}"):
+        raise UserError(f"model.base: {made.__name__} starts from a run of {wanted}, found one of {target}")
+    ours = inspect.signature(made).parameters
+    for name, parameter in inspect.signature(extended).parameters.items():
+        expected = keys.get(name, (ours.get(name) or parameter).default)
+        found = theirs.get(name, parameter.default)
+        if found != expected and not name.endswith("dropout"):
+            raise UserError(f"model.base: expected a run with {name} {expected}, found {found} in {path}")
+    checkpoint = read_checkpoint(last)
+    check_weights(built, checkpoint, last)
+    built.load_state_dict(checkpoint["state_dict"])
 
 
 def solved(cfg: DictConfig) -> dict[str, Any]:
@@ -60,7 +96,7 @@ def solved(cfg: DictConfig) -> dict[str, Any]:
     keys = plain(cfg.model)
     free = keys.get("free")
     if free is not None and keys.get(free) is None:
-        arguments = {key: value for key, value in keys.items() if key not in ("free", "_target_")}
+        arguments = {key: value for key, value in keys.items() if key not in ("free", "base", "_target_")}
         made = _class(keys.get("_target_"), SequenceModule, "model")
         keys[free] = _solve(made, arguments, free, cfg.size.budget)
     return keys
@@ -127,7 +163,7 @@ def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
         if name in hints and not _fits(value, hints[name]):
             expected = _words(hints[name])
             raise UserError(f"{group}.{name}: expected {expected}, found {value!r} ({type(value).__name__})")
-        if name in AT_LEAST_1 and isinstance(value, int) and value < 1:
+        if group == "model" and name in AT_LEAST_1 and isinstance(value, int) and value < 1:
             raise UserError(f"{group}.{name}: expected at least 1, found {value}")
     missing = [name for name, p in wanted.items() if p.default is p.empty and name not in keys]
     if missing:

@@ -1,5 +1,6 @@
 """Checkpoints from which a killed run goes on bit for bit; the last whole one is never lost."""
 
+import math
 import pickle
 import random
 import sys
@@ -11,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from torch import Tensor
 
 from zoo.errors import UserError
@@ -70,6 +72,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         )
     if lacking := [part for part in PARTS if part not in checkpoint]:
         raise UserError(f"{path} is no whole checkpoint: {', '.join(lacking)} missing")
+    weights, step, counted = (checkpoint[part] for part in ("state_dict", "global_step", "metrics"))
+    if (
+        not isinstance(weights, dict)
+        or not all(isinstance(name, str) and isinstance(kept, Tensor) for name, kept in weights.items())
+        or not isinstance(step, int)
+        or step < 0
+        or not isinstance(counted, dict)
+        or not isinstance(seen := counted.get("tokens_seen"), (int, float))
+        or not 0 <= seen < math.inf
+    ):
+        raise UserError(f"{path} is no whole checkpoint: expected weights by name, and how far they came")
     return checkpoint
 
 
@@ -83,6 +96,10 @@ def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path)
                 f"{path} is of another model: weight {name} expected {ours.get(name, 'absent')}, "
                 f"found {theirs.get(name, 'absent')}"
             )
+    for name, weight in model.state_dict().items():
+        found = checkpoint["state_dict"][name]
+        if weight.is_floating_point() != found.is_floating_point() or found.layout != torch.strided:
+            raise UserError(f"{path}: weight {name} expected as {weight.dtype}, found {found.dtype}")
 
 
 class Checkpoints(L.Callback):
@@ -142,6 +159,15 @@ class Checkpoints(L.Callback):
         self.best = state_dict["best"]
 
 
+class Begins(_FitLoop):
+    """A fit loop that begins also where no step is left: what is due at its start is the last validation, of
+    a run that was killed in it."""
+
+    @property
+    def skip(self) -> bool:
+        return False
+
+
 class ExactResume(L.Callback):
     """Keeps what Lightning doesn't: the carried state and the random generators of every rank."""
 
@@ -180,13 +206,6 @@ class ExactResume(L.Callback):
         own, self.kept = self.kept[trainer.global_rank], None
         if own["carried"] is not None:
             born = pl_module.init_state(self.rows)
-            expected, found = (
-                [tuple(leaf.shape) for leaf in some] for some in (leaves(born), own["carried"])
-            )
-            if expected != found:
-                raise UserError(
-                    f"last.ckpt carries another memory: expected shapes {expected}, found {found}"
-                )
             carried = from_leaves(born, own["carried"])
             pl_module.carried = each(lambda leaf, like: leaf.to(like.device), carried, born)
         set_random_states(own["random"])

@@ -66,17 +66,19 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")
 def run(cfg: DictConfig) -> float | None:
+    from zoo.train.files import alone_in
     from zoo.train.guards import InterruptedRunError
     from zoo.train.loop import train
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     try:
-        if cfg.resume:
-            cfg = resumed(cfg, run_dir, list(hydra_config.overrides.task))
-        elif (run_dir / "config.yaml").exists() and "LOCAL_RANK" not in os.environ:
-            raise UserError(f"run_dir: {run_dir} holds a run already; resume={run_dir} goes on with it")
-        return train(cfg, run_dir).get("val/loss")
+        with alone_in(run_dir):
+            if cfg.resume:
+                cfg = resumed(cfg, run_dir, list(hydra_config.overrides.task))
+            elif (run_dir / "config.yaml").exists() and "LOCAL_RANK" not in os.environ:
+                raise UserError(f"run_dir: {run_dir} holds a run already; resume={run_dir} goes on with it")
+            return train(cfg, run_dir).get("val/loss")
     except InterruptedRunError as signal:
         stop(f"{signal}: saved; go on with resume={os.path.relpath(run_dir)}", 128 + signal.number)
     except Left as left:

@@ -1,40 +1,59 @@
-"""`zoo evaluate run=<run_dir> lengths=64,256,1024 …`: a trained run on samples of other lengths, streamed.
+"""`zoo evaluate run=<run_dir> [key=value …]`: any trained run on any length or task, streamed.
 
-    run=        a run's folder: its config.yaml and checkpoints/last.ckpt
-    lengths=    tokens per sample, as many as you like
-    tokens=     about so many are read per length (default 4,194,304), but at least 16 samples and at most 512
-    rows=       samples read side by side (default 16)
-    window=     tokens per row and call (default 4,096): memory doesn't depend on the length
+    run=          a run's folder: its config.yaml and checkpoints
+    checkpoint=   last (default) or best
+    task=         another task than the run's; task.KEY=… changes one of its settings, data.corpus=… its text
+    split=        test (default), val or train
+    rows=         texts read side by side (default 16)
+    window=       tokens per row and call (default 4,096): memory doesn't depend on the length of a text
+    tokens=       a ceiling: of text, no more than the first so many; of samples, fewer per cell where they
+                  would be more tokens than that, but never fewer than 16
 
-A sample is read window after window with carried state.  Writes evaluation.json beside the run.
+Tasks made of samples (passkey, induction, …): accuracy with 95 % Wilson intervals, per target and exact (all
+targets of a sample hit), by the task's groups, on a grid of
+
+    lengths=      1000,4000 or multiples of the task's own, 1x,4x,64x (default 1x,4x,16x,64x)
+    depths=       per cent, where the task has that axis (default 0,25,50,75,100)
+    prompts=      samples per cell (default 50; without axes the whole split)
+
+Text: bits per byte, word perplexity and loss by position, with the memory kept from segment to segment and
+with the memory reset at every segment; what the memory is worth is the gap.
+
+    positions=    where buckets of positions begin (default 512,2048,8192,32768,131072)
+    stride= context=    instead: a window of `context` tokens that moves on by `stride`, empty at its start
+
+Writes evaluation.json (what was there of other tasks and axes stays), evaluation/*.png, and the same figures
+as images for TensorBoard.  Each cell is kept as soon as it is done.
 """
 
-import json
+import datetime
+import difflib
 import math
+import platform
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 
 from zoo import plugins
 from zoo.errors import UserError
-from zoo.module import IGNORE, Batch, SequenceModule
-from zoo.train import build
+from zoo.module import SequenceModule
+from zoo.train import build, evaluations, grids
 from zoo.train.checkpoints import check_weights, read_checkpoint
 from zoo.train.cli import one_line, stop
-from zoo.train.files import write_text
-from zoo.train.metrics import peak_memory_bytes
-from zoo.train.streams import Reading
-from zoo.train.task import First
+from zoo.train.grids import Asked, Say
+from zoo.train.loop import commit, quiet
+from zoo.train.metrics import add_images, state_bytes
+from zoo.train.task import Split
 
-DEFAULTS = {"run": None, "lengths": None, "tokens": 4_194_304, "rows": 16, "window": 4096}
-FEWEST, MOST = 16, 512  # samples per length
+FOR_SAMPLES = ("lengths", "depths", "prompts")
+FOR_TEXT = ("positions", "stride", "context")
 
 
 def main() -> None:
@@ -44,106 +63,262 @@ def main() -> None:
         print(__doc__)
         return
     try:
-        keys = arguments(words)
-        results = evaluate(Path(keys["run"]), keys["lengths"], keys["tokens"], keys["rows"], keys["window"])
-    except (UserError, OmegaConfBaseException) as error:
+        run_dir, asked = arguments(words)
+        entry = evaluate(run_dir, asked, said)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error), 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        stop(f"can't use {error.filename}: {error.strerror}", 2)
+    except KeyboardInterrupt:
+        stop("interrupted; the cells that were done are in evaluation.json", 130)
     else:
-        show(results)
+        Console().print(*evaluations.tables(entry))
+        print(f"{run_dir / evaluations.FILE}   figures: {run_dir / FIGURES}")
 
 
-def arguments(words: list[str]) -> dict[str, Any]:
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(words))
-    assert isinstance(given, dict)
-    for key in given:
-        if key not in DEFAULTS:
-            raise UserError(f"evaluate: unknown key {key!r}; expected one of {', '.join(DEFAULTS)}")
-    keys = {**DEFAULTS, **given}
-    if keys["run"] is None or keys["lengths"] is None:
-        raise UserError("evaluate: expected run=<a run's folder> and lengths=64,256,…")
-    lengths = str(keys["lengths"]).strip("[]").split(",")
-    numbers = [("lengths", length) for length in lengths]
-    for name, value in [*numbers, *((key, keys[key]) for key in ("tokens", "rows", "window"))]:
-        if not str(value).strip().isdigit() or int(value) < 1:
-            raise UserError(f"evaluate: {name}: expected a whole number of at least 1, found {value}")
-    return {**keys, "lengths": [int(length) for length in lengths]}
+# -- the command line ----------------------------------------------------------------------------------------
 
 
-def trained(run_dir: Path) -> tuple[DictConfig, SequenceModule]:
-    """A run's configuration and its model with the weights of its last checkpoint, ready to read."""
+def arguments(words: list[str]) -> tuple[Path, Asked]:
+    """The run's folder and what is asked; UserError: an unknown key, or a value that is none of its kind."""
+    given: dict[str, str] = {}
+    overrides = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key.startswith(("task.", "data.", "model._target_")):
+            overrides.append(word)
+        elif key not in KEYS or not equals:
+            near = difflib.get_close_matches(key, KEYS, 1)
+            raise UserError(
+                f"evaluate: unknown key {key!r}; expected one of {', '.join(KEYS)}, task.KEY, data.corpus"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+        else:
+            given[key] = value
+    if not given.get("run"):
+        raise UserError("evaluate: expected run=<a run's folder>")
+    read = {key: KEYS[key](key, value) for key, value in given.items() if key != "run"}
+    return Path(given["run"]), Asked(overrides=tuple(overrides), **read)
+
+
+def _whole(key: str, value: str) -> int:
+    if not value.replace("_", "").isdigit() or int(value) < 1:
+        raise UserError(f"evaluate: {key}: expected a whole number of at least 1, found {value}")
+    return int(value)
+
+
+def _listed(key: str, value: str) -> list[str]:
+    return [part.strip() for part in value.strip("[]").split(",")]
+
+
+def _lengths(key: str, value: str) -> list[str]:
+    for one in _listed(key, value):
+        if not one.endswith("x"):
+            _whole(key, one)
+        elif not _number(one[:-1]) > 0:
+            raise UserError(f"evaluate: {key}: expected a multiple such as 4x, found {one}")
+    return _listed(key, value)
+
+
+def _number(word: str) -> float:
+    """NaN where it is none: no comparison holds of it."""
+    try:
+        return float(word) if math.isfinite(float(word)) else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _depths(key: str, value: str) -> list[float]:
+    for one in _listed(key, value):
+        if not 0 <= _number(one) <= 100:
+            raise UserError(f"evaluate: {key}: expected per cent, 0 to 100, found {one}")
+    return [float(one) for one in _listed(key, value)]
+
+
+def _positions(key: str, value: str) -> list[int]:
+    edges = [_whole(key, one) for one in _listed(key, value)]
+    if edges != sorted(set(edges)):
+        raise UserError(f"evaluate: {key}: expected growing numbers, found {value}")
+    return edges
+
+
+def _one_of(*choices: str) -> Callable[[str, str], str]:
+    def read(key: str, value: str) -> str:
+        if value not in choices:
+            raise UserError(f"evaluate: {key}: expected {' | '.join(choices)}, found {value}")
+        return value
+
+    return read
+
+
+KEYS: dict[str, Callable[[str, str], Any]] = {
+    "run": lambda key, value: value,
+    "checkpoint": _one_of("last", "best"),
+    "task": lambda key, value: value,
+    "split": _one_of(*get_args(Split)),
+    "rows": _whole,
+    "window": _whole,
+    "tokens": _whole,
+    "lengths": _lengths,
+    "depths": _depths,
+    "prompts": _whole,
+    "positions": _positions,
+    "stride": _whole,
+    "context": _whole,
+}
+
+
+# -- the run -------------------------------------------------------------------------------------------------
+
+
+def trained(
+    run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = ()
+) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
+    """A run's configuration, its model with the weights of a checkpoint, ready to read, and how far that was
+    trained: `step` and `tokens_seen`."""
+    plugins.register()
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise UserError(f"expected a run's folder with a config.yaml, found none in {str(run_dir)!r}")
-    cfg = OmegaConf.load(path)
-    if not isinstance(cfg, DictConfig) or "model" not in cfg or "task" not in cfg:
-        raise UserError(f"{path} is no run's config")
-    for group in ("model", "task"):
-        if not plugins.trusted(str(cfg[group].get("_target_"))):
-            raise UserError(f"{path} names a class of no installed plug-in: {cfg[group].get('_target_')}")
+    try:
+        cfg = OmegaConf.load(path)
+        targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}  # type: ignore[index]
+        assert isinstance(cfg, DictConfig)
+        build.plain(cfg)
+        cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
+    except Exception as error:
+        raise UserError(f"{path} is no run's config: {one_line(error)}") from error
+    for key, target in targets.items():
+        if not plugins.trusted(target) and f"{key}={target}" not in overrides:
+            raise UserError(
+                f"{path} names a class of no installed plug-in: {target}; if you trust it, add {key}={target}"
+            )
     model = build.model(cfg)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    checkpoint = read_checkpoint(last)
-    check_weights(model, checkpoint, last)
-    model.load_state_dict(checkpoint["state_dict"])
-    return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    file = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    kept = read_checkpoint(file)
+    check_weights(model, kept, file)
+    model.load_state_dict(kept["state_dict"])
+    far = {"step": int(kept["global_step"]), "tokens_seen": int(kept["metrics"]["tokens_seen"])}
+    return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), far
 
 
-def evaluate(run_dir: Path, lengths: list[int], tokens: int, rows: int, window: int) -> list[dict[str, Any]]:
-    """One row per length: accuracy over asked targets with its 95 % Wilson interval, speed, peak memory."""
-    plugins.register()
-    cfg, model = trained(run_dir)
-    if "length" not in cfg.task:
-        raise UserError(f"evaluate: task {cfg.names.task} has no length to vary")
-    window = max(1, window // model.segment_len) * model.segment_len
-    results = []
-    for length in lengths:
-        cfg.task.length = length
-        count = max(FEWEST, min(MOST, tokens // length))
-        texts = First(build.task(cfg).split("test"), count)
-        hits = asked = 0
-        began, state = time.perf_counter(), None
-        with torch.inference_mode():
-            for batch in Reading(
-                texts, rows, min(window, -(-length // model.segment_len) * model.segment_len)
-            ):
-                batch = Batch(*(part.to(model.device) for part in batch))
-                said, state = model.read(batch, state)
-                hits += int((said["hits"] & (batch.targets != IGNORE)).sum())
-                asked += int((batch.targets != IGNORE).sum())
-        low, high = wilson(hits, asked)
-        results.append(
-            {
-                "length": length,
-                "samples": len(texts.lengths),
-                "accuracy": hits / asked,
-                "low": low,
-                "high": high,
-                "tokens_per_s": int(texts.lengths.sum()) / (time.perf_counter() - began),
-                "peak_memory_bytes": peak_memory_bytes(model.device),
-            }
+def task_config(cfg: DictConfig, asked: Asked) -> tuple[str, DictConfig]:
+    """Name and settings of the task to evaluate on: the run's, or another one as its yaml has it."""
+    name = asked.task or str(cfg.names.task)
+    if name != cfg.names.task:
+        other = build.compose([f"task={name}", f"size={cfg.names.size}"])
+        other.data.corpus, other.data.root = cfg.data.corpus, cfg.data.root
+    else:
+        other = cfg.copy()
+    for word in asked.overrides:
+        group, _, rest = word.partition(".")
+        key = rest.partition("=")[0]
+        if group == "model" or key == "_target_":
+            continue
+        if group == "data" and key not in ("corpus", "root"):
+            raise UserError(f"evaluate: unknown key data.{key}; of data only data.corpus and data.root")
+        if key not in other.task:
+            raise UserError(
+                f"evaluate: {group}.{key}: task {name} has no such setting; expected one of "
+                f"{', '.join(_settings(other.task))}"
+            )
+        other.task[key] = OmegaConf.from_dotlist([rest])[key]
+    return name, other
+
+
+def _settings(node: DictConfig) -> dict[str, Any]:
+    """What a task was built with, without where data lies on this machine."""
+    return {key: value for key, value in build.plain(node).items() if key not in ("_target_", "root")}
+
+
+# -- the evaluation ------------------------------------------------------------------------------------------
+
+FIGURES = "evaluation"
+APART = ("data.root=", "task.root=", "model._target_=", "task._target_=")  # say nothing of what is measured
+
+
+def said(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: None) -> dict[str, Any]:
+    """The entry of evaluation.json that this evaluation made or added to (see zoo.train.evaluations)."""
+    asked = asked or Asked()
+    quiet()
+    cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides)
+    name, chosen = task_config(cfg, asked)
+    task = build.task(chosen)
+    if task.vocab_size > model.vocab_size:
+        raise UserError(
+            f"expected a task of at most the {model.vocab_size} symbols that the run's model knows, "
+            f"found {name} with {task.vocab_size}"
         )
-        print(f"length {length:,}: {hits} of {asked}", file=sys.stderr, flush=True)
-    write_text(run_dir / "evaluation.json", json.dumps(results, indent=1) + "\n")
-    return results
+    text = task.metric == "bits_per_byte"
+    for key in FOR_SAMPLES if text else FOR_TEXT:
+        if getattr(asked, key) is not None:
+            kind = "reads text" if text else "is made of samples"
+            raise UserError(f"evaluate: {key}= says nothing of task {name}, which {kind}")
+    if (asked.stride is None) != (asked.context is None):
+        raise UserError("evaluate: expected stride= and context= together, found one alone")
+
+    file = evaluations.opened(run_dir / evaluations.FILE, run_facts(run_dir, cfg, model))
+    settings = _settings(chosen.task)
+    entry = file.entry(
+        {
+            "task": name,
+            "version": task.VERSION,
+            "settings": settings,
+            "split": asked.split,
+            "checkpoint": asked.checkpoint,
+            **far,
+            "unit": "bits per byte" if text else "accuracy",
+        },
+        *called(str(cfg.names.model), name, asked, far["step"]),
+    )
+    facts = {
+        "asked": {
+            key: value
+            for key in ("rows", "window", "tokens", "prompts")
+            if (value := getattr(asked, key)) is not None
+        },
+        "device": torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else f"{platform.machine()} CPU",
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    rows = grids.of_text if text else grids.of_samples
+    for row in rows(model, task, asked, settings.get("length"), say):
+        file.put(entry, row | facts)
+    drawn = evaluations.drawn(entry, settings.get("length") if name == cfg.names.task else None)
+    for title, figure in drawn.items():
+        (run_dir / FIGURES).mkdir(exist_ok=True)
+        figure.savefig(run_dir / FIGURES / f"{title}.png", dpi=120)
+    add_images(
+        run_dir, {f"evaluation/{title}": figure for title, figure in drawn.items()}, far["tokens_seen"]
+    )
+    return entry
 
 
-def wilson(hits: int, asked: int, z: float = 1.96) -> tuple[float, float]:
-    """Bounds of the 95 % interval of a share (Wilson 1927)."""
-    share, spread = hits / asked, z * z / asked
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / asked + spread / (4 * asked)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+def called(model: str, name: str, asked: Asked, step: int) -> tuple[str, str]:
+    """What tells this evaluation from others of the same run, for files; and a title."""
+    changed = [word.partition(".")[2] for word in asked.overrides if not word.startswith(APART)]
+    what = " ".join([name, *changed])
+    others = [asked.split] * (asked.split != "test") + [asked.checkpoint] * (asked.checkpoint != "last")
+    return " ".join([what, *others]), f"{model} on {what} ({asked.split} split, step {step:,})"
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    table = Table("length", "samples", "accuracy", "95 % interval", "tokens/s", "peak memory")
-    for row in results:
-        table.add_row(
-            f"{row['length']:,}",
-            str(row["samples"]),
-            f"{row['accuracy']:.1%}",
-            f"{row['low']:.1%} to {row['high']:.1%}",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
-        )
-    Console().print(table)
+def run_facts(run_dir: Path, cfg: DictConfig, model: SequenceModule) -> dict[str, Any]:
+    """What evaluation.json says of the run itself."""
+    return {
+        "run": run_dir.resolve().name,
+        **{group: str(chosen) for group, chosen in cfg.names.items()},
+        "seed": cfg.seed,
+        "trained_at": {"window": cfg.data.window}
+        | ({"length": cfg.task.length} if "length" in cfg.task else {}),
+        "segment_len": model.segment_len,
+        "parameters": model.count_parameters(),
+        "state_bytes": state_bytes(model),
+    }

@@ -49,6 +49,12 @@ class Induction(Task):
         self.length, self.vocab_size, self.seed = length, vocab_size, seed
         self.counts = {"train": samples, "val": held_out, "test": held_out}
 
+    def at(self, **axes: int | float) -> Task:
+        """The same samples' kind at another `length`."""
+        length = axes.pop("length", self.length)
+        super().at(**axes)
+        return Induction(int(length), self.vocab_size, self.counts["train"], self.counts["test"], self.seed)
+
     def split(self, name: Split) -> Texts:
         return InductionTexts(self, name)
 

@@ -3,6 +3,10 @@
     bits per byte = nats of all targets, END's included / (ln 2 * bytes asked, END not counted)
 
 On enwik8 this is the bits per character that papers report, but for the two ENDs of the whole split.
+
+    word perplexity = exp(nats of all targets / words between white space, whatever the tokens are)
+
+which is PG-19's own rule (arXiv:1911.05507).  WikiText counts an <eos> at every line's end as a word too.
 """
 
 import lzma
@@ -16,10 +20,13 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.corpora import open_corpus
 from zoo.train.documents import Documents
+from zoo.train.splits import WIKITEXT
 from zoo.train.task import Split, Task, Texts
 
 END = 256  # opens a document as its first input and closes it as its last target
 VOCABULARY = 257
+CHUNK = 1 << 20  # positions of a document looked at together
+NEWLINE = 10
 
 
 class LanguageModelling(Task):
@@ -47,6 +54,13 @@ class LanguageModelling(Task):
     def references(self, texts: Texts) -> dict[str, float]:
         """Bits per byte of `xz -9` and of the order-0 entropy: what a model has to come under first."""
         return references(b"".join(texts.text(document) or b"" for document in range(len(texts.lengths))))
+
+    def words(self, texts: Texts) -> tuple[int, str]:
+        """How many words the texts hold, and what counts as one in this corpus."""
+        words, lines = count_words(texts)
+        if self.corpus.name in WIKITEXT:
+            return words + lines, "word of WikiText's own, an <eos> per line among them"
+        return words, "word between white space"
 
 
 class ByteTexts(Texts):
@@ -100,6 +114,20 @@ class _Prefix(Texts):
     def text(self, document: int) -> bytes | None:
         whole = self.texts.text(document)
         return whole if whole is None else whole[: self.lengths[document]]
+
+
+def count_words(texts: Texts) -> tuple[int, int]:
+    """Runs of bytes between white space (as bytes.split has them), and line ends, in all that is asked."""
+    words = lines = 0
+    for document, size in enumerate(texts.lengths.tolist()):
+        inside = False
+        for start in range(0, size, CHUNK):
+            _, asked = texts.window(document, start, min(start + CHUNK, size))
+            letter = (asked != 32) & ((asked < 9) | (asked > 13)) & (asked != END)
+            words += int((letter[1:] & ~letter[:-1]).sum()) + int(letter[0] and not inside)
+            lines += int((asked == NEWLINE).sum())
+            inside = bool(letter[-1])
+    return words, lines
 
 
 def references(text: bytes) -> dict[str, float]:

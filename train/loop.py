@@ -24,13 +24,16 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.optim import Optim
 from zoo.train import build
-from zoo.train.checkpoints import Checkpoints, ExactResume, WholeFiles, check_weights, read_checkpoint
+from zoo.train.checkpoints import Begins, Checkpoints, ExactResume, WholeFiles, check_weights, read_checkpoint
 from zoo.train.data import DataModule
 from zoo.train.files import write_text
+from zoo.train.fingerprint import fingerprint
 from zoo.train.guards import Gradients, Interrupts
+from zoo.train.intact import check_progress
 from zoo.train.metrics import Metrics, RunLogger, peak_memory_bytes, position_figure, start_logs, state_bytes
 from zoo.train.progress import ProgressReport
 from zoo.train.task import Task
+from zoo.train.validations import Validations
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,12 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
     metrics.since = began
     logger = RunLogger(run_dir, name="", version="tb", purge_step=seen if cfg.resume else None)
-    trainer = make_trainer(cfg, run_dir, metrics, logger)
+    validations = Validations(metrics)
+    trainer = make_trainer(cfg, run_dir, metrics, logger, validations)
+    if goes_on:
+        fresh = trainer.fit_loop.state_dict()
+        sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
+        check_progress(model, cfg.data.rows, fresh, metrics.KEPT, checkpoint, last, sharded)
     if getattr(rank_zero_only, "rank", 0) == 0 and not goes_on:  # known before the ranks are launched
         config = stored_config(cfg)
         write_text(run_dir / "config.yaml", config)
@@ -82,9 +90,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         f"{state_bytes(model):,}",
     )
     trainer.fit(model, data, ckpt_path=last if goes_on else None)
-    if metrics.validated_step != cfg.steps:  # killed between its last step and the end of its last validation
-        trainer.validate(model, data, verbose=False)
-    results = summary(cfg, model, task, data, metrics) | {"wall_s": metrics.wall()}
+    results = summary(cfg, model, task, data, metrics, validations) | {"wall_s": metrics.wall()}
     if trainer.is_global_zero:
         step = int(metrics.tokens_seen)
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
@@ -135,11 +141,13 @@ def optim(cfg: DictConfig) -> Optim:
     return Optim(cfg.steps, keys.lr, keys.warmup, keys.floor, keys.weight_decay, list(keys.betas))
 
 
-def make_trainer(cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger) -> L.Trainer:
+def make_trainer(
+    cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger, validations: Validations
+) -> L.Trainer:
     keys = cfg.trainer
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=keys.accelerator,
             devices=keys.devices,
             num_nodes=keys.num_nodes,
@@ -155,6 +163,7 @@ def make_trainer(cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLo
             logger=logger,
             callbacks=[  # in this order: measured, then saved, then perhaps stopped
                 metrics,
+                validations,
                 Gradients(cfg.optim.clip, metrics),
                 RichModelSummary(max_depth=1),
                 ProgressReport(metrics),
@@ -169,6 +178,8 @@ def make_trainer(cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLo
         )
     except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {str(error).strip().partition(chr(10))[0]}") from error
+    trainer.fit_loop.__class__ = Begins
+    return trainer
 
 
 def stored_config(cfg: DictConfig) -> str:
@@ -210,7 +221,12 @@ def names(cfg: DictConfig) -> dict[str, str]:
 
 
 def summary(
-    cfg: DictConfig, model: SequenceModule, task: Task, data: DataModule, metrics: Metrics
+    cfg: DictConfig,
+    model: SequenceModule,
+    task: Task,
+    data: DataModule,
+    metrics: Metrics,
+    validations: Validations,
 ) -> dict[str, Any]:
     """What metrics.json says of a finished run."""
     device = model.device
@@ -226,11 +242,14 @@ def summary(
         "tokens_seen": int(metrics.tokens_seen),
         "train_s": metrics.train_s,
         "tokens_per_s": metrics.tokens_seen / max(metrics.train_s, 1e-9),
+        "eval_tokens_per_s": validations.tokens_per_s,
         "peak_memory_bytes": peak_memory_bytes(device),
         **{tag: value for tag, value in sorted(metrics.latest.items()) if tag.startswith(("val/", "train/"))},
         "reference": task.references(data.val_texts()),
         "val_bytes": len(data.val_text),
         "task_version": task.VERSION,
+        "data_fingerprint": fingerprint(task),
+        "curve": validations.curve,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{platform.machine()} CPU",

@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,14 +15,26 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from zoo.module import IGNORE, SequenceModule
 from zoo.state import nbytes
+from zoo.train.figures import by_position
 from zoo.train.task import Task
 
 EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
-BUCKETS = [f"{low}-{high}" for low, high in zip(EDGES, [*EDGES[1:], "end"], strict=True)]
+RANGES = list(zip(EDGES, [*EDGES[1:], None], strict=True))
+BUCKETS = [f"{low}-{high or 'end'}" for low, high in RANGES]
+FINAL = (  # of the HParams tab: a run's last values of these tags
+    "val/loss",
+    "val/accuracy",
+    "train/loss",
+    "cost/tokens_per_s",
+    "cost/peak_gib",
+    "cost/state_bytes",
+    "cost/parameters",
+)
 LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions there
     "comparison": {
         "held-out loss": ["Multiline", ["^val/loss$"]],
@@ -196,7 +209,7 @@ class Metrics(L.Callback):
     ) -> None:
         self._settle(trainer)
         self.wall()
-        checkpoint["metrics"] = {name: getattr(self, name) for name in self._KEPT}
+        checkpoint["metrics"] = {name: getattr(self, name) for name in self.KEPT}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -210,7 +223,7 @@ class Metrics(L.Callback):
         self.wall_s, self.since = self.wall_s + now - self.since, now
         return self.wall_s
 
-    _KEPT = ("tokens_seen", "train_s", "wall_s", "pending", "pending_s", "latest", "validated_step")
+    KEPT = ("tokens_seen", "train_s", "wall_s", "pending", "pending_s", "latest", "validated_step")
 
 
 def state_bytes(model: SequenceModule) -> int:
@@ -232,23 +245,21 @@ def start_logs(logger: RunLogger, hparams: dict[str, Any], tags: list[str], conf
     """The run's row in the HParams tab (its final values are those logged later under the same tags), charts
     that overlay runs, and its configuration as text."""
     writer = logger.experiment
-    for summary in hparams_summary(hparams, dict.fromkeys(tags, 0.0)):
+    for summary in hparams_summary(hparams, dict.fromkeys([*tags, *FINAL], 0.0)):
         writer._get_file_writer().add_summary(summary)  # add_hparams would open a run of its own
     writer.add_custom_scalars(LAYOUT)
     writer.add_text("config", f"```yaml\n{config}\n```")
 
 
+def add_images(run_dir: Path, drawn: dict[str, Figure], step: int) -> None:
+    """Figures made after a run has ended, beside its curves in TensorBoard."""
+    with SummaryWriter(str(run_dir / "tb")) as writer:
+        for tag, figure in drawn.items():
+            writer.add_figure(tag, figure, step)
+
+
 def position_figure(latest: dict[str, float]) -> Figure:
-    """Held-out loss by position in the document."""
-    known = [
-        (name, latest[f"val/loss_by_position/{name}"])
-        for name in BUCKETS
-        if f"val/loss_by_position/{name}" in latest
-    ]
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([name for name, _ in known], [value for _, value in known], marker="o")
-    axes.set_xlabel("position in the document (tokens)")
-    axes.set_ylabel("held-out loss (nats per token)")
-    axes.grid(alpha=0.3)
-    return figure
+    """Held-out loss by position in the document, as the last validation had it."""
+    means = {(low, high): latest.get(f"val/loss_by_position/{low}-{high or 'end'}") for low, high in RANGES}
+    known = {edges: loss for edges, loss in means.items() if loss is not None}
+    return by_position({"held-out text": known}, title="Loss by position")

@@ -178,11 +178,16 @@ class Reading:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        lanes = [self._pieces(documents) for documents in self._plan]
-        for _ in range(self._length):
-            yield _batch(self.texts, self.window, [next(lane, None) for lane in lanes])
+        for pieces in self.pieces():
+            yield _batch(self.texts, self.window, pieces)
 
-    def _pieces(self, documents: list[int]) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[list[Piece | None]]:
+        """What every row of every batch reads, in step with `iter`; None where a row is padding."""
+        lanes = [self._lane(documents) for documents in self._plan]
+        for _ in range(self._length):
+            yield [next(lane, None) for lane in lanes]
+
+    def _lane(self, documents: list[int]) -> Iterator[Piece]:
         for document in documents:
             end = int(self.texts.lengths[document])
             for start in range(0, end, self.window):

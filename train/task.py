@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
+
+from zoo.errors import UserError
 
 Split = Literal["train", "val", "test"]
 
@@ -62,3 +64,21 @@ class Task(ABC):
     def references(self, texts: Texts) -> dict[str, float]:
         """Scores of predictors that learn nothing, on the same texts and in the task's unit, by name."""
         return {}
+
+    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
+        """Labels of a document, by axis: accuracy is reported by each of them too."""
+        return {}
+
+    def scores(self, texts: Texts, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
+        """Further scores of a document by name, 0 to 1, from which targets were hit: means are reported."""
+        return {}
+
+    def at(self, **axes: int | float) -> "Task":
+        """The same task at another point of its axes (a length, a depth); UserError: an axis it hasn't."""
+        if axes:
+            raise UserError(f"task {self.name} has no {' or '.join(axes)} to vary")
+        return self
+
+    def words(self, texts: Texts) -> tuple[int, str] | None:
+        """How many words the texts hold, and what counts as one; None where words say nothing."""
+        return None

@@ -1,31 +1,93 @@
 """`zoo COMMAND …` (also `python -m zoo`): one table of commands, each imported only when it is called."""
 
+import difflib
 import importlib
+import os
 import sys
 
-COMMANDS = {
-    "train": ("zoo.train.cli:main", "train one architecture: zoo train model=rmt size=tiny"),
+COMMANDS = {  # command: (where it is, what it does, an example)
+    "train": ("zoo.train.cli:main", "train one architecture, or go on with a run", "model=rmt size=tiny"),
+    "sweep": ("zoo.train.sweep:main", "train a matrix of runs", "model=rmt,mamba size=micro seeds=0:5"),
     "evaluate": (
         "zoo.train.evaluate:main",
-        "accuracy of a trained run by length: zoo evaluate run=runs/… lengths=64,128",
+        "a trained run on other lengths and tasks",
+        "run=runs/… lengths=64,128",
     ),
-    "check": ("zoo.train.check:main", "hold a model to the laws: zoo check my_pkg.MyModel width=32 …"),
+    "compare": (
+        "zoo.train.compare:main",
+        "finished runs side by side",
+        "runs/lm baseline=transformer",
+    ),
+    "bench": ("zoo.train.bench:main", "speed and memory of models side by side", "model=rmt,mamba size=tiny"),
+    "check": ("zoo.train.check:main", "hold a model to the laws", "my_pkg.MyModel width=32"),
+    "new": ("zoo.train.new:main", "write a package with a model of your own", "my_model"),
+    "list": ("zoo.train.listing:main", "models, tasks and corpora that are there", "size=tiny"),
+    "doctor": ("zoo.train.doctor:main", "what works on this machine, and why not", ""),
 }
+COMPOSED = ("train", "sweep", "check", "bench")  # whose words Hydra can complete
+COMPLETION = ("-sc", "--shell-completion")
 
 
 def main() -> None:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own classes are, as under `python -m zoo`
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        room, _, function = COMMANDS[name][0].partition(":")
-        sys.argv = [f"zoo {name}", *sys.argv[2:]]
-        getattr(importlib.import_module(room), function)()
-        return
-    print("zoo COMMAND …\n")
-    for command, (_, says) in COMMANDS.items():
-        print(f"  {command:<10}{says}")
-    if name not in ("-h", "--help", "help"):
-        print(f"error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        call(name, sys.argv[2:])
+    elif name in COMPLETION:
+        complete(sys.argv[2:])
+    elif name in ("-h", "--help", "help"):
+        asked = sys.argv[2] if name == "help" and len(sys.argv) > 2 else ""
+        if asked in COMMANDS:
+            call(asked, ["--help"])
+        else:
+            print(overview())
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        print(
+            f"error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}"
+            + (f"; did you mean {near[0]}?" if near else ""),
+            file=sys.stderr,
+        )
         sys.exit(2)
+
+
+def call(name: str, words: list[str]) -> None:
+    room, _, function = COMMANDS[name][0].partition(":")
+    sys.argv = [f"zoo {name}", *words]
+    getattr(importlib.import_module(room), function)()
+
+
+def overview() -> str:
+    """For someone who sees it for the first time."""
+    lines = [f"  {name:<10}{says:<46}{example}".rstrip() for name, (_, says, example) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Train, check and compare language models with a memory.\n",
+            f"  {'zoo COMMAND …':<56}for example\n",
+            *lines,
+            "",
+            "Begin with:        zoo train model=rmt           (minutes on a laptop, nothing to download)",
+            "All about one:     zoo COMMAND --help",
+            'Shell completion:  eval "$(zoo -sc install=bash)"   or   zoo -sc install=fish | source',
+            "From a checkout that isn't installed, say `python -m zoo` for `zoo`.",
+        ]
+    )
+
+
+def complete(words: list[str]) -> None:
+    """Completion: of commands by ourselves, of what stands behind one by Hydra, as if it were the program."""
+    line = os.environ.get("COMP_LINE", "")
+    typed = line.split(" ")[1:]
+    if any(word.startswith("query=") for word in words):
+        if len(typed) < 2:
+            print(" ".join(name for name in COMMANDS if name.startswith("".join(typed))))
+            return
+        if typed[0] not in COMPOSED:
+            return
+        os.environ["COMP_LINE"] = " ".join(["zoo", *typed[1:]])
+    sys.argv = ["zoo", "-sc", *words]
+    importlib.import_module("zoo.train.cli").main()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 
 from zoo.generate import Reader, generate
 from zoo.module import SequenceModule
-from zoo.state import State, each, from_leaves, leaves, named, nbytes, replace_rows, take_rows
+from zoo.state import State, contents, each, from_leaves, leaves, named, nbytes, replace_rows, take_rows
 
 ROWS, SEGMENTS = 3, 4
 TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
@@ -110,7 +110,7 @@ def streaming(model: SequenceModule) -> None:
         first, state = model(text[:, :cut])
         second, state = model(text[:, cut:], state)
         equal(torch.cat([first, second], dim=1), whole, f"logits of a text cut at token {cut}")
-        equal(leaves(state), leaves(end), f"the state after a text cut at token {cut}")
+        equal(contents(state), contents(end), f"the state after a text cut at token {cut}")
 
 
 def purity(model: SequenceModule) -> None:
@@ -169,7 +169,7 @@ def rows_are_strangers(model: SequenceModule) -> None:
     logits, state = model(text)
     mixed, mixed_state = model(text[order])
     equal(mixed, logits[order], "logits of rows in another order")
-    equal(leaves(mixed_state), leaves(take_rows(state, order)), "the state of rows in another order")
+    equal(contents(mixed_state), contents(take_rows(state, order)), "the state of rows in another order")
     equal(model(text[:1])[0], logits[:1], "a row read alone")
     changed = torch.cat([text[:1], other(model, text[1:])])
     equal(model(changed)[0][:1], logits[:1], "a row beside other neighbours")
@@ -237,7 +237,7 @@ def parallel_equals_fold(model: SequenceModule) -> None:
                 torch.zeros_like(leaf) if grad is None else grad
                 for leaf, grad in zip(learns, grads, strict=True)
             ]
-            results.append((logits, leaves(state), reached))
+            results.append((logits, contents(state), reached))
         (folded, folded_state, folded_reached), (logits, held, reached) = results
         equal(logits, folded, "logits of the parallel form")
         equal(held, folded_state, "the state of the parallel form")

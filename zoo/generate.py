@@ -1,6 +1,7 @@
 """Continuing a text token by token, in memory that doesn't grow with it."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,44 +10,86 @@ from torch import Tensor
 from zoo.module import SequenceModule
 from zoo.state import State
 
+AT_ONCE = (
+    4096  # tokens of whole segments that are read in one call, so that a long prompt needs no more memory
+)
+
+Pick = Callable[[Float[Tensor, "rows vocab"]], Int[Tensor, " rows"]]
+
 
 def greedy(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
     """The most probable token."""
     return logits.argmax(-1)
 
 
+def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Pick:
+    """Draws from softmax(logits / temperature), cut to the fewest tokens that hold `top_p` of it (Holtzman et
+    al. 2020, arXiv:1904.09751); a temperature of 0 is `greedy`."""
+    if not temperature >= 0:
+        raise ValueError(f"temperature must be 0 or more, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if temperature == 0:
+        return greedy
+
+    def pick(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits - logits.amax(-1, keepdim=True)  # or a tiny temperature makes them infinite
+        shares, tokens = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        before = shares.cumsum(-1) - shares
+        shares = shares.masked_fill(before >= top_p, 0.0)
+        drawn = torch.multinomial(shares, 1, generator=generator)
+        return tokens.gather(-1, drawn)[:, 0]
+
+    return pick
+
+
 class Reader:
     """Reads a text piece by piece, pieces of any length, and always knows what comes next.
 
-    A model that can't stop inside a segment reads its open segment again from the state before it, which is
-    what going on inside a segment means; one that `cuts_anywhere` just goes on.
+    A model that `cuts_anywhere` just goes on.  Any other reads its open segment again from the state before
+    it, which is what going on inside a segment means; or goes on from a cache of it, where it has one (see
+    SequenceModule.open_segment), and reads it again once, when it is whole, for the state after it.
     """
 
     def __init__(self, model: SequenceModule, rows: int) -> None:
         self.model = model
         self.state: State = model.init_state(rows)  # after the last closed segment
         self.open = torch.empty(rows, 0, dtype=torch.long, device=model.device)  # read, but not yet closed
+        self.cache: Any = None  # of the open segment, if the model has one
 
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows vocab"]:
         """Logits for the token after the last one read, without gradient."""
-        tokens = torch.cat([self.open, tokens], dim=1)
+        segment_len = self.model.segment_len
+        at_once = max(1, AT_ONCE // segment_len) * segment_len
         if self.model.cuts_anywhere:
-            logits, self.state = self.model(tokens, self.state)
+            for piece in tokens.split(at_once, dim=1):
+                logits, self.state = self.model(piece, self.state)
             return logits[:, -1]
-        whole = tokens.shape[1] // self.model.segment_len * self.model.segment_len
-        if whole:
-            logits, self.state = self.model(tokens[:, :whole], self.state)
+        new = tokens.shape[1]
+        tokens = torch.cat([self.open, tokens], dim=1)
+        whole = tokens.shape[1] // segment_len * segment_len
+        for piece in tokens[:, :whole].split(at_once, dim=1) if whole else ():
+            logits, self.state = self.model(piece, self.state)
+            self.cache = None
         self.open = tokens[:, whole:]
         if self.open.shape[1]:
-            logits, _ = self.model(self.open, self.state)
+            logits = self._read_open(min(new, self.open.shape[1]))
         return logits[:, -1]
+
+    def _read_open(self, new: int) -> Float[Tensor, "rows time vocab"]:
+        """Of the open segment, whose last `new` tokens the cache doesn't know."""
+        if self.cache is None:
+            self.cache = self.model.open_segment(self.state)
+        if self.cache is None:
+            return self.model(self.open, self.state)[0]
+        logits, self.cache = self.model.go_on(self.open[:, -new:], self.cache)
+        return logits
 
 
 def generate(
-    model: SequenceModule,
-    prompt: Int[Tensor, "rows time"],
-    pick: Callable[[Float[Tensor, "rows vocab"]], Int[Tensor, " rows"]] = greedy,
+    model: SequenceModule, prompt: Int[Tensor, "rows time"], pick: Pick = greedy
 ) -> Iterator[Int[Tensor, " rows"]]:
     """The tokens after the prompt, one a time and without end; `pick` chooses each from its logits."""
     reader = Reader(model, len(prompt))

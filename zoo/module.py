@@ -82,6 +82,18 @@ class SequenceModule(L.LightningModule, ABC):
         """The fold, or a parallel form that equals it, gradients included."""
         return self.fold(tokens, state)
 
+    def open_segment(self, state: State) -> Any:
+        """An empty cache of the segment after `state`, for `go_on`; None: this model has none, and an open
+        segment is read again from its beginning at every piece, which is what going on in it means."""
+        return None
+
+    def go_on(
+        self, tokens: Int[Tensor, "rows time"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
+        """Read on inside an open segment: the logits that `segment` would give at these tokens, and the cache
+        with them.  Without gradient, in eval mode; the cache given in is not changed."""
+        raise NotImplementedError(f"{type(self).__name__} has no cache of an open segment")
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser (see zoo.optim): matrices decay, the rest doesn't."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
@@ -134,6 +146,15 @@ class SequenceModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         return self.optim.build(self.parameter_groups())
+
+
+def written_for(part: nn.Module, method: str, *others: str) -> bool:
+    """Whether an object's `method` knows of its `others`: no subclass has overridden one of them since."""
+
+    def definer(name: str) -> type:
+        return next((kind for kind in type(part).__mro__ if name in vars(kind)), object)
+
+    return all(issubclass(definer(method), definer(name)) for name in others)
 
 
 def _weights(part: nn.Module | Tensor | None) -> list[Tensor]:

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+STAMPS = ("stamp", "stamp_before")
+"""Fields drawn anew at every write: they say which state this is, not what is in it."""
+
 State = Any  # Tensor | NamedTuple of states | tuple of states
 
 
@@ -35,6 +38,11 @@ def named(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def leaves(state: State) -> list[Tensor]:
     """Every tensor of the state: what a checkpoint keeps of it."""
     return [leaf for _, leaf in named(state)]
+
+
+def contents(state: State) -> list[Tensor]:
+    """Every tensor but the stamps: what two states that hold the same have in common."""
+    return [leaf for name, leaf in named(state) if name.rpartition(".")[2] not in STAMPS]
 
 
 def from_leaves(template: State, kept: Sequence[Tensor]) -> State:

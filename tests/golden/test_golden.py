@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.golden import recurrence, statespace_hybrids, statespace_mamba, statespace_megalodon
+from tests.golden import (
+    focused,
+    infini,
+    landmark,
+    memorizing,
+    recurrence,
+    statespace_hybrids,
+    statespace_mamba,
+    statespace_megalodon,
+    unlimiformer,
+)
 from tests.golden.cases import read_case
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -28,40 +38,23 @@ KINDS = {
     **statespace_megalodon.KINDS,
     **statespace_hybrids.KINDS,
     **statespace_mamba.KINDS,
+    **landmark.KINDS,
+    **infini.KINDS,
+    **unlimiformer.KINDS,
+    **focused.KINDS,
+    **memorizing.KINDS,
 }
 LEFT_OUT = {  # kind: why it isn't run
-    **dict.fromkeys(("infini/layer", "infini/model"), "Infini-attention isn't built yet"),
+    "memorizing/luc_model": "lucidrains' model as it is, a bug kept: from the second segment on its position "
+    "bias sees every key at distance 0",
+    "memorizing/meliad_layer": "the published layer as it is: its search is approximate, its empty buckets "
+    "take part in the softmax, and a token doesn't see itself",
     **dict.fromkeys(
-        (
-            "landmark/grouped_softmax",
-            "landmark/llama_cache",
-            "landmark/lm_cache",
-            "landmark/lm_train",
-        ),
-        "Landmark attention isn't built yet",
+        ("unlimiformer/bart_inference", "unlimiformer/bart_retrieval_training"),
+        "an encoder-decoder, of which every decoder layer retrieves from one encoder",
     ),
-    **dict.fromkeys(
-        ("fot/crossbatch", "fot/longllama", "fot/paper_crossbatch_knn", "fot/train_lm"),
-        "the Focused Transformer isn't built yet",
-    ),
-    **dict.fromkeys(
-        (
-            "memorizing/luc_core",
-            "memorizing/luc_model",
-            "memorizing/meliad_layer",
-            "memorizing/paper_gate_topk",
-        ),
-        "the Memorizing Transformer isn't built yet",
-    ),
-    **dict.fromkeys(
-        (
-            "unlimiformer/bart_inference",
-            "unlimiformer/bart_retrieval_training",
-            "unlimiformer/core_retrieval_attention",
-            "unlimiformer/llama_inference",
-        ),
-        "Unlimiformer isn't built yet",
-    ),
+    "unlimiformer/llama_inference": "the published decoder as it is, bugs kept: its search looks at half of "
+    "each head's features, and what it finds takes the place of the oldest keys",
 }
 
 

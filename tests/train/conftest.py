@@ -43,7 +43,15 @@ COUNTERS = {
     "validate_loop",
 }  # nobody reads these
 BEARTYPES = "python"  # beartype throws them at every check of a list
-CLOCKED = {"train_s", "wall_s", "pending_s", "tokens_per_s", "cost/tokens_per_s", "cost/peak_gib"}
+CLOCKED = {
+    "train_s",
+    "wall_s",
+    "pending_s",
+    "tokens_per_s",
+    "eval_tokens_per_s",
+    "cost/tokens_per_s",
+    "cost/peak_gib",
+}
 
 
 class KilledError(BaseException):

@@ -61,3 +61,17 @@ def test_splits_seeds_and_samples_differ_and_are_repeatable() -> None:
 def test_impossible_samples_are_refused(keys: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(keys))}.*found"):
         Induction(**keys)
+
+
+def test_another_length_is_the_same_task() -> None:
+    task = Induction(length=64, vocab_size=9, samples=50, held_out=7, seed=3)
+    longer, same = task.at(length=100.0), Induction(100, 9, 50, 7, 3)
+    np.testing.assert_array_equal(longer.split("test").lengths, [100] * 7)
+    for document in (0, 6):
+        for ours, theirs in zip(
+            sample(longer.split("test"), document), sample(same.split("test"), document), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    assert task.length == 64
+    with pytest.raises(UserError, match="no depth to vary"):
+        task.at(length=100.0, depth=0.5)

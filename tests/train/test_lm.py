@@ -18,7 +18,7 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.data import DataModule
 from zoo.train.documents import Documents
-from zoo.train.lm import END, ByteTexts, LanguageModelling, prefix, references
+from zoo.train.lm import END, ByteTexts, LanguageModelling, count_words, prefix, references
 from zoo.train.streams import Lanes, Reading
 
 
@@ -184,3 +184,25 @@ def test_the_config_is_of_this_task():
     assert cfg["_target_"] == f"{LanguageModelling.__module__}.{LanguageModelling.__name__}"
     assert cfg.vocab_size == inspect.signature(LanguageModelling).parameters["vocab_size"].default
     assert OmegaConf.to_container(cfg, resolve=False)["corpus"] == "${data.corpus}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("ab \t\n\r\x0b\x0c", min_size=1, max_size=40), min_size=1, max_size=4), st.integers(1, 9)
+)
+def test_words_are_those_of_split_wherever_a_document_is_cut(place, documents, chunk):
+    raw = [document.encode() for document in documents]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.train.lm.CHUNK", chunk)
+        words, lines = count_words(byte_texts(place, raw))
+    assert words == sum(len(document.split()) for document in raw)
+    assert lines == sum(document.count(b"\n") for document in raw)
+
+
+def test_the_unit_of_a_corpus(task):
+    assert task.words(task.split("val")) == (3, "word between white space")
+    assert task.words(prefix(task.split("val"), 50))[0] == 1
+    task.corpus.name = "wikitext-103"
+    count, unit = task.words(task.split("val"))
+    assert count == 3
+    assert "<eos>" in unit

@@ -179,7 +179,16 @@ def test_its_row_in_the_hparams_tab(zoo: Any) -> None:
     (experiment,) = [one.experiment for one in data if one.HasField("experiment")]
     (start,) = [one.session_start_info for one in data if one.HasField("session_start_info")]
     metrics = {info.name.tag for info in experiment.metric_infos}
-    assert metrics == {"val/loss", "val/bits_per_byte", "cost/tokens_per_s"}
+    assert metrics == {
+        "val/loss",
+        "val/bits_per_byte",
+        "val/accuracy",
+        "train/loss",
+        "cost/tokens_per_s",
+        "cost/peak_gib",
+        "cost/state_bytes",
+        "cost/parameters",
+    }
     assert metrics <= set(zoo.events("whole").Tags()["scalars"])
     values = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
     assert values["model"] == "rmt"

@@ -1,0 +1,101 @@
+"""What a generated token costs, by how much text lies before it, and what memory that takes.
+
+    python benchmarks/generate.py [models=rmt,mamba] [size=micro] [at=100,1000,10000,100000] [steps=8]
+
+A row per model: milliseconds per token at each place of the text (mean over `steps` places of an open segment,
+its closing included by its share), the same with the open segment read again at every token, and the growth of
+resident memory between the first place and the last.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import zoo.configs
+from zoo.generate import Reader
+from zoo.module import SequenceModule
+from zoo.train import build
+
+DEFAULTS = {"models": "", "size": "micro", "at": "100,1000,10000,100000", "steps": "8"}
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def random_text(model: SequenceModule, length: int) -> torch.Tensor:
+    return torch.randint(257, (1, length), generator=torch.Generator().manual_seed(length))
+
+
+def timed(reader: Reader, tokens: torch.Tensor) -> float:
+    began = time.perf_counter()
+    reader.read(tokens)
+    return time.perf_counter() - began
+
+
+class Rereading(Reader):
+    """Without a cache: the definition."""
+
+    def _read_open(self, new: int) -> torch.Tensor:
+        return self.model(self.open, self.state)[0]
+
+
+def per_token(reader: Reader, steps: int) -> float:
+    """Seconds, over one segment from here, which is a boundary."""
+    model, segment_len = reader.model, reader.model.segment_len
+    if model.cuts_anywhere:
+        return sum(timed(reader, random_text(model, 1)) for _ in range(steps)) / steps
+    costs, place = [], 0
+    for step in range(steps):
+        here = round((step + 0.5) / steps * (segment_len - 2))
+        if here > place:
+            reader.read(random_text(model, here - place))
+        costs.append(timed(reader, random_text(model, 1)))
+        place = max(place, here) + 1
+    if segment_len - 1 > place:
+        reader.read(random_text(model, segment_len - 1 - place))
+    closing = timed(reader, random_text(model, 1))
+    return (sum(costs) / steps * (segment_len - 1) + closing) / segment_len
+
+
+def measure(name: str, size: str, at: list[int], steps: int) -> str:
+    model = build.model(build.compose([f"model={name}", f"size={size}", "task=lm"])).eval()
+    segment_len = model.segment_len
+    reader, read, costs, held = Reader(model, 1), 0, [], []
+    for place in at:
+        until = max(1, place // segment_len) * segment_len
+        reader.read(random_text(model, max(segment_len, until - read)))
+        read = until + segment_len
+        costs.append(per_token(reader, steps))
+        held.append(resident())
+        reader.read(random_text(model, segment_len - (steps if model.cuts_anywhere else 0) or 1))
+    again = Rereading(model, 1)
+    again.read(random_text(model, segment_len))
+    reread = costs[0] if model.cuts_anywhere else per_token(again, steps)
+    if model.cuts_anywhere:
+        kind = "goes on"
+    else:
+        kind = "reads again" if model.open_segment(model.init_state(1)) is None else "cache"
+    figures = " | ".join(f"{1e3 * cost:.2f}" for cost in costs)
+    return f"| {name} | {kind} | {figures} | {1e3 * reread:.2f} | {(held[-1] - held[0]) / 2**20:+.1f} |"
+
+
+def main() -> None:
+    given = DEFAULTS | dict(word.split("=", 1) for word in sys.argv[1:])
+    if unknown := given.keys() - DEFAULTS.keys():
+        sys.exit(f"expected {', '.join(DEFAULTS)}, found {', '.join(unknown)}")
+    folder = Path(str(next(iter(zoo.configs.__path__)))) / "model"
+    names = given["models"].split(",") if given["models"] else sorted(p.stem for p in folder.glob("*.yaml"))
+    at = [int(place) for place in given["at"].split(",")]
+    print(f"size={given['size']}, 1 row, {torch.get_num_threads()} thread(s): ms per token")
+    print(f"| model | open segment | {' | '.join(f'{p:,}' for p in at)} | reading again | MiB grown |")
+    print("|---|---|" + "---|" * (len(at) + 2))
+    for name in names:
+        print(measure(name, given["size"], at, int(given["steps"])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

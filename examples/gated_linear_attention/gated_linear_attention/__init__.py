@@ -1,0 +1,1 @@
+"""Gated linear attention, a model for the zoo."""

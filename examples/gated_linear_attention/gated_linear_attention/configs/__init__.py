@@ -1,0 +1,1 @@
+"""The configs that the zoo finds through the entry point in pyproject.toml."""

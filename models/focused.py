@@ -1,0 +1,140 @@
+"""Focused Transformer: a few layers remember everything, and are trained among other texts to find their own.
+
+Tworkowski et al. 2023, arXiv:2307.03170 (FoT, LongLLaMA); memory layers: zoo/memory/focused.py; their
+training: zoo/memory/crossbatch.py.  K_i are the keys of row i's segment, P_i of the one before, M_i of all
+before:
+
+    trained     y = softmax(q [K_i ; P_i ; P_{i+1} ; .. ; P_{i+d-1}]^T / tau) [their values]      (rows mod B)
+    evaluated   y = softmax(q [K_i ; the k keys of M_i nearest to q]^T / tau) [their values]
+
+Carried from segment to segment, by memory layers: the last segment's keys and values, the gradient reaching
+one segment back with each of them, within the window of a training step; in evaluation the bank of the
+`capacity` tokens before those, too.
+Differs from the paper, as LongLLaMA does: rotary positions in the segment, with remembered keys at its first
+token (`memory_position=none`: none there), and tau = sqrt(K).  `normalised` is the paper's: keys and queries
+of length 1, and tau = exp(-sharpness) learned by every head, which can't reach 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.memory.attention import Attention
+from zoo.memory.focused import FocusedAttention
+from zoo.memory.knn import KNN
+from zoo.models.layers import Block, Decoder, FeedForward, by_segments
+from zoo.state import State
+
+
+def steps(contexts: object) -> dict[float, int]:
+    """A schedule as {share of training: d from there on}; a number alone is one for all of it."""
+    schedule: Mapping[Any, Any] = contexts if isinstance(contexts, Mapping) else {0.0: contexts}
+    shares = all(type(share) in (int, float) and 0 <= share < 1 for share in schedule)
+    if not shares or 0 not in schedule or not all(type(d) is int and d > 0 for d in schedule.values()):
+        raise ValueError(
+            f"contexts must be a number from 1 on, or such numbers from shares of training on as in "
+            f"{{0: 2, 0.9: 64}}, not {contexts}"
+        )
+    return {float(share): d for share, d in schedule.items()}
+
+
+class Focused(Decoder):
+    learns_through_memory: bool | tuple[str, ...] = ("previous_keys", "previous_values")
+    mixes_rows_in_training = True
+    memory: ClassVar[type[FocusedAttention]] = FocusedAttention
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        capacity: int,
+        neighbours: int = 32,
+        block: int | None = None,
+        memory_layers: Sequence[int] | None = None,
+        contexts: int | Mapping[int | float, int] = 2,
+        normalised: bool = False,
+        memory_position: Literal["rope", "none"] = "rope",
+        backend: Literal["torch", "faiss"] = "torch",
+        index: Literal["flat", "ivf", "hnsw"] = "flat",
+        memory_dtype: Literal["bfloat16"] | None = None,
+        rope_base: float = 10000.0,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        remembering = [(3 * depth - 1) // 4] if memory_layers is None else memory_layers
+        if not remembering or not all(0 <= layer < depth for layer in remembering):
+            raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {list(remembering)}")
+        schedule = steps(contexts)
+
+        def mixer(layer: int) -> Attention:
+            if layer not in remembering:
+                return Attention(width, heads, rope_base=rope_base, dropout=dropout)
+            knn = KNN(
+                capacity,
+                heads,
+                key_width=width // heads,
+                value_width=width // heads,
+                neighbours=neighbours,
+                block=block,
+                backend=backend,
+                index=index,
+                dtype=memory_dtype,
+            )
+            return self.memory(
+                width,
+                heads,
+                segment_len,
+                knn,
+                neighbours,
+                schedule,
+                normalised=normalised,
+                position=memory_position,
+                rope_base=rope_base,
+                dropout=dropout,
+            )
+
+        super().__init__(
+            vocab_size,
+            segment_len,
+            width,
+            [
+                Block(mixer(layer), FeedForward(width, hidden, dropout=dropout), width, dropout=dropout)
+                for layer in range(depth)
+            ],
+            tied=tied,
+            dropout=dropout,
+        )
+        self.mixes_rows_in_training = max(schedule.values()) > 1
+
+    def memories(self) -> list[FocusedAttention]:
+        return [part for part in self.modules() if isinstance(part, FocusedAttention)]
+
+    def set_progress(self, step: int, steps: int) -> None:
+        for memory in self.memories():
+            memory.share = step / max(1, steps)
+
+    def diagnostics(self, state: State) -> dict[str, float]:
+        """d, the number of contexts that a segment sees in training."""
+        return {"contexts": float(self.memories()[0].contexts)}
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All whole segments at once, as rows of one batch, then the short last one."""
+        state = self.init_state(len(tokens)) if state is None else state
+        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
+        if whole:
+            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
+            said, state = self.segment(pieces, state)
+            logits.append(back(said))
+        if whole < tokens.shape[1]:
+            said, state = self.segment(tokens[:, whole:], state)
+            logits.append(said)
+        return torch.cat(logits, dim=1), state

@@ -1,0 +1,114 @@
+"""Infini-attention transformer: every layer reads its segment, and a compressive memory of all before it.
+
+Munkhdalai, Faruqui & Gopal 2024, arXiv:2404.07143; attention, memory and gate: zoo/memory/compressive.py.
+
+    h += attention(norm(h))        h += mlp(norm(h))        logits = E norm(h)
+
+Carried from segment to segment: in every layer and head a matrix M and a vector z.  The gradient runs through
+them back to the beginning of the window.
+Differs from the paper, which says nothing of its blocks and gates: blocks are LLaMA-shaped; gates begin half
+open and learn faster than the rest, without weight decay, as a replication had to make them (Hugging Face,
+"A failed experiment: Infini-Attention, and why we should keep trying?", August 2024).
+"""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.memory.compressive import CompressiveAttention, MemoryState, Rule
+from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.state import State
+
+GATES_RATE = 10.0  # times the learning rate
+
+
+class Infini(Decoder):
+    """`bias` is the feed-forward's."""
+
+    learns_through_memory = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        rule: Rule = "delta",
+        head_width: int | None = None,
+        value_width: int | None = None,
+        position: Literal["rope", "none"] = "rope",
+        rope_base: float = 10000.0,
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        def mixer() -> CompressiveAttention:
+            return CompressiveAttention(
+                width,
+                heads,
+                segment=segment_len,
+                rule=rule,
+                head_width=head_width,
+                value_width=value_width,
+                position=position,
+                rope_base=rope_base,
+                dropout=dropout,
+            )
+
+        super().__init__(
+            vocab_size,
+            segment_len,
+            width,
+            [
+                Block(mixer(), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout)
+                for _ in range(depth)
+            ],
+            norm=norm,
+            tied=tied,
+            dropout=dropout,
+        )
+
+    def gates(self) -> list[Tensor]:
+        """Every layer's beta, one per head."""
+        return [part.gate for part in self.modules() if isinstance(part, CompressiveAttention)]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """As any decoder's, but the gates in a group of their own."""
+        gates = self.gates()
+        apart = {id(gate) for gate in gates}
+        groups = super().parameter_groups()
+        for group in groups:
+            group["params"] = [weight for weight in group["params"] if id(weight) not in apart]
+        learning = [gate for gate in gates if gate.requires_grad]
+        return [*groups, {"params": learning, "decays": False, "lr_scale": GATES_RATE}]
+
+    @torch.no_grad()
+    def diagnostics(self, state: tuple[MemoryState, ...]) -> dict[str, float]:
+        """How far the gates are open to the memory (1: nothing else is read), and the mean norm of an M."""
+        gates = torch.stack(self.gates()).sigmoid()
+        norms = torch.stack([kept.matrix for kept in state]).norm(dim=(-2, -1))
+        return {
+            "gate": gates.mean().item(),
+            "gate_min": gates.min().item(),
+            "gate_max": gates.max().item(),
+            "norm": norms.mean().item(),
+        }
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All whole segments at once, layer by layer, then the short last one."""
+        state = self.init_state(len(tokens)) if state is None else state
+        whole = tokens.shape[1] // self.segment_len * self.segment_len
+        logits = []
+        for part in (tokens[:, :whole], tokens[:, whole:]):
+            if part.shape[1]:
+                said, state = self.segment(part, state)
+                logits.append(said)
+        return torch.cat(logits, dim=1), state

@@ -1,0 +1,133 @@
+"""Unlimiformer, decoder-only: a transformer whose upper layers also see the nearest of all they have read.
+
+Bertsch et al. 2023, arXiv:2305.01625; its attention in the paper's symbols: zoo/memory/unlimiformer.py.
+
+    below `layer_begin`   x += attention(norm(x))                  inside the segment
+    from there on         x += attention(norm(x), nearest(bank))   in one softmax
+    after a segment       bank <- norm(x) of its tokens            one index for all heads of a layer
+
+Carried from segment to segment, by each layer from `layer_begin` on: its last `capacity` normed inputs.
+There are no new weights.  It trains as `transformer` does, each segment alone and nothing carried, or starts
+from a trained one (`model.base=<run_dir>`); in evaluation it reads and fills its memory.  With
+`retrieval_training` it does so in training too: the gradient runs through what is retrieved into earlier
+segments of the same window, what is chosen is constant.
+Differs from the paper: decoder-only.  Its encoder-decoder, where one index of the encoder's outputs serves
+all layers, is out of scope: here each layer has an index of its own inputs, as they were read, segment by
+segment and not in overlapping windows.  Where the published code for decoders puts what it retrieves in the
+place of the oldest keys, it joins the whole segment here; it has no position, and neither has the query that
+finds it.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zoo.memory.attention import Position
+from zoo.memory.knn import KNN, Bank
+from zoo.memory.unlimiformer import UnlimiformerAttention
+from zoo.models.layers import Activation, Block, Norm, by_segments
+from zoo.models.transformer import Transformer
+from zoo.module import Batch
+from zoo.state import State
+
+
+class Unlimiformer(Transformer):
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        depth: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        capacity: int,
+        neighbours: int = 32,
+        block: int | None = None,
+        layer_begin: int | None = None,
+        retrieval_training: bool = False,
+        backend: Literal["torch", "faiss"] = "torch",
+        index: Literal["flat", "ivf", "hnsw"] = "flat",
+        kv_heads: int | None = None,
+        position: Literal["rope", "alibi", "learned", "none"] = "rope",
+        rope_base: float = 10000.0,
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        layer_begin = depth // 2 if layer_begin is None else layer_begin
+        if not 0 <= layer_begin < depth:
+            raise ValueError(f"layer_begin must be one of the layers 0 .. {depth - 1}, not {layer_begin}")
+        super().__init__(
+            vocab_size,
+            segment_len,
+            depth,
+            width,
+            heads,
+            hidden,
+            kv_heads=kv_heads,
+            position=position,
+            rope_base=rope_base,
+            norm=norm,
+            activation=activation,
+            bias=bias,
+            tied=tied,
+            dropout=dropout,
+        )
+        place: Position = "none" if position == "learned" else position
+        for layer in list(self.stack)[layer_begin:]:
+            assert isinstance(layer, Block)
+            layer.mixer = UnlimiformerAttention(
+                width,
+                heads,
+                KNN(capacity, 1, width, neighbours=neighbours, block=block, backend=backend, index=index),
+                retrieval_training=retrieval_training,
+                kv_heads=kv_heads,
+                position=place,
+                rope_base=rope_base,
+                bias=bias,
+                dropout=dropout,
+            )
+        self.init_weights()
+        self.remembers, self.learns_through_memory = True, retrieval_training
+        self.retrieval_training = retrieval_training
+
+    @property
+    def reads_alone(self) -> bool:
+        """Here and now each segment is read alone, as `transformer` reads it."""
+        return self.training and not self.retrieval_training
+
+    @torch.no_grad()
+    def diagnostics(self, state: State) -> dict[str, float]:
+        """With faiss, the share of the true neighbours that it finds; nothing where nothing is carried."""
+        memories = [part for part in self.modules() if isinstance(part, UnlimiformerAttention)]
+        banks = [bank for bank in state or () if isinstance(bank, Bank)]
+        if not banks or memories[0].knn.indexes is None:
+            return {}
+        found = [memory.knn.recall(bank) for memory, bank in zip(memories, banks, strict=True)]
+        return {"recall": sum(found) / len(found)}
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        """All whole segments at once, as rows of one batch, then the short last one."""
+        if self.reads_alone:
+            return super().forward(tokens, state)
+        state = self.init_state(len(tokens)) if state is None else state
+        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
+        if whole:
+            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
+            said, state = self.segment(pieces, state)
+            logits.append(back(said))
+        if whole < tokens.shape[1]:
+            said, state = self.segment(tokens[:, whole:], state)
+            logits.append(said)
+        return torch.cat(logits, dim=1), state
+
+    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
+        """Where segments are read alone, empty memories would only be moved about: nothing is carried."""
+        said, state = super().read(batch, None if self.reads_alone else carried)
+        return said, None if self.reads_alone else state

@@ -1,0 +1,308 @@
+"""`zoo compare`: numbers against sums done by hand, runs that don't belong together, what is written."""
+
+import csv
+import io
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.made_runs import evaluate, make_run
+from zoo.train import compare, report, rows
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """`zoo compare …` in a folder of its own: exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "command", lambda row: f"zoo sweep model={row.label}")
+
+    def call(*words: str, drawn: bool = False) -> tuple[Any, str, str]:
+        if not drawn:
+            monkeypatch.setattr(report, "write", lambda comparison, out: None)
+        monkeypatch.setattr(sys, "argv", ["zoo compare", *words])
+        code: Any = 0
+        try:
+            compare.main()
+        except SystemExit as left:
+            code = left.code
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def three_models(folder: Path) -> None:
+    for seed, (ours, theirs) in enumerate([(2.0, 2.5), (2.2, 2.8), (2.1, 2.5)]):
+        make_run(folder / "rmt" / str(seed), "rmt", seed, ours)
+        make_run(folder / "transformer" / str(seed), "transformer", seed, theirs, metrics={"state_bytes": 0})
+    make_run(folder / "mamba" / "0", "mamba", 0, 1.9, metrics={"state_bytes": 4096})
+
+
+def read_csv(path: Path) -> dict[str, dict[str, str]]:
+    return {row["model"]: row for row in csv.DictReader(io.StringIO(path.read_text()))}
+
+
+def test_numbers_by_hand(run: Any, tmp_path: Path) -> None:
+    three_models(tmp_path / "runs")
+    code, out, err = run("runs", "loss=3.0")
+    assert (code, err) == (0, "")
+    said = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert list(said) == ["mamba", "rmt", "transformer"]
+    rmt = said["rmt"]
+    assert rmt["seeds"] == "0, 1, 2"
+    assert float(rmt["val/bits_per_byte"]) == pytest.approx(2.1)
+    assert float(rmt["val/bits_per_byte_half_width"]) == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5)
+    assert float(rmt["difference"]) == pytest.approx((-0.5 - 0.6 - 0.4) / 3)
+    assert float(rmt["difference_half_width"]) == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5)
+    assert (said["mamba"]["difference_runs"], said["mamba"]["difference_half_width"]) == ("1", "")
+    assert said["transformer"]["difference"] == ""
+    # losses 1.4 + 3, 2, 1, 0 at steps 10, 20, 30, 40; and so on: 3.0 is reached at 30 by all of rmt's
+    assert float(rmt["steps_to_loss"]) == 30
+    assert float(said["transformer"]["steps_to_loss"]) == 30
+    assert "2.100 ± 0.248" in (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "2.100" in out
+
+
+def test_a_loss_that_no_run_reached(run: Any, tmp_path: Path) -> None:
+    three_models(tmp_path / "runs")
+    assert run("runs", "loss=1.42")[0] == 0
+    rmt = read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]
+    assert (rmt["steps_to_loss"], rmt["steps_to_loss_runs"]) == ("40.0", "1")
+    assert "40 (1 of 3)" in (tmp_path / "runs/comparison/comparison.md").read_text()
+
+
+DIFFERENT = {
+    "task": [{"task.length": 3}, {"metrics": {"task_version": 2}}],
+    "data": [
+        {"metrics": {"val_bytes": 4096}},
+        {"metrics": {"data_fingerprint": "fedc"}},
+        {"metrics": {"data_fingerprint": None}, "data.corpus": "other", "task.corpus": "other"},
+    ],
+    "budget": [{"size.budget": 1000}, {"names.size": "tiny"}],
+    "tokens": [{"steps": 41}, {"data.rows": 8}, {"metrics": {"tokens_seen": 10_600}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"), [(kind, one) for kind, some in DIFFERENT.items() for one in some]
+)
+def test_runs_that_differ_are_refused(run: Any, tmp_path: Path, kind: str, changed: dict[str, Any]) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "mamba", **changed)
+    code, _, err = run("runs")
+    assert code == 2
+    assert re.fullmatch(rf"error: compare: the runs differ in {kind}: .*mamba seed 0.* mix={kind} .*\n", err)
+    assert not (tmp_path / "runs/comparison").exists()
+    code, _, err = run("runs", f"mix={kind}")
+    assert (code, err) == (0, "")
+    assert "The runs differ: " in (tmp_path / "runs/comparison/comparison.md").read_text()
+
+
+def test_tokens_may_differ_by_padding(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "mamba", metrics={"tokens_seen": 10_400})
+    assert run("runs")[0] == 0
+
+
+def test_where_a_corpus_lies_and_when_it_is_validated_changes_nothing(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 0)
+    make_run(
+        tmp_path / "runs/b", "rmt", 1, **{"data.root": "elsewhere", "val_every": 20, "checkpoint_every": 1}
+    )
+    assert run("runs")[0] == 0
+    assert read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]["seeds"] == "0, 1"
+
+
+def test_settings_make_rows(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 0)
+    make_run(tmp_path / "runs/b", "rmt", 0, **{"optim.lr": 2e-3})
+    make_run(tmp_path / "runs/c", "rmt", 1, **{"optim.lr": 2e-3, "trainer.compile": False})  # a newer setting
+    make_run(tmp_path / "runs/d", "mamba", 0)
+    assert run("runs", "baseline=rmt lr=0.001")[0] == 0
+    said = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert {name: row["seeds"] for name, row in said.items()} == {
+        "mamba": "0",
+        "rmt lr=0.001": "0",
+        "rmt lr=0.002": "0, 1",
+    }
+    assert said["rmt lr=0.002"]["difference_runs"] == "1"
+
+
+def test_sizes_told_to_mix_are_rows_of_their_own(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 0)
+    make_run(tmp_path / "runs/b", "rmt", 0, **{"names.size": "tiny", "size.width": 64, "model.width": 64})
+    assert run("runs", "mix=budget")[0] == 0
+    assert list(read_csv(tmp_path / "runs/comparison/comparison.csv")) == ["rmt size=nano", "rmt size=tiny"]
+
+
+def test_a_seed_that_is_there_twice(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 3)
+    make_run(tmp_path / "runs/b", "rmt", 3)
+    code, _, err = run("runs")
+    assert (code, err) == (2, "error: compare: rmt seed 3 is there twice, runs/a and runs/b: name one\n")
+
+
+def test_runs_of_before_the_curve(run: Any, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        older = dict.fromkeys(("curve", "eval_tokens_per_s", "data_fingerprint"))
+        make_run(tmp_path / f"runs/{seed}", "rmt", seed, metrics=older)
+    code, _, err = run("runs", "runs/0", drawn=True)
+    assert (code, err) == (0, "")
+    said = read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]
+    assert (said["steps_to_loss"], said["eval_tokens_per_s"]) == ("", "")
+
+
+def test_accuracy_is_the_score_where_there_are_no_bytes(run: Any, tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.5, 0.7)):
+        make_run(
+            tmp_path / f"runs/{seed}",
+            "rmt",
+            seed,
+            metrics={"val/bits_per_byte": None, "val/accuracy": accuracy},
+        )
+    assert run("runs")[0] == 0
+    assert "60.0% ± 127.1%" in (tmp_path / "runs/comparison/comparison.md").read_text()
+    make_run(tmp_path / "runs/text", "mamba")
+    assert "in accuracy" in run("runs")[2]
+
+
+def test_unfinished_runs_are_left_out_aloud(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    (make_run(tmp_path / "runs/b", "mamba") / "metrics.json").unlink()
+    code, _, err = run("runs")
+    assert (code, err) == (0, "left out, not finished: runs/b\n")
+
+
+SLIPS = [
+    (("nowhere",), "no folder nowhere"),
+    (("runs", "los=3"), "unknown key 'los'; expected one of baseline, loss, mix, out"),
+    (("runs", "loss=x"), "loss: expected a number of nats above 0, found x"),
+    (("runs", "loss=nan"), "loss: expected a number of nats above 0, found nan"),
+    (("runs", "mix=size"), "mix: expected some of task, data, budget, tokens, found size"),
+    (("runs", "baseline=rtm"), "baseline: expected one of rmt, found rtm"),
+    (("runs/a/config.yaml",), "no folder runs/a/config.yaml"),
+    (("empty",), "no finished run below empty"),
+    (("runs", "out=runs/a/config.yaml"), "can't use .*config.yaml.*"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), SLIPS, ids=[" ".join(words) for words, _ in SLIPS])
+def test_slips_are_one_line(run: Any, tmp_path: Path, words: tuple[str, ...], expected: str) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    (tmp_path / "empty").mkdir()
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: (compare: )?{expected}.*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("metrics.json", "{"), ("metrics.json", "[]"), ("config.yaml", "a: ["), ("evaluation.json", "[]")],
+)
+def test_damaged_files_are_one_line(run: Any, tmp_path: Path, name: str, text: str) -> None:
+    (make_run(tmp_path / "runs/a", "rmt") / name).write_text(text)
+    code, _, err = run("runs")
+    assert code == 2
+    assert re.fullmatch(rf"error: .*{name}.*\n", err)
+
+
+class Page(HTMLParser):
+    """What a page loads, and its elements' ids."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads, self.ids, self.tags = list[str](), list[str](), list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data", "srcset") and value and value[0] != "#":
+                self.loads.append(value)
+            if name == "id" and value:
+                self.ids.append(value)
+
+
+def test_the_page_needs_nothing_else(run: Any, tmp_path: Path) -> None:
+    three_models(tmp_path / "runs")
+    for model in ("rmt", "mamba"):
+        evaluate(tmp_path / f"runs/{model}/0", 0.8)
+    evaluate(tmp_path / "runs/rmt/1", 0.4)
+    assert run("runs", drawn=True)[0] == 0
+    text = (tmp_path / "runs/comparison/index.html").read_text()
+    page = Page(text)
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert page.loads  # the heat maps' cells
+    assert "link" not in page.tags
+    for figure in ("loss-by-tokens", "loss-by-position", "score-by-state", "length", "grid", "memory1"):
+        assert figure in page.ids
+        assert (tmp_path / f"runs/comparison/{figure}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.tags.count("svg") == 7  # a heat map for each of two models
+    assert len(page.ids) == len(set(page.ids))
+    for word in ("mamba", "2.100 ± 0.248", "012345678", "runs/rmt/0", "zoo compare runs"):
+        assert word in text
+
+
+def test_seeds_are_pooled_in_evaluations(tmp_path: Path) -> None:
+    from zoo.train.pictures import alike, pooled
+
+    for seed, share in enumerate((0.8, 0.4)):
+        evaluate(make_run(tmp_path / f"runs/{seed}", "rmt", seed), share)
+    [row] = rows.grouped([rows.read_run(tmp_path / f"runs/{seed}") for seed in (0, 1)])
+    cells = pooled(alike([row])[0]["rmt"])
+    assert len(cells) == 6
+    first = next(cell for cell in cells if cell["axes"] == {"length": 512, "depth": 0.0})
+    assert (first["exact"]["hits"], first["exact"]["of"]) == (60, 100)
+
+
+def test_names_are_escaped(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "<b>|&")
+    assert run("runs", drawn=True)[0] == 0
+    assert "<b>" not in (tmp_path / "runs/comparison/index.html").read_text()
+    assert "<b>\\|&" in (tmp_path / "runs/comparison/comparison.md").read_text()
+
+
+def test_the_same_runs_give_the_same_files(run: Any, tmp_path: Path) -> None:
+    three_models(tmp_path / "runs")
+    read = []
+    for _ in range(2):
+        assert run("runs", drawn=True)[0] == 0
+        read.append({path.name: path.read_bytes() for path in (tmp_path / "runs/comparison").iterdir()})
+    assert read[0] == read[1]
+
+
+def test_a_row_says_what_trains_it(tmp_path: Path) -> None:
+    """What it says, composed, is the config that the run has."""
+    from omegaconf import OmegaConf
+
+    from zoo.train import build, loop
+
+    words = ["model=rmt", "size=nano", "steps=7", "optim.lr=0.004", "model.slots=3", "data.rows=2", "seed=5"]
+    cfg = build.compose([*words, "run_dir=."])
+    cfg.model = build.solved(cfg)
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(loop.stored_config(cfg))
+    [row] = rows.grouped([rows.read_run(folder)])
+    said = rows.command(row).split()
+    assert said[:2] == ["zoo", "sweep"]
+    assert said[-1] == "seeds=5"
+    assert set(said[2:-1]) == {*words, "task=lm"} - {"seed=5"}
+    again = build.compose([*said[2:-1], "seed=5", "run_dir=."])
+    assert OmegaConf.create(loop.stored_config(again)) == OmegaConf.create(loop.stored_config(cfg))
+
+
+def test_fingerprints_tell_data_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.train.fingerprint import fingerprint
+    from zoo.train.induction import Induction
+    from zoo.train.lm import LanguageModelling
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    prints = [fingerprint(Induction(length=16, samples=50, held_out=5, seed=seed)) for seed in (0, 1, 0)]
+    assert prints[0] == prints[2] != prints[1]
+    for number, text in enumerate(("abc" * 400, "abc" * 200 + "abd" + "abc" * 199)):
+        (tmp_path / f"{number}.txt").write_text(text)
+    ours, theirs = (fingerprint(LanguageModelling(str(tmp_path / f"{n}.txt"), tmp_path)) for n in (0, 1))
+    assert ours != theirs

@@ -1,0 +1,155 @@
+"""Figures of evaluations, for one run or several side by side; matplotlib without a display.
+
+Rows are those of evaluation.json (zoo.train.evaluations); every series has the name it is drawn under.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter
+
+Row = dict[str, Any]
+Number = int | float
+Shares = dict[Number, dict[str, Any]]  # point of an axis -> a share with its interval
+Buckets = dict[tuple[int, int | None], float]  # positions -> loss
+
+GREY = "0.45"
+
+
+def by_axis(
+    series: dict[str, Shares],
+    axis: str,
+    title: str,
+    reference: dict[str, float] | None = None,
+    trained_at: Number | None = None,
+    what: str = "accuracy",
+) -> Figure:
+    """Accuracy along an axis, each with its 95 % interval as a band; `trained_at` is a length."""
+    figure, axes = _plain((7, 4), title)
+    for name, shares in series.items():
+        points = sorted(shares)
+        line = axes.plot(points, [shares[p]["share"] for p in points], marker="o", markersize=4, label=name)
+        low, high = ([shares[p][bound] for p in points] for bound in ("low", "high"))
+        axes.fill_between(points, low, high, color=line[0].get_color(), alpha=0.15, linewidth=0)
+    points = sorted({point for shares in series.values() for point in shares})
+    if axis == "length":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(_thinned(points), [short(point) for point in _thinned(points)])
+        axes.set_xlabel("length of a sample (tokens)")
+        if trained_at is not None:
+            axes.axvline(trained_at, color=GREY, linestyle="--", linewidth=1, label="training length")
+    else:
+        axes.set_xticks(points)
+        axes.set_xlabel(f"{axis} (% of the filler before the key)" if axis == "depth" else axis)
+    _references(axes, reference or {})
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel(what)
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def heat_maps(grids: dict[str, list[Row]], title: str, kind: str = "exact") -> Figure:
+    """Length across, depth down, one map for each of the names; a cell says its share in per cent."""
+    lengths = sorted({row["axes"]["length"] for rows in grids.values() for row in rows})
+    depths = sorted({row["axes"]["depth"] for rows in grids.values() for row in rows})
+    count, wide = len(grids), 1.6 + 0.62 * len(lengths)
+    figure = Figure(figsize=(max(4.5, wide * count + 0.8), 1.7 + 0.38 * len(depths)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    every = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    for axes, (name, rows) in zip(every, grids.items(), strict=True):
+        values = np.full((len(depths), len(lengths)), np.nan)
+        for row in rows:
+            at = depths.index(row["axes"]["depth"]), lengths.index(row["axes"]["length"])
+            values[at] = row[kind]["share"]
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for (down, across), value in np.ndenumerate(values):
+            if not math.isnan(value):
+                colour = "black" if value > 0.6 else "white"
+                said = f"{100 * value:.0f}"
+                axes.text(across, down, said, ha="center", va="center", fontsize=8, color=colour)
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(len(lengths)), [short(length) for length in lengths])
+        axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+        axes.set_xlabel("length (tokens)")
+    every[0].set_ylabel("depth (%)")
+    bar = figure.colorbar(image, ax=list(every), fraction=0.05, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def by_position(series: dict[str, Buckets], title: str) -> Figure:
+    """Loss by bucket of positions in a document."""
+    figure, axes = _plain((7, 4), title)
+    edges = sorted({pair for buckets in series.values() for pair in buckets}, key=lambda pair: pair[0])
+    for name, buckets in series.items():
+        places = [place for place, pair in enumerate(edges) if pair in buckets]
+        axes.plot(places, [buckets[edges[p]] for p in places], marker="o", markersize=4, label=name)
+    axes.set_xticks(range(len(edges)), [bucket(*pair) for pair in edges])
+    axes.set_xlabel("position in the document (tokens)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def by_group(
+    members: Sequence[Row], name: str, title: str, reference: dict[str, float], kind: str = "targets"
+) -> Figure:
+    """A bar with its 95 % interval for every label of a group."""
+    figure, axes = _plain((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
+    shares = [member[kind] for member in members]
+    errors = [
+        [max(0.0, one["share"] - one["low"]) for one in shares],
+        [max(0.0, one["high"] - one["share"]) for one in shares],
+    ]
+    places = range(len(members))
+    axes.bar(places, [one["share"] for one in shares], yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
+    axes.set_xticks(places, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
+    _references(axes, reference)
+    if reference:
+        axes.legend(fontsize=8, loc="best")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel(name)
+    axes.set_ylabel("accuracy")
+    return figure
+
+
+def bucket(low: int, high: int | None) -> str:
+    """A range of positions, in short: 512-2k, 128k on."""
+    return f"{short(low)} on" if high is None else f"{short(low)}-{short(high)}"
+
+
+def short(number: Number) -> str:
+    """Powers of two as people say them: 4k, 1M."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= unit and number % unit == 0:
+            return f"{int(number) // unit}{name}"
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def _plain(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _references(axes: Axes, reference: dict[str, float]) -> None:
+    """What is reached without learning, as dotted lines."""
+    for number, (name, value) in enumerate(reference.items()):
+        style = (0, (1, 1 + number))
+        axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {value:.1%}")
+
+
+def _thinned(points: Sequence[Number], most: int = 12) -> list[Number]:
+    """Every point, or every second, third … where they are too many to be read."""
+    step = math.ceil(len(points) / most)
+    return list(points[::step])

@@ -1,0 +1,165 @@
+"""Figures of several runs side by side: on paper, and as pictures in a page that may be light or dark."""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
+
+COLOURS = (  # legible on white and on black
+    "#3b82c4",
+    "#e07b39",
+    "#3a9e5f",
+    "#d14970",
+    "#8a6fd1",
+    "#a08324",
+    "#2aa5a0",
+    "#9c5a3c",
+    "#6b7f99",
+    "#b65cb0",
+)
+INK = "#010203"  # stands for the colour of the page's text
+DASHES = ("-", "--", ":")  # behind the last colour
+
+
+class Line(NamedTuple):
+    """A curve with its interval, where there is one."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+class Spot(NamedTuple):
+    """A point with half the width of its interval; 0 where there is none."""
+
+    x: float
+    y: float
+    half: float
+
+
+def curves(lines: dict[str, Line], across: str, up: str) -> Figure:
+    """A curve per name, with the interval as a band."""
+    figure, axes = canvas(across, up)
+    for name, line in lines.items():
+        drawn = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
+        axes.fill_between(line.x, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    heights = [height for line in lines.values() for height in line.y]
+    spread = max(heights) - min(heights)
+    if spread:  # two seeds may have an interval that would flatten every curve
+        axes.set_ylim(min(heights) - spread / 4, max(heights) + spread / 4)
+    if all(len(line.x) < 2 for line in lines.values()):
+        axes.margins(0.3)
+    axes.legend()
+    return legend_below(figure)
+
+
+def scatter(spots: dict[str, Spot], across: str, up: str, share: bool) -> Figure:
+    """A point per name over a logarithmic axis that begins at 0."""
+    figure, axes = canvas(across, up)
+    least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
+    for name, spot in spots.items():
+        axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)
+        axes.annotate(name, (spot.x, spot.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    most = max([least, *(spot.x for spot in spots.values())])
+    first, last = math.floor(math.log10(least)), math.floor(math.log10(4 * most))
+    axes.set_xscale("symlog", linthresh=10**first, linscale=0.7)
+    axes.set_xticks([0, *(10**power for power in range(first, last + 1))])
+    axes.set_xlim(-(10**first) / 2, 4 * most)  # room for the names
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.15)
+    if share:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+def canvas(across: str, up: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def legend_below(figure: Figure) -> Figure:
+    """The same with the legend out of the curves' way."""
+    axes = figure.axes[0]
+    handles, names = axes.get_legend_handles_labels()
+    longest = max((len(name) for name in names), default=0)
+    if (inside := axes.get_legend()) is not None:
+        inside.remove()
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=max(1, min(3, 66 // (longest + 8))), fontsize=8
+    )
+    return figure
+
+
+@contextmanager
+def style(ink: str | None = None) -> Iterator[None]:
+    """Our colours; with `ink` for text and axes, and no ground."""
+    settings: Any = {
+        "axes.prop_cycle": cycler(linestyle=DASHES) * cycler(color=COLOURS),
+        "legend.frameon": False,
+    }
+    if ink:
+        named = (
+            "text.color",
+            "axes.edgecolor",
+            "axes.labelcolor",
+            "axes.titlecolor",
+            "xtick.color",
+            "ytick.color",
+        )
+        settings |= dict.fromkeys(named, ink)
+        settings |= {"axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none"}
+        settings |= {"svg.fonttype": "none", "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def svg(draw: Callable[[], Figure], name: str, size: tuple[float, float] | None = None) -> str:
+    """A figure for the page: its text is text in the page's own colour, its ids begin with `name`."""
+    with style(INK), matplotlib.rc_context({"svg.hashsalt": name}):
+        figure = draw()
+        if size:
+            figure.set_size_inches(*size)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head, _, rest = text.partition(">")
+    text = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest  # as wide as the page gives room
+    return own_ids(text, name)
+
+
+def own_ids(text: str, name: str) -> str:
+    """Ids that something refers to begin with `name`, so that no other picture has them; the rest go."""
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
+
+    def rename(found: re.Match[str]) -> str:
+        return f' id="{name}-{found[1]}"' if found[1] in used else ""
+
+    text = re.sub(r' id="([^"]*)"', rename, text)
+    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """The same on white, for a document."""
+    with style():
+        file = io.BytesIO()
+        draw().savefig(file, format="png", dpi=130, metadata={"Software": None})
+    return file.getvalue()
