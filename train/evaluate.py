@@ -2,6 +2,8 @@
 
     run=          a run's folder: its config.yaml and checkpoints
     checkpoint=   last (default) or best
+    model=        another architecture that the run's weights fit: unlimiformer or sliding_window read with
+                  those of a transformer; model.KEY=… changes one of its settings
     task=         another task than the run's; task.KEY=… changes one of its settings, data.corpus=… its text
     split=        test (default), val or train
     rows=         texts read side by side (default 16)
@@ -87,12 +89,13 @@ def arguments(words: list[str]) -> tuple[Path, Asked]:
     overrides = []
     for word in words:
         key, equals, value = word.partition("=")
-        if key.startswith(("task.", "data.", "model._target_")):
+        if key.startswith(("task.", "data.", "model.")):
             overrides.append(word)
         elif key not in KEYS or not equals:
             near = difflib.get_close_matches(key, KEYS, 1)
             raise UserError(
-                f"evaluate: unknown key {key!r}; expected one of {', '.join(KEYS)}, task.KEY, data.corpus"
+                f"evaluate: unknown key {key!r}; expected one of {', '.join(KEYS)}, "
+                "task.KEY, model.KEY, data.corpus"
                 + (f"; did you mean {near[0]}?" if near else "")
             )
         else:
@@ -156,6 +159,7 @@ def _one_of(*choices: str) -> Callable[[str, str], str]:
 KEYS: dict[str, Callable[[str, str], Any]] = {
     "run": lambda key, value: value,
     "checkpoint": _one_of("last", "best"),
+    "model": lambda key, value: value,
     "task": lambda key, value: value,
     "split": _one_of(*get_args(Split)),
     "rows": _whole,
@@ -174,10 +178,10 @@ KEYS: dict[str, Callable[[str, str], Any]] = {
 
 
 def trained(
-    run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = ()
+    run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = (), architecture: str | None = None
 ) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
     """A run's configuration, its model with the weights of a checkpoint, ready to read, and how far that was
-    trained: `step` and `tokens_seen`."""
+    trained: `step` and `tokens_seen`.  `architecture`: another model that these weights fit."""
     plugins.register()
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -195,6 +199,11 @@ def trained(
             raise UserError(
                 f"{path} names a class of no installed plug-in: {target}; if you trust it, add {key}={target}"
             )
+    of_model = [word for word in overrides if word.startswith("model.") and not word.startswith(APART)]
+    if architecture is not None:
+        read_by(cfg, architecture, of_model)
+    elif of_model:
+        raise UserError(f"evaluate: {of_model[0]} changes a setting of model=NAME, which isn't given")
     model = build.model(cfg)
     file = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     kept = read_checkpoint(file)
@@ -202,6 +211,20 @@ def trained(
     model.load_state_dict(kept["state_dict"])
     far = {"step": int(kept["global_step"]), "tokens_seen": int(kept["metrics"]["tokens_seen"])}
     return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), far
+
+
+def read_by(cfg: DictConfig, name: str, overrides: list[str]) -> None:
+    """Put another architecture in the place of the run's, in the run's shape."""
+    names = [f"{group}={cfg.names[group]}" for group in ("task", "size")]
+    other = build.compose([f"model={name}", *names, *overrides])
+    given = {word.partition("=")[0].removeprefix("model.") for word in overrides} | {
+        "_target_",
+        "free",
+        "base",
+    }
+    shared = {key: value for key, value in cfg.model.items() if key in other.model and key not in given}
+    cfg.model = build.plain(OmegaConf.merge(other, {"model": shared}).model)
+    cfg.model.pop("base", None)
 
 
 def task_config(cfg: DictConfig, asked: Asked) -> tuple[str, DictConfig]:
@@ -247,7 +270,8 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     """The entry of evaluation.json that this evaluation made or added to (see zoo.train.evaluations)."""
     asked = asked or Asked()
     quiet()
-    cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides)
+    cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides, asked.model)
+    own = model if asked.model is None else build.model(OmegaConf.load(run_dir / "config.yaml"))  # type: ignore[arg-type]
     name, chosen = task_config(cfg, asked)
     task = build.task(chosen)
     if task.vocab_size > model.vocab_size:
@@ -263,7 +287,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     if (asked.stride is None) != (asked.context is None):
         raise UserError("evaluate: expected stride= and context= together, found one alone")
 
-    file = evaluations.opened(run_dir / evaluations.FILE, run_facts(run_dir, cfg, model))
+    file = evaluations.opened(run_dir / evaluations.FILE, run_facts(run_dir, cfg, own))
     settings = _settings(chosen.task)
     entry = file.entry(
         {
@@ -273,6 +297,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
             "split": asked.split,
             "checkpoint": asked.checkpoint,
             **far,
+            "read_by": asked.model,
             "unit": "bits per byte" if text else "accuracy",
         },
         *called(str(cfg.names.model), name, asked, far["step"]),
@@ -305,7 +330,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
 def called(model: str, name: str, asked: Asked, step: int) -> tuple[str, str]:
     """What tells this evaluation from others of the same run, for files; and a title."""
     changed = [word.partition(".")[2] for word in asked.overrides if not word.startswith(APART)]
-    what = " ".join([name, *changed])
+    what = " ".join([name, *([f"by {asked.model}"] if asked.model else []), *changed])
     others = [asked.split] * (asked.split != "test") + [asked.checkpoint] * (asked.checkpoint != "last")
     return " ".join([what, *others]), f"{model} on {what} ({asked.split} split, step {step:,})"
 

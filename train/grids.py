@@ -32,9 +32,10 @@ Say = Callable[[str], None]
 class Asked:
     """What to evaluate; see the keys above."""
 
+    model: str | None = None
     task: str | None = None
     overrides: tuple[str, ...] = ()
-    """task.KEY=value, data.corpus=…, data.root=…; model._target_=… and task._target_=… trust a class."""
+    """model.KEY=value, task.KEY=value, data.corpus=…, data.root=…; model._target_=… and task._target_=… trust a class."""
     checkpoint: str = "last"
     split: Split = "test"
     rows: int = 16

@@ -56,7 +56,8 @@ def read_run(folder: Path) -> Run:
     if not isinstance(metrics, dict) or "val/loss" not in metrics:
         raise UserError(f"{folder / 'metrics.json'} is no run's result: expected val/loss in it")
     beside = folder / evaluations.FILE
-    entries = evaluations.read(beside)["evaluations"] if beside.exists() else []
+    every = evaluations.read(beside)["evaluations"] if beside.exists() else []
+    entries = [entry for entry in every if entry.get("read_by") is None]  # by the run's own architecture
     return Run(folder, read_config(folder), metrics, entries)
 
 

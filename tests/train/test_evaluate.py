@@ -396,3 +396,22 @@ def test_the_command_shows_its_table(
     assert "sliding_window on induction seed=7" in out
     assert "chance 6.7%" in out
     assert (samples_run / "evaluation" / "induction-seed=7-by-length.png").is_file()
+
+
+def test_read_by_another_architecture(zoo: Any) -> None:
+    """A transformer's weights, read with retrieval, and by a model that they don't fit."""
+    assert zoo.run("model=transformer").code == 0
+    own = evaluate.evaluate(Path("run"), Asked(window=32, split="val"))["results"]
+    found = evaluate.evaluate(
+        Path("run"), Asked(model="unlimiformer", overrides=("model.neighbours=3",), window=32, split="val")
+    )["results"]
+    kept, reset = (next(row for row in found if row["axes"]["memory"] == way) for way in ("kept", "reset"))
+    assert reset["nats"] == pytest.approx(own[0]["nats"], rel=1e-5)
+    assert abs(kept["nats"] - reset["nats"]) > 1e-3
+    whole = evaluations.read(Path("run") / evaluations.FILE)
+    assert [entry["read_by"] for entry in whole["evaluations"]] == [None, "unlimiformer"]
+    assert (whole["model"], whole["state_bytes"]) == ("transformer", 0)
+    with pytest.raises(UserError, match="is of another model"):
+        evaluate.evaluate(Path("run"), Asked(model="rmt"))
+    with pytest.raises(UserError, match="isn't given"):
+        evaluate.evaluate(Path("run"), Asked(overrides=("model.neighbours=3",)))
