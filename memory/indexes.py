@@ -7,7 +7,7 @@ Token t is stored at slot t % capacity and takes the place of token t - capacity
 flat until there is enough to train on, and trained again when all its keys have been replaced.  `hnsw` can
 delete nothing: overwritten keys are passed over, and once they are as many as the living it is built anew.
 What `ivf` and `hnsw` find depends on when they were trained and built: a run that is resumed with them isn't
-bit for bit the one that went on.  On a GPU there is only `flat`, filled anew whenever a key has been replaced;
+bit for bit the one that went on.  On a GPU there is only `flat`, filled anew whenever a key is replaced;
 the others search on the CPU, wherever the bank lies.
 """
 
@@ -26,6 +26,7 @@ from zoo.errors import UserError
 Kind = Literal["flat", "ivf", "hnsw"]
 
 TRAINING = 39  # keys per list from which faiss trains without complaint
+READ = 24  # lists that an IVF search reads at least
 LINKS, WALK = 32, 256  # of a key in HNSW's graph; keys that a search keeps in mind
 GPU_MEMORY = 2**28  # bytes of faiss's temporary memory; it would take a fifth of the GPU
 
@@ -116,13 +117,13 @@ class Flat:
 
 
 class Lists:
-    """IVF: about sqrt(capacity) lists, of which a search reads the nearest third."""
+    """IVF: about sqrt(capacity) lists, of which a search reads the nearest third, `READ` at least."""
 
     def __init__(self, width: int, capacity: int) -> None:
         self.capacity, faiss = capacity, load_faiss()
         lists = list_count(capacity)
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-        self.index.nprobe = math.ceil(lists / 3)
+        self.index.nprobe = min(lists, max(READ, math.ceil(lists / 3)))
         self.until = math.inf
 
     def outdated(self, written: int) -> bool:

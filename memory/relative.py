@@ -24,6 +24,15 @@ class RecurrenceState(NamedTuple):
     filled: Int[Tensor, " rows"]  # how many of them are real
 
 
+class OpenSegment(NamedTuple):
+    """What going on inside a segment needs of the memory and of the segment so far."""
+
+    keys: Float[Tensor, "rows heads keys head_width"]
+    values: Float[Tensor, "rows heads keys head_width"]
+    distances: Float[Tensor, "heads distances head_width"]  # W_R R, of falling distance, the last is 0
+    filled: Int[Tensor, " rows"]  # of the memory
+
+
 def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*heads queries keys"]:
     """From columns of falling distance (L-1 .. 0, and one spare column) to columns of keys: row i starts i
     columns further left, which for rows one longer than L is a plain view.  What lies ahead is noise.
@@ -108,6 +117,30 @@ class RelativeAttention(nn.Module):
         y = rearrange(weights @ v, "(b n) h s k -> b (n s) (h k)", b=rows)
         y = h + self.dropout(self.out(y))
         return (y if self.prenorm else self.norm(y)), after
+
+    def open_segment(self, state: RecurrenceState, table: Float[Tensor, "distances width"]) -> OpenSegment:
+        """A cache for `go_on`, of the memory alone; `table` as in `forward`, for a whole segment."""
+        keys, values = self._memory(state.hidden.to(table.dtype))
+        return OpenSegment(keys, values, self._split(self.relative(table)), state.filled)
+
+    def go_on(
+        self, h: Float[Tensor, "rows time width"], cache: OpenSegment
+    ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
+        """`forward` of a segment, causal, at the tokens behind those that the cache holds."""
+        q, k, v = self._heads(self.qkv, h, 3)
+        keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
+        places = torch.arange(keys.shape[2], device=h.device)  # the memory's oldest is 0
+        distance = places[keys.shape[2] - h.shape[1] :, None] - places
+        farthest = cache.distances.shape[1] - 1
+        scale = self.head_width**-0.5
+        raw = torch.matmul((q + self.position_bias[:, None]) * scale, cache.distances.mT)
+        column = (farthest - distance.clamp(0, farthest)).expand(*raw.shape[:2], -1, -1)
+        scores = torch.matmul((q + self.content_bias[:, None]) * scale, keys.mT) + raw.gather(-1, column)
+        seen = (distance >= 0) & ((distance < self.memory_len) if self.same_length else True)
+        real = places >= self.memory_len - cache.filled[:, None]  # (rows, keys)
+        weights = scores.masked_fill(~(seen & real[:, None, None]), -torch.inf).softmax(-1)
+        y = h + self.out(rearrange(weights @ values, "b h s k -> b s (h k)"))
+        return (y if self.prenorm else self.norm(y)), cache._replace(keys=keys, values=values)
 
     def _split(
         self, x: Float[Tensor, "*rows time heads_width"]

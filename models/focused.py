@@ -18,14 +18,10 @@ of length 1, and tau = exp(-sharpness) learned by every head, which can't reach 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from zoo.memory.attention import Attention
 from zoo.memory.focused import FocusedAttention
 from zoo.memory.knn import KNN
-from zoo.models.layers import Block, Decoder, FeedForward, by_segments
+from zoo.models.layers import Block, FeedForward, Parallel
 from zoo.state import State
 
 
@@ -41,7 +37,8 @@ def steps(contexts: object) -> dict[float, int]:
     return {float(share): d for share, d in schedule.items()}
 
 
-class Focused(Decoder):
+class Focused(Parallel):
+    segments_as_rows = True
     learns_through_memory: bool | tuple[str, ...] = ("previous_keys", "previous_values")
     mixes_rows_in_training = True
     memory: ClassVar[type[FocusedAttention]] = FocusedAttention
@@ -123,18 +120,3 @@ class Focused(Decoder):
     def diagnostics(self, state: State) -> dict[str, float]:
         """d, the number of contexts that a segment sees in training."""
         return {"contexts": float(self.memories()[0].contexts)}
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All whole segments at once, as rows of one batch, then the short last one."""
-        state = self.init_state(len(tokens)) if state is None else state
-        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
-        if whole:
-            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
-            said, state = self.segment(pieces, state)
-            logits.append(back(said))
-        if whole < tokens.shape[1]:
-            said, state = self.segment(tokens[:, whole:], state)
-            logits.append(said)
-        return torch.cat(logits, dim=1), state

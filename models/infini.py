@@ -14,17 +14,15 @@ open and learn faster than the rest, without weight decay, as a replication had 
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.compressive import CompressiveAttention, MemoryState, Rule
-from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
-from zoo.state import State
+from zoo.models.layers import Activation, Block, FeedForward, Norm, Parallel
 
 GATES_RATE = 10.0  # times the learning rate
 
 
-class Infini(Decoder):
+class Infini(Parallel):
     """`bias` is the feed-forward's."""
 
     learns_through_memory = True
@@ -99,16 +97,3 @@ class Infini(Decoder):
             "gate_max": gates.max().item(),
             "norm": norms.mean().item(),
         }
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All whole segments at once, layer by layer, then the short last one."""
-        state = self.init_state(len(tokens)) if state is None else state
-        whole = tokens.shape[1] // self.segment_len * self.segment_len
-        logits = []
-        for part in (tokens[:, :whole], tokens[:, whole:]):
-            if part.shape[1]:
-                said, state = self.segment(part, state)
-                logits.append(said)
-        return torch.cat(logits, dim=1), state

@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.landmark import LandmarkAttention, Selection
-from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.models.layers import Activation, Block, FeedForward, Norm, Parallel
 from zoo.module import Batch
 from zoo.state import State, each, take_rows
 
 
-class Landmark(Decoder):
+class Landmark(Parallel):
     learns_through_memory = False
 
     def __init__(
@@ -136,19 +136,6 @@ class Landmark(Decoder):
             self.segment(tokens[rows], take_rows(state, rows)) for rows in groups
         )
         return torch.cat([one, two])[back], each(lambda x, y: torch.cat([x, y])[back], after_one, after_two)
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All whole segments at once, layer by layer, then the short last one."""
-        state = self.init_state(len(tokens)) if state is None else state
-        whole = tokens.shape[1] // self.segment_len * self.segment_len
-        logits = []
-        for part in (tokens[:, :whole], tokens[:, whole:]):
-            if part.shape[1]:
-                said, state = self.segment(part, state)
-                logits.append(said)
-        return torch.cat(logits, dim=1), state
 
     def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], Any]:
         """In train mode an empty bank for every row would only be moved about: nothing is carried."""

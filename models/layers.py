@@ -291,3 +291,30 @@ def by_segments(
     return tokens.view(rows * segments, segment_len), lambda y: y.unflatten(0, (rows, segments)).flatten(
         1, 2
     )[:, :time]
+
+
+class Parallel(Decoder):
+    """A decoder whose layers read all whole segments of a text at once, and then the short last one.
+
+    `segment` gets them as they are, or with `segments_as_rows` each as a row of its own, those of a text in
+    their order.
+    """
+
+    segments_as_rows = False
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        state = self.init_state(len(tokens)) if state is None else state
+        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
+        if whole and self.segments_as_rows:
+            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
+            said, state = self.segment(pieces, state)
+            logits.append(back(said))
+        elif whole:
+            said, state = self.segment(tokens[:, :whole], state)
+            logits.append(said)
+        if whole < tokens.shape[1]:
+            said, state = self.segment(tokens[:, whole:], state)
+            logits.append(said)
+        return torch.cat(logits, dim=1), state

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention import Attention
 from zoo.memory.knn import KNN, Bank
-from zoo.models.layers import Block, Decoder, FeedForward, by_segments
+from zoo.models.layers import Block, FeedForward, Parallel
 from zoo.state import State
 
 AT_ONCE = 2**26  # numbers that are gathered from the bank at a time
@@ -135,7 +135,8 @@ class MemorizingAttention(Attention):
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state
 
 
-class Memorizing(Decoder):
+class Memorizing(Parallel):
+    segments_as_rows = True
     learns_through_memory = False
 
     def __init__(
@@ -196,18 +197,3 @@ class Memorizing(Decoder):
             if memory.knn.indexes is not None
         ]
         return said | ({"recall": sum(found) / len(found)} if found else {})
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All whole segments at once, as rows of one batch, then the short last one."""
-        state = self.init_state(len(tokens)) if state is None else state
-        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
-        if whole:
-            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
-            said, state = self.segment(pieces, state)
-            logits.append(back(said))
-        if whole < tokens.shape[1]:
-            said, state = self.segment(tokens[:, whole:], state)
-            logits.append(said)
-        return torch.cat(logits, dim=1), state

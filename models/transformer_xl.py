@@ -12,14 +12,15 @@ and the memory starts empty; initial weights are those of all our models.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.relative import RecurrenceState, RelativeAttention
+from zoo.memory.relative import OpenSegment, RecurrenceState, RelativeAttention
 from zoo.models.layers import FeedForward, init_weights, sinusoid
-from zoo.module import SequenceModule
+from zoo.module import SequenceModule, written_for
 from zoo.state import State
 
 
@@ -39,7 +40,16 @@ class XLLayer(nn.Module):
         allowed: Tensor | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
         y, state = self.attention(h, state, table, segment_len, allowed)
-        return (y + self.mlp(self.norm(y)) if self.prenorm else self.norm(y + self.mlp(y))), state
+        return self._feed(y), state
+
+    def go_on(
+        self, h: Float[Tensor, "rows time width"], cache: OpenSegment
+    ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
+        y, cache = self.attention.go_on(h, cache)
+        return self._feed(y), cache
+
+    def _feed(self, y: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
+        return y + self.mlp(self.norm(y)) if self.prenorm else self.norm(y + self.mlp(y))
 
 
 class TransformerXL(SequenceModule):
@@ -114,15 +124,37 @@ class TransformerXL(SequenceModule):
         allowed: Tensor | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         """All layers over a text of whole segments: a segment's memory is the layer below's past."""
-        distances = torch.arange(self.memory_len + segment_len - 1, -1, -1, device=x.device)
-        if self.clamp_len > 0:
-            distances = distances.clamp(max=self.clamp_len)
-        table = self.dropout(sinusoid(distances, self.width, x))
+        table = self.table(segment_len, x)
         h, after = self.dropout(x), []
         for layer, kept in zip(self.layers, state, strict=True):
             h, kept = layer(h, kept, table, segment_len, allowed)
             after.append(kept)
         return self.dropout(h), tuple(after)
+
+    def table(self, segment_len: int, like: Tensor) -> Float[Tensor, "distances width"]:
+        """R for the distances memory + segment - 1 .. 0."""
+        distances = torch.arange(self.memory_len + segment_len - 1, -1, -1, device=like.device)
+        if self.clamp_len > 0:
+            distances = distances.clamp(max=self.clamp_len)
+        return self.dropout(sinusoid(distances, self.width, like))
+
+    def open_segment(self, state: State) -> Any:
+        """Every layer's memory, projected once; None where a subclass reads its segments in another way."""
+        if not written_for(self, "open_segment", "segment"):
+            return None
+        table = self.table(self.segment_len, self.embed.weight)
+        pairs: Any = zip(self.layers, state, strict=True)
+        return tuple(layer.attention.open_segment(kept, table) for layer, kept in pairs)
+
+    def go_on(
+        self, tokens: Int[Tensor, "rows time"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
+        h, after = self.dropout(self.read_embeddings(tokens)), []
+        layers: Any = self.layers
+        for layer, kept in zip(layers, cache, strict=True):
+            h, kept = layer.go_on(h, kept)
+            after.append(kept)
+        return self.head(self.dropout(h)), tuple(after)
 
     def read_embeddings(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time width"]:
         return self.embed(tokens) * self.width**0.5

@@ -27,13 +27,15 @@ from torch import Tensor
 from zoo.memory.attention import Position
 from zoo.memory.knn import KNN, Bank
 from zoo.memory.unlimiformer import UnlimiformerAttention
-from zoo.models.layers import Activation, Block, Norm, by_segments
+from zoo.models.layers import Activation, Block, Norm, Parallel
 from zoo.models.transformer import Transformer
 from zoo.module import Batch
 from zoo.state import State
 
 
-class Unlimiformer(Transformer):
+class Unlimiformer(Transformer, Parallel):
+    segments_as_rows = True
+
     def __init__(
         self,
         vocab_size: int,
@@ -113,19 +115,10 @@ class Unlimiformer(Transformer):
     def forward(
         self, tokens: Int[Tensor, "rows time"], state: State | None = None
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All whole segments at once, as rows of one batch, then the short last one."""
+        """As `transformer` reads, or with every segment's retrieval behind that of the one before."""
         if self.reads_alone:
             return super().forward(tokens, state)
-        state = self.init_state(len(tokens)) if state is None else state
-        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
-        if whole:
-            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
-            said, state = self.segment(pieces, state)
-            logits.append(back(said))
-        if whole < tokens.shape[1]:
-            said, state = self.segment(tokens[:, whole:], state)
-            logits.append(said)
-        return torch.cat(logits, dim=1), state
+        return Parallel.forward(self, tokens, state)
 
     def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Where segments are read alone, empty memories would only be moved about: nothing is carried."""

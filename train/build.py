@@ -113,8 +113,8 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
-def _class(target: str | None, kind: type, group: str) -> type[Any]:
-    if not target:
+def _class(target: Any, kind: type, group: str) -> type[Any]:
+    if not target or not isinstance(target, str):
         raise UserError(f"{group}: expected a config with `_target_: package.module.Class`, found none")
     module, _, name = target.rpartition(".")
     try:

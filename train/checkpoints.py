@@ -4,6 +4,7 @@ import math
 import pickle
 import random
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load doesn't compare checksums
-        checkpoint: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            checkpoint: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors and plain data; it is not loaded") from error
     except Exception as error:  # a flipped bit can make zipfile and torch raise anything

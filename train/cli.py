@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -29,8 +30,18 @@ log = logging.getLogger(__name__)
 KEPT_ON_RESUME = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "resume")
 
 
+class Composed:
+    """Whether Hydra has made a configuration of the words: what is raised before is a matter of the words."""
+
+    done = False
+
+
 class Left(SystemExit):
     """A signal outside the training loop, which has its own way of ending (zoo.train.guards)."""
+
+
+def refuse_option(message: str) -> NoReturn:
+    raise UserError(f"{message}; expected key=value, or an option that --help names")
 
 
 def leave(number: int, frame: types.FrameType | None) -> None:
@@ -44,7 +55,11 @@ def main() -> None:
         signal.signal(number, leave)
     plugins.register()
     config.register()
+    Composed.done = False
     try:
+        parser = get_args_parser()
+        parser.error = refuse_option  # type: ignore[method-assign]  # instead of usage and two lines more
+        parser.parse_args(sys.argv[1:])
         for word in sys.argv[1:]:
             if word.startswith("resume=") and not (Path(word[7:]) / "config.yaml").is_file():
                 raise UserError(
@@ -53,13 +68,11 @@ def main() -> None:
         run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error) + did_you_mean(str(error)), 2)
-    except (OSError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps what open says
-        if isinstance(cause, OSError) and cause.filename is not None:
-            stop(f"can't use {cause.filename}: {cause.strerror}", 2)
-        if not str(error).startswith("Config group override"):
+    except Exception as error:
+        line = in_words(error)
+        if line is None and Composed.done:
             raise
-        stop(one_line(error), 2)
+        stop(line or one_line(error), 2)
     except Left as left:
         stop("interrupted before the first step; nothing was saved", left.code)
 
@@ -72,6 +85,7 @@ def run(cfg: DictConfig) -> float | None:
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
+    Composed.done = True
     try:
         with alone_in(run_dir):
             if cfg.resume:
@@ -85,8 +99,10 @@ def run(cfg: DictConfig) -> float | None:
         if not (run_dir / "config.yaml").exists():
             raise
         stop(f"interrupted; go on with resume={os.path.relpath(run_dir)}", left.code)
-    except (UserError, OmegaConfBaseException) as error:
-        log.error("error: %s", one_line(error))  # to stderr and train.log
+    except Exception as error:
+        if (line := in_words(error)) is None:
+            raise
+        log.error("error: %s", line)  # to stderr and train.log
         if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs go on
             raise
         sys.exit(2)
@@ -120,6 +136,19 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
             )
         OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
     return stored
+
+
+def in_words(error: Exception) -> str | None:
+    """What the user can do about an error, in one line; None for a fault of ours."""
+    if isinstance(error, (UserError, OmegaConfBaseException)):
+        return one_line(error)
+    cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps what open says
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"can't use {cause.filename}: {cause.strerror}"
+    memory = ("out of memory", "allocate memory")  # torch says so in words alone
+    if isinstance(error, MemoryError) or any(words in str(error) for words in memory):
+        return f"{one_line(error)} (a smaller size, data.rows or data.window?)"
+    return None
 
 
 def one_line(error: BaseException) -> str:

@@ -1,8 +1,10 @@
-"""`zoo doctor`: versions, devices, backends, plug-ins and data of this machine, and what to do where one fails.
+"""`zoo doctor`: versions, devices, backends, plug-ins and data of this machine, and how to mend what fails.
 
 Exit code 0 where all that the zoo needs is there; what is optional and absent is said with its reason. Exit
 code 1 for a problem: a package older than the zoo needs, faiss-cpu and faiss-gpu together, a plug-in that
 can't be imported, a folder that can't be written.
+
+Only Python's own modules are imported up here: it must run where others don't.
 """
 
 import importlib
@@ -14,19 +16,13 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING, NamedTuple
 
 import zoo
-from zoo import plugins
 from zoo.errors import UserError
-from zoo.train import listing
-from zoo.train.cache import cache_folder
-from zoo.train.cli import one_line, stop
-from zoo.train.corpora import LAYOUTS
-from zoo.train.loop import commit
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
 KERNELS = ("mamba-ssm", "causal-conv1d")
@@ -45,11 +41,12 @@ def main() -> None:
         print(__doc__)
         return
     if words:
-        stop(f"doctor: expected no further words, found {words[0]!r}", 2)
+        print(f"error: doctor: expected no further words, found {words[0]!r}", file=sys.stderr)
+        sys.exit(2)
     problems = []
     for title, look in SECTIONS.items():
         print(title, flush=True)
-        for finding in look():
+        for finding in guarded(title, look):
             mark = "PROBLEM: " if finding.problem else ""
             print(f"  {finding.name:<18}{mark}{finding.said}", flush=True)
             problems += [finding] * finding.problem
@@ -59,6 +56,14 @@ def main() -> None:
             print(f"  {finding.name}: {finding.said}")
         sys.exit(1)
     print("all that the zoo needs is here")
+
+
+def guarded(title: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What one section finds; that it can't even look is a problem, not the end."""
+    try:
+        yield from look()
+    except Exception as error:  # a package that is missing, or broken in a way of its own
+        yield Finding(title, f"{type(error).__name__}: {error}".partition("\n")[0], problem=True)
 
 
 # -- versions
@@ -88,12 +93,18 @@ def version(package: str) -> str:
 
 
 def where() -> str:
+    try:
+        from zoo.train.loop import commit
+    except Exception:  # said below, of the package that is at fault
+        return ""
     found = commit()
     return f" at commit {found[:12]}{found[40:]}" if found else ""
 
 
-def requirements() -> list[Requirement]:
+def requirements() -> "list[Requirement]":
     """What the zoo needs: of the checkout, or of the installed package; extras left out."""
+    from packaging.requirements import Requirement
+
     project = HOUSE / "pyproject.toml"
     if project.is_file():
         lines = tomllib.loads(project.read_text())["project"]["dependencies"]
@@ -107,6 +118,8 @@ def requirements() -> list[Requirement]:
 
 
 def devices() -> Iterator[Finding]:
+    import torch
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{cores} cores for this process, torch uses {torch.get_num_threads()} threads")
     if torch.version.cuda is None and torch.version.hip is None:
@@ -151,7 +164,9 @@ def faiss() -> Finding:
 
 
 def kernel(package: str) -> Finding:
-    """For `backend: mamba_ssm` of the state-space models; installed and broken is a problem where a GPU is."""
+    """For `backend: mamba_ssm` of the state-space models; broken, it is a problem where a GPU is."""
+    import torch
+
     try:
         look_up("zoo.memory.kernels:require")(package)
     except UserError as error:
@@ -163,7 +178,7 @@ def kernel(package: str) -> Finding:
 
 
 def reason(error: UserError) -> str:
-    return one_line(error).removeprefix("backend: ")
+    return str(error).removeprefix("backend: ")
 
 
 def look_up(name: str) -> Callable[..., object]:
@@ -177,6 +192,8 @@ def look_up(name: str) -> Callable[..., object]:
 
 
 def extensions() -> Iterator[Finding]:
+    from zoo import plugins
+
     for point in importlib.metadata.entry_points(group=plugins.GROUP):
         why = plugins.broken(point)
         yield Finding(point.name, f"left out: {why}" if why else f"{point.value}", problem=bool(why))
@@ -195,8 +212,12 @@ def extensions() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
+    from zoo.train.cache import cache_folder
+    from zoo.train.corpora import LAYOUTS
+    from zoo.train.listing import lying
+
     root = Path(os.environ.get("ZOO_DATA", "data"))
-    found = [name for name in LAYOUTS if listing.lying(name, root)]
+    found = [name for name in LAYOUTS if lying(name, root)]
     yield Finding("corpora", f"stdlib, and below {root}: {', '.join(found) or 'none'} (ZOO_DATA names it)")
     for name, folder in (("cache", cache_folder()), ("here", Path.cwd())):
         there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

@@ -95,8 +95,7 @@ def arguments(words: list[str]) -> tuple[Path, Asked]:
             near = difflib.get_close_matches(key, KEYS, 1)
             raise UserError(
                 f"evaluate: unknown key {key!r}; expected one of {', '.join(KEYS)}, "
-                "task.KEY, model.KEY, data.corpus"
-                + (f"; did you mean {near[0]}?" if near else "")
+                "task.KEY, model.KEY, data.corpus" + (f"; did you mean {near[0]}?" if near else "")
             )
         else:
             given[key] = value

@@ -35,7 +35,7 @@ class Asked:
     model: str | None = None
     task: str | None = None
     overrides: tuple[str, ...] = ()
-    """model.KEY=value, task.KEY=value, data.corpus=…, data.root=…; model._target_=… and task._target_=… trust a class."""
+    """model.KEY=value, task.KEY=value, data.corpus=…, data.root=…; GROUP._target_=… trusts a class."""
     checkpoint: str = "last"
     split: Split = "test"
     rows: int = 16

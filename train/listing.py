@@ -6,9 +6,9 @@
     size=       nano, micro (default), tiny, small, base
     …           everything else goes to every configuration: data.root=… hydra.searchpath=[file://my_configs]
 
-Traits: `gradient` says whether it runs back through the state into earlier segments (or through which parts of
-the state), `goes on` where a call may end and the next one go on.  Golden cases are tensors of the published
-implementation that tests hold the model to; they lie in the checkout.
+Traits: `gradient` says whether it runs back through the state into earlier segments (or through which parts
+of the state), `goes on` where a call may end and the next one go on.  Golden cases are tensors of the
+published implementation that tests hold the model to; they lie in the checkout.
 """
 
 import json

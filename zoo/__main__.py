@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.util
 import os
 import sys
 
@@ -17,6 +18,13 @@ COMMANDS = {  # command: (where it is, what it does, an example)
         "zoo.train.compare:main",
         "finished runs side by side",
         "runs/lm baseline=transformer",
+    ),
+    "generate": ("zoo.train.generate:main", "let a trained run write on", 'run=runs/… prompt="Once upon"'),
+    "export": ("zoo.train.exporting:main", "a run as safetensors and json", "run=runs/… to=my_model"),
+    "import": (
+        "zoo.train.importing:main",
+        "a run from an export or published weights",
+        "from=my_model run_dir=runs/mine",
     ),
     "bench": ("zoo.train.bench:main", "speed and memory of models side by side", "model=rmt,mamba size=tiny"),
     "check": ("zoo.train.check:main", "hold a model to the laws", "my_pkg.MyModel width=32"),
@@ -43,6 +51,7 @@ def main() -> None:
         else:
             print(overview())
     else:
+        print(overview())
         near = difflib.get_close_matches(name, COMMANDS, 1)
         print(
             f"error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}"
@@ -55,6 +64,8 @@ def main() -> None:
 def call(name: str, words: list[str]) -> None:
     room, _, function = COMMANDS[name][0].partition(":")
     sys.argv = [f"zoo {name}", *words]
+    if name == "train":  # a rank of several devices is started as this process's main module: without "train"
+        sys.modules["__main__"].__spec__ = importlib.util.find_spec("zoo.train.__main__")
     getattr(importlib.import_module(room), function)()
 
 

@@ -5,7 +5,8 @@
 
 They run in float64, dropout off, on a model shaken away from its initial weights (a gate or a matrix that is
 zero at birth would hide a dead memory), in eval mode; the laws of `BOTH_MODES` again in train mode, as
-"causality-train".  Small models serve best: a few texts of four segments are read many times.
+"causality-train".  States are compared by their contents (zoo.state): stamps differ between equal
+ones.  Small models serve best: a few texts of four segments are read many times.
 """
 
 import copy

@@ -35,7 +35,7 @@ def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Gener
     def pick(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits - logits.amax(-1, keepdim=True)  # or a tiny temperature makes them infinite
-        shares, tokens = (logits / temperature).softmax(-1).sort(-1, descending=True)
+        shares, tokens = (logits / max(temperature, 1e-30)).softmax(-1).sort(-1, descending=True)
         before = shares.cumsum(-1) - shares
         shares = shares.masked_fill(before >= top_p, 0.0)
         drawn = torch.multinomial(shares, 1, generator=generator)

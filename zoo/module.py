@@ -119,10 +119,10 @@ class SequenceModule(L.LightningModule, ABC):
     def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Read one window: loss in nats per asked target, `nats` (rows, time) (0 where nothing is asked) and
         `hits` (rows, time), and the state to carry on, detached."""
-        state = self.init_state(len(batch.tokens))
-        if carried is not None:
-            state = replace_rows(carried, state, batch.fresh)
-        logits, state = self(batch.tokens, state)
+        if carried is None or batch.fresh.any():  # else nothing is copied: a bank may have gigabytes
+            empty = self.init_state(len(batch.tokens))
+            carried = empty if carried is None else replace_rows(carried, empty, batch.fresh)
+        logits, state = self(batch.tokens, carried)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.mT, batch.targets, ignore_index=IGNORE, reduction="none")
         asked = (batch.targets != IGNORE).sum().clamp(min=1)  # a window that asks nothing has loss 0, not NaN

@@ -56,12 +56,14 @@ def until_saving(folder: Path, after: float) -> Any:
 def kill_and_go_on(
     runs: Any, zoo: Any, differences: Any, model: str, kills: int, seed: int
 ) -> dict[str, int]:
-    """Kill a run so often, each time resume it to its end, and compare; what was hit."""
+    """Kill so many runs, each time go on to the end, and compare; what was hit."""
     words, dice = WORDS[model], random.Random(f"{model} {seed}")
     whole = runs.run(*words, "run_dir=whole")
     assert whole.code == 0, whole.out
     hit = {"killed": 0, "saving": 0, "twice": 0, "before it began": 0}
-    for number in range(kills):
+    number = -1
+    while hit["killed"] < kills:  # a run may end before its moment has come
+        number += 1
         cut, after = f"cut{number}", dice.uniform(0, whole.seconds)
         checkpoints = zoo.folder / cut / "checkpoints"
         saving = number % 2 == 1
@@ -85,18 +87,17 @@ def kill_and_go_on(
 
 
 def test_three_kills(runs: Any, zoo: Any, same_checkpoints: Any) -> None:
-    hit = kill_and_go_on(runs, zoo, same_checkpoints, "rmt", kills=3, seed=1)
-    assert hit["killed"] >= 1
+    assert kill_and_go_on(runs, zoo, same_checkpoints, "rmt", kills=3, seed=1)["killed"] == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", WORDS)
 def test_fifty_kills(runs: Any, zoo: Any, same_checkpoints: Any, model: str, record_property: Any) -> None:
     """25 per architecture: half at a random moment, half while a checkpoint is being written."""
-    hit = kill_and_go_on(runs, zoo, same_checkpoints, model, kills=26, seed=0)
+    hit = kill_and_go_on(runs, zoo, same_checkpoints, model, kills=25, seed=0)
     print(model, hit)
     record_property("hit", str(hit))
-    assert hit["killed"] >= 25
+    assert hit["killed"] == 25
     assert hit["saving"] >= 5
 
 
@@ -147,6 +148,7 @@ def test_a_folder_in_use_is_refused_until_its_process_dies(zoo: Any) -> None:
     assert zoo.run("resume=whole", "steps=9").code == 0
 
 
+@pytest.mark.slow
 def test_two_runs_that_start_at_once(zoo: Any) -> None:
     """One of them trains; the other says so and leaves everything as it is."""
     words = ("steps=200", "val_every=100", "checkpoint_every=50")

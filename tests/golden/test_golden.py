@@ -45,8 +45,8 @@ KINDS = {
     **memorizing.KINDS,
 }
 LEFT_OUT = {  # kind: why it isn't run
-    "memorizing/luc_model": "lucidrains' model as it is, a bug kept: from the second segment on its position "
-    "bias sees every key at distance 0",
+    "memorizing/luc_model": "a whole model of other parts than ours (T5's biases, a biased head), with an "
+    "option of XL memory that has a bug; its memory layer is memorizing/luc_core",
     "memorizing/meliad_layer": "the published layer as it is: its search is approximate, its empty buckets "
     "take part in the softmax, and a token doesn't see itself",
     **dict.fromkeys(

@@ -396,6 +396,7 @@ def test_a_copy_has_no_indexes_and_few_are_kept() -> None:
         knn.search(draw(1, 3, 2, 2, 4), add(knn, knn.init_state(3, torch.empty(0)), 8, seed=step))
     assert len(knn.indexes.rows) == 6  # two batches' rows
     for other in (copy.deepcopy(knn), pickle.loads(pickle.dumps(knn))):
+        assert other.indexes is not None
         assert (len(other.indexes.rows), other.indexes.asked) == (0, None)
         assert (other.indexes.kind, other.indexes.capacity) == ("flat", 32)
     assert knn.state_dict() == {}

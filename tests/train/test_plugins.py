@@ -3,9 +3,13 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from zoo import plugins
+from zoo.train import evaluate, sweep
 
 MODULE = '''
 from typing import NamedTuple
@@ -149,3 +153,111 @@ def test_the_folder_one_works_in(zoo: Any, package: str) -> None:
     ended = zoo.finish("model=counter", search)
     assert ended.code == 0, ended.err
     assert zoo.finish("resume=run", "steps=9", f"model._target_={package}.counter.Counter").code == 0
+
+
+TASK = """
+import numpy as np
+import torch
+
+from zoo.train.task import Task, Texts
+
+
+class Count(Task):
+    name, VERSION, metric = "count", 1, "accuracy"
+
+    def __init__(self, vocab_size: int = 300) -> None:
+        self.vocab_size = vocab_size
+
+    def split(self, name):
+        return Numbers()
+
+    def byte_count(self, targets):
+        return torch.zeros((), dtype=torch.long, device=targets.device)
+
+    def references(self, texts):
+        return {"chance": 0.1}
+
+
+class Numbers(Texts):
+    lengths = np.full(6, 40, np.int64)
+
+    def window(self, document, start, stop):
+        line = np.arange(start, stop + 1) % 10
+        return line[:-1], line[1:]
+"""
+
+
+@pytest.fixture
+def own(zoo: Any, package: str) -> str:
+    """The folder one works in, nothing installed: modules, and yaml files in its configs."""
+    (zoo.folder / "site" / package / "counting.py").write_text(TASK)
+    for file, text in {
+        "model/counter.yaml": YAML.format(package=package),
+        "model/rmt.yaml": YAML.format(package=package),
+        "task/count.yaml": f"_target_: {package}.counting.Count\nvocab_size: 300\n",
+        "size/pico.yaml": "defaults: [nano, _self_]\nwidth: 16\n",
+    }.items():
+        (zoo.folder / "configs" / file).parent.mkdir(parents=True, exist_ok=True)
+        (zoo.folder / "configs" / file).write_text(text)
+    return package
+
+
+def test_the_configs_of_the_folder_one_works_in(zoo: Any, same_checkpoints: Any, own: str) -> None:
+    words = ("task=count", "size=pico", "data.window=16")
+    train_and_kill(zoo, *words)
+    resumed = zoo.run("resume=cut")
+    assert resumed.code == 0, resumed.err
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
+    found = zoo.metrics("whole")
+    assert (found["model"], found["task"], found["size"]) == ("counter", "count", "pico")
+    said = zoo.run("--help", as_given=True).out
+    assert all(name in said for name in ("counter", "count", "pico"))
+
+
+def test_such_a_run_is_evaluated(zoo: Any, own: str) -> None:
+    assert zoo.run("model=counter", "steps=1").code == 0
+    entry = evaluate.evaluate(*evaluate.arguments(["run=run", "split=val"]), lambda *said: None)
+    assert entry
+    cfg, _, far = evaluate.trained(Path("run"))
+    assert (cfg.model["_target_"], far["step"]) == (f"{own}.counter.Counter", 1)
+
+
+def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
+    ours, matrix = sweep.arguments(["model=counter,rmt", "task=count", "size=pico", "data.window=16"])
+    jobs = sweep.plan(matrix, ours)
+    assert [job.name for job in jobs] == ["count/counter/pico-s0", "count/rmt/pico-s0"]
+    assert jobs[1].config["model._target_"] == "zoo.models.rmt.RMT"
+
+
+def test_the_folder_shadows_nothing_and_trusts_only_what_it_names(zoo: Any, own: str) -> None:
+    ended = zoo.run("model=rmt", "--cfg", "job")
+    assert "_target_: zoo.models.rmt.RMT" in ended.out, ended
+    owners = [choice.owner for choice in plugins.choices("model") if choice.name == "rmt"]
+    assert owners == ["zoo", "configs"]
+    assert plugins.trusted(f"{own}.counter.Counter")
+    assert not plugins.trusted(f"{own}.counter.Last")
+    assert not plugins.trusted("os.system")
+
+
+def test_other_folders_called_configs(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zoo's own, and one without choices, are not a plug-in."""
+    (zoo.folder / "configs").mkdir()
+    (zoo.folder / "configs/app.yaml").write_text("_target_: antigravity.Model\n")
+    assert plugins.own_folder() is None
+    assert not plugins.trusted("antigravity.Model")
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert plugins.own_folder() is None
+
+
+@pytest.mark.parametrize("breaks", ["raise RuntimeError('no licence')", "1 +", "import nowhere"])
+def test_a_plugin_that_cannot_be_imported(zoo: Any, installed: str, breaks: str) -> None:
+    for module in [module for module in sys.modules if module.startswith(installed)]:
+        del sys.modules[module]
+    (zoo.folder / "site" / installed / "__init__.py").write_text(breaks)
+    importlib.invalidate_caches()
+    (point,) = [one for one in plugins.entry_points(group=plugins.GROUP) if one.name == installed]
+    assert plugins.broken(point)
+    assert "\n" not in plugins.broken(point)
+    assert zoo.run("model=rmt", "--cfg", "job").code == 0
+    assert zoo.run("model=counter").code == 2
+    assert installed not in [choice.owner for choice in plugins.choices("model")]

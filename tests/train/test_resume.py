@@ -5,6 +5,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -171,3 +173,14 @@ def test_two_processes(zoo: Any, same_checkpoints: Any, model: str, number: int)
     alone = zoo.finish("resume=cut", "trainer.devices=1", "steps=9")
     assert alone.code == 2
     assert re.search("expected .*found", alone.err)
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_command(zoo: Any) -> None:
+    """`zoo train` too starts its second rank as a run, not as `zoo` without its command."""
+    zoo.env["MASTER_PORT"] = free_port()
+    words = zoo.words(["data.rows=2", "trainer.devices=2", "trainer.strategy=ddp", "steps=2"])
+    command = [sys.executable, "-m", "zoo", "train", *words]
+    ended = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert len(zoo.checkpoint("run")["zoo"]["ranks"]) == 2

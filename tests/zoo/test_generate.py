@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,16 @@ from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
 from zoo.contract import shaken
-from zoo.generate import Reader, generate, greedy
+from zoo.generate import Reader, generate, greedy, sampler
+from zoo.memory.attention import Attention
+from zoo.models.armt import ARMT
+from zoo.models.layers import Block, FeedForward
+from zoo.models.rmt import RMT
+from zoo.models.rmt_xl import RMTXL
+from zoo.models.transformer import Transformer
+from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
-from zoo.state import nbytes
+from zoo.state import State, leaves, nbytes
 
 BOTH = pytest.mark.parametrize("build", [Honest, Recurrent])
 
@@ -109,3 +117,155 @@ def test_generating_leaves_gradients_on_and_the_mode_as_it_was() -> None:
     assert model.training
     assert torch.is_grad_enabled()
     assert greedy(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]
+
+
+# -- an open segment's cache
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "segment_len": 7,
+    "depth": 2,
+    "width": 16,
+    "heads": 4,
+    "hidden": 24,
+}
+XL: dict[str, Any] = {**SHAPE, "memory_len": 5}
+
+
+class Reversed(Attention):
+    """Its own way with a segment, of which the shared cache knows nothing."""
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = super().forward(2 * x.cumsum(1), state)
+        return y, state
+
+
+def with_another_attention() -> Transformer:
+    model = Transformer(**SHAPE)
+    block = model.stack[1]
+    assert isinstance(block, Block)
+    block.mixer = Reversed(16, 4)
+    return model
+
+
+def with_another_block() -> Transformer:
+    class Scaled(Block):
+        def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+            y, state = super().forward(x, state)
+            return y * 0.5 + x.cumsum(1), state
+
+    model = Transformer(**SHAPE)
+    model.stack[0] = Scaled(Attention(16, 4), FeedForward(16, 24), 16)
+    return model
+
+
+CACHED: dict[str, Callable[[], SequenceModule]] = {
+    "transformer": lambda: Transformer(**SHAPE),
+    "alibi": lambda: Transformer(**SHAPE, position="alibi", kv_heads=2),
+    "gpt2": lambda: Transformer(**SHAPE, position="learned", norm="layer", activation="gelu", bias=True),
+    "rmt": lambda: RMT(**SHAPE, slots=3),
+    "rmt_learned": lambda: RMT(**SHAPE, slots=3, position="learned"),
+    "armt": lambda: ARMT(**SHAPE, slots=2, key_width=4),
+    "armt_wrapped": lambda: ARMT(**SHAPE, slots=2, key_width=4, position="learned"),
+    "armt_learned": lambda: ARMT(**SHAPE, slots=2, key_width=4, position="learned", wrap_positions=False),
+    "xl": lambda: TransformerXL(**XL),
+    "xl_prenorm": lambda: TransformerXL(**XL, prenorm=True, same_length=True),
+    "xl_clamped": lambda: TransformerXL(**XL, clamp_len=3),
+    "xl_forgets": lambda: TransformerXL(**{**XL, "memory_len": 0}),
+    "another_attention": with_another_attention,
+    "another_block": with_another_block,
+}
+
+
+class Rereading(Reader):
+    """The definition."""
+
+    def _read_open(self, new: int) -> Tensor:
+        said: Tensor = self.model(self.open, self.state)[0]
+        return said
+
+
+@pytest.mark.parametrize("name", CACHED)
+@torch.no_grad()
+def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
+    model = ready(CACHED[name])
+    assert model.open_segment(model.init_state(2)) is not None
+    for pieces in ((1,) * 20, (3, 1, 2, 1, 9, 1, 1), (7, 2, 2, 15, 3), (6, 1, 6, 2)):
+        fast, slow = Reader(model, 2), Rereading(model, 2)
+        for piece in text(sum(pieces)).split(pieces, dim=1):
+            torch.testing.assert_close(fast.read(piece), slow.read(piece), rtol=1e-10, atol=1e-10)
+        for one, two in zip(leaves(fast.state), leaves(slow.state), strict=True):
+            assert torch.equal(one, two)
+
+
+@torch.no_grad()
+def test_a_cache_given_in_is_not_changed() -> None:
+    for name, build in CACHED.items():
+        model, tokens = ready(build), text(5)
+        cache = model.open_segment(model(text(14))[1])
+        _, cache = model.go_on(tokens[:, :3], cache)
+        said = [model.go_on(tokens[:, 3:], cache)[0] for _ in range(2)]
+        assert torch.equal(said[0], said[1]), name
+
+
+def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
+    class Backwards(Transformer):
+        def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            logits, state = super().segment(tokens, state)
+            return logits, state
+
+    models: list[SequenceModule] = [
+        Backwards(**SHAPE),
+        RMT(**SHAPE, slots=2, memory_attention="block"),
+        RMTXL(**XL, slots=2),
+        Honest(),
+    ]
+    for model in models:
+        assert model.open_segment(model.init_state(1)) is None
+
+
+@torch.no_grad()
+def test_a_cached_segment_is_read_once_more_when_it_is_whole() -> None:
+    class Counts(Transformer):
+        def open_segment(self, state: State) -> object:
+            return 0, self.stack.open_segment(state)
+
+        def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            calls.append(tokens.shape[1])
+            logits, state = super().segment(tokens, state)
+            return logits, state
+
+    calls: list[int] = []
+    reader = Reader(ready(lambda: Counts(**SHAPE)), 1)
+    for token in text(16, rows=1).split(1, dim=1):
+        reader.read(token)
+    assert calls == [7, 7]
+
+
+# -- drawing
+
+
+def test_drawing_follows_the_shares() -> None:
+    dice = torch.Generator().manual_seed(0)
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(20_000, -1)
+
+    def shares(temperature: float, top_p: float) -> Tensor:
+        return sampler(temperature, top_p, dice)(logits).bincount(minlength=4) / len(logits)
+
+    for temperature, top_p, expected in (
+        (1.0, 1.0, [0.5, 0.3, 0.15, 0.05]),
+        (1.0, 0.8, [0.625, 0.375, 0, 0]),  # 0.5 is too little, 0.8 is enough
+        (1.0, 0.81, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+        (1.0, 0.01, [1, 0, 0, 0]),
+        (0.5, 1.0, [0.6849, 0.2466, 0.0616, 0.0068]),
+        (1e-320, 1.0, [1, 0, 0, 0]),
+        (0.0, 1.0, [1, 0, 0, 0]),
+    ):
+        found = shares(temperature, top_p)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, 1.5)])
+def test_no_such_shares(temperature: float, top_p: float) -> None:
+    with pytest.raises(ValueError, match=r"temperature|top_p"):
+        sampler(temperature, top_p)

@@ -1,0 +1,111 @@
+"""A published checkpoint as a model of the zoo's: what a run folder made by `zoo import` names.
+
+A loader decides by its config, and by the names, shapes and ties of the weights, which model it makes.  A
+run's config.yaml keeps exactly these, and its checkpoint keeps the weights.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import zoo.models.published
+from zoo.errors import UserError
+from zoo.module import Batch, SequenceModule
+from zoo.state import State
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Names of the loaders of whole models."""
+    names = [found.name for found in pkgutil.iter_modules(zoo.models.published.__path__)]
+    return tuple(name for name in names if hasattr(_module(name), "load"))
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"zoo.models.published.{name}")
+
+
+def loaded(name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> SequenceModule:
+    """The model of a published checkpoint.  UserError in one line, whatever the loader stumbles on."""
+    if name not in formats():
+        raise UserError(f"format: expected one of {', '.join(formats())}, found {name}")
+    try:
+        model: SequenceModule = _module(name).load(dict(weights), config)
+    except KeyError as error:
+        raise UserError(f"config: expected {error.args[0]}, found none") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(f"config and weights don't go together as format {name}: {said}") from error
+    return model
+
+
+def stand_ins(shapes: Mapping[str, Sequence[int]], tied: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    """Weights of these shapes that take no memory: matrices differ unless they are tied, all else is 0."""
+    kept = {name: group[0] for group in tied for name in group}
+    numbers = {name: float(number) for number, name in enumerate(shapes, start=1)}
+    return {
+        name: torch.tensor(numbers[kept.get(name, name)] if len(shape) > 1 else 0.0).expand(tuple(shape))
+        for name, shape in shapes.items()
+    }
+
+
+class Imported(SequenceModule):
+    """The model that the loader `format` makes of weights with these `shapes`; `tied` names the matrices that
+    are one and the same."""
+
+    def __init__(
+        self, format: str, config: dict[str, Any], shapes: dict[str, Any], tied: list[Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model = loaded(format, stand_ins(shapes, tied or []), config)
+        self.vocab_size, self.segment_len = model.vocab_size, model.segment_len
+        self.remembers, self.learns_through_memory = model.remembers, model.learns_through_memory
+        self.cuts_anywhere, self.mixes_rows_in_training = model.cuts_anywhere, model.mixes_rows_in_training
+
+    def init_state(self, rows: int) -> State:
+        return self.model.init_state(rows)
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        return self.model.segment(tokens, state)
+
+    def fold(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        return self.model.fold(tokens, state)
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        logits, state = self.model(tokens, state)
+        return logits, state
+
+    def open_segment(self, state: State) -> Any:
+        return self.model.open_segment(state)
+
+    def go_on(
+        self, tokens: Int[Tensor, "rows time"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
+        return self.model.go_on(tokens, cache)
+
+    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
+        return self.model.read(batch, carried)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self.model.parameter_groups()
+
+    def diagnostics(self, state: State) -> dict[str, float]:
+        return self.model.diagnostics(state)
+
+    def set_progress(self, step: int, steps: int) -> None:
+        self.model.set_progress(step, steps)
+
+    def count_parameters(self) -> int:
+        return self.model.count_parameters()

@@ -1,0 +1,166 @@
+"""The plug-in in examples/: what its page says of it is true, and it does all that a built-in model does."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "gated_linear_attention"
+PAGE = ROOT / "docs" / "adding-a-model.md"
+OWN = (  # what its author has written
+    "gated_linear_attention/model.py",
+    "gated_linear_attention/configs/model/gla.yaml",
+)
+QUOTED = (*OWN, "pyproject.toml", "tests/test_laws.py")
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    """The example's module, not installed."""
+    sys.path.insert(0, str(EXAMPLE))
+    from gated_linear_attention import model
+
+    yield model
+    sys.path.remove(str(EXAMPLE))
+    for name in [name for name in sys.modules if name.startswith("gated_linear_attention")]:
+        del sys.modules[name]
+
+
+def test_fewer_than_60_lines() -> None:
+    lines = [line for file in OWN for line in (EXAMPLE / file).read_text().splitlines() if line.strip()]
+    assert len(lines) < 60
+
+
+@pytest.mark.parametrize("file", QUOTED)
+def test_the_page_quotes_it_as_it_is(file: str) -> None:
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    assert (EXAMPLE / file).read_text() in blocks
+
+
+@pytest.mark.parametrize("time", [1, 15, 16, 50])
+def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
+    """Token by token, in float64, gradients and the state before and after included."""
+    torch.manual_seed(0)
+    rows, heads, width = 2, 3, 4
+    memory = model.GLAMemory(heads * width, heads).double()
+    x = torch.randn(rows, time, heads * width, dtype=torch.float64, requires_grad=True)
+    start = torch.randn(rows, heads, width, width, dtype=torch.float64, requires_grad=True)
+
+    said = []
+    state = start
+    for token in x.unbind(1):
+        q, k, v, a, gate = memory.enter(token).view(rows, 5, heads, width).unbind(1)
+        state = (a.sigmoid() ** (1 / 16))[..., None] * state + k[..., None] * v[..., None, :]
+        read = (state * q[..., None]).sum(2) / width**0.5
+        read = read / (read.square().mean(-1, keepdim=True) + torch.finfo(read.dtype).eps).sqrt()
+        said.append(memory.out((read * gate * gate.sigmoid()).flatten(1)))
+    expected = torch.stack(said, dim=1), state
+
+    found, after = memory(x, model.GLAState(start))
+    assert_close((found, after.memory), expected, rtol=1e-10, atol=1e-10)
+    weights = [torch.randn_like(part) for part in expected]
+    learns = [x, start, *memory.parameters()]
+    grads = [
+        torch.autograd.grad(
+            sum((one * weight).sum() for one, weight in zip(both, weights, strict=True)), learns
+        )
+        for both in ((found, after.memory), expected)
+    ]
+    assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+def test_a_strong_decay_overflows_nowhere(model: Any) -> None:
+    memory = model.GLAMemory(8, 2)
+    with torch.no_grad():
+        memory.enter.weight.mul_(1e4)
+    x = torch.randn(1, 64, 8, requires_grad=True)
+    y, after = memory(x, memory.init_state(1))
+    y.sum().backward()
+    assert all(part.isfinite().all() for part in (y, after.memory, x.grad))
+
+
+class Installed:
+    """A folder to work in, and one into which pip has put the example."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        paths = [str(folder / "site"), str(ROOT)]
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("ZOO", "PYTEST"))},
+            "PYTHONPATH": os.pathsep.join(paths),
+            "ZOO_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.run(
+            *("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"),
+            *("--disable-pip-version-check", "--target", str(folder / "site"), str(folder / "example")),
+        )
+
+    def run(self, *words: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=self.folder, env=self.env, capture_output=True, text=True
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installed:
+    for path in EXAMPLE.rglob("*"):  # pip builds in the folder that it is given
+        if path.is_file() and path.suffix in (".py", ".yaml", ".toml"):
+            copy = tmp_path / "example" / path.relative_to(EXAMPLE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    (tmp_path / "text.txt").write_text("Two keepers read one book aloud. " * 400)
+    return Installed(tmp_path)
+
+
+@pytest.mark.slow
+def test_installed_it_does_what_a_built_in_model_does(installed: Installed) -> None:
+    run = installed.run
+    words = ("size=nano", "data.corpus=text.txt", "trainer.accelerator=cpu")
+    assert "gla (gated_linear_attention)" in run("-m", "zoo", "list", "models", "size=nano")
+    assert "gated_linear_attention.configs" in run("-m", "zoo", "doctor")
+    assert "every law holds" in run("-m", "zoo", "check", "model=gla")
+    run("-m", "zoo.train", "model=gla", *words, "steps=6", "checkpoint_every=3", "run_dir=run")
+    run("-m", "zoo.train", "resume=run", "steps=9")
+    assert "bits per byte" in run("-m", "zoo", "evaluate", "run=run", "split=val")
+    run("-m", "zoo", "sweep", "model=gla,transformer", *words, "steps=4", "seeds=0:2", "runs=swept")
+    said = run("-m", "zoo", "compare", "swept/lm", "out=compared")
+    assert "gla" in said
+    assert (installed.folder / "compared" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_its_own_tests_pass(installed: Installed) -> None:
+    assert " passed" in installed.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "example/tests")
+
+
+@pytest.mark.slow
+def test_with_nothing_installed(tmp_path: Path) -> None:
+    """Its class in a module and its yaml in configs/model, in a folder with rooms named as the zoo's."""
+    for room in ("models", "train", "memory"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("raise ImportError('the user\\'s own')\n")
+    (tmp_path / "configs" / "model").mkdir(parents=True)
+    (tmp_path / "my_models.py").write_bytes((EXAMPLE / OWN[0]).read_bytes())
+    yaml = (EXAMPLE / OWN[1]).read_text().replace("gated_linear_attention.model", "my_models")
+    (tmp_path / "configs" / "model" / "gla.yaml").write_text(yaml)
+    (tmp_path / "text.txt").write_text("Two keepers read one book aloud. " * 400)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_CACHE": str(tmp_path / "cache")}
+    for words in (
+        ["zoo.train", "model=gla", "size=nano", "steps=2", "data.corpus=text.txt", "run_dir=run"],
+        ["zoo.train", "resume=run", "steps=4"],
+        ["zoo", "evaluate", "run=run", "split=val"],
+    ):
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
