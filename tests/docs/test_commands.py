@@ -25,6 +25,7 @@ or compiled.
 """
 
 import contextlib
+import importlib
 import io
 import itertools
 import logging
@@ -484,8 +485,7 @@ def test_command_of_others(found: Found, tmp_path: Path, monkeypatch: pytest.Mon
     else:
         program, words = found.program, words[1:]
     if program == "tensorboard":
-        from tensorboard import program as board
-
+        board = importlib.import_module("tensorboard.program")
         board.TensorBoard().configure(["tensorboard", *words])
     elif program == "pip":
         assert words[0] == "install"
