@@ -105,7 +105,19 @@ def run(cfg: DictConfig) -> float | None:
         log.error("error: %s", line)  # to stderr and train.log
         if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs go on
             raise
+        clear(run_dir)
         sys.exit(2)
+
+
+def clear(run_dir: Path) -> None:
+    """Leave no folder behind of a run that never began: its log has been said on the screen."""
+    from zoo.train.files import LOCK
+
+    left = {path.name for path in run_dir.iterdir()}
+    if left <= {LOCK, "train.log"}:
+        for name in left:
+            (run_dir / name).unlink(missing_ok=True)
+        run_dir.rmdir()
 
 
 def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
@@ -169,6 +181,9 @@ def one_line(error: BaseException) -> str:
 
 def did_you_mean(message: str) -> str:
     """The key that comes closest to one that isn't there, as a question."""
+    if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
+        near = difflib.get_close_matches(option[2], re.findall(r"\S+", message.partition("':")[2]), 1)
+        return f"; did you mean {near[0]}?" if near else ""
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
         return ""

@@ -74,7 +74,7 @@ def main() -> None:
             raise
         stop(f"can't use {error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
-        stop("interrupted; the cells that were done are in evaluation.json", 130)
+        stop(f"interrupted; what was measured before is in {run_dir / evaluations.FILE}", 130)
     else:
         Console().print(*evaluations.tables(entry))
         print(f"{run_dir / evaluations.FILE}   figures: {run_dir / FIGURES}")

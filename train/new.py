@@ -161,7 +161,7 @@ wrote {name}/: {files}
   cd {name}
   python -m zoo check {name}.model.{made} depth=2 width=32 hidden=48    the laws, a line each
   python -m pip install -e .                                             so that model={name} is known
-  python -m pytest
+  pip install pytest && python -m pytest
   python -m zoo.train model={name}
 
 Then change {name}/model.py."""

@@ -66,7 +66,11 @@ def call(name: str, words: list[str]) -> None:
     sys.argv = [f"zoo {name}", *words]
     if name == "train":  # a rank of several devices is started as this process's main module: without "train"
         sys.modules["__main__"].__spec__ = importlib.util.find_spec("zoo.train.__main__")
-    getattr(importlib.import_module(room), function)()
+    try:
+        getattr(importlib.import_module(room), function)()
+    except KeyboardInterrupt:  # in a command that has nothing to save
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def overview() -> str:

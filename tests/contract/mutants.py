@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.module import SequenceModule
-from zoo.state import State, detach
+from zoo.state import State, detach, each
 
 VOCAB, SEGMENT, WIDTH = 7, 6, 5
 
@@ -474,6 +474,17 @@ class SharedMemory(Honest):
 
     def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
         return super().write(layer, x, memory).mean(0, keepdim=True).expand_as(memory)
+
+
+class SharedAfterACall(Honest):
+    """Rows are apart while they are read, and the memory that a call leaves is the same for all."""
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        logits, after = super().forward(tokens, state)
+        return logits, each(
+            lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf) if leaf.is_floating_point() else leaf,
+            after,
+        )
 
 
 class Grows(Honest):

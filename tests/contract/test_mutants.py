@@ -74,6 +74,12 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
     mutants.Overflows: modes("bf16_is_finite", "deterministic_by_seed"),  # both in float32
     mutants.OwnDice: {name for name in NAMES if name.endswith("-train")} - modes("bf16_is_finite")
     | modes("deterministic_by_seed"),
+    mutants.SharedAfterACall: modes(
+        "streaming",
+        "rows_are_strangers",
+        "parallel_equals_fold",
+        "generation_is_teacher_forcing",
+    ),
     mutants.SharedMemory: modes("rows_are_strangers", "fresh_rows_forget"),
     mutants.Grows: modes("shapes", "bounded_state", "fresh_rows_forget", "parallel_equals_fold"),
     mutants.RowsSecond: modes("shapes", "rows_are_strangers", "fresh_rows_forget", "parallel_equals_fold"),
