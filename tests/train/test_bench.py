@@ -104,9 +104,9 @@ def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_peak_memory_is_what_came_on_top() -> None:
     peak = bench.Peak(torch.device("cpu"))
-    block = torch.ones(32 * 2**20, dtype=torch.uint8)
+    block = torch.ones(80 * 2**20, dtype=torch.uint8)  # glibc takes so much anew, whatever lies free
     del block
-    assert 24 * 2**20 < peak.bytes() < 200 * 2**20
+    assert 60 * 2**20 < peak.bytes() < 400 * 2**20
 
 
 @pytest.mark.slow
