@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -163,13 +164,12 @@ def evaluated(entries: Entries, number: str) -> list[Picture]:
         parts: dict[str, tuple[Draw, Size]] = {
             name: (heat_map(name, own), None) for name, own in grids.items()
         }
-        whole: Draw = lambda: figures.heat_maps(grids, "")  # noqa: E731
         made.append(
             Picture(
                 f"grid{number}",
                 f"Accuracy by length and depth, per cent ({what})",
                 "All targets of a sample hit; samples of all seeds together.",
-                whole,
+                partial(figures.heat_maps, grids, ""),
                 parts,
             )
         )

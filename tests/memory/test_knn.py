@@ -243,7 +243,6 @@ faiss_only = pytest.mark.usefixtures("faiss")
 
 @pytest.fixture
 def faiss() -> Any:
-    pytest.importorskip("faiss")
     return load_faiss()
 
 

@@ -165,7 +165,6 @@ def test_dropout_is_drawn_again_alike_in_the_backward_pass() -> None:
 
 @pytest.mark.parametrize("index", ["flat"])
 def test_faiss_finds_the_same(index: Any) -> None:
-    pytest.importorskip("faiss")
     mixer = made(neighbours=4)
     x, bank = draw(3, 5, WIDTH), filled(mixer, 3, 9)
     expected = mixer(x, bank)[0]

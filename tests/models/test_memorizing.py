@@ -37,9 +37,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("check", list(cases()))
-def test_law(check: Callable[[], None], request: pytest.FixtureRequest) -> None:
-    if "faiss" in request.node.name:
-        pytest.importorskip("faiss")
+def test_law(check: Callable[[], None]) -> None:
     check()
 
 
@@ -156,7 +154,6 @@ def test_what_is_reported() -> None:
 
 @torch.no_grad()
 def test_recall_is_reported_where_it_is_not_certain() -> None:
-    pytest.importorskip("faiss")
     model = shaken(partial(MODEL, capacity=512, block=8, backend="faiss", index="ivf")).eval()
     _, state = model(text(40))
     assert 0.5 < model.diagnostics(state)["recall"] <= 1

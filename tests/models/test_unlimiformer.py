@@ -38,9 +38,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("check", list(cases()))
-def test_law(check: Callable[[], None], request: pytest.FixtureRequest) -> None:
-    if "faiss" in request.node.name:
-        pytest.importorskip("faiss")
+def test_law(check: Callable[[], None]) -> None:
     check()
 
 
@@ -148,7 +146,6 @@ def test_retrieval_training_learns_more() -> None:
 
 
 def test_what_faiss_finds_is_measured() -> None:
-    pytest.importorskip("faiss")
     model = MODEL(backend="faiss").eval()
     assert model.diagnostics(model.read(batch(True), None)[1]) == {"recall": 1.0}
     assert model.diagnostics(None) == {}
