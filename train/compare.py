@@ -28,8 +28,8 @@ from zoo.errors import UserError
 from zoo.train.cli import one_line, stop
 from zoo.train.files import write_text
 from zoo.train.intervals import Estimate, paired
-from zoo.train.matrix import folders
 from zoo.train.rows import KINDS, RUN_HEAD, Row, Run, command, grouped, read_run, run_facts, unlike
+from zoo.train.runs import folders
 
 KEYS = {"baseline": "", "loss": "", "mix": "", "out": "runs/comparison"}
 FORGETTING = "transformer"  # the baseline where none is named and it is there

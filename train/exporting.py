@@ -31,7 +31,7 @@ from zoo.train.evaluate import trained
 from zoo.train.files import replacing, write_text
 from zoo.train.lm import END, VOCABULARY
 from zoo.train.loop import commit, quiet
-from zoo.train.matrix import read_json
+from zoo.train.runs import read_json
 
 FORMAT, VERSION = "zoo", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from zoo.errors import UserError
 from zoo.train import build, evaluations
 from zoo.train.intervals import Estimate, estimate
-from zoo.train.matrix import ABSENT, BESIDE, differences, flat, read_config, read_json
+from zoo.train.runs import ABSENT, BESIDE, differences, flat, read_config, read_json
 
 NEAR = 0.05  # tokens seen may differ by so much: how much of a window is padding hangs on seed and window
 

@@ -43,7 +43,7 @@ from zoo.errors import UserError
 from zoo.train import build, loop
 from zoo.train.cli import one_line, stop
 from zoo.train.files import HELD, write_text
-from zoo.train.matrix import ABSENT, differences, flat, folders, in_words, read_config, read_json
+from zoo.train.runs import ABSENT, differences, flat, folders, in_words, read_config, read_json
 
 AXES = ("model", "task", "size")
 OWN = {"seeds": "0", "jobs": "", "runs": "runs", "results": "results/runs", "keep": ""}
