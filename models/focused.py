@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from zoo.memory.attention import Attention
 from zoo.memory.focused import FocusedAttention
 from zoo.memory.knn import KNN
-from zoo.models.layers import Block, FeedForward, Parallel
+from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
 from zoo.state import State
 
 
@@ -65,9 +65,7 @@ class Focused(Parallel):
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        remembering = [(3 * depth - 1) // 4] if memory_layers is None else memory_layers
-        if not remembering or not all(0 <= layer < depth for layer in remembering):
-            raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {list(remembering)}")
+        remembering = layers_with_memory(depth, memory_layers)
         schedule = steps(contexts)
 
         def mixer(layer: int) -> Attention:

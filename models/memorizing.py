@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention import Attention
 from zoo.memory.knn import KNN, Bank
-from zoo.models.layers import Block, FeedForward, Parallel
+from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
 from zoo.state import State
 
 AT_ONCE = 2**26  # numbers that are gathered from the bank at a time
@@ -158,9 +158,7 @@ class Memorizing(Parallel):
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        remembering = [(3 * depth - 1) // 4] if memory_layers is None else memory_layers
-        if not remembering or not all(0 <= layer < depth for layer in remembering):
-            raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {list(remembering)}")
+        remembering = layers_with_memory(depth, memory_layers)
 
         def mixer(layer: int) -> Attention:
             if layer not in remembering:
