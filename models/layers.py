@@ -126,7 +126,7 @@ def layout(pattern: Sequence[Kind], depth: int) -> list[Kind]:
 
 
 def layers_with_memory(depth: int, chosen: Sequence[int] | None) -> Sequence[int]:
-    """Which layers hold a kNN memory: those chosen, or one at three quarters of the depth, as the 9th of 12 in
+    """Which layers hold a kNN memory: those chosen, or one at three quarters of the depth, the 9th of 12 in
     the Memorizing Transformer."""
     chosen = [(3 * depth - 1) // 4] if chosen is None else chosen
     if not chosen or not all(0 <= layer < depth for layer in chosen):
