@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichModelSummary
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -83,10 +82,11 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         write_text(run_dir / "config.yaml", config)
         start_logs(logger, flat(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
     log.info(
-        "%s on %s: %s parameters, %s bytes of state per row",
+        "%s on %s: %s parameters (%s with embeddings), %s bytes of state per row",
         cfg.names.model,
         cfg.names.task,
         f"{model.count_parameters():,}",
+        f"{sum(weight.numel() for weight in model.parameters()):,}",
         f"{state_bytes(model):,}",
     )
     trainer.fit(model, data, ckpt_path=last if goes_on else None)
@@ -165,7 +165,6 @@ def make_trainer(
                 metrics,
                 validations,
                 Gradients(cfg.optim.clip, metrics),
-                RichModelSummary(max_depth=1),
                 ProgressReport(metrics),
                 ExactResume(cfg.seed, cfg.data.rows),
                 checkpoints,
