@@ -81,7 +81,7 @@ class Case:
 def read_case(path: Path) -> Case:
     """The case whose json is here and whose tensors lie beside it.
 
-    The files of shared/specs/statespace.md have no sha256, and their tolerance is of each tensor's maximum.
+    The files of the state-space models have no sha256, and their tolerance is of each tensor's maximum.
     """
     told = json.loads(path.read_text())
     file = path.with_suffix(".safetensors")

@@ -1,4 +1,4 @@
-"""The hybrids once more, slowly: sections 2 to 4 of shared/specs/statespace.md as loops over one text.
+"""The hybrids once more, slowly: their equations as loops over one text.
 
 It shares no code with the zoo.  `computed` turns (kind, config, inputs, weights) into the tensors that a
 golden file of that kind holds, `weights` and `inputs` draw what it needs.

@@ -1,4 +1,4 @@
-"""How the kinds of Infini-attention are held to their files (shared/specs/recurrence.md, section 3)."""
+"""How the kinds of Infini-attention are held to their files."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""How the kinds of Transformer-XL, RMT and ARMT are held to their files (shared/specs/recurrence.md)."""
+"""How the kinds of Transformer-XL, RMT and ARMT are held to their files."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Transformer-XL, RMT and ARMT once more, slowly: shared/specs/recurrence.md as loops over positions.
+"""Transformer-XL, RMT and ARMT once more, slowly: their equations as loops over positions.
 
 It shares no code with the zoo.  Each kind's function turns (config, inputs, weights) into the tensors that a
 golden file of that kind holds.  A segment tells its tensors under the file's names, with # for the segment.

@@ -1,4 +1,4 @@
-"""Megalodon once more, slowly: shared/specs/statespace.md section 1 as loops over rows, tokens, heads, pairs.
+"""Megalodon once more, slowly: its equations as loops over rows, tokens, heads, pairs.
 
 It shares no code with the zoo.  Each kind's function turns (config, inputs, weights) into the tensors that a
 golden file of that kind holds.

@@ -1,5 +1,4 @@
-"""How the kinds of Griffin, Jamba, Samba and mamba_ssm's hybrid are held to their files
-(shared/specs/statespace.md, sections 0 and 4)."""
+"""How the kinds of Griffin, Jamba, Samba and mamba_ssm's hybrid are held to their files."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,4 @@
-"""How the kinds of Mamba and Mamba-2 are held to their files (shared/specs/statespace.md, sections 0, 2,
-3)."""
+"""How the kinds of Mamba and Mamba-2 are held to their files."""
 
 from collections.abc import Callable
 from functools import partial

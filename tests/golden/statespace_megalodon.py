@@ -1,4 +1,4 @@
-"""How the kinds of Megalodon are held to their files (shared/specs/statespace.md, sections 0 and 1)."""
+"""How the kinds of Megalodon are held to their files."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,5 @@
 """The published cases can't vary every field: our Mamba and Mamba-2 against loops over single tokens, rows
-and heads, written from the text of shared/specs/statespace.md (the whole mixers': hybrids_reference.py)."""
+and heads, written from the equations (the whole mixers': hybrids_reference.py)."""
 
 import math
 from collections.abc import Callable
