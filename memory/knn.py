@@ -11,6 +11,7 @@ Differs from the papers: nothing.  `backend: torch` searches exactly, `faiss` by
 """
 
 import secrets
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -128,14 +129,15 @@ class KNN(nn.Module):
         return self.indexes.search(queries, bank.keys, bank.written, stamps, self.neighbours)
 
     @torch.no_grad()
-    def recall(self, bank: Bank) -> float:
-        """The share of the true neighbours that the index finds in a bank, of queries of the last search."""
-        if self.indexes is None or (asked := self.indexes.asked) is None:
-            return 1.0
+    def recall(self, bank: Bank) -> float | None:
+        """The share of the true neighbours that the index finds in a bank, of queries of the last search;
+        None where search is exact, and where there is nothing to find."""
+        if self.indexes is None or (asked := self.indexes.asked) is None or not bank.written.any():
+            return None
         queries = asked.to(bank.keys[0].device).expand(len(bank.written), -1, -1, -1)
         wanted, found = exact(queries, bank.keys, bank.written, self.neighbours), self.search(queries, bank)
         hits = ((wanted[..., None] == found[..., None, :]) & (wanted >= 0)[..., None]).sum()
-        return hits.item() / max(1, int((wanted >= 0).sum())) if wanted.max() >= 0 else 1.0
+        return hits.item() / int((wanted >= 0).sum())
 
     def gather(
         self, bank: Bank, ids: Int[Tensor, "rows heads time neighbours"]
@@ -146,6 +148,13 @@ class KNN(nn.Module):
         """What lies in the slots; zeros where an id is -1."""
         keys = _read(bank.keys, ids)
         return keys, _read(bank.values, ids) if bank.values else None
+
+
+def mean_recall(memories: Iterable[KNN], banks: Iterable[Bank]) -> dict[str, float]:
+    """What a model's diagnostics say of its memories' search: `recall`, where there is one to measure."""
+    shares = [memory.recall(bank) for memory, bank in zip(memories, banks, strict=True)]
+    found = [share for share in shares if share is not None]
+    return {"recall": sum(found) / len(found)} if found else {}
 
 
 def _read(blocks: tuple[Tensor, ...], ids: Tensor) -> Tensor:

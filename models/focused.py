@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from zoo.memory.attention import Attention
-from zoo.memory.focused import FocusedAttention
-from zoo.memory.knn import KNN
+from zoo.memory.focused import FocusedAttention, FocusedState
+from zoo.memory.knn import KNN, mean_recall
 from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
 from zoo.state import State
 
@@ -116,5 +116,8 @@ class Focused(Parallel):
             memory.share = step / max(1, steps)
 
     def diagnostics(self, state: State) -> dict[str, float]:
-        """d, the number of contexts that a segment sees in training."""
-        return {"contexts": float(self.memories()[0].contexts)}
+        """d, the number of contexts that a segment sees in training; with faiss, the share of the true
+        neighbours that it finds."""
+        banks = [kept.bank for kept in state if isinstance(kept, FocusedState)]
+        found = mean_recall([memory.knn for memory in self.memories()], banks)
+        return {"contexts": float(self.memories()[0].contexts)} | found

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention import Attention
-from zoo.memory.knn import KNN, Bank
+from zoo.memory.knn import KNN, Bank, mean_recall
 from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
 from zoo.state import State
 
@@ -189,9 +189,4 @@ class Memorizing(Parallel):
         gates = torch.stack([memory.gate for memory in self.memories()]).sigmoid()
         said = {"gate": gates.mean().item(), "gate_min": gates.min().item(), "gate_max": gates.max().item()}
         banks = [bank for bank in state if isinstance(bank, Bank)]
-        found = [
-            memory.knn.recall(bank)
-            for memory, bank in zip(self.memories(), banks, strict=True)
-            if memory.knn.indexes is not None
-        ]
-        return said | ({"recall": sum(found) / len(found)} if found else {})
+        return said | mean_recall([memory.knn for memory in self.memories()], banks)

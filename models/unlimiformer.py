@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention import Position
-from zoo.memory.knn import KNN, Bank
+from zoo.memory.knn import KNN, Bank, mean_recall
 from zoo.memory.unlimiformer import UnlimiformerAttention
 from zoo.models.layers import Activation, Block, Norm, Parallel
 from zoo.models.transformer import Transformer
@@ -105,12 +105,10 @@ class Unlimiformer(Transformer, Parallel):
     @torch.no_grad()
     def diagnostics(self, state: State) -> dict[str, float]:
         """With faiss, the share of the true neighbours that it finds; nothing where nothing is carried."""
-        memories = [part for part in self.modules() if isinstance(part, UnlimiformerAttention)]
-        banks = [bank for bank in state or () if isinstance(bank, Bank)]
-        if not banks or memories[0].knn.indexes is None:
+        if state is None:
             return {}
-        found = [memory.knn.recall(bank) for memory, bank in zip(memories, banks, strict=True)]
-        return {"recall": sum(found) / len(found)}
+        memories = [part.knn for part in self.modules() if isinstance(part, UnlimiformerAttention)]
+        return mean_recall(memories, [bank for bank in state if isinstance(bank, Bank)])
 
     def forward(
         self, tokens: Int[Tensor, "rows time"], state: State | None = None

@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class Metrics(L.Callback):
         self.wall_s, self.since = 0.0, time.perf_counter()  # of all the processes that trained this run
         self._sums, self._heard = Sums(), Sums()
         self._started, self._logged_step = 0.0, -1
+        self._said_in_training: Collection[str] = ()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.tokens_seen and not self.pending[0]:  # logged at this very place, where a resume purges
@@ -147,8 +149,9 @@ class Metrics(L.Callback):
             "cost/state_bytes": state_bytes(pl_module),
             "cost/parameters": pl_module.count_parameters(),
         }
-        said = pl_module.diagnostics(pl_module.carried)
-        self._log(trainer, values | {f"memory/{name}": value for name, value in said.items()})
+        said = {f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.carried).items()}
+        self._said_in_training = said.keys()
+        self._log(trainer, values | said)
 
     def _settle(self, trainer: L.Trainer) -> None:
         """Bring what ranks and devices have counted into the totals; all ranks together."""
@@ -186,6 +189,7 @@ class Metrics(L.Callback):
         self._heard.add(asked.sum(), nats.sum(), self.task.byte_count(batch.targets), hits, *by_place)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SequenceModule)
         self.validated_step = trainer.global_step
         self._settle(trainer)  # the x of what is logged
         tokens, nats, bytes_, hits, *by_place = self._heard.take(trainer)
@@ -195,6 +199,9 @@ class Metrics(L.Callback):
         for bucket, total, count in zip(BUCKETS, by_place[: len(EDGES)], by_place[len(EDGES) :], strict=True):
             if count:
                 values[f"val/loss_by_position/{bucket}"] = total / count
+        if pl_module.heard is not None:  # of memories that stay empty in training
+            said = {f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.heard).items()}
+            values |= {tag: value for tag, value in said.items() if tag not in self._said_in_training}
         self._log(trainer, values)
 
     # -- both

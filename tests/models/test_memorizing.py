@@ -157,7 +157,7 @@ def test_recall_is_reported_where_it_is_not_certain() -> None:
     model = shaken(partial(MODEL, capacity=512, block=8, backend="faiss", index="ivf")).eval()
     _, state = model(text(40))
     assert 0.5 < model.diagnostics(state)["recall"] <= 1
-    assert model.diagnostics(model.init_state(2))["recall"] == 1
+    assert "recall" not in model.diagnostics(model.init_state(2))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Figures of a run: what they show, and where they lie."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -92,3 +93,10 @@ def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
 )
 def test_short_numbers(number: float, said: str) -> None:
     assert figures.short(number) == said
+
+
+@pytest.mark.parametrize("model", ["focused", "memorizing", "unlimiformer"])
+def test_recall_is_logged_where_the_index_is_read(zoo: Any, model: str) -> None:
+    """Also of a memory that fills in validation alone."""
+    assert zoo.run(f"model={model}", "model.backend=faiss", "steps=2", "val_every=2").code == 0
+    assert [0.5 < value <= 1 for _, value in zoo.scalars("run")["memory/recall"]][-1:] == [True]
