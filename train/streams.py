@@ -125,7 +125,10 @@ class Lanes:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.  UserError if it is of other texts, lanes, windows or another seed."""
+        """Go on from there.
+
+        UserError: it is of other texts, lanes, windows or another seed, or no such place exists.
+        """
         mine = self._shape()
         theirs = {key: state.get(key) for key in mine}
         if theirs != mine:
@@ -136,10 +139,33 @@ class Lanes:
             raise UserError(
                 f"can't go on from the saved place in the data: expected {expected}, found {found}"
             )
+        for key, most in (("pass", 2**63), ("position", len(self._order)), ("given", self._length)):
+            if not (type(found := state.get(key)) is int and 0 <= found <= most):
+                raise UserError(
+                    f"can't go on from the saved place in the data: {key}: expected 0 to {most}, found {found!r}"
+                )
+        lanes = state.get("lanes")
+        if not (isinstance(lanes, list) and len(lanes) == len(self._lanes) and all(map(self._is_lane, lanes))):
+            raise UserError(
+                "can't go on from the saved place in the data: lanes: expected [document, start, end] "
+                f"for each of {len(self._lanes)}, inside the documents, found {lanes!r:.200}"
+            )
         self._pass, self._position, self._given = state["pass"], state["position"], state["given"]
-        self._lanes = [(document, start, end) for document, start, end in state["lanes"]]
+        self._lanes = [(document, start, end) for document, start, end in lanes]
         self._order = self._permutation()
         self._resumed = True
+
+    def _is_lane(self, lane: Any) -> bool:
+        """Whether it is what `state_dict` says of a lane."""
+        if not (isinstance(lane, list) and len(lane) == 3 and all(type(number) is int for number in lane)):
+            return False
+        document, start, end = lane
+        if document == _NOTHING[0]:
+            return tuple(lane) == _NOTHING
+        if not 0 <= document < len(self.texts.lengths):
+            return False
+        length = int(self.texts.lengths[document])
+        return 0 < start < end <= length and start % self.window == 0
 
     def _shape(self) -> dict[str, int]:
         return {

@@ -218,6 +218,36 @@ def test_a_place_in_other_data_is_refused():
     )  # the same lanes, on three ranks
 
 
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("pass", -1),
+        ("pass", 0.5),
+        ("position", 4),
+        ("position", None),
+        ("given", 99),
+        ("given", True),
+        ("lanes", None),
+        ("lanes", [[0, 4, 9]]),
+        ("lanes", [[0, 4, 9], [1, 8]]),
+        ("lanes", [[0, 4, 9], [2, 4, 8]]),
+        ("lanes", [[0, 4, 10], [1, 8, 30]]),
+        ("lanes", [[0, 9, 9], [1, 8, 30]]),
+        ("lanes", [[0, 5, 9], [1, 8, 30]]),
+        ("lanes", [[-1, 4, 9], [1, 8, 30]]),
+        ("lanes", [[0, 4.0, 9], [1, 8, 30]]),
+    ],
+)
+def test_a_place_that_does_not_exist_is_refused(key, found):
+    lanes = Lanes(Numbered([9, 30]), 2, 4, seed=5)
+    batches_of(lanes, 1)
+    place = lanes.state_dict()
+    with pytest.raises(UserError, match=f"saved place in the data: {key}: expected"):
+        lanes.load_state_dict({**place, key: found})
+    assert lanes.state_dict() == place
+    lanes.load_state_dict(place)
+
+
 def test_nothing_to_read_is_refused():
     for make_ in (lambda: Lanes(Numbered([]), 1, 4, 0), lambda: Reading(Numbered([]), 1, 4)):
         with pytest.raises(UserError, match="at least one document"):
