@@ -1,6 +1,7 @@
 """From a composed configuration to the objects it names: the one place where classes are looked up."""
 
 import bisect
+import functools
 import importlib
 import inspect
 import math
@@ -14,6 +15,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.overrides import TorchFunctionMode
 
 from zoo import plugins
 from zoo.errors import UserError
@@ -137,20 +139,30 @@ def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: 
             f"model.{free}: expected a number, as this size has no budget to solve it from, found none"
         )
 
+    @functools.cache
     def count(width: int) -> int:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialisation():
             return _call(made, {**keys, free: width}, "model").count_parameters()
 
     most = 1
     while count(most) < budget:
         most *= 2
-    above = bisect.bisect_left(range(most + 1), budget, lo=1, key=count)
+    above = bisect.bisect_left(range(most + 1), budget, lo=most // 2 + 1, key=count)
     best = min((max(1, above - 1), above), key=lambda width: abs(count(width) - budget))
     if abs(count(best) - budget) > BUDGET_TOLERANCE * budget:
         raise UserError(
             f"model: {count(best):,} parameters at {free}={best}, too far from the budget of {budget:,}"
         )
     return best
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """What is only counted needs no numbers: drawing them takes most of a constructor's time on meta."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:

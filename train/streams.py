@@ -129,6 +129,12 @@ class Lanes:
 
         UserError: it is of other texts, lanes, windows or another seed, or no such place exists.
         """
+
+        def refuse(expected: str, found: str) -> UserError:
+            return UserError(
+                f"can't go on from the saved place in the data: expected {expected}, found {found}"
+            )
+
         mine = self._shape()
         theirs = {key: state.get(key) for key in mine}
         if theirs != mine:
@@ -136,20 +142,18 @@ class Lanes:
                 ", ".join(f"{key}={one[key]}" for key in mine if mine[key] != theirs[key])
                 for one in (mine, theirs)
             )
-            raise UserError(
-                f"can't go on from the saved place in the data: expected {expected}, found {found}"
-            )
+            raise refuse(expected, found)
         for key, most in (("pass", 2**63), ("position", len(self._order)), ("given", self._length)):
-            if not (type(found := state.get(key)) is int and 0 <= found <= most):
-                raise UserError(
-                    f"can't go on from the saved place in the data: {key}: expected 0 to {most}, found {found!r}"
-                )
+            number = state.get(key)
+            if type(number) is not int or not 0 <= number <= most:
+                raise refuse(f"{key} from 0 to {most}", repr(number))
         lanes = state.get("lanes")
-        if not (isinstance(lanes, list) and len(lanes) == len(self._lanes) and all(map(self._is_lane, lanes))):
-            raise UserError(
-                "can't go on from the saved place in the data: lanes: expected [document, start, end] "
-                f"for each of {len(self._lanes)}, inside the documents, found {lanes!r:.200}"
-            )
+        if (
+            not isinstance(lanes, list)
+            or len(lanes) != len(self._lanes)
+            or not all(map(self._is_lane, lanes))
+        ):
+            raise refuse("lanes that end inside documents", f"{lanes!r:.200}")
         self._pass, self._position, self._given = state["pass"], state["position"], state["given"]
         self._lanes = [(document, start, end) for document, start, end in lanes]
         self._order = self._permutation()

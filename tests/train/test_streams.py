@@ -242,7 +242,7 @@ def test_a_place_that_does_not_exist_is_refused(key, found):
     lanes = Lanes(Numbered([9, 30]), 2, 4, seed=5)
     batches_of(lanes, 1)
     place = lanes.state_dict()
-    with pytest.raises(UserError, match=f"saved place in the data: {key}: expected"):
+    with pytest.raises(UserError, match=f"saved place in the data: expected {key}"):
         lanes.load_state_dict({**place, key: found})
     assert lanes.state_dict() == place
     lanes.load_state_dict(place)
