@@ -35,7 +35,10 @@ def compose(overrides: list[str]) -> DictConfig:
     plugins.register()
     config.register()
     with initialize_config_module("zoo.configs", version_base="1.3"):
-        cfg = hydra_compose("train", overrides, return_hydra_config=True)
+        try:
+            cfg = hydra_compose("train", overrides, return_hydra_config=True)
+        except UserWarning as warning:  # a folder of configs that isn't there
+            raise UserError(str(warning)) from warning
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra

@@ -182,7 +182,7 @@ def one_line(error: BaseException) -> str:
 def did_you_mean(message: str) -> str:
     """The key that comes closest to one that isn't there, as a question."""
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
-        near = difflib.get_close_matches(option[2], re.findall(r"\S+", message.partition("':")[2]), 1)
+        near = difflib.get_close_matches(option[2], re.findall(r"\S+", message.rpartition("':")[2]), 1)
         return f"; did you mean {near[0]}?" if near else ""
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:

@@ -119,12 +119,12 @@ def check(cfg: DictConfig) -> None:
         "optim.warmup": 0,
     }
     for key, low in least.items():
-        if (found := OmegaConf.select(cfg, key)) < low:
+        found = OmegaConf.select(cfg, key)  # None where ~key took it away
+        if found is None or found < low:
             raise UserError(f"{key}: expected at least {low}, found {found}")
     for key in ("optim.lr", "optim.clip"):
-        if (
-            not 0 < (found := OmegaConf.select(cfg, key)) < 1e32
-        ):  # Adam's step is larger, and 32 bits end at 1e38
+        found = OmegaConf.select(cfg, key)
+        if not 0 < found < 1e32:  # Adam's step is larger, and 32 bits end at 1e38
             raise UserError(f"{key}: expected a number above 0, and not beyond all measure, found {found}")
     if not 0 <= cfg.optim.floor <= 1:
         raise UserError(f"optim.floor: expected a share from 0 to 1, found {cfg.optim.floor}")

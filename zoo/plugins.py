@@ -17,6 +17,7 @@ import importlib.util
 import logging
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -119,6 +120,8 @@ def own_targets() -> set[str]:
 def register() -> None:
     """Makes plug-ins' configs and the arithmetic of our yaml files known to Hydra; harmless when repeated."""
     Plugins.instance().register(PluginConfigs)
+    # A folder of configs that isn't there is a slip; Hydra warns of it, and goes on without.
+    warnings.filterwarnings("error", r"provider=hydra\.searchpath", UserWarning)
     OmegaConf.register_new_resolver("mul", lambda value, by: int(value * by), replace=True)
     OmegaConf.register_new_resolver("div", lambda value, by: max(1, math.ceil(value / by)), replace=True)
     OmegaConf.register_new_resolver("round_up", lambda value, to: math.ceil(value / to) * to, replace=True)
