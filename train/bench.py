@@ -44,7 +44,7 @@ from zoo.generate import generate
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train import build, loop
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 
 OWN = {"lengths": "", "rounds": "3"}
 REFUSED = ("run_dir", "resume", "steps", "data.window")
@@ -61,10 +61,7 @@ Found = dict[str, float]
 
 def main() -> None:
     """Exit code 0, 1 where a measurement failed, 2 for a slip of the user's."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     try:
         if words[0] == ONE:
             print(json.dumps(measure(build.compose(words[1:]))))

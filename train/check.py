@@ -12,15 +12,12 @@ from zoo import contract
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train import build
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 
 
 def main() -> None:
     """Exit code 0 where every law holds, 1 where one doesn't, 2 for a slip of the user's."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     try:
         broken = check(builder(words))
     except (UserError, HydraException, OmegaConfBaseException) as error:

@@ -199,6 +199,15 @@ def did_you_mean(message: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def words_or_help(text: str | None) -> list[str]:
+    """The words after a command's name; without any, or where they ask for it, leaves with its help."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(text, file=sys.stdout if words else sys.stderr)
+        sys.exit(0 if words else 2)
+    return words
+
+
 def stop(message: str, code: Any) -> NoReturn:
     print(f"error: {message}" if code == 2 else message, file=sys.stderr)
     sys.exit(code)

@@ -25,7 +25,7 @@ from rich.table import Column as TableColumn
 from rich.table import Table
 
 from zoo.errors import UserError
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import write_text
 from zoo.train.intervals import Estimate, paired
 from zoo.train.rows import KINDS, RUN_HEAD, Row, Run, command, grouped, read_run, run_facts, unlike
@@ -58,10 +58,7 @@ class Comparison(NamedTuple):
 
 def main() -> None:
     """Exit code 0, or 2 for a slip of the user's and for runs that don't compare."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     from zoo.train import report
 
     try:

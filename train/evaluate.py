@@ -48,7 +48,7 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train import build, evaluations, grids
 from zoo.train.checkpoints import check_weights, read_checkpoint
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.grids import Asked, Say
 from zoo.train.loop import commit, quiet
 from zoo.train.metrics import add_images, state_bytes
@@ -60,10 +60,7 @@ FOR_TEXT = ("positions", "stride", "context")
 
 def main() -> None:
     """Exit code 0, or 2 for a slip of the user's."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     try:
         run_dir, asked = arguments(words)
         entry = evaluate(run_dir, asked, said)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.evaluate import trained
 from zoo.train.files import replacing, write_text
 from zoo.train.lm import END, VOCABULARY
@@ -41,11 +40,9 @@ KEYS = ("run", "to", "checkpoint", "model._target_", "task._target_")
 
 def main() -> None:
     """Exit code 0, or 2 for a slip of the user's."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        return
+    found = words_or_help(__doc__)
     try:
-        given = words(sys.argv[1:], "export", KEYS, ("run", "to"))
+        given = words(found, "export", KEYS, ("run", "to"))
         targets = tuple(f"{key}={value}" for key, value in given.items() if key.endswith("_target_"))
         if (checkpoint := given.get("checkpoint", "last")) not in ("last", "best"):
             raise UserError(f"export: checkpoint: expected last | best, found {checkpoint}")

@@ -34,7 +34,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.generate import Pick, generate, sampler
 from zoo.module import SequenceModule
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.evaluate import trained
 from zoo.train.lm import END, VOCABULARY
 from zoo.train.loop import quiet
@@ -54,10 +54,7 @@ class Asked(NamedTuple):
 
 def main() -> None:
     """Exit code 0, or 2 for a slip of the user's."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")
     try:

@@ -19,7 +19,6 @@ import hashlib
 import importlib
 import json
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -37,7 +36,7 @@ from zoo import plugins
 from zoo.errors import UserError
 from zoo.train import build, checkpoints
 from zoo.train.checkpoints import check_weights
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.exporting import CONFIG, FORMAT, VERSION, appearing, free, words
 from zoo.train.files import replacing, write_text
 from zoo.train.loop import stored_config
@@ -71,11 +70,9 @@ class Tokens(Task):
 
 def main() -> None:
     """Exit code 0, or 2 for a slip of the user's."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        return
+    found = words_or_help(__doc__)
     try:
-        run_dir = bring(words(sys.argv[1:], "import", KEYS, ("from", "run_dir"), PREFIXES))
+        run_dir = bring(words(found, "import", KEYS, ("from", "run_dir"), PREFIXES))
     except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error), 2)
     except OSError as error:

@@ -13,12 +13,11 @@ import importlib.util
 import keyword
 import re
 import shutil
-import sys
 from pathlib import Path
 
 from zoo import plugins
 from zoo.errors import UserError
-from zoo.train.cli import stop
+from zoo.train.cli import stop, words_or_help
 
 NAME, CLASS = "my_model", "MyModel"  # in the files below, which are a working package of that name
 
@@ -171,10 +170,7 @@ IMPORTED = ("Block", "FeedForward", "Float", "Mixer", "NamedTuple", "Streaming",
 
 def main() -> None:
     """Exit code 0, or 2 for a slip of the user's."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     try:
         if len(words) > 1:
             raise UserError(f"new: expected one name, found {' '.join(words)!r}")

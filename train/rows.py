@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.config['names.model']} seed {self.config['seed']}"
+        return str(self.folder)
 
 
 class Row(NamedTuple):

@@ -41,7 +41,7 @@ from rich.table import Column, Table
 from zoo import plugins
 from zoo.errors import UserError
 from zoo.train import build, loop
-from zoo.train.cli import one_line, stop
+from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import HELD, write_text
 from zoo.train.runs import ABSENT, differences, flat, folders, in_words, read_config, read_json
 
@@ -80,10 +80,7 @@ class Job:
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+    words = words_or_help(__doc__)
     try:
         own, matrix = arguments(words)
         jobs = plan(matrix, own)

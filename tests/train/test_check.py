@@ -79,10 +79,3 @@ def test_a_slip(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert says in err
-
-
-def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for words in ([], ["--help"]):
-        code, out, _ = run(capsys, monkeypatch, *words)
-        assert code == 0
-        assert "zoo check my_pkg.MyModel" in out

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from zoo.__main__ import COMMANDS, call
+
 SLIPS = [
     ("model=rtm", "Could not find 'model/rtm'.* rmt "),
     ("task=ml", "Could not find 'task/ml'.* lm"),
@@ -259,3 +261,17 @@ def test_the_console_script(zoo: Any, words: Any) -> None:
     assert found.returncode == (2 if words == ["tarin"] else 0)
     assert ("unknown command 'tarin'; expected one of train" in found.stderr) == (words == ["tarin"])
     assert "train" in found.stdout
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"train", "list", "doctor"}))
+def test_help_is_a_slip_only_where_nothing_was_said(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [])  # put back after `call`
+    for words, code in (([], 2), (["--help"], 0), (["-h"], 0)):
+        with pytest.raises(SystemExit) as left:
+            call(name, words)
+        said = capsys.readouterr()
+        assert left.value.code == code
+        assert (said.err if code else said.out).startswith(f"`zoo {name} ")
+        assert (said.out if code else said.err) == ""

@@ -119,10 +119,3 @@ def test_all_or_nothing(zoo: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     assert err.endswith("No space left on device\n")
     assert not (zoo.folder / "unlucky").exists()
     assert run(monkeypatch, capsys, "unlucky")[0] == 0
-
-
-def test_help(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for words in ([], ["--help"]):
-        code, out, _ = run(monkeypatch, capsys, *words)
-        assert code == 0
-        assert "zoo new my_model" in out
