@@ -9,24 +9,20 @@ end, where the token that followed it is asked.  Chance is 1 in vocab_size - 1.
 """
 
 import numpy as np
-import torch
-from jaxtyping import Int, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from zoo.errors import UserError
-from zoo.module import IGNORE
+from zoo.train.samples import SPLITS, SampleTask, SampleTexts
 from zoo.train.task import Split, Task, Texts
 
 BLOCK = 4096  # tokens drawn together: a place far inside a long sample costs no more than the first
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-class Induction(Task):
+class Induction(SampleTask):
     """`samples` to train on, more than a run reads: data stays fresh; `held_out` for val and test each."""
 
     name = "induction"
     VERSION = 1
-    metric = "accuracy"
 
     def __init__(
         self,
@@ -36,18 +32,11 @@ class Induction(Task):
         held_out: int = 512,
         seed: int = 0,
     ) -> None:
+        """`length` in tokens; the special token is one of `vocab_size`.  UserError: no sample could be so."""
+        super().__init__(vocab_size, 3, samples, held_out, seed)
         if length < 4:
             raise UserError(f"task.length: expected at least 4 (*, x, anything, *), found {length}")
-        if vocab_size < 3:
-            raise UserError(
-                f"task.vocab_size: expected at least 3, the special token among them, found {vocab_size}"
-            )
-        if min(samples, held_out) < 1:
-            raise UserError(
-                f"task.samples and task.held_out: expected at least 1, found {samples} and {held_out}"
-            )
-        self.length, self.vocab_size, self.seed = length, vocab_size, seed
-        self.counts = {"train": samples, "val": held_out, "test": held_out}
+        self.length = length
 
     def at(self, **axes: int | float) -> Task:
         """The same samples' kind at another `length`."""
@@ -58,36 +47,32 @@ class Induction(Task):
     def split(self, name: Split) -> Texts:
         return InductionTexts(self, name)
 
-    def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
-        return torch.zeros((), dtype=torch.long, device=targets.device)
-
     def references(self, texts: Texts) -> dict[str, float]:
         return {"chance": 1 / (self.vocab_size - 1)}
 
 
-class InductionTexts(Texts):
+class InductionTexts(SampleTexts):
     """Samples drawn when they are read, each from a generator of its own."""
+
+    asked = 1
 
     def __init__(self, task: Induction, split: Split) -> None:
         self.task, self.split = task, SPLITS.index(split)
         self.lengths = np.full(task.counts[split], task.length, np.int64)
 
-    def window(
-        self, document: int, start: int, stop: int
-    ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        special = self.task.vocab_size - 1
+    def line(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " symbols"]:
         blocks = range(start // BLOCK, -(-stop // BLOCK))
-        tokens = np.concatenate([self._block(document, block) for block in blocks])[start % BLOCK :][
-            : stop - start
-        ]
-        first, end = self.place(document), self.task.length - 1
-        targets = np.full(stop - start, IGNORE, np.int64)
-        for place in (first, end):
+        drawn = np.concatenate([self._block(document, block) for block in blocks])
+        line = drawn[start % BLOCK :][: stop - start]
+        special, end = self.task.vocab_size - 1, self.task.length - 1
+        for place, symbol in (
+            (self.place(document), special),
+            (end, special),
+            (end + 1, self.answer(document)),
+        ):
             if start <= place < stop:
-                tokens[place - start] = special
-        if start <= end < stop:
-            targets[end - start] = self.answer(document)
-        return tokens, targets
+                line[place - start] = symbol
+        return line
 
     def place(self, document: int) -> int:
         """Where the special token stands first: anywhere but in the last three places."""

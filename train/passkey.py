@@ -31,8 +31,8 @@ from zoo.errors import UserError
 from zoo.train.corpora import open_corpus
 from zoo.train.haystack import Ring
 from zoo.train.lm import END
-from zoo.train.samples import SPLITS, SampleTask, SampleTexts
-from zoo.train.task import First, Split, Task, Texts
+from zoo.train.samples import SPLITS, SampleTask, SampleTexts, origin
+from zoo.train.task import Split, Task, Texts
 
 DIGITS = 5
 TASK = (
@@ -120,10 +120,9 @@ class Passkey(SampleTask):
 
     def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
         """Length, and depth to the next tenth."""
-        while isinstance(texts, First):
-            texts = texts.texts
-        assert isinstance(texts, PasskeyTexts)
-        said = texts.sample(document)
+        whole = origin(texts)
+        assert isinstance(whole, PasskeyTexts)
+        said = whole.sample(document)
         return {"length": int(texts.lengths[document]), "depth": round(said.place / max(1, said.filler), 1)}
 
     def pieces(self, key: int) -> tuple[Symbols, Symbols, Symbols]:

@@ -44,6 +44,8 @@ def test_a_window_is_a_slice_of_the_sample_across_blocks() -> None:
         piece = texts.window(1, start, stop)
         np.testing.assert_array_equal(piece[0], tokens[start:stop])
         np.testing.assert_array_equal(piece[1], targets[start:stop])
+    with pytest.raises(IndexError):
+        texts.window(1, 0, 3 * BLOCK + 11)
 
 
 def test_splits_seeds_and_samples_differ_and_are_repeatable() -> None:
@@ -57,7 +59,9 @@ def test_splits_seeds_and_samples_differ_and_are_repeatable() -> None:
         assert (one != other[0]).mean() > 0.5
 
 
-@pytest.mark.parametrize("keys", [{"length": 3}, {"vocab_size": 2}, {"samples": 0}, {"held_out": 0}])
+@pytest.mark.parametrize(
+    "keys", [{"length": 3}, {"vocab_size": 2}, {"samples": 0}, {"held_out": 0}, {"seed": -1}]
+)
 def test_impossible_samples_are_refused(keys: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(keys))}.*found"):
         Induction(**keys)
