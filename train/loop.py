@@ -77,8 +77,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         fresh = trainer.fit_loop.state_dict()
         sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
         check_progress(model, cfg.data.rows, fresh, metrics.KEPT, checkpoint, last, sharded)
-    if getattr(rank_zero_only, "rank", 0) == 0 and not goes_on:  # known before the ranks are launched
-        config = stored_config(cfg)
+    config = stored_config(cfg)
+    if goes_on:
+        trainer.callbacks.insert(0, GoesOn(run_dir, config))  # type: ignore[attr-defined]
+    elif getattr(rank_zero_only, "rank", 0) == 0:  # known before the ranks are launched
         write_text(run_dir / "config.yaml", config)
         start_logs(logger, flat(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
     log.info(
@@ -179,6 +181,21 @@ def make_trainer(
         raise UserError(f"trainer: {str(error).strip().partition(chr(10))[0]}") from error
     trainer.fit_loop.__class__ = Begins
     return trainer
+
+
+class GoesOn(L.Callback):
+    """A resumed run's settings take the place of those that it had, once all of it is read and nothing can
+    refuse them any more."""
+
+    def __init__(self, run_dir: Path, config: str) -> None:
+        self.run_dir, self.config = run_dir, config
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            # of a shorter run: it would stand beside the settings of this one, as if it were finished
+            (self.run_dir / "metrics.json").unlink(missing_ok=True)
+            if (path := self.run_dir / "config.yaml").read_text() != self.config:
+                write_text(path, self.config)
 
 
 def stored_config(cfg: DictConfig) -> str:

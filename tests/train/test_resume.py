@@ -120,7 +120,19 @@ def test_a_longer_run_goes_on(zoo: Any, same_checkpoints: Any) -> None:
     """The schedule is another one, but data, dice and memory are where they were."""
     assert zoo.run("run_dir=run", "val_every=100").code == 0
     before = zoo.scalars("run")["train/loss"]
-    assert zoo.run("resume=run", "steps=12").code == 0
+    config, metrics = (zoo.folder / "run" / name for name in ("config.yaml", "metrics.json"))
+    written = config.read_text()
+    for refused in ("steps=7", "trainer.devices=0"):
+        assert zoo.run("resume=run", refused).code == 2
+        assert config.read_text() == written
+        assert metrics.exists()
+    assert zoo.run("resume=run", "steps=12", callbacks=[zoo.kill("on_train_batch_end", 12)]).code == "killed"
+    assert config.read_text() == written.replace("steps: 8", "steps: 12")
+    assert not metrics.exists()  # what 8 steps came to is no result of a run of 12
+    assert zoo.run("resume=run").code == 0
+    assert "has done 12 of 12 steps" in zoo.run("resume=run").err
+    assert config.read_text() == written.replace("steps: 8", "steps: 12")
+    assert zoo.metrics("run")["steps"] == 12
     assert zoo.scalars("run")["train/loss"][:8] == before
     assert len(zoo.scalars("run")["train/loss"]) == 12
     assert zoo.checkpoint("run")["global_step"] == 12
