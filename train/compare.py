@@ -25,10 +25,11 @@ from rich.table import Column as TableColumn
 from rich.table import Table
 
 from zoo.errors import UserError
+from zoo.train import build
 from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import write_text
 from zoo.train.intervals import Estimate, paired
-from zoo.train.rows import KINDS, RUN_HEAD, Row, Run, command, grouped, read_run, run_facts, unlike
+from zoo.train.rows import KINDS, RUN_HEAD, Row, Run, command, ends, grouped, read_run, run_facts, unlike
 from zoo.train.runs import folders
 
 KEYS = {"baseline": "", "loss": "", "mix": "", "out": "runs/comparison"}
@@ -235,6 +236,9 @@ def notes(comparison: Comparison) -> list[str]:
     said.append(
         "Mean ± half the width of the 95 % interval over seeds (Student's t); a single seed has none."
     )
+    free = any(run.config.get("size.budget") is None for run in runs)
+    if free and (apart := ends(runs, "parameters", build.BUDGET_TOLERANCE)):
+        said.append(f"The size has no budget, the models aren't equally large: {apart}.")
     if comparison.baseline is not None:
         said.append(f"Against {comparison.baseline.label}: differences of runs of the same seed.")
     machines = {

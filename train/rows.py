@@ -4,21 +4,30 @@ A row holds the runs of a model that differ in their seed alone.  All rows of a 
 version, the same data, the same budget and the same tokens.
 """
 
+import functools
+import inspect
 import itertools
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from zoo import plugins
 from zoo.errors import UserError
 from zoo.train import build, evaluations
 from zoo.train.intervals import Estimate, estimate
 from zoo.train.runs import ABSENT, BESIDE, differences, flat, read_config, read_json
 
 NEAR = 0.05  # tokens seen may differ by so much: how much of a window is padding hangs on seed and window
+MEASURED = ("val/loss", "parameters", "tokens_seen")
+POINT = ("step", "tokens_seen", "val/loss")
+BUILT = ("model", "task")  # by a class that the config names
+SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
 
 
 class Run(NamedTuple):
@@ -51,14 +60,28 @@ class Row(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """UserError where a file of it is damaged."""
-    metrics = read_json(folder / "metrics.json")
-    if not isinstance(metrics, dict) or "val/loss" not in metrics:
-        raise UserError(f"{folder / 'metrics.json'} is no run's result: expected val/loss in it")
+    """UserError where a file of it is damaged or lacks what a comparison needs."""
+    config, metrics = read_config(folder), read_json(folder / "metrics.json")
+    if lacking := [key for key in SETTINGS if key not in config]:
+        raise UserError(f"{folder / 'config.yaml'} is no run's config: expected {', '.join(lacking)} in it")
+    if lacking := unmeasured(metrics):
+        raise UserError(f"{folder / 'metrics.json'} is no run's result: expected {', '.join(lacking)} in it")
     beside = folder / evaluations.FILE
     every = evaluations.read(beside)["evaluations"] if beside.exists() else []
     entries = [entry for entry in every if entry.get("read_by") is None]  # by the run's own architecture
-    return Run(folder, read_config(folder), metrics, entries)
+    return Run(folder, config, metrics, entries)
+
+
+def unmeasured(metrics: Any) -> list[str]:
+    """The numbers that a comparison needs and a metrics.json lacks; a curve may be missing, not its parts."""
+    said = metrics if isinstance(metrics, dict) else {}
+    lacking = [key for key in MEASURED if not isinstance(said.get(key), int | float)]
+    if not any(isinstance(said.get(f"val/{score}"), int | float) for score in ("bits_per_byte", "accuracy")):
+        lacking.append("val/bits_per_byte or val/accuracy")
+    points = said.get("curve", [])
+    if not isinstance(points, list) or not all(isinstance(p, dict) and p.keys() >= {*POINT} for p in points):
+        lacking.append(f"{', '.join(POINT)} of every point of its curve")
+    return lacking
 
 
 # -- what may not differ
@@ -80,7 +103,7 @@ def positions(run: Run) -> int:
 
 
 def task_facts(run: Run) -> dict[str, Any]:
-    own = {key: value for key, value in run.config.items() if key.startswith("task.")}
+    own = {key: value for key, value in full(run).items() if key.startswith("task.")}
     named = {"task": run.config["names.task"], "task version": run.metrics.get("task_version", ABSENT)}
     return named | {key: value for key, value in own.items() if key not in ("task.root", "task.corpus")}
 
@@ -108,27 +131,37 @@ def unlike(runs: list[Run], allowed: list[str]) -> list[str]:
     for kind, facts in KINDS.items():
         told = [facts(run) for run in runs]
         for key in dict.fromkeys(key for one in told for key in one):
-            if key == ("corpus" if known else "fingerprint"):  # older runs know their corpus by name alone
+            if key == "corpus" and known:  # older runs know their corpus by name alone
                 continue
             groups: dict[str, list[str]] = {}
             for one, run in zip(told, runs, strict=True):
-                groups.setdefault(in_short(one.get(key, ABSENT)), []).append(run.name)
+                value = one.get(key, ABSENT)
+                if key != "fingerprint" or value != ABSENT:
+                    groups.setdefault(in_short(value), []).append(run.name)
             if len(groups) > 1:
                 parts = [f"{value} ({some(names)})" for value, names in groups.items()]
                 said.setdefault(kind, []).append(f"{key}: {', '.join(parts)}")
                 if key == "task":  # the rest follows
                     break
-    seen = [run.metrics["tokens_seen"] for run in runs]
-    if "tokens" not in said and max(seen) > (1 + NEAR) * min(seen):
-        least, most = (
-            next(run for run in runs if run.metrics["tokens_seen"] == end) for end in (min(seen), max(seen))
-        )
-        said["tokens"] = [f"tokens seen: {min(seen):,} ({least.name}), {max(seen):,} ({most.name})"]
+    budgeted = runs[0].config.get("size.budget") is not None
+    if "budget" not in said and budgeted and (apart := ends(runs, "parameters", build.BUDGET_TOLERANCE)):
+        said["budget"] = [apart]
+    if "tokens" not in said and (apart := ends(runs, "tokens_seen", NEAR)):
+        said["tokens"] = [apart]
     if refused := [kind for kind in said if kind not in allowed]:
         words = "; ".join(f"in {kind}: {'; '.join(said[kind])}" for kind in refused)
         mix = ",".join([*allowed, *refused])
         raise UserError(f"compare: the runs differ {words}. mix={mix} compares them all the same")
     return [line for lines in said.values() for line in lines]
+
+
+def ends(runs: list[Run], key: str, near: float) -> str:
+    """The least and the most of a metric, and whose they are; "" where they lie within a share `near`."""
+    least, most = (end(runs, key=lambda run: run.metrics[key]) for end in (min, max))
+    if most.metrics[key] <= (1 + near) * least.metrics[key]:
+        return ""
+    said = [f"{in_short(run.metrics[key])} ({run.name})" for run in (least, most)]
+    return f"{key.replace('_', ' ')}: {', '.join(said)}"
 
 
 def in_short(value: Any) -> str:
@@ -143,9 +176,10 @@ def some(names: list[str], most: int = 3) -> str:
 
 
 def grouped(runs: list[Run]) -> list[Row]:
-    """Runs that differ in nothing but their seed are one row; its label is what tells it from the others.
+    """Runs that differ in nothing but their seed are one row; its label tells it from all others.
 
-    A setting that one of two runs doesn't have counts as the same: the zoo didn't have it yet.
+    What a run's config doesn't say of its model or task is what their constructors take for it; of anything
+    else it counts as the same, as the zoo didn't have it yet.
     """
     groups: list[list[Run]] = []
     for run in runs:
@@ -155,7 +189,12 @@ def grouped(runs: list[Run]) -> list[Row]:
                 break
         else:
             groups.append([run])
-    rows = [Row(label(group, groups), sorted(group, key=lambda run: run.config["seed"])) for group in groups]
+    names = labels([group[0] for group in groups])
+    assert len(set(names)) == len(names)
+    rows = [
+        Row(name, sorted(group, key=lambda run: run.config["seed"]))
+        for name, group in zip(names, groups, strict=True)
+    ]
     for row in rows:
         for one, other in itertools.pairwise(row.runs):
             if one.config["seed"] == other.config["seed"]:
@@ -166,30 +205,76 @@ def grouped(runs: list[Run]) -> list[Row]:
     return sorted(rows, key=lambda row: row.label)
 
 
+def labels(firsts: list[Run]) -> list[str]:
+    """Of a run of each row: the model's name, and the settings in which rows of that name differ.
+
+    What follows from the size, the task or the budget is told only where two rows had the same label.
+    """
+    models = [str(run.config["names.model"]) for run in firsts]
+    found = list(models)
+    for whole in (False, True):
+        before = list(zip(models, found, strict=True))
+        for at, run in enumerate(firsts):
+            others = [other for other, one in zip(firsts, before, strict=True) if one == before[at]]
+            found[at] = " ".join([found[at], *told_apart(run, others, whole)])
+    return found
+
+
+def told_apart(run: Run, others: list[Run], whole: bool) -> list[str]:
+    """The run's settings in which others differ, "slots=8"; without those that follow unless `whole`."""
+    pairs = {key: pair[0] for other in others for key, pair in settings_between(run, other).items()}
+    follow: tuple[str, ...] = ()
+    if "names.task" in pairs:
+        follow = ("task.", "data.", "model.")
+    elif "names.size" in pairs:
+        follow = ("size.", "model.", "optim.", "data.")
+    free = f"model.{run.config.get('model.free')}"
+    keys = [key for key in pairs if whole or not (key == free or key.startswith(follow))]
+    lasts = Counter(map(last_part, keys))
+    names = (last_part(key) if lasts[last_part(key)] == 1 else key for key in keys)
+    return [f"{name}={in_yaml(pairs[key])}" for name, key in zip(names, keys, strict=True)]
+
+
+def last_part(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
 def settings_between(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
-    found = differences(one.config, other.config)
-    return {key: pair for key, pair in found.items() if key != "seed" and ABSENT not in pair}
+    """Settings but the seed in which two runs differ, (one's, other's) by name."""
+    found = differences(full(one), full(other), without=(*BESIDE, "seed", "model.free"))
+    return {key: pair for key, pair in found.items() if ABSENT not in pair or matters(key, one, other)}
 
 
-def label(group: list[Run], groups: list[list[Run]]) -> str:
-    """The model's name, and the settings in which groups of the same name differ."""
-    first = group[0]
-    name = str(first.config["names.model"])
-    found = [settings_between(first, other[0]) for other in groups if other[0].config["names.model"] == name]
-    keys = dict.fromkeys(key for one in found for key in one)
-    if not keys:
-        return name
-    for named in ("names.task", "names.size"):
-        if named in keys:  # what follows from it goes without saying
-            follow = (
-                ("task.", "data.", "model.")
-                if named == "names.task"
-                else ("size.", "model.", "optim.", "data.")
-            )
-            keys = {key: None for key in keys if key == named or not key.startswith(follow)}
-    free = f"model.{first.config.get('model.free')}"
-    told = [f"{key.split('.')[-1]}={first.config.get(key)}" for key in keys if key != free]
-    return " ".join([name, *told])
+def matters(key: str, *runs: Run) -> bool:
+    """Whether a setting that one of the runs doesn't have may change it: what a constructor takes does."""
+    group, _, rest = key.partition(".")
+    if group not in BUILT:
+        return False
+    every = [defaults(run.config.get(f"{group}._target_")) for run in runs]
+    return any(usual is None or rest.partition(".")[0] in usual for usual in every)
+
+
+def full(run: Run) -> dict[str, Any]:
+    """A run's settings, and the defaults of its model's and its task's constructors for those it lacks."""
+    given = {".".join(key.split(".")[:2]) for key in run.config}
+    found: dict[str, Any] = {}
+    for group in BUILT:
+        for name, value in (defaults(run.config.get(f"{group}._target_")) or {}).items():
+            if f"{group}.{name}" not in given and value is not inspect.Parameter.empty:
+                found |= flat(list(value) if isinstance(value, tuple) else value, f"{group}.{name}")
+    return found | run.config
+
+
+@functools.cache
+def defaults(target: Any) -> dict[str, Any] | None:
+    """Defaults of a class's arguments by name; None where it isn't there, or isn't trusted to be imported."""
+    if not isinstance(target, str) or not plugins.trusted(target):
+        return None
+    try:
+        arguments = inspect.signature(get_class(target)).parameters
+    except Exception:  # whatever a module raises that was written for another zoo
+        return None
+    return {"base": None} | {name: argument.default for name, argument in arguments.items()}
 
 
 def command(row: Row) -> str:

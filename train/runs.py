@@ -9,12 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
 
-BESIDE = (  # settings that leave a run's final numbers as they are
+# Settings that leave a run's final numbers as they are.  The accelerator is one: `auto` is another device on
+# another machine, so it doesn't say where a run was made (metrics.json does), and CPU and GPU differ in the
+# order of their sums, as numbers of threads do: what either makes of a seed is a result of that seed.
+BESIDE = (
     "data.root",
     "task.root",
     "val_every",
     "checkpoint_every",
     "trainer.log_every",
+    "trainer.accelerator",
 )
 ABSENT = "absent"
 

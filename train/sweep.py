@@ -43,12 +43,11 @@ from zoo.errors import UserError
 from zoo.train import build, loop
 from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import HELD, write_text
-from zoo.train.runs import ABSENT, differences, flat, folders, in_words, read_config, read_json
+from zoo.train.runs import ABSENT, BESIDE, differences, flat, folders, in_words, read_config, read_json
 
 AXES = ("model", "task", "size")
 OWN = {"seeds": "0", "jobs": "", "runs": "runs", "results": "results/runs", "keep": ""}
 REFUSED = {"seed": "seeds=", "run_dir": "runs=", "resume": "nothing: a dead run is resumed by itself"}
-BESIDE = ("data.root", "val_every", "checkpoint_every", "trainer.log_every", "trainer.accelerator")
 KEPT = ("config.yaml", "metrics.json", "evaluation.json")
 PROGRAM = (sys.executable, "-m", "zoo.train")
 PAUSE = 0.2  # seconds between two looks

@@ -81,7 +81,7 @@ DIFFERENT = {
         {"metrics": {"data_fingerprint": "fedc"}},
         {"metrics": {"data_fingerprint": None}, "data.corpus": "other", "task.corpus": "other"},
     ],
-    "budget": [{"size.budget": 1000}, {"names.size": "tiny"}],
+    "budget": [{"size.budget": 2000}, {"names.size": "tiny"}, {"metrics": {"parameters": 17_600}}],
     "tokens": [{"steps": 41}, {"data.rows": 8}, {"metrics": {"tokens_seen": 10_600}}],
 }
 
@@ -90,8 +90,8 @@ DIFFERENT = {
     ("kind", "changed"), [(kind, one) for kind, some in DIFFERENT.items() for one in some]
 )
 def test_runs_that_differ_are_refused(run: Any, tmp_path: Path, kind: str, changed: dict[str, Any]) -> None:
-    make_run(tmp_path / "runs/a", "rmt")
-    make_run(tmp_path / "runs/b", "mamba", **changed)
+    make_run(tmp_path / "runs/a", "rmt", **{"size.budget": 1000})
+    make_run(tmp_path / "runs/b", "mamba", **{"size.budget": 1000} | changed)
     code, _, err = run("runs")
     assert code == 2
     assert re.fullmatch(rf"error: compare: the runs differ in {kind}: .*runs.b.* mix={kind} .*\n", err)
@@ -99,6 +99,23 @@ def test_runs_that_differ_are_refused(run: Any, tmp_path: Path, kind: str, chang
     code, _, err = run("runs", f"mix={kind}")
     assert (code, err) == (0, "")
     assert "The runs differ: " in (tmp_path / "runs/comparison/comparison.md").read_text()
+
+
+def test_one_older_run_hides_no_fingerprint(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "mamba", metrics={"data_fingerprint": "fedc"})
+    make_run(tmp_path / "runs/c", "transformer", metrics={"data_fingerprint": None})
+    assert re.search(r"differ in data: fingerprint: \w+ \(runs/a\), fedc \(runs/b\)\. mix", run("runs")[2])
+
+
+def test_sizes_without_a_budget_say_how_large_the_models_are(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "mamba", metrics={"parameters": 1_700_000})
+    code, out, err = run("runs")
+    assert (code, err) == (0, "")
+    said = "the models aren't equally large: parameters: 17,000 (runs/a), 1,700,000 (runs/b)."
+    assert said in out
+    assert said in (tmp_path / "runs/comparison/comparison.md").read_text()
 
 
 def test_tokens_may_differ_by_padding(run: Any, tmp_path: Path) -> None:
@@ -129,6 +146,43 @@ def test_settings_make_rows(run: Any, tmp_path: Path) -> None:
         "rmt lr=0.002": "0, 1",
     }
     assert said["rmt lr=0.002"]["difference_runs"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("said", "together"),
+    [
+        ({"model.norm": "rms"}, True),  # the constructor's default
+        ({"model.norm": "layer"}, False),
+        ({"model.gone": 3}, True),  # no constructor takes it any more
+        ({"model.base": "runs/other"}, False),
+        ({"model._target_": "os.system", "model.norm": "rms"}, False),  # not ours to import
+    ],
+)
+def test_a_setting_that_one_run_lacks_has_its_default(
+    tmp_path: Path, said: dict[str, Any], together: bool
+) -> None:
+    target = {"model._target_": said.get("model._target_", "zoo.models.mamba.Mamba")}
+    for seed, settings in enumerate((target, target | said)):
+        make_run(tmp_path / f"{seed}", "mamba", seed, **settings)
+    assert len(rows.grouped([rows.read_run(tmp_path / f"{seed}") for seed in (0, 1)])) == 2 - together
+
+
+def test_labels_are_told_apart(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", **{"model.hidden": 32})
+    make_run(tmp_path / "runs/b", "rmt", bits=1.0, **{"model.hidden": 96})
+    assert run("runs", "baseline=rmt hidden=32")[0] == 0
+    said = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert list(said) == ["rmt hidden=32", "rmt hidden=96"]
+    assert float(said["rmt hidden=96"]["difference"]) == -1
+
+
+def test_labels_of_mixed_sizes_are_told_apart(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "rmt", **{"optim.lr": 2e-3})
+    make_run(tmp_path / "runs/c", "rmt", **{"names.size": "tiny", "optim.lr": 3e-3, "model.hidden": 64})
+    assert run("runs", "mix=budget")[0] == 0
+    said = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert list(said) == ["rmt size=nano lr=0.001", "rmt size=nano lr=0.002", "rmt size=tiny"]
 
 
 def test_sizes_told_to_mix_are_rows_of_their_own(run: Any, tmp_path: Path) -> None:
@@ -207,6 +261,20 @@ def test_damaged_files_are_one_line(run: Any, tmp_path: Path, name: str, text: s
     code, _, err = run("runs")
     assert code == 2
     assert re.fullmatch(rf"error: .*{name}.*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("metrics.json", '{"val/loss": 1.0}', "parameters, tokens_seen, val/bits_per_byte or val/accuracy"),
+        ("config.yaml", "model: {}\nnames: {model: rmt, task: lm, size: nano}", "seed, steps, val_every"),
+    ],
+)
+def test_what_a_run_lacks_is_named(run: Any, tmp_path: Path, name: str, text: str, expected: str) -> None:
+    (make_run(tmp_path / "runs/a", "rmt") / name).write_text(text)
+    code, _, err = run("runs")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(rf"runs/a/{name} is no run's \w+: expected {expected} in it", err)
 
 
 class Page(HTMLParser):

@@ -139,7 +139,9 @@ def test_slips_are_one_line_before_anything_starts(swept: Swept, word: str, expe
 
 def test_folders_have_names_that_hold(swept: Swept) -> None:
     ours = swept.jobs("model=rmt,transformer", "seeds=0:2", "optim.lr=0.01")
-    again = swept.jobs("optim.lr=0.01", "seeds=0:2", "model=rmt,transformer", "val_every=2", "data.root=x")
+    again = swept.jobs(
+        "optim.lr=0.01", "seeds=0:2", "model=rmt,transformer", "val_every=2", "data.root=x", "task.root=y"
+    )
     others = swept.jobs("model=rmt,transformer", "seeds=0:2", "optim.lr=0.02")
     assert [job.folder for job in ours] == [job.folder for job in again]
     assert not {job.folder for job in ours} & {job.folder for job in others}
@@ -180,6 +182,7 @@ def test_results_count_as_done(swept: Swept) -> None:
     [
         (lambda config: config["data"].update(root="/elsewhere"), True),
         (lambda config: config.update(val_every=1), True),
+        (lambda config: config["trainer"].update(accelerator="auto"), True),
         (lambda config: config["trainer"].pop("compile"), True),  # a setting that is newer than the run
         (lambda config: config["optim"].update(lr=9.0), False),
         (lambda config: config.pop("steps"), False),  # asked for in so many words
