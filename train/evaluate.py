@@ -275,6 +275,10 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
             f"expected a task of at most the {model.vocab_size} symbols that the run's model knows, "
             f"found {name} with {task.vocab_size}"
         )
+    settings = _settings(chosen.task)
+    changed = chosen.task["_target_"] == cfg.task["_target_"] and settings != _settings(cfg.task)
+    if changed and asked.split != "train":
+        task.check_unseen(build.task(cfg), asked.split)
     text = task.metric == "bits_per_byte"
     for key in FOR_SAMPLES if text else FOR_TEXT:
         if getattr(asked, key) is not None:
@@ -284,7 +288,6 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
         raise UserError("evaluate: expected stride= and context= together, found one alone")
 
     file = evaluations.opened(run_dir / evaluations.FILE, run_facts(run_dir, cfg, own))
-    settings = _settings(chosen.task)
     entry = file.entry(
         {
             "task": name,

@@ -125,8 +125,8 @@ def _count(texts: Texts, asked: Asked, varied: bool, name: str) -> int:
     there = len(texts.lengths)
     if asked.prompts is not None and asked.prompts > there:
         raise UserError(
-            f"evaluate: prompts: expected at most the {there:,} samples of {name}'s {asked.split} split "
-            f"(task.held_out=… makes more), found {asked.prompts:,}"
+            f"evaluate: prompts: expected at most the {there:,} samples of {name}'s {asked.split} split, "
+            f"found {asked.prompts:,}"
         )
     wanted = min(asked.prompts or (PROMPTS if varied else there), there)
     if asked.tokens is None:

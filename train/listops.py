@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cached_property
 from io import BufferedWriter
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from zoo.errors import UserError
 from zoo.train.cache import cached, key_of
 from zoo.train.documents import Source
 from zoo.train.samples import SampleTask, SampleTexts
-from zoo.train.task import Split, Texts
+from zoo.train.task import Split, Task, Texts
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,16 @@ class Listops(SampleTask):
             "length": f"{edges[bucket] + 1}-{edges[bucket + 1]}",
         }
 
+    def check_unseen(self, trained: Task, split: Split) -> None:
+        """Splits are cut from one stream of lists: another cut holds out what was trained on."""
+        if isinstance(trained, Listops):
+            known, own = set(trained._splits["train"].marks()), self._splits[split].marks()
+            if again := sum(mark in known for mark in own):
+                raise UserError(
+                    f"task listops: {again:,} of the {len(own):,} {split} samples of these settings are ones "
+                    "that the run trained on; expected its own held_out, lengths, depth and seed, or a folder"
+                )
+
     @cached_property
     def _splits(self) -> dict[str, "ListopsTexts"]:
         if self.folder is None:
@@ -168,6 +178,10 @@ class ListopsTexts(SampleTexts):
         first = int(self.offsets[document])
         return self.data[first + start : first + stop].astype(np.int64)
 
+    def marks(self) -> list[bytes]:
+        """Of every document one that no other has."""
+        return [mark(self.data[start:stop].tobytes()) for start, stop in pairwise(self.offsets.tolist())]
+
     @property
     def roots(self) -> UInt8[np.ndarray, " documents"]:
         """First tokens."""
@@ -176,6 +190,10 @@ class ListopsTexts(SampleTexts):
     @property
     def answers(self) -> UInt8[np.ndarray, " documents"]:
         return self.data[self.offsets[1:] - 1]
+
+
+def mark(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=16).digest()
 
 
 def _write(out: BufferedWriter, lines: Iterator[bytes], counts: list[int]) -> dict[str, Any]:
@@ -330,9 +348,8 @@ def distinct(
         for trees in _chunks(arguments, workers or _cores(), total):
             before = len(seen)
             for line in trees:
-                mark = hashlib.blake2b(line, digest_size=16).digest()
-                if mark not in seen:
-                    seen.add(mark)
+                if (own := mark(line)) not in seen:
+                    seen.add(own)
                     yield line
                     if len(seen) == total:
                         return

@@ -79,6 +79,10 @@ class Task(ABC):
             raise UserError(f"task {self.name} has no {' or '.join(axes)} to vary")
         return self
 
+    def check_unseen(self, trained: "Task", split: Split) -> None:  # noqa: B027
+        """UserError where documents of a held-out split are among those that a run of `trained`, the same
+        task with other settings, trains on; most tasks draw each split apart."""
+
     def words(self, texts: Texts) -> tuple[int, str] | None:
         """How many words the texts hold, and what counts as one; None where words say nothing."""
         return None

@@ -164,6 +164,11 @@ def test_groups_add_up_to_the_whole(tmp_path: Path) -> None:
         assert sum(one["exact"]["hits"] for one in members) == row["exact"]["hits"]
     starts = [int(one["value"].partition("-")[0]) for one in row["groups"]["length"]]
     assert starts == sorted(starts)
+    # lists are cut from one stream, of which the first 60 are held out
+    assert evaluate.evaluate(tmp_path, Asked(overrides=("task.held_out=25",)))["results"][0]["samples"] == 25
+    for changed, found in (("held_out=90", "30 of the 90"), ("min_length=14", r"[1-9]\d* of the 30")):
+        with pytest.raises(UserError, match=f"{found} test samples of .* that the run trained on"):
+            evaluate.evaluate(tmp_path, Asked(overrides=(f"task.{changed}",)))
 
 
 def test_wilson_by_its_definition() -> None:
