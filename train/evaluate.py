@@ -248,7 +248,7 @@ def task_config(cfg: DictConfig, asked: Asked) -> tuple[str, DictConfig]:
 
 
 def _settings(node: DictConfig) -> dict[str, Any]:
-    """What a task was built with, without where data lies on this machine."""
+    """What a task or a model was built with, without where data lies on this machine."""
     return {key: value for key, value in build.plain(node).items() if key not in ("_target_", "root")}
 
 
@@ -267,7 +267,12 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     asked = asked or Asked()
     quiet()
     cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides, asked.model)
-    own = model if asked.model is None else build.model(OmegaConf.load(run_dir / "config.yaml"))  # type: ignore[arg-type]
+    own, reading = model, None
+    if asked.model is not None:
+        run = OmegaConf.load(run_dir / "config.yaml")
+        assert isinstance(run, DictConfig)
+        reading = {key: value for key, value in _settings(cfg.model).items() if run.model.get(key) != value}
+        own = build.model(run)
     name, chosen = task_config(cfg, asked)
     task = build.task(chosen)
     if task.vocab_size > model.vocab_size:
@@ -297,6 +302,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
             "checkpoint": asked.checkpoint,
             **far,
             "read_by": asked.model,
+            "reading": reading,
             "unit": "bits per byte" if text else "accuracy",
         },
         *called(str(cfg.names.model), name, asked, far["step"]),
@@ -328,8 +334,10 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
 
 def called(model: str, name: str, asked: Asked, step: int) -> tuple[str, str]:
     """What tells this evaluation from others of the same run, for files; and a title."""
-    changed = [word.partition(".")[2] for word in asked.overrides if not word.startswith(APART)]
-    what = " ".join([name, *([f"by {asked.model}"] if asked.model else []), *changed])
+    words = [word for word in asked.overrides if not word.startswith(APART)]
+    of_model = [word.removeprefix("model.") for word in words if word.startswith("model.")]
+    of_task = [word.partition(".")[2] for word in words if not word.startswith("model.")]
+    what = " ".join([name, *of_task, *([f"by {asked.model}", *of_model] if asked.model else [])])
     others = [asked.split] * (asked.split != "test") + [asked.checkpoint] * (asked.checkpoint != "last")
     return " ".join([what, *others]), f"{model} on {what} ({asked.split} split, step {step:,})"
 

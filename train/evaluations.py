@@ -2,7 +2,8 @@
 
     run, model, task, size, seed …      the run itself: where it was trained
     evaluations: [                      one per task, settings, split, checkpoint and architecture
-      task, version, settings, split, checkpoint, read_by, step, tokens_seen, unit, label, title
+      task, version, settings, split, checkpoint, step, tokens_seen, unit, label, title
+      read_by, reading                another architecture, and its settings that the run hasn't; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
         samples, exact, targets, groups, reference …     shares with hits, of and their 95 % interval

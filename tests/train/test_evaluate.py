@@ -415,6 +415,15 @@ def test_read_by_another_architecture(zoo: Any) -> None:
     assert abs(kept["nats"] - reset["nats"]) > 1e-3
     whole = evaluations.read(Path("run") / evaluations.FILE)
     assert [entry["read_by"] for entry in whole["evaluations"]] == [None, "unlimiformer"]
+    other = Asked(model="unlimiformer", overrides=("model.neighbours=8",), window=32, split="val")
+    evaluate.evaluate(Path("run"), other)
+    kinds = evaluations.read(Path("run") / evaluations.FILE)["evaluations"][1:]
+    assert [entry["label"] for entry in kinds] == [f"lm by unlimiformer neighbours={n} val" for n in (3, 8)]
+    assert [entry["reading"]["neighbours"] for entry in kinds] == [3, 8]
+    assert kinds[0]["results"] == found
+    for number in (3, 8):
+        name = f"lm-by-unlimiformer-neighbours={number}-val-loss-by-position.png"
+        assert (Path("run") / "evaluation" / name).is_file()
     assert (whole["model"], whole["state_bytes"]) == ("transformer", 0)
     with pytest.raises(UserError, match="is of another model"):
         evaluate.evaluate(Path("run"), Asked(model="rmt"))
