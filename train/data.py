@@ -1,5 +1,6 @@
 """The one data module: any task, cut into windows for any model."""
 
+import logging
 from collections.abc import Iterable
 
 import lightning as L
@@ -10,6 +11,8 @@ from zoo.train.ahead import Ahead
 from zoo.train.lm import prefix
 from zoo.train.streams import Lanes, Reading
 from zoo.train.task import Split, Task, Texts
+
+log = logging.getLogger(__name__)
 
 
 class DataModule(L.LightningDataModule):
@@ -35,6 +38,9 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Iterable[Batch]:
         texts = self.task.split("train")
+        positions, step = int(texts.lengths.sum()), self.rows * self.window * self._place()[1]
+        if positions < step:
+            log.warning("training has %s positions, less than the %s a step reads", positions, f"{step:,}")
         lanes = Lanes(texts, self.rows, self.window, self.seed, *self._place())
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Ahead(lanes) if on_gpu else lanes

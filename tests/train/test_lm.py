@@ -168,6 +168,16 @@ def test_validation_reads_exactly_val_text(task):
     assert sum(int(task.byte_count(batch.targets)) for batch in data.test_dataloader()) == 50
 
 
+def test_less_than_a_step_reads_is_said(task, caplog):
+    positions = int(task.split("train").lengths.sum())
+    for rows, said in (
+        (1, []),
+        (2, [f"training has {positions} positions, less than the {2 * positions} a step reads"]),
+    ):
+        DataModule(task, rows, positions, positions, seed=0).train_dataloader()
+        assert caplog.messages == said
+
+
 def test_what_does_not_fit_is_refused(task, tmp_path):
     with pytest.raises(UserError, match="multiple of segment_len=64, found 100; take 64 or 128"):
         DataModule(task, 2, 100, 64, seed=0)
