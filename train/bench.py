@@ -22,13 +22,11 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +43,7 @@ from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train import build, loop
 from zoo.train.cli import one_line, stop, words_or_help
+from zoo.train.metrics import Peak
 
 OWN = {"lengths": "", "rounds": "3"}
 REFUSED = ("run_dir", "resume", "steps", "data.window")
@@ -241,7 +240,7 @@ def measure(cfg: DictConfig) -> Found:
     mixed = contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     with mixed:
         train = speed(training(model.train(), batch, cfg.optim.clip), tokens.numel(), device)
-        above = peak.bytes()
+        above = peak.above()
         model.eval()
         with torch.inference_mode():
             read = speed(reading(model, tokens), tokens.numel(), device)
@@ -314,26 +313,3 @@ def state_of(model: SequenceModule, tokens: torch.Tensor) -> tuple[float, float]
     old = {leaf.data_ptr() for leaf in leaves(before)}
     written = sum(leaf.nbytes for leaf in leaves(after) if leaf.data_ptr() not in old)
     return nbytes(after) / len(tokens), written / len(tokens)
-
-
-class Peak:
-    """The most memory held since it was made, above what was held then."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-        self.before = self.now()
-
-    def now(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        with contextlib.suppress(OSError):  # what getrusage says begins with the parent's peak
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-    def bytes(self) -> int:
-        return self.now() - self.before

@@ -9,7 +9,9 @@
         samples, exact, targets, groups, reference …     shares with hits, of and their 95 % interval
         scores                                           means of what else the task says of a sample
         nats, tokens, bytes, bits_per_byte, word_perplexity, by_position …              of text
-        tokens_per_s, peak_memory_bytes, asked, device, commit, date ] ]
+        tokens_per_s                    positions read, and with a sliding window those asked
+        peak_memory_bytes               while it was measured; peak_so_far: of all before it too
+        asked, device, commit, date ] ]
 
 What is measured again takes the place of what was there; all else stays.
 """
@@ -117,7 +119,7 @@ def _sample_table(entry: Entry) -> Table:
     head = [*axes, "samples", "exact" if more else "accuracy", "95 % interval", *["per target"] * more]
     scores = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
     head += scores
-    shown = Table(*head, "tokens/s", "peak memory", title=entry["title"], caption=_caption(entry))
+    shown = Table(*head, "tokens read/s", "peak memory", title=entry["title"], caption=_caption(entry))
     for row in rows:
         cells = [_plain(row["axes"].get(axis)) for axis in axes]
         cost = f"{row['tokens_per_s']:,.0f}", f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
@@ -167,7 +169,7 @@ def _text_table(entry: Entry) -> Table:
     reference = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1]["reference"].items())
     said = [f"bits per byte there: {reference}"] * bool(reference)
     said += [f"perplexity per {rows[-1]['word_unit']}"] * ("word_unit" in rows[-1])
-    head = ("read with", "bytes", "bits per byte", "word perplexity", "tokens/s")
+    head = ("read with", "bytes", "bits per byte", "word perplexity", "tokens asked/s")
     shown = Table(*head, title=entry["title"], caption="; ".join(said))
     for row in rows:
         words = _perplexity(row["word_perplexity"]) if "word_perplexity" in row else ""

@@ -17,7 +17,7 @@ from zoo.module import SequenceModule
 from zoo.train.figures import Number, short
 from zoo.train.lm import prefix
 from zoo.train.measuring import Losses, Reader, Sliding, Sums, by_position, by_sample, share
-from zoo.train.metrics import EDGES, peak_memory_bytes
+from zoo.train.metrics import EDGES, Peak
 from zoo.train.task import First, Split, Task, Texts
 
 MULTIPLES = ["1x", "4x", "16x", "64x"]
@@ -58,8 +58,10 @@ def of_samples(
         there = task.at(**_as_task_takes(axes))
         whole = there.split(asked.split)
         texts = First(whole, _count(whole, asked, bool(axes), there.name))
+        peak = Peak(model.device)
         with _shown(int(texts.lengths.sum())) as tell:
             sums = by_sample(Reader(model, asked.rows, asked.window, tell), texts)
+        cost = _cost(int(texts.lengths.sum()), sums.seconds, peak)
         row: Row = {
             "axes": axes,
             "samples": len(texts.lengths),
@@ -71,13 +73,18 @@ def of_samples(
             **_scores(there, whole, sums),
             "reference": {name: float(value) for name, value in there.references(texts).items()},
             "tokens": int(texts.lengths.sum()),
-            "tokens_per_s": int(texts.lengths.sum()) / sums.seconds,
-            "peak_memory_bytes": peak_memory_bytes(model.device),
+            **cost,
         }
         where = ", ".join(f"{name} {short(value)}" for name, value in axes.items()) or there.name
         exact = row["exact"]
         say(f"[{number}/{len(cells)}] {where}: {exact['hits']} of {exact['of']}, {sums.seconds:.1f} s")
         yield row
+
+
+def _cost(tokens: int, seconds: float, peak: Peak) -> Row:
+    """Speed, and the most memory held meanwhile, or so far where the system can't tell that apart."""
+    cost = {"tokens_per_s": tokens / seconds, "peak_memory_bytes": peak.bytes()}
+    return cost | ({"peak_so_far": True} if peak.so_far else {})
 
 
 def grid(task: Task, asked: Asked, length: int | None) -> Iterator[dict[str, Number]]:
@@ -184,8 +191,8 @@ def of_text(model: SequenceModule, task: Task, asked: Asked, length: int | None,
         sliding = Sliding(texts, asked.stride, asked.context)
         ways = [({"memory": "sliding", "context": asked.context, "stride": asked.stride}, sliding)]
     for axes, read in ways:
-        size = int(read.lengths.sum())
-        with _shown(size) as tell:
+        peak = Peak(model.device)
+        with _shown(int(read.lengths.sum())) as tell:
             losses = by_position(
                 Reader(model, asked.rows, asked.window, tell),
                 read,
@@ -197,8 +204,7 @@ def of_text(model: SequenceModule, task: Task, asked: Asked, length: int | None,
             "axes": axes | cut,
             **measured(losses, edges, words),
             "reference": {},
-            "tokens_per_s": size / losses.seconds,
-            "peak_memory_bytes": peak_memory_bytes(model.device),
+            **_cost(int(losses.asked.sum()), losses.seconds, peak),
         }
         say(f"memory {axes['memory']}: {row['bits_per_byte']:.4f} bits per byte, {losses.seconds:.1f} s")
         made.append(row)

@@ -3,6 +3,7 @@
 Tokens seen, loss and bits per byte count asked targets only, over all ranks.
 """
 
+import contextlib
 import math
 import resource
 import sys
@@ -52,11 +53,40 @@ LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions there
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory ever held: of the GPU where there is one, else of the process (resident)."""
+    """The most memory held, ever or since a Peak was made: of the GPU where there is one, else of the process
+    (resident)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):  # what getrusage says begins with the parent's peak
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+class Peak:
+    """The most memory held since it was made; `so_far` where the system can't forget an earlier peak, which
+    then counts too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.so_far = device, False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # Linux
+            except OSError:
+                self.so_far = True
+        self.before = peak_memory_bytes(device)
+
+    def bytes(self) -> int:
+        """In all."""
+        return peak_memory_bytes(self.device)
+
+    def above(self) -> int:
+        """On top of what was held when it was made."""
+        return self.bytes() - self.before
 
 
 class Sums:

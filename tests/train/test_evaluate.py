@@ -19,8 +19,8 @@ from zoo.train import build, evaluate, evaluations
 from zoo.train.grids import Asked
 from zoo.train.lm import END
 from zoo.train.loop import train
-from zoo.train.measuring import Reader, Sums, by_sample, wilson
-from zoo.train.task import Texts
+from zoo.train.measuring import Losses, Reader, Sums, by_position, by_sample, wilson
+from zoo.train.task import First, Texts
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,18 @@ def test_memory_does_not_grow_with_the_length(samples_run: Path, monkeypatch: py
     monkeypatch.setattr(SequenceModule, "read", noted)
     evaluate.evaluate(samples_run, Asked(lengths=["2000"], prompts=3, rows=2, window=70))
     assert shapes == {(2, 64)}  # a multiple of the segment's 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can't be forgotten")
+def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(reader: Reader, texts: Texts) -> Sums:
+        held = torch.ones(2**20 * int(texts.lengths[0]), dtype=torch.uint8)
+        return by_sample(reader, First(texts, len(held[:9])))
+
+    monkeypatch.setattr("zoo.train.grids.by_sample", hungry)
+    entry = evaluate.evaluate(samples_run, Asked(lengths=["200", "20"], overrides=("task.seed=6",)))
+    small, large = (row["peak_memory_bytes"] for row in entry["results"])
+    assert 150 * 2**20 < large - small < 250 * 2**20
 
 
 def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
@@ -236,6 +248,19 @@ def test_sliding_window(text_run: Path, stride: int, context: int) -> None:
     assert [part["loss"] for part in row["by_position"]] == pytest.approx(
         [np.mean(near), np.mean(far)], rel=1e-5
     )
+
+
+def test_speed_counts_what_is_asked_not_what_is_read_again(
+    text_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_two_seconds(*given: Any, **named: Any) -> Losses:
+        return by_position(*given, **named)._replace(seconds=2.0)
+
+    (text_run / "evaluation.json").unlink(missing_ok=True)
+    monkeypatch.setattr("zoo.train.grids.by_position", in_two_seconds)
+    for asked in (Asked(), Asked(stride=1, context=16)):
+        for row in evaluate.evaluate(text_run, asked)["results"]:
+            assert row["tokens_per_s"] == row["tokens"] / 2
 
 
 def test_a_window_over_everything_is_the_memory_kept(text_run: Path) -> None:
