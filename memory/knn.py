@@ -34,6 +34,11 @@ class Bank(NamedTuple):
     stamp: Int[Tensor, " rows"]  # drawn anew at every write, 0 = empty: what an index is known by
     stamp_before: Int[Tensor, " rows"]
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Fields that needn't be cleared in a fresh row: `written` says that nothing is there."""
+        return "keys", "values"
+
 
 class KNN(nn.Module):
     """How a bank is made, written, searched and read; it has no parameters."""

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 from zoo.generate import Reader, generate
 from zoo.module import SequenceModule
-from zoo.state import State, contents, each, from_leaves, leaves, named, nbytes, replace_rows, take_rows
+from zoo.state import State, contents, each, from_leaves, leaves, named, nbytes, restart_rows, take_rows
 
 ROWS, SEGMENTS = 3, 4
 TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
@@ -187,7 +187,7 @@ def fresh_rows_forget(model: SequenceModule) -> None:
     text, rows = text_for(model), torch.tensor([True, False, True])
     for cut in memory_cuts(model):
         _, state = model(text[:, :cut])
-        said, _ = model(text, replace_rows(state, model.init_state(ROWS), rows))
+        said, _ = model(text, restart_rows(state, model.init_state(ROWS), rows))
         equal(said[rows], model(text)[0][rows], "a fresh row amid continuing ones")
         equal(said[~rows], model(text, state)[0][~rows], "a continuing row amid fresh ones")
 
@@ -229,7 +229,7 @@ def parallel_equals_fold(model: SequenceModule) -> None:
     """`forward` says, carries and learns what the fold of `segment` does, from fresh and carried states."""
     text = text_for(model)
     start = model(text_for(model, seed=1)[:, : memory_cuts(model)[1]])[1]
-    mixed = replace_rows(start, model.init_state(ROWS), torch.tensor([True, False, False]))
+    mixed = restart_rows(start, model.init_state(ROWS), torch.tensor([True, False, False]))
     ragged = text[:, : text.shape[1] - 3]
     for tokens, begin in ((text, None), (ragged, start), (ragged, mixed)):
         results = []

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.optim import Optim
-from zoo.state import State, detach, replace_rows
+from zoo.state import State, detach, restart_rows
 
 IGNORE = -100  # the target of a position that asks nothing
 
@@ -119,9 +119,9 @@ class SequenceModule(L.LightningModule, ABC):
     def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Read one window: loss in nats per asked target, `nats` (rows, time) (0 where nothing is asked) and
         `hits` (rows, time), and the state to carry on, detached."""
-        if carried is None or batch.fresh.any():  # else nothing is copied: a bank may have gigabytes
+        if carried is None or batch.fresh.any():
             empty = self.init_state(len(batch.tokens))
-            carried = empty if carried is None else replace_rows(carried, empty, batch.fresh)
+            carried = empty if carried is None else restart_rows(carried, empty, batch.fresh)
         logits, state = self(batch.tokens, carried)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.mT, batch.targets, ignore_index=IGNORE, reduction="none")

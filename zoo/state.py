@@ -68,6 +68,22 @@ def replace_rows(state: State, fresh: State, rows: Bool[Tensor, " rows"]) -> Sta
     return each(lambda old, new: torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old), state, fresh)
 
 
+def restart_rows(state: State, empty: State, rows: Bool[Tensor, " rows"]) -> State:
+    """Rows marked True begin anew, as in `empty`, all others stay.
+
+    Fields that a NamedTuple names in its `unread` aren't copied, since a count beside them says that nothing
+    of theirs may be read in such a row: a bank may have gigabytes.
+    """
+    if isinstance(state, Tensor):
+        return replace_rows(state, empty, rows)
+    names, kept = getattr(state, "_fields", range(len(state))), getattr(state, "unread", ())
+    parts = [
+        old if name in kept else restart_rows(old, new, rows)
+        for name, old, new in zip(names, state, empty, strict=True)
+    ]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
 def nbytes(state: State) -> int:
     """Bytes held by all tensors of the state."""
     return sum(leaf.nbytes for leaf in leaves(state))

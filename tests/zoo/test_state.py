@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.state import State, detach, each, from_leaves, leaves, named, nbytes, replace_rows, take_rows
+from zoo.state import (
+    State,
+    detach,
+    each,
+    from_leaves,
+    leaves,
+    named,
+    nbytes,
+    replace_rows,
+    restart_rows,
+    take_rows,
+)
 
 ROWS = 3
 
@@ -123,6 +134,29 @@ def test_replace_rows(state: State, rows: list[bool]) -> None:
     ]
     assert same(tensors(mixed), chosen)
     assert same(tensors(state), before)
+
+
+class Counted(NamedTuple):
+    kept: tuple[Tensor, ...]
+    written: Tensor
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        return ("kept",)
+
+
+@settings(max_examples=50, deadline=None)
+@given(STATES, st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+def test_restart_rows(state: State, rows: list[bool]) -> None:
+    """What is never read isn't copied, however deep it lies; the rest is what `replace_rows` makes of it."""
+    empty, marked = each(torch.zeros_like, state), torch.tensor(rows)
+    assert same(tensors(restart_rows(state, empty, marked)), tensors(replace_rows(state, empty, marked)))
+    bank = Counted((torch.ones(ROWS, 2), torch.ones(ROWS, 2)), torch.ones(ROWS))
+    nest = restart_rows((state, (bank,)), (empty, (each(torch.zeros_like, bank),)), marked)
+    assert type(nest[1][0]) is Counted
+    assert [new is old for new, old in zip(nest[1][0].kept, bank.kept, strict=True)] == [True, True]
+    assert nest[1][0].written.tolist() == [0 if row else 1 for row in rows]
+    assert same(tensors(nest[0]), tensors(replace_rows(state, empty, marked)))
 
 
 def test_replace_rows_carries_gradients_of_both_sides() -> None:
