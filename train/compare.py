@@ -29,6 +29,7 @@ from zoo.train import build
 from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import write_text
 from zoo.train.intervals import Estimate, paired
+from zoo.train.listing import WIDE
 from zoo.train.rows import KINDS, RUN_HEAD, Row, Run, command, ends, grouped, read_run, run_facts, unlike
 from zoo.train.runs import folders
 
@@ -188,8 +189,8 @@ def columns(comparison: Comparison) -> list[Column]:
         Column("parameters", "parameters", plain("parameters"), whole, False),
         Column("state_bytes", "state bytes per row", plain("state_bytes"), whole, False),
         Column("tokens_seen", "tokens seen", plain("tokens_seen"), whole, False),
-        Column("tokens_per_s", "training tokens/s", plain("tokens_per_s"), whole, False),
-        Column("eval_tokens_per_s", "evaluation tokens/s", plain("eval_tokens_per_s"), whole, False),
+        Column("tokens_per_s", "training asked tokens/s", plain("tokens_per_s"), whole, False),
+        Column("eval_tokens_per_s", "evaluation asked tokens/s", plain("eval_tokens_per_s"), whole, False),
         Column(
             "peak_memory_bytes",
             "peak memory",
@@ -339,7 +340,7 @@ def show(comparison: Comparison, out: Path) -> None:
     )
     for row in comparison.rows:
         table.add_row(row.label, seeds(row), *(said(column, row) for column in shown))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     for note in notes(comparison):
         print(note)
     print(f"{out / 'index.html'}   {out / 'comparison.md'}   {out / 'comparison.csv'}")

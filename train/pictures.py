@@ -1,21 +1,23 @@
 """What a comparison draws: each picture once as SVG parts for the page and once as a PNG for a document."""
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from zoo.train import evaluations, figures, plots
 from zoo.train.compare import Comparison
+from zoo.train.figures import Buckets, Shares
 from zoo.train.intervals import estimate
-from zoo.train.measuring import share
 from zoo.train.rows import Row
 
 Draw = Callable[[], Figure]
 Size = tuple[float, float] | None  # inches
-Buckets = dict[tuple[int, int | None], float]
 
 SMALL = (5.2, 3.8)
 
@@ -32,6 +34,8 @@ class Picture(NamedTuple):
 def pictures(comparison: Comparison) -> list[Picture]:
     """Those for which there are numbers."""
     rows = comparison.rows
+    places = {row.label: place for place, row in enumerate(rows)}
+    dots = spots(rows, comparison.score)
     found = [
         one_part(
             "loss-by-tokens",
@@ -41,18 +45,24 @@ def pictures(comparison: Comparison) -> list[Picture]:
                 {row.label: curve(row) for row in rows}, "tokens seen", "held-out loss (nats per target)"
             ),
         ),
-        one_part(
-            "score-by-state",
-            f"{comparison.unit[0].upper()}{comparison.unit[1:]} against state bytes",
-            f"{'Higher' if comparison.unit == 'accuracy' else 'Lower'} is better; left is smaller.",
-            lambda: plots.scatter(
-                spots(rows, comparison.score),
-                "state bytes per row",
-                f"held-out {comparison.unit}",
-                comparison.unit == "accuracy",
-            ),
-        ),
     ]
+    if dots:
+        found.append(
+            one_part(
+                "score-by-state",
+                f"{comparison.unit[0].upper()}{comparison.unit[1:]} against state bytes",
+                f"{'Higher' if comparison.unit == 'accuracy' else 'Lower'} is better; left is smaller.",
+                plots.looking(
+                    lambda: plots.scatter(
+                        dots,
+                        "state bytes per row",
+                        f"held-out {comparison.unit}",
+                        comparison.unit == "accuracy",
+                    ),
+                    [plots.look(places[name]) for name in dots],
+                ),
+            )
+        )
     trained = {row.label: trained_buckets(row) for row in rows}
     if any(len(buckets) > 1 for buckets in trained.values()):
         found.append(
@@ -64,7 +74,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
             )
         )
     for number, entries in enumerate(alike(rows)):
-        found += evaluated(entries, f"{number}" if number else "")
+        found += evaluated(entries, f"{number}" if number else "", places)
     return found
 
 
@@ -121,54 +131,63 @@ def trained_buckets(row: Row) -> Buckets:
 
 # -- of evaluations
 
-Entries = dict[str, list[dict[str, Any]]]  # label of a row -> its runs' entries
+Share = dict[str, Any]
+Rows = list[dict[str, Any]]
+Places = dict[str, int]  # label of a row -> which of the looks it has
+Entries = dict[str, list[dict[str, Any]]]  # label of a row -> its runs' entries, one of each
+
+SEEDS = "Mean over seeds with Student's 95 % interval, wide where seeds are few; of one seed with Wilson's."
 
 
 def alike(rows: list[Row]) -> list[Entries]:
-    """Entries of evaluation.json that measure the same thing, by row."""
-    found: dict[str, Entries] = {}
+    """Entries of evaluation.json that measure the same thing, by row; of each run that of the latest step."""
+    found: dict[str, dict[str, dict[Path, dict[str, Any]]]] = {}
     for row in rows:
         for run in row.runs:
-            for entry in run.entries:
+            for entry in sorted(run.entries, key=lambda entry: entry.get("step", 0)):
                 what = {key: entry.get(key) for key in ("task", "version", "settings", "split", "checkpoint")}
                 key = json.dumps(what, sort_keys=True)
-                found.setdefault(key, {}).setdefault(row.label, []).append(entry)
-    return list(found.values())
+                found.setdefault(key, {}).setdefault(row.label, {})[run.folder] = entry
+    return [{label: list(own.values()) for label, own in by_row.items()} for by_row in found.values()]
 
 
-def evaluated(entries: Entries, number: str) -> list[Picture]:
+def evaluated(entries: Entries, number: str, places: Places) -> list[Picture]:
     """Length extrapolation and heat maps of samples; loss with the memory kept and reset, of text."""
     some = next(iter(entries.values()))[0]
     what = f"{some['label']}, {some['split']} split"
     if some["unit"] == "bits per byte":
-        return [text_picture(entries, what, number)]
-    made, rows = [], {name: pooled(own) for name, own in entries.items()}
-    lengths = {name: evaluations.pooled(own, "length") for name, own in rows.items()}
-    lengths = {name: shares for name, shares in lengths.items() if shares}
+        return [text_picture(entries, what, number, places)]
+    made = []
+    runs = {name: [entry["results"] for entry in own] for name, own in entries.items()}
+    lengths, left_out = by_length(runs)
     if lengths:
-        first = next(iter(rows.values()))  # what chance reaches is said per target
-        reference = {} if evaluations.several(first) else first[-1].get("reference", {})
+        # what chance reaches is said per target
+        reference = {} if evaluations.several(some["results"]) else some["results"][-1].get("reference", {})
+        said = f" Over the depths that all were measured at; {left_out} other cells are left out." * bool(
+            left_out
+        )
         made.append(
             one_part(
                 f"length{number}",
                 f"Accuracy by length ({what})",
-                "All targets of a sample hit; samples of all seeds together, Wilson's 95 % interval.",
-                lambda: plots.legend_below(figures.by_axis(lengths, "length", "", reference)),
+                f"All targets of a sample hit. {SEEDS}{said}",
+                plots.looking(
+                    lambda: plots.legend_below(figures.by_axis(lengths, "length", "", reference)),
+                    [plots.look(places[name]) for name in lengths],
+                ),
             )
         )
-    grids = {
-        name: [row for row in own if {"length", "depth"} <= row["axes"].keys()] for name, own in rows.items()
-    }
+    grids = {name: cells(own) for name, own in runs.items()}
     grids = {name: own for name, own in grids.items() if own}
     if grids:
         parts: dict[str, tuple[Draw, Size]] = {
-            name: (heat_map(name, own), None) for name, own in grids.items()
+            name: (partial(figures.heat_maps, {name: own}, ""), None) for name, own in grids.items()
         }
         made.append(
             Picture(
                 f"grid{number}",
                 f"Accuracy by length and depth, per cent ({what})",
-                "All targets of a sample hit; samples of all seeds together.",
+                "All targets of a sample hit; mean over seeds.",
                 partial(figures.heat_maps, grids, ""),
                 parts,
             )
@@ -176,44 +195,79 @@ def evaluated(entries: Entries, number: str) -> list[Picture]:
     return made
 
 
-def heat_map(name: str, rows: list[dict[str, Any]]) -> Draw:
-    return lambda: figures.heat_maps({name: rows}, "")
+def by_length(runs: dict[str, list[Rows]]) -> tuple[dict[str, Shares], int]:
+    """Shares by length of each name, over seeds, and how many cells were left out: averages over different
+    depths don't compare, so of a length those count that every run has which was measured at it."""
+    long = {
+        name: [[row for row in own if "length" in row["axes"]] for own in seeds]
+        for name, seeds in runs.items()
+    }
+    every = [own for seeds in long.values() for own in seeds]
+    measured = Counter(axes_of(row) for own in every for row in own)
+    runs_at = Counter(length for own in every for length in {row["axes"]["length"] for row in own})
+
+    def shared(row: dict[str, Any]) -> bool:
+        return measured[axes_of(row)] == runs_at[row["axes"]["length"]]
+
+    found: dict[str, Shares] = {}
+    for name, seeds in long.items():
+        points: dict[figures.Number, list[Share]] = {}
+        for own in seeds:
+            for length, share in evaluations.pooled([row for row in own if shared(row)], "length").items():
+                points.setdefault(length, []).append(share)
+        if points:
+            found[name] = {length: over_seeds(shares) for length, shares in sorted(points.items())}
+    return found, len({axes_of(row) for own in every for row in own if not shared(row)})
 
 
-def pooled(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of several seeds' entries, hits and samples added up where the axes are the same."""
-    by_axes: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        for row in entry["results"]:
-            key = json.dumps(row["axes"], sort_keys=True)
-            old = by_axes.get(key)
-            if old is not None:
-                hits, of = (old["exact"][part] + row["exact"][part] for part in ("hits", "of"))
-                row = {**old, "exact": share(hits, of)}
-            by_axes[key] = row
-    return list(by_axes.values())
+def axes_of(row: dict[str, Any]) -> str:
+    return json.dumps(row["axes"], sort_keys=True)
 
 
-def way(axes: dict[str, Any]) -> str:
-    """How a row of text was read: "memory kept"."""
-    return ", ".join(f"{axis} {value}" for axis, value in axes.items())
+def cells(seeds: list[Rows]) -> Rows:
+    """One row for each length and depth, over seeds."""
+    by_axes: dict[str, Rows] = {}
+    for row in itertools.chain(*seeds):
+        if {"length", "depth"} <= row["axes"].keys():
+            by_axes.setdefault(axes_of(row), []).append(row)
+    return [{**same[0], "exact": over_seeds([row["exact"] for row in same])} for same in by_axes.values()]
 
 
-def text_picture(entries: Entries, what: str, number: str) -> Picture:
-    series: dict[str, dict[tuple[int, int | None], list[float]]] = {}
+def over_seeds(shares: list[Share]) -> Share:
+    """One seed's share as it is, with Wilson's interval; of several the mean with Student's, within 0 and 1:
+    all seeds answer the same prompts, and differ by more than a draw of prompts does."""
+    found = estimate([one["share"] for one in shares])
+    assert found is not None
+    if found.half is None:
+        return shares[0]
+    return {
+        "share": found.mean,
+        "low": max(0.0, found.mean - found.half),
+        "high": min(1.0, found.mean + found.half),
+    }
+
+
+def text_picture(entries: Entries, what: str, number: str, places: Places) -> Picture:
+    """A colour for each model, a dash for each way of reading."""
+    series: dict[tuple[str, str], dict[tuple[int, int | None], list[float]]] = {}
     for name, own in entries.items():
         for entry in own:
             for row in entry["results"]:
-                line = series.setdefault(f"{name}, {way(row['axes'])}", {})
+                line = series.setdefault((name, evaluations.way_of(row["axes"])), {})
                 for bucket, loss in evaluations.losses(row).items():
                     line.setdefault(bucket, []).append(loss)
+    ways = sorted({way for _, way in series})  # kept, reset, the windows
+    looks = [plots.look(places[name], ways.index(way)) for name, way in series]
     means = {
-        name: {bucket: sum(losses) / len(losses) for bucket, losses in line.items()}
-        for name, line in series.items()
+        ", ".join(pair): {bucket: sum(losses) / len(losses) for bucket, losses in line.items()}
+        for pair, line in series.items()
     }
+    key = {name: plots.look(places[name]) for name in entries}
+    short = [way.removesuffix(" at every segment") for way in ways]
+    key |= {way: plots.look(None, number) for number, way in enumerate(short)}
     return one_part(
         f"memory{number}",
         f"Loss by position, memory kept and reset ({what})",
         "Mean over seeds; what the memory is worth is the gap.",
-        lambda: plots.legend_below(figures.by_position(means, "")),
+        plots.looking(lambda: plots.legend_below(figures.by_position(means, ""), key), looks),
     )

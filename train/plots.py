@@ -11,6 +11,7 @@ import matplotlib
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
 
 COLOURS = (  # legible on white and on black
@@ -26,7 +27,9 @@ COLOURS = (  # legible on white and on black
     "#b65cb0",
 )
 INK = "#010203"  # stands for the colour of the page's text
-DASHES = ("-", "--", ":")  # behind the last colour
+GREY = "0.45"  # legible on both as well
+WIDTHS = (1.5, 3.0, 0.75)  # of lines, points: the next behind the last colour
+DASHES = ("-", "--", ":", "-.")  # for what is told apart within one colour
 
 
 class Line(NamedTuple):
@@ -94,11 +97,13 @@ def canvas(across: str, up: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def legend_below(figure: Figure) -> Figure:
-    """The same with the legend out of the curves' way."""
+def legend_below(figure: Figure, key: dict[str, dict[str, Any]] | None = None) -> Figure:
+    """The same with the legend out of the curves' way; `key` holds looks by name in place of the curves'."""
     axes = figure.axes[0]
-    handles, names = axes.get_legend_handles_labels()
-    longest = max((len(name) for name in names), default=0)
+    handles = axes.get_legend_handles_labels()[0]
+    if key is not None:
+        handles = [Line2D([], [], label=name, **looks) for name, looks in key.items()]
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     if (inside := axes.get_legend()) is not None:
         inside.remove()
     figure.legend(
@@ -107,11 +112,32 @@ def legend_below(figure: Figure) -> Figure:
     return figure
 
 
+def look(place: int | None, way: int = 0) -> dict[str, Any]:
+    """Of the lines of one row, by its place in the table, the same in every picture; of None in no colour."""
+    dash, width = DASHES[way % len(DASHES)], WIDTHS[(place or 0) // len(COLOURS) % len(WIDTHS)]
+    colour = GREY if place is None else COLOURS[place % len(COLOURS)]
+    return {"color": colour, "linestyle": dash, "linewidth": width}
+
+
+def looking(draw: Callable[[], Figure], looks: Sequence[dict[str, Any]]) -> Callable[[], Figure]:
+    """The same, whose lines have these looks in turn."""
+
+    def drawn() -> Figure:
+        with matplotlib.rc_context({"axes.prop_cycle": cycle(looks)}):
+            return draw()
+
+    return drawn
+
+
+def cycle(looks: Sequence[dict[str, Any]]) -> Any:
+    return cycler(**{part: [one[part] for one in looks] for part in ("color", "linestyle", "linewidth")})
+
+
 @contextmanager
 def style(ink: str | None = None) -> Iterator[None]:
     """Our colours; with `ink` for text and axes, and no ground."""
     settings: Any = {
-        "axes.prop_cycle": cycler(linestyle=DASHES) * cycler(color=COLOURS),
+        "axes.prop_cycle": cycle([look(place) for place in range(len(COLOURS) * len(WIDTHS))]),
         "legend.frameon": False,
     }
     if ink:

@@ -5,6 +5,7 @@ version, the same data, the same budget and the same tokens.
 """
 
 import functools
+import importlib
 import inspect
 import itertools
 import json
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from zoo import plugins
@@ -271,7 +271,8 @@ def defaults(target: Any) -> dict[str, Any] | None:
     if not isinstance(target, str) or not plugins.trusted(target):
         return None
     try:
-        arguments = inspect.signature(get_class(target)).parameters
+        module, _, name = target.rpartition(".")
+        arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     except Exception:  # whatever a module raises that was written for another zoo
         return None
     return {"base": None} | {name: argument.default for name, argument in arguments.items()}

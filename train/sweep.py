@@ -43,6 +43,7 @@ from zoo.errors import UserError
 from zoo.train import build, loop
 from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import HELD, write_text
+from zoo.train.listing import WIDE
 from zoo.train.runs import ABSENT, BESIDE, differences, flat, folders, in_words, read_config, read_json
 
 AXES = ("model", "task", "size")
@@ -195,7 +196,7 @@ class Sweep:
         self.most = int(own["jobs"]) if own["jobs"] else max(1, len(self.devices) // self.per_run)
         self.signal = 0
         self.words = [word for word in sys.argv[1:] if word.startswith(("hydra.searchpath=", "data.root="))]
-        self.console = Console()
+        self.console = Console(width=None if sys.stdout.isatty() else WIDE)
         results = [Path(folder) for folder in own["results"].split(",") if folder]
         if lacking := [str(folder) for folder in results if not folder.is_dir()]:
             if own["results"] != OWN["results"]:
@@ -358,7 +359,7 @@ class Sweep:
             "state",
             "step",
             Column("held-out", no_wrap=True),
-            "tokens/s",
+            "asked tokens/s",
             "time",
             "note",
             caption=", ".join(f"{count} {state}" for state, count in counts.items()),

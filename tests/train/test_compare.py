@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import sys
 from html.parser import HTMLParser
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.train.made_runs import evaluate, make_run
-from zoo.train import compare, report, rows
+from zoo.train import compare, pictures, plots, report, rows
+from zoo.train.measuring import share as share_of
 
 
 @pytest.fixture
@@ -314,16 +316,74 @@ def test_the_page_needs_nothing_else(run: Any, tmp_path: Path) -> None:
         assert word in text
 
 
-def test_seeds_are_pooled_in_evaluations(tmp_path: Path) -> None:
-    from zoo.train.pictures import alike, pooled
+def evaluations_of(folder: Path, label: str, number: int = 0) -> list[list[dict[str, Any]]]:
+    """Results of the runs of a row, as they are drawn."""
+    every = rows.grouped([rows.read_run(path) for path in sorted(folder.iterdir())])
+    return [entry["results"] for entry in pictures.alike(every)[number][label]]
 
-    for seed, share in enumerate((0.8, 0.4)):
-        evaluate(make_run(tmp_path / f"runs/{seed}", "rmt", seed), share)
-    [row] = rows.grouped([rows.read_run(tmp_path / f"runs/{seed}") for seed in (0, 1)])
-    cells = pooled(alike([row])[0]["rmt"])
-    assert len(cells) == 6
-    first = next(cell for cell in cells if cell["axes"] == {"length": 512, "depth": 0.0})
-    assert (first["exact"]["hits"], first["exact"]["of"]) == (60, 100)
+
+def test_seeds_have_their_own_spread_in_evaluations(tmp_path: Path) -> None:
+    for seed, share in enumerate((0.8, 0.7, 0.6)):
+        evaluate(make_run(tmp_path / f"{seed}", "rmt", seed), share)
+    results = evaluations_of(tmp_path, "rmt")
+    found, _ = pictures.by_length({"rmt": results})
+    half = 4.30265 * 0.1 / 3**0.5
+    for said in (found["rmt"][512], pictures.cells(results)[0]["exact"]):
+        assert said["share"] == pytest.approx(0.7)
+        assert (said["low"], said["high"]) == pytest.approx((0.7 - half, 0.7 + half), rel=1e-4)
+    alone, _ = pictures.by_length({"rmt": results[:1]})
+    assert alone["rmt"][512] == share_of(120, 150)  # Wilson's
+
+
+def test_of_a_run_the_latest_step_counts(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "0", "rmt") / "evaluation.json"
+    evaluate(path.parent, 0.8)
+    whole = json.loads(path.read_text())
+    evaluate(path.parent, 0.2)
+    earlier = [{**entry, "step": 20} for entry in json.loads(path.read_text())["evaluations"]]
+    for both in (earlier + whole["evaluations"], whole["evaluations"] + earlier):
+        path.write_text(json.dumps({**whole, "evaluations": both}))
+        [results] = evaluations_of(tmp_path, "rmt")
+        assert pictures.by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
+
+
+def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
+    evaluate(make_run(tmp_path / "0", "rmt"), 0.8)
+    [ours] = evaluations_of(tmp_path, "rmt")
+    assert ours[0]["axes"] == {"length": 512, "depth": 0.0}
+    ours[0]["exact"] = share_of(0, 50)
+    found, left_out = pictures.by_length({"rmt": [ours], "mamba": [ours[1:]], "short": [ours[1:3]]})
+    assert left_out == 1
+    assert found["rmt"] == found["mamba"]
+    assert (found["rmt"][512], found["rmt"][1024]) == (share_of(80, 100), share_of(60, 150))
+    assert list(found["short"]) == [512]
+
+
+def test_a_model_has_one_colour_and_memory_a_dash(tmp_path: Path) -> None:
+    for model in ("rmt", "mamba"):
+        evaluate(make_run(tmp_path / model, model), 0.8)
+    every = rows.grouped([rows.read_run(tmp_path / model) for model in ("rmt", "mamba")])
+    text = pictures.alike(every)[1]
+    picture = pictures.text_picture(
+        {"rmt": text["rmt"], "mamba": text["mamba"]}, "", "", {"mamba": 0, "rmt": 1}
+    )
+    [axes], [legend] = (figure := picture.whole()).axes, figure.legends
+    looks = [(line.get_color(), line.get_linestyle()) for line in axes.get_lines()]
+    first, second = plots.COLOURS[:2]
+    assert looks == [(second, "-"), (second, "--"), (first, "-"), (first, "--")]
+    said = {line.get_label(): line.get_linestyle() for line in legend.get_lines()}
+    assert said == {"rmt": "-", "mamba": "-", "memory kept": "-", "memory reset": "--"}
+
+
+def test_more_models_than_colours_look_different() -> None:
+    looks = [plots.look(place) for place in range(25)]
+    assert all(one not in looks[:n] for n, one in enumerate(looks))
+
+
+def test_a_table_in_a_pipe_has_all_its_columns(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "a_name_that_is_not_short_at_all")
+    make_run(tmp_path / "runs/b", "transformer")
+    assert "against transformer   parameters   state bytes per row   steps to held-out loss" in run("runs")[1]
 
 
 def test_names_are_escaped(run: Any, tmp_path: Path) -> None:
