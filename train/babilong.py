@@ -34,7 +34,7 @@ from jaxtyping import Float64
 
 from zoo.errors import UserError
 from zoo.train.corpora import open_corpus
-from zoo.train.haystack import Ring, WovenTexts
+from zoo.train.haystack import Book, Ring, Woven, WovenTexts
 from zoo.train.lm import END
 from zoo.train.samples import SampleTask, origin
 from zoo.train.task import Split, Task, Texts
@@ -186,20 +186,19 @@ class BabilongTexts(WovenTexts):
     def asked_of(self, document: int) -> int:
         return len(self.question(document).answer)
 
-    def weave(self, document: int) -> list[bytes | range]:
+    def weave(self, document: int) -> Woven:
         *facts, last = lines(self.question(document))
         draw = self.generator(document)
         start = int(draw.integers(len(self.ring)))
         size = int(self.lengths[document]) - sum(map(len, facts)) - len(last)
-        book = self.ring.sentences(start, size, SHORTEST)
-        gaps = np.sort((draw.random(len(facts)) * (len(book) + 1)).astype(np.int64))
+        book = Book(self.ring, start, size, SHORTEST)
+        gaps = np.sort((draw.random(len(facts)) * (book.count + 1)).astype(np.int64)).tolist()
         pieces: list[bytes | range] = []
-        for gap, sentence in enumerate([*book, range(0)]):
-            first, stop = np.searchsorted(gaps, [gap, gap + 1]).tolist()
-            pieces += [*facts[first:stop], sentence]
-            if gap == len(book) - 1:  # so that no fact is glued to a sentence that is cut
-                pieces[-1:] = [sentence[:-1], b" "]
-        return [*pieces, last]
+        begin = 0
+        for place, fact in zip(book.begins(gaps), facts, strict=True):
+            pieces += [range(begin, place), fact]
+            begin = place
+        return Woven(book, [*pieces, range(begin, size), last])
 
 
 def lines(question: Question) -> list[bytes]:

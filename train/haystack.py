@@ -2,9 +2,11 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -17,6 +19,9 @@ from zoo.train.task import Split
 
 # A sentence ends at . ! or ?, quotes and brackets closed behind it, before white space; or at an empty line.
 SENTENCE_END = re.compile(rb"""[.!?](?:["')\]]|\xe2\x80[\x99\x9d])*\s+|\n\s*\n""")
+ENDING = b".!?\"')]\xe2\x80\x99\x9d \t\n\r\f\v"  # what an end is made of
+BLOCK = 1 << 16  # bytes read at a time, whatever the length of a sample
+MARK = 1 << 16  # bytes of a book between places that are kept
 CHUNK = 4096  # bytes looked through for sentences, at least
 KEPT = 64  # samples of which it is remembered what they are made of: more than are read side by side
 
@@ -42,37 +47,111 @@ class Ring:
             start, size = start + len(found[-1]), size - len(found[-1])
         return np.concatenate(found)
 
-    def sentences(self, start: int, size: int, shortest: int) -> list[range]:
-        """Where whole sentences lie from the first one behind `start` on, white space at their ends included.
+    def sentence_ends(self, start: int, size: int) -> Iterator[int]:
+        """Where sentences end inside so many bytes, counted from `start`: those after 0 and before `size`."""
+        held, at = b"", 0  # bytes that a block left over, and where they begin
+        while (read := at + len(held)) < size:
+            held += self.read(start + read, min(BLOCK, size - read)).tobytes()
+            # an end may go on in the next block, if all from there on may be part of one
+            sure = len(held.rstrip(ENDING)) if at + len(held) < size else len(held)
+            for match in SENTENCE_END.finditer(held, 0, sure):
+                if at + match.end() < size:
+                    yield at + match.end()
+            held, at = held[sure:], at + sure
 
-        Shorter ones than `shortest` bytes are skipped, and the last one is cut: `size` bytes in all.
-        UserError: there are none so long.
-        """
-        found: list[range] = []
-        at, missing = start + self.sentence_ends(start, CHUNK)[1], size
+    def sentence_edges(self, start: int, size: int, depths: Sequence[float | int]) -> list[int]:
+        """Edges of sentences in so many bytes, counted from `start`, at shares of all from 0 to `size`."""
+        last = sum(1 for _ in self.sentence_ends(start, size)) + 1
+        wanted = [int(last * depth) for depth in depths]
+        edges = {0: 0, last: size}
+        for number, end in enumerate(islice(self.sentence_ends(start, size), max(wanted, default=0)), 1):
+            if number in wanted:
+                edges[number] = end
+        return [edges[number] for number in wanted]
+
+
+class Place(NamedTuple):
+    """Where a sentence of a book begins, and what is to be known to go on from there."""
+
+    at: int  # in the ring
+    stretch: int  # bytes from there on that are looked through for sentences; 0: to be said anew
+    alone: bool  # whether no end was found in the stretch so far
+    missing: int  # bytes of the book from there on
+
+
+class Book:
+    """Whole sentences of a ring from the first one behind `start` on, white space at their ends included.
+
+    Shorter ones than `shortest` bytes are skipped; the last one is cut, to a space at its end: `size` bytes
+    in all.  Sentences are looked for anew whenever they are read, from the last of the places that are kept,
+    one in MARK bytes.  UserError: there are none so long.
+    """
+
+    def __init__(self, ring: Ring, start: int, size: int, shortest: int) -> None:
+        self.ring, self.start, self.size, self.shortest = ring, start, size, shortest
+        first = start + next(ring.sentence_ends(start, CHUNK), CHUNK)
+        self._places = [Place(first, 0, True, size)]
+        self.count = 0
+        """Sentences."""
+        for place, _ in self._from(self._places[0]):
+            self.count += 1
+            if self._places[-1].missing - place.missing >= MARK:
+                self._places.append(place)
+
+    def sentences(self) -> Iterator[range]:
+        """Where they lie in the ring."""
+        return (sentence for _, sentence in self._from(self._places[0]))
+
+    def begins(self, numbers: Sequence[int]) -> list[int]:
+        """Bytes before sentences by their numbers, of which self.count is the end."""
+        edges, wanted = {self.count: self.size}, set(numbers)
+        for number, (place, _) in enumerate(self._from(self._places[0])):
+            if number in wanted:
+                edges[number] = self.size - place.missing
+        return [edges[number] for number in numbers]
+
+    def read(self, start: int, size: int) -> UInt8[np.ndarray, " bytes"]:
+        found = [np.empty(0, np.uint8)]
+        stop = start + size
+        mark = bisect_right(self._places, start - self.size, key=lambda place: -place.missing) - 1
+        for place, sentence in self._from(self._places[max(0, mark)]):
+            before = self.size - place.missing
+            if before >= stop:
+                break
+            if own := sentence[max(0, start - before) : stop - before]:
+                found.append(self.ring.read(own.start, len(own)))
+        said = np.concatenate(found)
+        if size and stop == self.size:
+            said[-1] = ord(" ")
+        return said
+
+    def _from(self, place: Place) -> Iterator[tuple[Place, range]]:
+        """Sentences, and where each of them begins."""
+        at, stretch, alone, missing = place
         while missing > 0:
-            ends = self.sentence_ends(at, max(CHUNK, 2 * missing))
-            if len(ends) > 2:  # else it is a sentence by its length
-                ends.pop()
-            for first, last in pairwise(ends):
-                if missing > 0 and last - first >= shortest:
-                    found.append(range(at + first, at + min(last, first + missing)))
-                    missing -= len(found[-1])
-            at += ends[-1]
-            if not found and at - start > len(self) + 2 * CHUNK:
-                raise UserError(f"expected a corpus with sentences of {shortest} bytes or more, found none")
-        return found
-
-    def sentence_ends(self, start: int, size: int) -> list[int]:
-        """Ends of sentences in so many bytes, counted from `start`; before them 0 and behind them `size`."""
-        ends = [match.end() for match in SENTENCE_END.finditer(self.read(start, size).tobytes())]
-        return [0, *(end for end in ends if end < size), size]
+            stretch = stretch or max(CHUNK, 2 * missing)
+            begin = 0
+            for end in chain(self.ring.sentence_ends(at, stretch), [stretch]):
+                if end == stretch and not alone:  # it may end further on
+                    break
+                if end - begin >= self.shortest:
+                    sentence = range(at + begin, at + min(end, begin + missing))
+                    yield Place(at + begin, stretch - begin, alone, missing), sentence
+                    missing -= len(sentence)
+                    if not missing:
+                        return
+                begin, alone = end, False
+            at, stretch, alone = at + begin, 0, True
+            if missing == self.size and at - self.start > len(self.ring) + 2 * CHUNK:
+                raise UserError(
+                    f"expected a corpus with sentences of {self.shortest} bytes or more, found none"
+                )
 
 
 class Woven:
-    """Spans of a ring (ranges) and texts of one's own, as one text that is never put together whole."""
+    """Spans of a ring or a book (ranges) and texts of one's own, as one that is never put together whole."""
 
-    def __init__(self, ring: Ring, pieces: Sequence[bytes | range]) -> None:
+    def __init__(self, ring: Ring | Book, pieces: Sequence[bytes | range]) -> None:
         self.ring = ring
         own = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
         self._own = np.frombuffer(b"".join(own), np.uint8)
@@ -111,13 +190,11 @@ class WovenTexts(SampleTexts):
 
     def __init__(self, seed: int, split: Split, ring: Ring) -> None:
         self.ring, self._seed = ring, [seed, SPLITS.index(split)]
-        self.woven: Callable[[int], Woven] = lru_cache(KEPT)(
-            lambda document: Woven(ring, self.weave(document))
-        )
+        self.woven: Callable[[int], Woven] = lru_cache(KEPT)(self.weave)
 
     @abstractmethod
-    def weave(self, document: int) -> list[bytes | range]:
-        """The pieces of a sample, as many bytes in all as it has positions."""
+    def weave(self, document: int) -> Woven:
+        """A sample, as many bytes as it has positions."""
 
     def line(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " symbols"]:
         opening = np.full(int(start == 0 < stop), END, np.int64)

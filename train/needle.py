@@ -33,7 +33,7 @@ from jaxtyping import Bool
 
 from zoo.errors import UserError
 from zoo.train.corpora import open_corpus
-from zoo.train.haystack import Ring, WovenTexts
+from zoo.train.haystack import Ring, Woven, WovenTexts
 from zoo.train.lm import END
 from zoo.train.samples import SampleTask, origin
 from zoo.train.task import Split, Task, Texts
@@ -213,21 +213,20 @@ class NeedleTexts(WovenTexts):
             places = [task.depth]
         return Sample([(owners[own], values[own]) for own in order], places, queries, start)
 
-    def weave(self, document: int) -> list[bytes | range]:
+    def weave(self, document: int) -> Woven:
         sample = self.sample(document)
         opening, question = self.task.frame(sample.queries)
         question += BETWEEN.join(map(str, sample.answers())).encode()
         hidden = [needle(key, value) for key, value in sample.needles]
         around = len(opening) + len(question) + sum(len(line) + 1 for line in hidden)
         size = int(self.lengths[document]) - around
-        ends = self.ring.sentence_ends(sample.start, size)
+        places = self.ring.sentence_edges(sample.start, size, sample.places)
         pieces: list[bytes | range] = [opening]
-        at = sample.start
-        for line, depth in zip(hidden, sample.places, strict=True):
-            place = ends[int((len(ends) - 1) * depth)]
-            pieces += [range(at, sample.start + place), b" " + line if place == size else line + b" "]
-            at = sample.start + place
-        return [*pieces, range(at, sample.start + size), question]
+        for begin, place, line in zip([0, *places], places, hidden, strict=False):
+            own = b" " + line if place == size else line + b" "
+            pieces += [range(sample.start + begin, sample.start + place), own]
+        book = range(sample.start + places[-1], sample.start + size)
+        return Woven(self.ring, [*pieces, book, question])
 
     def answers_of(self, document: int) -> list[str]:
         """The values that are asked for."""

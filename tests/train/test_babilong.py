@@ -2,6 +2,7 @@
 
 import os
 import re
+import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -276,6 +277,17 @@ def test_a_window_is_a_slice_and_samples_are_repeatable(root: Path) -> None:
         assert (other.window(7, 0, 2000)[0] != tokens).mean() > 0.3
     with pytest.raises(UserError, match="babilong has no depth to vary"):
         babilong(root).at(depth=0.5)
+
+
+def test_memory_does_not_grow_with_the_length(root: Path) -> None:
+    peaks = []
+    for length in (300_000, 1_200_000):
+        texts = babilong(root, length=length).split("test")
+        tracemalloc.start()
+        texts.window(1, length // 2, length // 2 + 4096)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < 2**20
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Needles: every prompt read again from its bytes alone, and the book around them."""
 
 import re
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,17 @@ def test_a_window_is_a_slice_and_samples_are_repeatable(shelf: str) -> None:
         Needle("multikey", length=3000, corpus=shelf).split("val"),
     ):
         assert said(other, 7)[1] != said(texts, 7)[1]
+
+
+def test_memory_does_not_grow_with_the_length(shelf: str) -> None:
+    peaks = []
+    for length in (300_000, 1_200_000):
+        texts = Needle(length=length, corpus=shelf).split("test")
+        tracemalloc.start()
+        texts.window(1, length // 2, length // 2 + 4096)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] < 2**20
 
 
 def test_guesses_hit_what_is_said(shelf: str) -> None:
