@@ -1,6 +1,7 @@
 """The parts architectures are put together from, against their formulas."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,16 @@ from torch import Tensor, nn
 from zoo.memory.attention import Attention
 from zoo.memory.mixer import Mixer
 from zoo.memory.window import WindowAttention
-from zoo.models.layers import Block, Decoder, FeedForward, Stack, by_segments, make_norm, sinusoid
+from zoo.models.layers import (
+    Block,
+    Decoder,
+    FeedForward,
+    Stack,
+    by_segments,
+    layers_with_memory,
+    make_norm,
+    sinusoid,
+)
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
 from zoo.module import SequenceModule
@@ -183,6 +193,21 @@ def test_a_learned_table_counts_from_the_start_of_the_body() -> None:
     tokens = torch.tensor([[3, 3, 3], [0, 1, 2]])
     expected = torch.nn.functional.layer_norm(model.embed.weight[tokens] + model.positions[:3], (8,))
     torch.testing.assert_close(model(tokens)[0], expected @ model.embed.weight.T)
+
+
+def test_which_layers_have_a_memory() -> None:
+    assert layers_with_memory(12, None) == [8]
+    assert layers_with_memory(3, (2, 0)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "chosen", [[], [3], [-1], [0.5], [1.0], [True], ["1"], "1", 1, {1: 2}, {1}], ids=repr
+)
+def test_layers_that_are_none(chosen: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"memory_layers must be some of 0 \.\. 2, not {re.escape(str(chosen))}"
+    ):
+        layers_with_memory(3, chosen)
 
 
 @pytest.mark.parametrize("time", [1, 3, 4, 5, 8, 11])
