@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.golden.cases import Case
 from zoo.memory.knn import KNN, Bank
-from zoo.models.memorizing import blend, look_far, look_near
+from zoo.memory.memorizing import blend, look_far, look_near
 from zoo.models.published import memorizing
 from zoo.state import restart_rows
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from zoo.contract import laws, shaken
-from zoo.models import memorizing
+from zoo.memory import memorizing
 from zoo.models.memorizing import Memorizing
 from zoo.models.transformer import Transformer
 from zoo.state import detach, leaves, named, nbytes
