@@ -1,0 +1,41 @@
+"""Dropout of every model: each of its places acts in training, and none does in evaluation."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.contract.test_contract import MODELS
+from zoo.module import SequenceModule
+from zoo.train import build
+
+
+def said(model: SequenceModule, seed: int) -> Tensor:
+    text = torch.randint(model.vocab_size, (2, 3 * model.segment_len), generator=torch.manual_seed(0))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return model(text)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_dropout_acts_in_training_alone(name: str) -> None:
+    plain = build.model(build.compose([f"model={name}", "size=nano"]))
+    rates = [key for key in inspect.signature(type(plain)).parameters if key.endswith("dropout")]
+    model = build.model(
+        build.compose([f"model={name}", "size=nano", *(f"++model.{key}=0.5" for key in rates)])
+    )
+    places = {place: part for place, part in model.named_modules() if isinstance(part, nn.Dropout)}
+    assert places, f"{name} has no dropout"
+    published = "inner_dropout"  # inside the feed-forward, as Transformer-XL alone has it
+    assert [place for place, part in places.items() if part.p != 0.5 and not place.endswith(published)] == []
+    model.eval()
+    assert torch.equal(said(model, 1), said(model, 2))
+    for part in places.values():
+        part.p = 0.0
+    model.train()
+    assert torch.equal(said(model, 1), said(model, 2))
+    for place, part in places.items():
+        part.p = 0.5
+        assert not torch.equal(said(model, 1), said(model, 2)), f"{place} drops nothing"
+        part.p = 0.0
