@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from zoo import plugins
 from zoo.errors import UserError
@@ -280,22 +280,31 @@ def defaults(target: Any) -> dict[str, Any] | None:
 
 def command(row: Row) -> str:
     """What trains a row's runs today; "" where its configs aren't installed."""
-    config, words = row.runs[0].config, list[str]()
+    config = row.runs[0].config
+    words = [f"{group}={config[f'names.{group}']}" for group in ("model", "task", "size")]
+    words.append(f"steps={config['steps']}")
     try:
-        for group in ("model", "task", "size"):
-            words.append(f"{group}={config[f'names.{group}']}")
-        words.append(f"steps={config['steps']}")
-        usual = build.compose([*words, "run_dir=."])
-        usual.model = build.solved(usual)
-        base = flat(OmegaConf.to_container(usual, resolve=True))
+        usual = flat(OmegaConf.to_container(build.compose([*words, "run_dir=."]), resolve=True))
+        found = differences(config, usual, (*BESIDE, "seed", "run_dir", "resume", "task.corpus"))
+        if is_solved(row.runs[0]):
+            found.pop(f"model.{config['model.free']}", None)
     except Exception:  # a plug-in that isn't there may raise anything
         return ""
-    apart = ("seed", "run_dir", "resume", "task.corpus", f"model.{config.get('model.free')}")
-    found = differences(config, base, without=(*BESIDE, *apart))
     words += [f"{key}={in_yaml(value)}" for key, (value, _) in found.items() if value != ABSENT]
     return shlex.join(
         ["zoo", "sweep", *words, f"seeds={','.join(str(run.config['seed']) for run in row.runs)}"]
     )
+
+
+def is_solved(run: Run) -> bool:
+    """Whether the budget gives a run its free width, and nobody's hand did."""
+    free, target = run.config.get("model.free"), run.config["model._target_"]
+    if free is None or run.config.get("size.budget") is None or not plugins.trusted(target):
+        return False
+    stored = OmegaConf.load(run.folder / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    stored.model[free] = None
+    return bool(build.solved(stored)[free] == run.config[f"model.{free}"])
 
 
 def in_yaml(value: Any) -> str:

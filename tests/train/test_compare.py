@@ -402,13 +402,17 @@ def test_the_same_runs_give_the_same_files(run: Any, tmp_path: Path) -> None:
     assert read[0] == read[1]
 
 
-def test_a_row_says_what_trains_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [["size=nano"], ["size=nano", "model.hidden=40"], ["size=micro"], ["size=micro", "model.hidden=40"]],
+)
+def test_a_row_says_what_trains_it(tmp_path: Path, more: list[str]) -> None:
     """What it says, composed, is the config that the run has."""
     from omegaconf import OmegaConf
 
     from zoo.train import build, loop
 
-    words = ["model=rmt", "size=nano", "steps=7", "optim.lr=0.004", "model.slots=3", "data.rows=2", "seed=5"]
+    words = ["model=rmt", *more, "steps=7", "optim.lr=0.007", "model.slots=3", "data.rows=2", "seed=5"]
     cfg = build.compose([*words, "run_dir=."])
     cfg.model = build.solved(cfg)
     folder = make_run(tmp_path / "run")
