@@ -20,11 +20,10 @@ def said(model: SequenceModule, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_dropout_acts_in_training_alone(name: str) -> None:
-    plain = build.model(build.compose([f"model={name}", "size=nano"]))
-    rates = [key for key in inspect.signature(type(plain)).parameters if key.endswith("dropout")]
-    model = build.model(
-        build.compose([f"model={name}", "size=nano", *(f"++model.{key}=0.5" for key in rates)])
-    )
+    words = [f"model={name}", "size=nano"]
+    taken = inspect.signature(type(build.model(build.compose(words)))).parameters
+    rates = [f"++model.{key}=0.5" for key in taken if key.endswith("dropout")]
+    model = build.model(build.compose([*words, *rates]))
     places = {place: part for place, part in model.named_modules() if isinstance(part, nn.Dropout)}
     assert places, f"{name} has no dropout"
     published = "inner_dropout"  # inside the feed-forward, as Transformer-XL alone has it
