@@ -81,12 +81,12 @@ class Sums(NamedTuple):
 
 
 def by_sample(reader: Reader, texts: Texts) -> Sums:
-    found: list[list[Bool[np.ndarray, " targets"]]] = [[] for _ in texts.lengths]
+    found = [[np.zeros(0, np.bool_)] for _ in texts.lengths]
     began = time.perf_counter()
     for pieces, batch, said in reader.batches(texts):
         here, hit = torch.stack([batch.targets != IGNORE, said["hits"]]).cpu().numpy()
         for row, piece in enumerate(pieces):
-            if piece is not None:
+            if piece is not None and here[row].any():  # few windows of a long sample ask anything
                 found[piece.document].append(hit[row][here[row]])
     which = [np.concatenate(parts) for parts in found]
     asked, hits = np.array([(len(own), own.sum()) for own in which], np.int64).T

@@ -1,8 +1,11 @@
 """Evaluation against sums done by hand, what it keeps, and what it says to a slip."""
 
+import gc
+import itertools
 import json
 import math
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.module import Batch, SequenceModule
 from zoo.train import build, evaluate, evaluations
 from zoo.train.grids import Asked
+from zoo.train.induction import Induction
 from zoo.train.lm import END
 from zoo.train.loop import train
 from zoo.train.measuring import Losses, Reader, Sums, by_position, by_sample, wilson
@@ -103,17 +108,41 @@ def test_a_ceiling_on_tokens_keeps_sixteen_samples(samples_run: Path) -> None:
     assert counts == [16, 20, 50, 7]
 
 
-def test_memory_does_not_grow_with_the_length(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = set()
+@pytest.mark.parametrize("by", ["sample", "position"])
+def test_memory_does_not_grow_with_the_length(
+    by: str, samples_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, _ = evaluate.trained(samples_run)
     read = SequenceModule.read
+    held = []
+    for windows in (10, 100):
+        task, calls = Induction(length=64 * windows), itertools.count(1)
 
-    def noted(self: SequenceModule, batch: Batch, carried: Any) -> Any:
-        shapes.add(tuple(batch.tokens.shape))
-        return read(self, batch, carried)
+        def noted(
+            self: SequenceModule, batch: Batch, carried: Any, last: int = windows, calls: Any = calls
+        ) -> Any:
+            assert batch.tokens.shape == (2, 64)  # a multiple of the segment's 16
+            if next(calls) == last:
+                gc.collect()
+                storages = {
+                    one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+                    for one in gc.get_objects()
+                    if issubclass(type(one), Tensor)
+                }
+                held.append((sum(storages.values()), tracemalloc.get_traced_memory()[0]))
+            return read(self, batch, carried)
 
-    monkeypatch.setattr(SequenceModule, "read", noted)
-    evaluate.evaluate(samples_run, Asked(lengths=["2000"], prompts=3, rows=2, window=70))
-    assert shapes == {(2, 64)}  # a multiple of the segment's 16
+        monkeypatch.setattr(SequenceModule, "read", noted)
+        texts, reader = First(task.split("test"), 2), Reader(model, rows=2, window=70)
+        tracemalloc.start()
+        if by == "sample":
+            by_sample(reader, texts)
+        else:
+            by_position(reader, texts, [], task.byte_count)
+        tracemalloc.stop()
+    (tensors, others), (more_tensors, more_others) = held
+    assert more_tensors <= tensors + 2**12  # a batch and what is said of it are 4 KiB
+    assert more_others <= others + 2**14
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can't be forgotten")
