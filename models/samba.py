@@ -7,7 +7,8 @@ Ren et al. 2024, arXiv:2406.07522.
 
 Carried from segment to segment: every Mamba's state (zoo/memory/mamba.py), and the last `window - 1` keys and
 values of attention.
-Differs from the paper: nothing.
+Differs from the paper: norms add 1e-6, its code 1e-5 (which published weights are read with); initial weights
+are those of all our models, but for A, D, dt and the convolution.
 """
 
 from collections.abc import Sequence
