@@ -100,6 +100,8 @@ def solved(cfg: DictConfig) -> dict[str, Any]:
     """The keys of `cfg.model` with the free width filled in from the budget, where it isn't given."""
     keys = plain(cfg.model)
     free = keys.get("free")
+    if free is not None and not isinstance(free, str):
+        raise UserError(f"model.free: expected the name of one of the model's widths, found {free!r}")
     if free is not None and keys.get(free) is None:
         arguments = {key: value for key, value in keys.items() if key not in ("free", "base", "_target_")}
         made = _class(keys.get("_target_"), SequenceModule, "model")
