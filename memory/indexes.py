@@ -26,8 +26,8 @@ from zoo.errors import UserError
 Kind = Literal["flat", "ivf", "hnsw"]
 
 TRAINING = 39  # keys per list from which faiss trains without complaint
-READ = 24  # lists that an IVF search reads at least
-LINKS, WALK = 32, 256  # of a key in HNSW's graph; keys that a search keeps in mind
+READ = 3  # times the root of the number of lists: as many an IVF search reads
+LINKS, WALK = 32, 512  # of a key in HNSW's graph; keys that a search keeps in mind
 GPU_MEMORY = 2**28  # bytes of faiss's temporary memory; it would take a fifth of the GPU
 
 
@@ -117,13 +117,19 @@ class Flat:
 
 
 class Lists:
-    """IVF: about sqrt(capacity) lists, of which a search reads the nearest third, `READ` at least."""
+    """IVF: about 2 sqrt(capacity) lists, of which a search reads the nearest 3 sqrt(lists).
+
+    A list's centre is the mean of its keys, at its own length, so that a query's product with it is that with
+    the list on average; of centres brought to length 1, as faiss has them for inner products, up to twice as
+    many must be read to find as much of a trained model's keys.
+    """
 
     def __init__(self, width: int, capacity: int) -> None:
         self.capacity, faiss = capacity, load_faiss()
         lists = list_count(capacity)
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
-        self.index.nprobe = min(lists, max(READ, math.ceil(lists / 3)))
+        self.index.cp.spherical = False
+        self.index.nprobe = min(lists, math.ceil(READ * math.sqrt(lists)))
         self.until = math.inf
 
     def outdated(self, written: int) -> bool:
@@ -173,7 +179,7 @@ class Graph:
 
 def list_count(capacity: int) -> int:
     """How many lists an IVF index of this capacity has: no more than it can train."""
-    return max(1, min(math.isqrt(capacity), capacity // TRAINING))
+    return max(1, min(2 * math.isqrt(capacity), capacity // TRAINING))
 
 
 def _search(index: Any, queries: Tensor, count: int, how: Any = None) -> tuple[Tensor, Tensor]:
