@@ -53,7 +53,7 @@ class KNN(nn.Module):
         block: int | None = None,
         backend: Backend = "torch",
         index: Kind = "flat",
-        dtype: Literal["bfloat16"] | None = None,
+        dtype: str | None = None,
     ) -> None:
         super().__init__()
         block = block or capacity
@@ -63,9 +63,12 @@ class KNN(nn.Module):
             raise ValueError(f"neighbours must be at least 1, not {neighbours}")
         if backend == "torch" and index != "flat":
             raise ValueError(f"index {index} needs backend faiss: torch searches all keys")
+        if dtype not in (None, "bfloat16"):
+            raise ValueError(f"dtype must be bfloat16, or none for the model's own, not {dtype}")
         self.capacity, self.heads, self.block = capacity, heads, block
         self.key_width, self.value_width = key_width, value_width
-        self.neighbours = min(neighbours, capacity)
+        self.neighbours = neighbours
+        self.found = min(neighbours, capacity)  # slots that a search names
         self.dtype = None if dtype is None else torch.bfloat16
         self.indexes = Indexes(index, capacity) if backend == "faiss" else None
 
@@ -127,11 +130,12 @@ class KNN(nn.Module):
     def search(
         self, queries: Float[Tensor, "rows heads time key_width"], bank: Bank
     ) -> Int[Tensor, "rows heads time neighbours"]:
-        """Slots of the nearest keys, the nearest first; -1 where fewer are stored."""
+        """Slots of the nearest keys, the nearest first; -1 where fewer are stored.  No more than the bank has
+        are named, however many are asked for."""
         if self.indexes is None:
-            return exact(queries, bank.keys, bank.written, self.neighbours)
+            return exact(queries, bank.keys, bank.written, self.found)
         stamps = torch.stack([bank.stamp, bank.stamp_before], dim=1)
-        return self.indexes.search(queries, bank.keys, bank.written, stamps, self.neighbours)
+        return self.indexes.search(queries, bank.keys, bank.written, stamps, self.found, self.training)
 
     @torch.no_grad()
     def recall(self, bank: Bank) -> float | None:
@@ -140,7 +144,7 @@ class KNN(nn.Module):
         if self.indexes is None or (asked := self.indexes.asked) is None or not bank.written.any():
             return None
         queries = asked.to(bank.keys[0].device).expand(len(bank.written), -1, -1, -1)
-        wanted, found = exact(queries, bank.keys, bank.written, self.neighbours), self.search(queries, bank)
+        wanted, found = exact(queries, bank.keys, bank.written, self.found), self.search(queries, bank)
         hits = ((wanted[..., None] == found[..., None, :]) & (wanted >= 0)[..., None]).sum()
         return hits.item() / int((wanted >= 0).sum())
 
@@ -163,20 +167,27 @@ def mean_recall(memories: Iterable[KNN], banks: Iterable[Bank]) -> dict[str, flo
 
 
 def _read(blocks: tuple[Tensor, ...], ids: Tensor) -> Tensor:
-    """Of a bank smaller than what is read a copy is made; else each block is read by itself."""
+    """Of a bank much smaller than what is read a copy is made; else each block is read by itself."""
     rows, heads, size, width = blocks[0].shape
     line = torch.arange(rows * heads, device=ids.device).view(rows, heads, 1, 1)
-    if size * len(blocks) <= ids[0, 0].numel():
+    if 4 * size * len(blocks) <= ids[0, 0].numel():
         whole = torch.cat(blocks, dim=2).flatten(0, 2)
         found = F.embedding(line * size * len(blocks) + ids.clamp(min=0), whole)
-        return found.masked_fill((ids < 0)[..., None], 0)
+        return found.masked_fill_((ids < 0)[..., None], 0)
     flat = (line * size + ids % size).flatten()
     order = (ids // size).flatten().sort(stable=True)  # -1 // size is -1: those come first
     counts = torch.bincount(order.values + 1, minlength=len(blocks) + 1).tolist()
     absent, *parts = order.indices.split(counts)
-    read = [block.flatten(0, 2)[flat[part]] for block, part in zip(blocks, parts, strict=True)]
-    found = blocks[0].new_zeros(ids.numel(), width)
-    return found.index_copy(0, order.indices[len(absent) :], torch.cat(read)).view(*ids.shape, width)
+    found = blocks[0].new_zeros(len(flat), width)
+    if not any(block.requires_grad for block in blocks):
+        for block, part in zip(blocks, parts, strict=True):
+            found[part] = block.flatten(0, 2)[flat[part]]
+        return found.view(*ids.shape, width)
+    # a gradient would be copied for every block that is written in place
+    read = [found[: len(absent)]]
+    read += [block.flatten(0, 2)[flat[part]] for block, part in zip(blocks, parts, strict=True)]
+    place = torch.empty_like(flat).scatter_(0, order.indices, torch.arange(len(flat), device=ids.device))
+    return torch.cat(read).index_select(0, place).view(*ids.shape, width)
 
 
 def attend(

@@ -93,20 +93,31 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best, places.gather(-1, order)
 
 
+Key = tuple[int, torch.device]  # a stamp, and where its index lies
+
+
 class Kept(NamedTuple):
     """One row's indexes, one per head, and how many tokens had been written when they were up to date."""
 
     heads: list[Any]
     written: int
+    training: bool  # the mode of the last search
 
 
 class Indexes:
-    """faiss's side of a memory: the indexes of rows lately searched, by their stamps.  A copy has none."""
+    """faiss's side of a memory: the indexes of rows lately searched, by their stamps.  A copy has none.
+
+    Each mode, training and evaluation, keeps those of twice as many rows as it has ever searched at once, the
+    ones used last; an evaluation takes none from training.  Where some rows of a search go on from the one
+    before and others don't, those have ended, and their indexes go at once.
+    """
 
     def __init__(self, kind: Kind, capacity: int) -> None:
         load_faiss()
         self.kind, self.capacity = kind, capacity
-        self.rows: OrderedDict[tuple[int, torch.device], Kept] = OrderedDict()
+        self.rows: OrderedDict[Key, Kept] = OrderedDict()
+        self.last: dict[bool, list[Key]] = {True: [], False: []}  # whose rows the last search of a mode read
+        self.most = {True: 0, False: 0}  # rows that a search of the mode had
         self.asked: Tensor | None = None  # a few queries (heads, queries, width) of the last search
         self.lock = threading.Lock()
 
@@ -120,33 +131,49 @@ class Indexes:
         written: Int[Tensor, " rows"],
         stamps: Int[Tensor, "rows two"],
         neighbours: int,
+        training: bool = False,
     ) -> Int[Tensor, "rows heads time neighbours"]:
-        """As `exact`; `stamps` are each row's own and the one before."""
+        """As `exact`; `stamps` are each row's own and the one before, `training` is the model's mode."""
         place = queries.device if self.kind == "flat" else torch.device("cpu")
         asked = queries.detach().to(place, torch.float32).contiguous()
         scores = asked.new_full((*asked.shape[:3], neighbours), -torch.inf)
         ids = torch.full_like(scores, -1, dtype=torch.long)
         with self.lock:
+            self._end([[(stamp, place) for stamp in both] for both in stamps.tolist()], training)
             for row, (stamp, before) in enumerate(stamps.tolist()):
                 if count := int(written[row]):
-                    kept = self._current(stamp, before, count, [block[row] for block in blocks], place)
+                    keys = [block[row] for block in blocks]
+                    kept = self._current((stamp, place), (before, place), count, keys, training)
                     for head, index in enumerate(kept.heads):
                         scores[row, head], ids[row, head] = index.search(asked[row, head], neighbours)
-            while len(self.rows) > 2 * len(stamps):
-                self.rows.popitem(last=False)
+            self._forget(training)
             self.asked = asked[0, :, -16:].clone()
         ids, order = ids.sort(stable=True)
         order = scores.gather(-1, order).sort(descending=True, stable=True).indices
         return ids.gather(-1, order).to(queries.device)
 
-    def _current(
-        self, stamp: int, before: int, written: int, blocks: list[Tensor], place: torch.device
-    ) -> Kept:
+    def _end(self, rows: list[list[Key]], training: bool) -> None:
+        """Drop the rows of the last search that this one doesn't go on with, though it does with others."""
+        known, last = {key for row in rows for key in row}, self.last[training]
+        if len(last) == len(rows) and any(key in known and key in self.rows for key in last):
+            for key in last:
+                if key not in known:
+                    self.rows.pop(key, None)
+        self.last[training] = [own for own, _ in rows]
+        self.most[training] = max(self.most[training], len(rows))
+
+    def _forget(self, training: bool) -> None:
+        """Drop what this mode hasn't used for longest and has no room for."""
+        mine = [key for key, kept in self.rows.items() if kept.training == training]
+        for key in mine[: max(0, len(mine) - 2 * self.most[training])]:
+            del self.rows[key]
+
+    def _current(self, own: Key, before: Key, written: int, blocks: list[Tensor], training: bool) -> Kept:
         """The row's indexes: as they are, with what is new, or made from its bank."""
-        kept = self.rows.pop((stamp, place), None)
+        kept = self.rows.pop(own, None)
         if kept is None:
-            old = self.rows.pop((before, place), None)
-            alive = min(written, self.capacity)
+            old = self.rows.pop(before, None)
+            alive, place = min(written, self.capacity), own[1]
             if (
                 old is None
                 or not written - alive <= old.written <= written
@@ -154,13 +181,13 @@ class Indexes:
             ):
                 heads, width = blocks[0].shape[0], blocks[0].shape[2]
                 made = [make_index(self.kind, width, self.capacity, alive, place) for _ in range(heads)]
-                old = Kept(made, written - alive)
+                old = Kept(made, written - alive, training)
             if old.written < written:
                 new = _tokens(blocks, old.written, written).to(place, torch.float32)
                 for index, keys in zip(old.heads, new, strict=True):
                     index.put(old.written, keys.contiguous())
-            kept = Kept(old.heads, written)
-        self.rows[stamp, place] = kept
+            kept = Kept(old.heads, written, training)
+        self.rows[own] = kept._replace(training=training)
         return kept
 
 

@@ -125,15 +125,15 @@ def layout(pattern: Sequence[Kind], depth: int) -> list[Kind]:
     raise ValueError(f"{depth} blocks can't hold each of {', '.join(dict.fromkeys(pattern))}")
 
 
-def layers_with_memory(depth: int, chosen: object) -> Sequence[int]:
+def layers_with_memory(depth: int, chosen: object) -> list[int]:
     """Which layers hold a kNN memory: those chosen, or one at three quarters of the depth, the 9th of 12 in
     the Memorizing Transformer.  ValueError if what was chosen isn't a list of some of 0 .. depth - 1."""
     if chosen is None:
         return [(3 * depth - 1) // 4]
-    listed = isinstance(chosen, Sequence) and len(chosen) > 0
-    if not listed or not all(type(layer) is int and 0 <= layer < depth for layer in chosen):
+    layers = list(chosen) if isinstance(chosen, Sequence) else []
+    if not layers or not all(type(layer) is int and 0 <= layer < depth for layer in layers):
         raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {chosen}")
-    return chosen
+    return layers
 
 
 class Stack(nn.ModuleList):

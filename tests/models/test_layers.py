@@ -197,7 +197,7 @@ def test_a_learned_table_counts_from_the_start_of_the_body() -> None:
 
 def test_which_layers_have_a_memory() -> None:
     assert layers_with_memory(12, None) == [8]
-    assert layers_with_memory(3, (2, 0)) == (2, 0)
+    assert layers_with_memory(3, (2, 0)) == [2, 0]
 
 
 @pytest.mark.parametrize(
