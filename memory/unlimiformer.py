@@ -18,7 +18,6 @@ Differs from the paper: see zoo/models/unlimiformer.py.
 import itertools
 
 import torch
-import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -70,7 +69,7 @@ class UnlimiformerAttention(Attention):
         q, near, v, hidden = (part.unflatten(0, (len(state.written), -1)) for part in (q, near, v, x))
         said = []
         for place in range(q.shape[1]):
-            said.append(self.recall(q[:, place], near[:, place], v[:, place], state))
+            said.append(self.look_back(q[:, place], near[:, place], v[:, place], state))
             state = self.knn.add(state, hidden[:, place, None], detach=not self.training)
         y = torch.stack(said, dim=1).flatten(0, 1)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state
@@ -90,8 +89,9 @@ class UnlimiformerAttention(Attention):
             scores = scores - slopes[:, None, None] * (positions[:, None] - positions)
         return scores.masked_fill(~self.visible(q.shape[2], q.device), -torch.inf)
 
-    def spread(self, part: Tensor, dim: int = 1) -> Tensor:
-        """The heads of keys or values, once for every head of the queries."""
+    def spread(self, part: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
+        """Keys or values, or what they are made with: `kv_heads` along `dim` become `heads`, each standing
+        once for every head of the queries that shares it; the other axes stay."""
         groups = self.heads // self.kv_heads
         return part.repeat_interleave(groups, dim) if groups > 1 else part
 
@@ -105,7 +105,7 @@ class UnlimiformerAttention(Attention):
         )
         return w_k, w_v, b_k, b_v
 
-    def recall(
+    def look_back(
         self,
         q: Float[Tensor, "rows heads time head_width"],
         near: Float[Tensor, "rows heads time segment"],
@@ -118,10 +118,9 @@ class UnlimiformerAttention(Attention):
         offset = einsum(q, b_k, "b h t k, h k -> b h t")
         flat = [rearrange(part, "b h t ... -> b (h t) ...") for part in (z, near, offset)]
         ids = self.knn.search(flat[0][:, None], bank)[:, 0]
-        kept = torch.cat(bank.keys, dim=2)[:, 0].to(z.dtype)
         size = max(1, AT_ONCE // max(1, len(ids) * ids.shape[2] * z.shape[3]))
         parts = [
-            checkpoint(self.weigh, kept, *part, use_reentrant=False)  # gathered again in the backward pass
+            checkpoint(self.weigh, bank, *part, use_reentrant=False)  # gathered again in the backward pass
             for part in zip(*(whole.split(size, dim=1) for whole in (*flat, ids)), strict=True)
         ]
         weights, context, mass = (
@@ -136,7 +135,7 @@ class UnlimiformerAttention(Attention):
 
     def weigh(
         self,
-        kept: Float[Tensor, "rows capacity width"],
+        bank: Bank,
         z: Float[Tensor, "rows queries width"],
         near: Float[Tensor, "rows queries segment"],
         offset: Float[Tensor, "rows queries"],
@@ -147,8 +146,7 @@ class UnlimiformerAttention(Attention):
         Float[Tensor, "rows queries"],
     ]:
         """p over the segment; sum p_ij h_j and sum p_ij over what is found."""
-        begin = torch.arange(len(ids), device=ids.device)[:, None, None] * kept.shape[1]
-        hidden = F.embedding(begin + ids.clamp(min=0), kept.flatten(0, 1))
+        hidden = self.knn.gather(bank, ids[:, None])[0][:, 0].to(z.dtype)
         far = einsum(z, hidden, "b n d, b n k d -> b n k") + offset[..., None]
         far = (self.head_width**-0.5 * far).masked_fill(ids < 0, -torch.inf)
         scores = torch.cat([near, far], dim=-1)
@@ -156,14 +154,14 @@ class UnlimiformerAttention(Attention):
         p_near, p_far = self.dropout(p).tensor_split([near.shape[-1]], dim=-1)
         return p_near, einsum(p_far, hidden, "b n k, b n k d -> b n d"), p_far.sum(-1)
 
-    def recall_loop(
+    def look_back_loop(
         self,
         q: Float[Tensor, "rows heads time head_width"],
         near: Float[Tensor, "rows heads time segment"],
         v: Float[Tensor, "rows kv_heads segment head_width"],
         bank: Bank,
     ) -> Float[Tensor, "rows heads time head_width"]:
-        """`recall` by its definition, query by query, with keys and values recomputed; without dropout."""
+        """`look_back` by its definition, query by query, with keys and values recomputed; without dropout."""
         w_k, w_v, b_k, b_v = self.recomputing()
         y = torch.empty_like(q)
         for row, head, time in itertools.product(*map(range, q.shape[:3])):

@@ -25,7 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention import Position
-from zoo.memory.knn import KNN, Bank, mean_recall
+from zoo.memory.indexes import Kind
+from zoo.memory.knn import KNN, Backend, Bank, mean_recall
 from zoo.memory.unlimiformer import UnlimiformerAttention
 from zoo.models.layers import Activation, Block, Norm, Parallel
 from zoo.models.transformer import Transformer
@@ -49,8 +50,9 @@ class Unlimiformer(Transformer, Parallel):
         block: int | None = None,
         layer_begin: int | None = None,
         retrieval_training: bool = False,
-        backend: Literal["torch", "faiss"] = "torch",
-        index: Literal["flat", "ivf", "hnsw"] = "flat",
+        backend: Backend = "torch",
+        index: Kind = "flat",
+        memory_dtype: Literal["bfloat16"] | None = None,
         kv_heads: int | None = None,
         position: Literal["rope", "alibi", "learned", "none"] = "rope",
         rope_base: float = 10000.0,
@@ -85,7 +87,7 @@ class Unlimiformer(Transformer, Parallel):
             layer.mixer = UnlimiformerAttention(
                 width,
                 heads,
-                KNN(capacity, 1, width, neighbours=neighbours, block=block, backend=backend, index=index),
+                KNN(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype),
                 retrieval_training=retrieval_training,
                 kv_heads=kv_heads,
                 position=place,

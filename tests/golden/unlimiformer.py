@@ -54,8 +54,8 @@ def check_core(case: Case) -> None:
     q, _, v = mixer.project(asked.reshape(len(kept), -1, c["dim"]))
     bank = mixer.knn.add(mixer.init_state(len(kept)), kept[:, None], None)
     near, none = q.new_empty(*q.shape[:3], 0), v[:, :, :0]
-    for recall in (mixer.recall, mixer.recall_loop):
-        y = mixer.out(rearrange(recall(q, near, none, bank), "b h t k -> b t (h k)"))
+    for look_back in (mixer.look_back, mixer.look_back_loop):
+        y = mixer.out(rearrange(look_back(q, near, none, bank), "b h t k -> b t (h k)"))
         case.compare("out/", {"attn_output": y.view_as(asked)})
 
     weights, ids = heard.best_first(heads)

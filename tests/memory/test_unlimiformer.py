@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.memory.watch import Watch
 from zoo.memory import unlimiformer
 from zoo.memory.attention import Attention
 from zoo.memory.knn import KNN, Bank
@@ -53,7 +54,7 @@ def test_sums_are_what_recomputed_keys_and_values_give(
     bank = replace_rows(bank, mixer.init_state(3), torch.tensor([False, True, False]))
     cotangent = draw(3, HEADS, 5, WIDTH // HEADS)
     found = []
-    for form, at_once in (("recall_loop", 1), ("recall", 2**26), ("recall", 1), ("recall", 100)):
+    for form, at_once in (("look_back_loop", 1), *(("look_back", size) for size in (2**26, 1, 100))):
         monkeypatch.setattr(unlimiformer, "AT_ONCE", at_once)
         given = bank._replace(keys=each(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
         q, k, v = mixer.project(x)
@@ -163,12 +164,27 @@ def test_dropout_is_drawn_again_alike_in_the_backward_pass() -> None:
     assert torch.autograd.gradcheck(said, (kept,), fast_mode=True)
 
 
-@pytest.mark.parametrize("index", ["flat"])
-def test_faiss_finds_the_same(index: Any) -> None:
+def bytes_of_a_segment(capacity: int) -> int:
+    """Without those of the search."""
+    mixer = made(capacity=capacity, neighbours=3)
+    x, bank = draw(2, 16, WIDTH), filled(mixer, 2, 9)
+    ids = torch.randint(-1, capacity, (2, 1, HEADS * 16, 3), generator=torch.Generator().manual_seed(0))
+    mixer.knn.search = lambda _queries, _bank: ids  # type: ignore[method-assign]
+    with Watch() as watch, torch.no_grad():
+        mixer(x, bank)
+    return watch.nbytes
+
+
+def test_a_segment_costs_the_same_with_any_bank() -> None:
+    """The bank isn't copied, only what was found in it."""
+    assert bytes_of_a_segment(4096) < 1.1 * bytes_of_a_segment(128)
+
+
+def test_faiss_finds_the_same() -> None:
     mixer = made(neighbours=4)
     x, bank = draw(3, 5, WIDTH), filled(mixer, 3, 9)
     expected = mixer(x, bank)[0]
-    mixer.knn = KNN(12, 1, WIDTH, 0, 4, 4, backend="faiss", index=index)
+    mixer.knn = KNN(12, 1, WIDTH, 0, 4, 4, backend="faiss")
     torch.testing.assert_close(mixer(x, bank)[0], expected)
     later = mixer.knn.add(bank, draw(3, 1, 6, WIDTH))
     torch.testing.assert_close(mixer(x, bank)[0], expected)  # the bank given, not what came after it

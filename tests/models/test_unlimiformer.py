@@ -12,7 +12,7 @@ from zoo.contract import laws
 from zoo.models.transformer import Transformer
 from zoo.models.unlimiformer import Unlimiformer
 from zoo.module import IGNORE, Batch
-from zoo.state import leaves, named
+from zoo.state import leaves, named, nbytes
 
 NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
 MEMORY: dict[str, Any] = {"capacity": 16, "neighbours": 4, "block": 8}
@@ -26,6 +26,7 @@ VARIANTS: dict[str, Callable[[], Unlimiformer]] = {
     "no_positions": partial(MODEL, position="none", kv_heads=1, bias=True, layer_begin=0),
     "short_bank": partial(Unlimiformer, **NANO, capacity=3, neighbours=9),
     "odd_bank": partial(Unlimiformer, **NANO, capacity=20, neighbours=3, block=5),
+    "bf16_bank": partial(MODEL, memory_dtype="bfloat16"),
     "faiss": partial(MODEL, backend="faiss"),
     "faiss_retrieval_training": partial(MODEL, backend="faiss", retrieval_training=True),
 }
@@ -132,6 +133,12 @@ def test_what_a_training_step_carries() -> None:
     assert [
         int(leaf[0]) for name, leaf in named(model.eval().read(batch(True), None)[1]) if "written" in name
     ]
+
+
+def test_a_bank_in_bf16_takes_half() -> None:
+    banks = [MODEL(memory_dtype=dtype).init_state(2)[1] for dtype in (None, "bfloat16")]
+    assert [block.dtype for bank in banks for block in bank.keys[:1]] == [torch.float32, torch.bfloat16]
+    assert sum(map(nbytes, banks[0].keys)) == 2 * sum(map(nbytes, banks[1].keys))
 
 
 def test_retrieval_training_learns_more() -> None:
