@@ -28,6 +28,7 @@ from zoo.train.task import Task
 EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
 RANGES = list(zip(EDGES, [*EDGES[1:], None], strict=True))
 BUCKETS = [f"{low}-{high or 'end'}" for low, high in RANGES]
+SLACK = 2**24  # bytes: the kernel counts pages in lots
 FINAL = (  # of the HParams tab: a run's last values of these tags
     "val/loss",
     "val/accuracy",
@@ -57,12 +58,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     (resident)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):  # what getrusage says begins with the parent's peak
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if peak := _of_process("VmHWM"):  # what getrusage says begins with the parent's peak
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _of_process(key: str) -> int:
+    """Bytes that Linux says of this process; 0 where it says none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 class Peak:
@@ -74,10 +82,10 @@ class Peak:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")  # Linux
-            except OSError:
-                self.so_far = True
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # Linux; not every machine of it does so
+            held = _of_process("VmRSS")
+            self.so_far = not held or peak_memory_bytes(device) > held + SLACK
         self.before = peak_memory_bytes(device)
 
     def bytes(self) -> int:
