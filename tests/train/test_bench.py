@@ -107,8 +107,9 @@ from zoo.train.metrics import Peak
 peak = Peak(torch.device("cpu"))
 block = torch.ones(320 * 2**20, dtype=torch.uint8)
 del block
+above = peak.above()
 later = Peak(torch.device("cpu"))
-print(peak.above(), later.before - peak.before, int(later.so_far))
+print(above, later.before - peak.before, int(later.so_far))
 """
 
 
