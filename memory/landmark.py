@@ -12,13 +12,14 @@ landmarks score highest, ties to the newest.  Positions are stingy: the newest `
 where they are, all older ones just before those; what is retrieved keeps its order.
 
 Carried, in eval mode alone: the last `blocks` closed blocks and the open one, keys without positions; without
-gradient.  `head` chooses for a segment's queries together, so that an earlier query learns what a later one
-asks for: it is the paper's option, and it breaks causality by definition.
+gradient (zoo/memory/landmark_bank.py).  `head` chooses for a segment's queries together, so that an earlier
+query learns what a later one asks for: it is the paper's option, and it breaks causality by definition.
 Differs from the paper, whose code fails or overlaps positions with `topk` blocks or fewer: they stand where
 they are, and what isn't there is masked.
 """
 
-from typing import Literal, NamedTuple
+import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,21 +29,16 @@ from torch import Tensor
 
 from zoo.memory.attention import Attention
 from zoo.memory.chunk import placed
+from zoo.memory.landmark_bank import BankState, add, by_age, gather, lines
 from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]
 GATHERED = 2**26  # numbers of retrieved keys held at once: queries are read in pieces
 
 
-class BankState(NamedTuple):
-    keys: Float[Tensor, "rows heads blocks block head_width"]  # closed blocks, newest last, landmarks last
-    values: Float[Tensor, "rows heads blocks block head_width"]
-    open_keys: Float[Tensor, "rows heads open head_width"]  # of the open block, its first first, 0 behind
-    open_values: Float[Tensor, "rows heads open head_width"]
-    read: Int[Tensor, " rows"]  # tokens read since the row was fresh, landmarks included
-
-
-def allowed_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
+def allowed_softmax(
+    scores: Float[Tensor, "*rows keys"], allowed: Bool[Tensor, "*rows_or_one keys"]
+) -> Float[Tensor, "*rows keys"]:
     """Softmax over what is allowed, all zeros where nothing is; at least in float32."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1) * allowed
@@ -114,10 +110,12 @@ class LandmarkAttention(Attention):
     def init_state(self, rows: int) -> BankState:
         """Zeros that take no memory until something is written."""
         nought, head = self.qkv.weight.new_zeros(()), (rows, self.heads)
-        bank = nought.expand(*head, self.blocks, self.block, self.head_width)
+        size = math.gcd(self.blocks, max(1, self.segment // self.block))  # whole segments fill whole pieces
+        piece = nought.expand(*head, size, self.block, self.head_width)
         still_open = nought.expand(*head, self.block - 1, self.head_width)
         read = torch.zeros(rows, dtype=torch.long, device=nought.device)
-        return BankState(bank, bank, still_open, still_open, read)
+        ring = (piece,) * (self.blocks // size)
+        return BankState(ring, ring, still_open, still_open, read)
 
     def turn(
         self, x: Float[Tensor, "*rows time head_width"], positions: Int[Tensor, "*rows_or_none time"]
@@ -135,7 +133,7 @@ class LandmarkAttention(Attention):
         if self.training:
             segment = min(self.segment, x.shape[1])
             alone = self.read_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment))
-            return rearrange(alone, "(b n) s d -> b (n s) d", b=len(x)), state
+            return rearrange(alone, "(b n) s d -> b (n s) d", n=x.shape[1] // segment), state
         said = []
         for q, k, v in zip(*(part.split(self.segment, dim=2) for part in self.project(x)), strict=True):
             y, state = self._read(q, k, v, state)
@@ -169,24 +167,19 @@ class LandmarkAttention(Attention):
         return self.dropout(grouped_softmax(scores, visible, own).to(scores.dtype)).flatten(-2)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, BankState]:
-        """One segment after what the state holds.  Each row's line of keys begins with its open block."""
+        """One segment after what the state holds."""
         time, block, topk = q.shape[2], self.block, self.topk
-        here, after = state.read % block, self._write(k, v, state)
-        places = self._places(here, time)
-        keys, values = (
-            placed(new, kept, here, places) for new, kept in ((k, state.open_keys), (v, state.open_values))
-        )
+        places, keys, values = lines(state, k, v)
+        after = add(state, keys, values, time)
         start = (topk + 1) * block  # where the open block begins
-        queries = (here[:, None] + torch.arange(time, device=q.device))[:, None]  # their places in the line
+        queries = (state.begun[:, None] + torch.arange(time, device=q.device))[:, None]  # places in the line
         visible = places[:, None, None] <= queries[..., None]
-        turned = self.turn(q, start + queries)
-        keys = self.turn(keys, start + places[:, None])
+        turned, keys = self.turn(q, start + queries), self.turn(keys, start + places[:, None])
         if not self.blocks:
             return self._weigh(self._score(turned, keys), visible, queries // block) @ values, after
 
         chosen = self.choose(turned, state)
-        bank = self.turn(state.keys.to(q.dtype), torch.arange(block, device=q.device))
-        size = max(1, GATHERED // (chosen[:, :, 0].numel() * block * self.head_width))
+        size = max(1, GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_width))
         said = []
         for piece, asked, ids, at, seen in zip(
             *(part.split(size, dim=2) for part in (q, turned, chosen, queries, visible)), strict=True
@@ -195,69 +188,39 @@ class LandmarkAttention(Attention):
             slots = torch.arange(topk, device=q.device) + (ids >= self.blocks - topk).long()
             apart = start + at[..., None] - slots * block
             apart_q = self.turn(piece[:, :, :, None].expand(-1, -1, -1, topk, -1), apart)
-            kept_keys, kept_values = (self._gather(part, ids) for part in (bank, state.values.to(v.dtype)))
+            kept_keys, kept_values, which = gather(state, ids)
+            kept_keys = self.turn(kept_keys.to(q.dtype), torch.arange(block, device=q.device))[which]
+            absent = (ids < 0)[..., None, None]  # 0 times whatever stands there may not be 0
+            kept_values = kept_values.to(v.dtype)[which].masked_fill(absent, 0).flatten(-3, -2)
             kept_scores = self._score(apart_q[..., None, :], kept_keys).flatten(-3)
             scores = torch.cat([kept_scores, self._score(asked, keys)], dim=-1)
             there = (ids >= 0).repeat_interleave(block, dim=-1)
             shown = torch.cat([there, seen.expand(*there.shape[:3], -1)], dim=-1)
             weights = self._weigh(scores, shown, topk + at // block)
             kept, near = weights.tensor_split([topk * block], dim=-1)
-            said.append((kept[..., None, :] @ kept_values.flatten(-3, -2)).squeeze(-2) + near @ values)
+            said.append((kept[..., None, :] @ kept_values).squeeze(-2) + near @ values)
         return torch.cat(said, dim=2), after
 
     @torch.no_grad()
     def choose(
         self, q: Float[Tensor, "rows heads time head_width"], state: BankState
     ) -> Int[Tensor, "rows heads time topk"]:
-        """Which blocks of the bank each query reads, oldest first; before them -1 for what isn't there."""
-        age = torch.arange(self.blocks - 1, -1, -1, device=q.device)
+        """Which blocks of the bank each query reads, as places in `state.keys`, oldest first; before them -1
+        for what isn't there."""
+        exact = torch.promote_types(state.open_keys.dtype, torch.float32)  # rounded scores would tie
+        landmarks = by_age(tuple(piece[..., -1:, :] for piece in state.closed_keys), state.closed)
+        landmarks = landmarks.squeeze(3).flip(2).to(exact)  # newest first: the first of equals is taken
+        age = torch.arange(self.blocks, device=q.device)
         ranks = (self.topk - age).clamp(min=0)  # all old blocks stand at 0
-        exact = torch.promote_types(state.keys.dtype, torch.float32)  # rounded scores would tie
-        landmarks = self.turn(state.keys[..., -1, :].to(exact), ranks * self.block + self.block - 1)
         with torch.autocast(q.device.type, enabled=False):
-            scores = self._score(q.to(exact), landmarks)
-        there = (age < state.read[:, None] // self.block)[:, None, None]
+            left = self._score(q.to(exact), self.turn(landmarks, ranks * self.block + self.block - 1))
+        there = (age < state.closed[:, None])[:, None, None]
         if self.selection != "token_and_head":
             shared = 1 if self.selection == "token" else 2
-            scores = allowed_softmax(scores, there).amax(shared, keepdim=True)
-        left = scores.masked_fill(~there, -torch.inf).flip(-1)  # newest first: the first of equals is taken
-        found = []
+            left = allowed_softmax(left, there).amax(shared, keepdim=True)
+        left, found = left.masked_fill(~there, -torch.inf), []
         for _ in range(self.topk):
             best, place = left.max(-1, keepdim=True)
             found.append((self.blocks - 1 - place).masked_fill(best == -torch.inf, -1))
-            left = left.scatter(-1, place, -torch.inf)
+            left.scatter_(-1, place, -torch.inf)
         return torch.cat(found, dim=-1).sort(-1).values.expand(*q.shape[:3], -1)
-
-    def _gather(self, bank: Tensor, ids: Tensor) -> Float[Tensor, "rows heads time topk block head_width"]:
-        rows, heads = (torch.arange(size, device=ids.device) for size in bank.shape[:2])
-        return bank[rows.view(-1, 1, 1, 1), heads.view(-1, 1, 1), ids.clamp(min=0)]
-
-    def _write(self, k: Tensor, v: Tensor, state: BankState) -> BankState:
-        """Closed blocks go into the bank, what is left is the open block.  Only what the state held before
-        keeps its gradient."""
-        time, block = k.shape[2], self.block
-        here = state.read % block
-        places = self._places(here, time)
-        closed = (here + time) // block  # time // block, or one more in some rows
-        rest = closed[:, None] * block + torch.arange(block - 1, device=k.device)
-        none = (rest >= (here + time)[:, None])[:, None, :, None]
-        few = time // block
-        more = (closed > few).view(-1, 1, 1, 1, 1)
-
-        def write(new: Tensor, bank: Tensor, still_open: Tensor) -> tuple[Tensor, Tensor]:
-            line = placed(new.detach(), still_open, here, places).to(bank.dtype)
-            blocks = torch.cat([bank, line.unflatten(2, (-1, block))], dim=2)
-            bank = blocks[:, :, few : few + self.blocks]
-            if time % block:
-                bank = torch.where(more, blocks[:, :, few + 1 : few + 1 + self.blocks], bank)
-            at = rest.clamp(max=line.shape[2] - 1)[:, None, :, None]
-            return bank, line.take_along_dim(at, 2).masked_fill(none, 0)
-
-        keys, open_keys = write(k, state.keys, state.open_keys)
-        values, open_values = write(v, state.values, state.open_values)
-        return BankState(keys, values, open_keys, open_values, state.read + time)
-
-    def _places(self, here: Int[Tensor, " rows"], time: int) -> Int[Tensor, "rows places"]:
-        """Of each row's line of keys, in whole blocks: the open block first, then what is new."""
-        count = -(-(self.block - 1 + time) // self.block)
-        return torch.arange(count * self.block, device=here.device).expand(len(here), -1)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.memory.test_knn import Watch
 from zoo.memory import landmark
-from zoo.memory.landmark import BankState, LandmarkAttention, grouped_softmax, grouped_softmax_reference
-from zoo.state import each, leaves, nbytes, replace_rows, take_rows
+from zoo.memory.landmark import LandmarkAttention, grouped_softmax, grouped_softmax_reference
+from zoo.memory.landmark_bank import BankState, add, gather, lines
+from zoo.state import each, from_leaves, leaves, nbytes, replace_rows, restart_rows, take_rows
 
 WIDTH, HEADS, BLOCK, SEGMENT = 8, 2, 3, 9
 
@@ -81,7 +83,7 @@ def bank(layer: LandmarkAttention, read: list[int], seed: int = 2) -> BankState:
 def test_of_equal_blocks_the_newest_are_chosen() -> None:
     layer = made(blocks=8, topk=3)
     state = bank(layer, [8 * BLOCK, 20 * BLOCK + 1, 2 * BLOCK + 2, 0])
-    alike = state._replace(keys=torch.zeros_like(state.keys))
+    alike = state._replace(closed_keys=each(torch.zeros_like, state.closed_keys))
     q = torch.randn(4, HEADS, 5, WIDTH // HEADS, dtype=torch.float64)
     for selection in ("token_and_head", "token", "head"):
         layer.selection = selection
@@ -97,19 +99,18 @@ def test_the_bank_of_old_blocks_is_searched_by_their_landmarks() -> None:
     layer = made(blocks=40, topk=1)
     state = bank(layer, [40 * BLOCK])
     q = torch.randn(1, HEADS, 6, WIDTH // HEADS, dtype=torch.float64)
-    other = state.keys.clone()
-    other[..., :-1, :] += 1
-    assert torch.equal(layer.choose(q, state._replace(keys=other)), layer.choose(q, state))
+    other = each(lambda piece: torch.cat([piece[..., :-1, :] + 1, piece[..., -1:, :]], 3), state.closed_keys)
+    assert torch.equal(layer.choose(q, state._replace(closed_keys=other)), layer.choose(q, state))
 
     near = torch.ones(1, HEADS, 40, BLOCK, WIDTH // HEADS)
     near[:, :, 7] += 1e-4
     layer.float()
     layer.rope_base = 1e30  # hardly turned: all scores nearly alike
+    state = bank(layer, [120])._replace(closed_keys=near.split(1, dim=2))
+    ones = torch.ones(1, HEADS, 1, WIDTH // HEADS)
     with torch.autocast("cpu", torch.bfloat16):
-        said = layer.choose(
-            torch.ones(1, HEADS, 1, WIDTH // HEADS).bfloat16(), bank(layer, [120])._replace(keys=near)
-        )
-    old = layer.choose(torch.ones(1, HEADS, 1, WIDTH // HEADS), bank(layer, [120])._replace(keys=near))
+        said = layer.choose(ones.bfloat16(), state)
+    old = layer.choose(ones, state)
     assert torch.equal(said, old)
 
 
@@ -188,6 +189,10 @@ def test_rows_stand_where_they_stand() -> None:
     fresh = torch.tensor([False, True, False, True, False, False])
     y, _ = layer(x, replace_rows(together, layer.init_state(6), fresh))
     torch.testing.assert_close(y[fresh], layer(x[fresh], layer.init_state(2))[0])
+    huge = together._replace(closed_values=each(lambda piece: piece + torch.inf, together.closed_values))
+    restarted = restart_rows(huge, layer.init_state(6), fresh)
+    assert restarted.closed_values is huge.closed_values  # what a row has not read isn't cleared, nor read
+    torch.testing.assert_close(layer(x, restarted)[0][fresh], y[fresh])
 
 
 @torch.no_grad()
@@ -245,4 +250,77 @@ def test_the_first_places_of_a_block_may_be_missing() -> None:
 def test_an_empty_bank_takes_no_memory() -> None:
     state = made(blocks=1000).init_state(64)
     assert nbytes(state) > 2 * 64 * 1000 * BLOCK * WIDTH * 8
-    assert sum(leaf.untyped_storage().nbytes() for leaf in leaves(state)) < 1000
+    assert sum(storages(state).values()) < 1000
+
+
+def storages(state: BankState) -> dict[int, int]:
+    """Address and bytes of all storage that a state holds."""
+    held = [leaf.untyped_storage() for leaf in leaves(state)]
+    return {storage.data_ptr(): storage.nbytes() for storage in held}
+
+
+@torch.no_grad()
+def new_bytes(blocks: int) -> tuple[int, int, int]:
+    """Behind a full bank: bytes that the state after a segment doesn't share with the one before it, bytes of
+    all that a short segment computes, and bytes of the state."""
+    layer = LandmarkAttention(WIDTH, HEADS, segment=34, block=17, blocks=blocks, topk=2).double().eval()
+    state, x = bank(layer, [17 * blocks] * 2), text(2)
+    with Watch() as watch:
+        _, after = layer(x, state)
+    _, whole = layer(text(34), state)
+    old, new = storages(state), storages(whole)
+    assert storages(after).keys() - old.keys() == {leaf.untyped_storage().data_ptr() for leaf in after[2:]}
+    return sum(new[at] for at in new.keys() - old.keys()), watch.nbytes, nbytes(state)
+
+
+def test_a_segment_costs_what_it_reads_and_writes_in_any_bank() -> None:
+    """Only the search grows: by the landmarks and their scores, which are less than the bank."""
+    (few, short, small), (many, long, large) = (new_bytes(blocks) for blocks in (32, 512))
+    assert few == many
+    assert few < 2 * 2 * 2 * 34 * WIDTH * 8  # keys and values of two rows' two blocks, and the open ones
+    assert long - short < (large - small) / 2
+
+
+@torch.no_grad()
+def test_a_new_state_shares_all_pieces_but_those_written() -> None:
+    layer = made(blocks=12)
+    state = bank(layer, [12 * BLOCK] * 2)
+    for time, written in ((2, []), (3, [0]), (9, [0]), (13, [0, 1]), (30, [0, 1, 2, 3])):
+        _, k, v = layer.project(text(time))
+        _, keys, values = lines(state, k, v)
+        after = add(state, keys, values, time)
+        for old, new in ((state.closed_keys, after.closed_keys), (state.closed_values, after.closed_values)):
+            apart = [place for place, (x, y) in enumerate(zip(old, new, strict=True)) if x is not y]
+            assert apart == written
+    layer(text(SEGMENT), each(Tensor.clone, state))
+
+
+@torch.no_grad()
+def test_what_is_gathered_is_each_block_once() -> None:
+    layer = made(blocks=12)
+    state = bank(layer, [14 * BLOCK + 1, 40 * BLOCK])
+    ids = torch.randint(-1, 12, (2, HEADS, 30, 4), generator=torch.Generator().manual_seed(0))
+    keys, values, which = gather(state, ids)
+    rows, heads = torch.arange(2).view(2, 1, 1, 1), torch.arange(HEADS).view(HEADS, 1, 1)
+    for found, kept in ((keys, state.keys), (values, state.values)):
+        assert torch.equal(found[which][ids >= 0], kept[rows, heads, ids.clamp(min=0)][ids >= 0])
+        assert len(found) == 2 * HEADS * 12 == len(found.unique(dim=0))
+    keys, _, which = gather(state, ids[:, :, :1, :1])
+    assert len(keys) == which.numel() == 2 * HEADS
+
+
+@torch.no_grad()
+def test_rows_need_not_be_there() -> None:
+    layer = made()
+    for mode in (True, False):
+        layer.train(mode)
+        y, state = layer(text(2 * SEGMENT, rows=0), layer.init_state(0))
+        assert y.shape == (0, 2 * SEGMENT, WIDTH)
+        assert state.read.shape == (0,)
+
+
+def test_a_state_of_another_bank_is_refused() -> None:
+    """Of the bank that was one tensor, too."""
+    state = made(blocks=12).init_state(2)
+    with pytest.raises(ValueError, match="5 tensors do not fit a state of 11"):
+        from_leaves(state, [state.keys, state.values, *leaves(state)[-3:]])
