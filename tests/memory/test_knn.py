@@ -509,7 +509,7 @@ def test_threads_search_together(monkeypatch: pytest.MonkeyPatch) -> None:
         return all(torch.equal(knn.search(queries, banks[i]), wanted) for _ in range(20))
 
     with ThreadPoolExecutor(4) as pool:
-        assert all([done.result() for done in [pool.submit(reads, i) for i in range(4)]])
+        assert list(pool.map(reads, range(4))) == [True] * 4
 
 
 def test_stamps_leave_torchs_random_numbers_alone() -> None:
@@ -552,8 +552,8 @@ def test_recall_is_the_share_of_the_true_neighbours() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Tensor, Tensor]:
-    """Queries and keys (1, heads, tokens, width) of a model that has learned a little of the standard library's
-    sources, reading more of them."""
+    """Queries and keys (1, heads, tokens, width) of a model that has learned a little of the standard
+    library's sources, reading more of them."""
     torch.manual_seed(0)
     text = torch.tensor(list(Path(typing.__file__).read_bytes()[:60_000]))
     model = Memorizing(256, 64, 2, 32, 2, 64, capacity=2048, neighbours=32, block=64)
