@@ -82,19 +82,6 @@ def crossbatch_loop(
     return rearrange(torch.stack(said), "(b t) h k -> b h t k", b=len(q))
 
 
-def positive_share(
-    q: Float[Tensor, "rows heads time head_width"],
-    other_keys: Float[Tensor, "rows heads segment head_width"],
-    filled: Int[Tensor, " rows"],
-    seen: Int[Tensor, "rows contexts"],
-) -> Float[Tensor, "rows heads time"]:
-    """r_d of section 3.3: the share of the first context in the attention that goes to contexts."""
-    keys = rearrange(other_keys[seen], "b d h s k -> b h (d s) k")
-    hidden = ~rearrange(_real(other_keys, filled, seen), "b d s -> b 1 1 (d s)")
-    scores = (q @ keys.mT / math.sqrt(q.shape[3])).masked_fill(hidden, -torch.inf)
-    return scores.softmax(-1)[..., : other_keys.shape[2]].sum(-1)
-
-
 def _real(
     others: Tensor, filled: Int[Tensor, " rows"], seen: Int[Tensor, "rows contexts"]
 ) -> Bool[Tensor, "rows contexts segment"]:

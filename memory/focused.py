@@ -44,7 +44,6 @@ class FocusedAttention(Attention):
         heads: int,
         segment_len: int,
         knn: KNN,
-        neighbours: int,
         schedule: Mapping[float, int],
         *,
         normalised: bool = False,
@@ -53,7 +52,7 @@ class FocusedAttention(Attention):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(width, heads, position=position, rope_base=rope_base, dropout=dropout)
-        self.segment_len, self.knn, self.neighbours = segment_len, knn, neighbours
+        self.segment_len, self.knn = segment_len, knn
         self.schedule, self.share = dict(schedule), 0.0  # how far training is
         self.sharpness = None
         if normalised:  # at first the logits are as large as those of keys and queries of unit variance
@@ -81,7 +80,7 @@ class FocusedAttention(Attention):
         if self.position == "rope":
             positions = torch.arange(x.shape[1], device=x.device)
             q, near = self.turn(q, positions), self.turn(k, positions)
-        y, bank = (self.contrast if self.training else self.recall)(q, near, k, v, state)
+        y, bank = (self.contrast if self.training else self.look_back)(q, near, k, v, state)
         rows, spare = len(state.filled), self.segment_len - x.shape[1]
         keys, values = (
             F.pad(part.unflatten(0, (rows, -1))[:, -1], (0, 0, 0, spare)).to(state.previous_keys.dtype)
@@ -91,9 +90,15 @@ class FocusedAttention(Attention):
         return self.out(rearrange(y, "b h t k -> b t (h k)")), after
 
     def contrast(
-        self, q: Tensor, near: Tensor, k: Tensor, v: Tensor, state: FocusedState
+        self,
+        q: Float[Tensor, "rows_and_segments heads time head_width"],
+        near: Float[Tensor, "rows_and_segments heads time head_width"],
+        k: Float[Tensor, "rows_and_segments heads time head_width"],
+        v: Float[Tensor, "rows_and_segments heads time head_width"],
+        state: FocusedState,
     ) -> tuple[Float[Tensor, "rows_and_segments heads time head_width"], Bank]:
-        """In training: all segments at once, each among the previous segments of d rows."""
+        """In training: all segments at once, each among the previous segments of d rows.  `near` are the keys
+        with positions, `k` those without.  UserError if the schedule asks for more contexts than rows."""
         rows, most = len(state.filled), max(self.schedule.values())
         if most > rows:
             raise UserError(f"contexts: expected at most the {rows} rows of a batch, found {most}")
@@ -102,10 +107,16 @@ class FocusedAttention(Attention):
         seen = (lanes(rows, self.contexts, q.device)[:, None] * segments + same).flatten(0, 1)
         return crossbatch(q, near, v, *previous(k, v, state), seen=seen, dropout=self.dropout.p), state.bank
 
-    def recall(
-        self, q: Tensor, near: Tensor, k: Tensor, v: Tensor, state: FocusedState
+    def look_back(
+        self,
+        q: Float[Tensor, "rows_and_segments heads time head_width"],
+        near: Float[Tensor, "rows_and_segments heads time head_width"],
+        k: Float[Tensor, "rows_and_segments heads time head_width"],
+        v: Float[Tensor, "rows_and_segments heads time head_width"],
+        state: FocusedState,
     ) -> tuple[Float[Tensor, "rows_and_segments heads time head_width"], Bank]:
-        """In evaluation: segment after segment, each with its row's past."""
+        """In evaluation: segment after segment, each with its row's past, and the bank after them; `near` and
+        `k` as in training."""
         bank, rows, said = state.bank, len(state.filled), []
         parts = [part.unflatten(0, (rows, -1)).unbind(1) for part in (q, near, v, *previous(k, v, state))]
         for q_here, near_here, v_here, last_k, last_v, filled in zip(*parts, strict=True):
@@ -114,14 +125,22 @@ class FocusedAttention(Attention):
         return torch.stack(said, dim=1).flatten(0, 1), bank
 
     def look_up(
-        self, q: Tensor, near: Tensor, v: Tensor, last_k: Tensor, last_v: Tensor, filled: Tensor, bank: Bank
+        self,
+        q: Float[Tensor, "rows heads time head_width"],
+        near: Float[Tensor, "rows heads time head_width"],
+        v: Float[Tensor, "rows heads time head_width"],
+        last_k: Float[Tensor, "rows heads segment head_width"],
+        last_v: Float[Tensor, "rows heads segment head_width"],
+        filled: Int[Tensor, " rows"],
+        bank: Bank,
     ) -> Float[Tensor, "rows heads time head_width"]:
-        """With the nearest keys of last segment and bank; if all are asked for, nothing is searched."""
+        """One segment with the nearest keys of the last segment's first `filled` and the bank; if all are
+        asked for, nothing is searched."""
         (rows, _, time, _), length, device = q.shape, last_k.shape[2], q.device
         causal = torch.ones(time, time, dtype=torch.bool, device=device).tril().expand(rows, 1, -1, -1)
         real = (torch.arange(length, device=device) < filled[:, None])[:, None, None].expand(-1, -1, time, -1)
         keys, values = torch.cat([near, last_k], dim=2), torch.cat([v, last_v], dim=2)
-        if self.neighbours >= self.knn.capacity + self.segment_len:
+        if self.knn.neighbours >= self.knn.capacity + self.segment_len:
             keys, values = (
                 torch.cat([seen, *(block.to(q.dtype) for block in blocks)], dim=2)
                 for seen, blocks in ((keys, bank.keys), (values, bank.values))
@@ -138,13 +157,19 @@ class FocusedAttention(Attention):
             scores = torch.cat([q @ last_k.mT, (found_k @ q[..., None])[..., 0]], dim=-1)
             there = torch.cat([real.expand(-1, q.shape[1], -1, -1), ids >= 0], dim=-1)
             scores = scores.masked_fill(~there, -torch.inf)
-            nearest = scores.topk(min(self.neighbours, scores.shape[-1])).indices
+            nearest = scores.topk(min(self.knn.neighbours, scores.shape[-1])).indices
             nearest = torch.zeros_like(there).scatter_(-1, nearest, True)
             real, found = (there & nearest).tensor_split([length], dim=-1)
         allowed = torch.cat([causal.expand(-1, q.shape[1], -1, -1), real], dim=3)
         return attend(q, keys, values, allowed, found_k, found_v, found, self.head_width**-0.5)
 
-    def remember(self, bank: Bank, keys: Tensor, values: Tensor, filled: Int[Tensor, " rows"]) -> Bank:
+    def remember(
+        self,
+        bank: Bank,
+        keys: Float[Tensor, "rows heads segment head_width"],
+        values: Float[Tensor, "rows heads segment head_width"],
+        filled: Int[Tensor, " rows"],
+    ) -> Bank:
         """The bank with each row's first `filled` keys; rows of other lengths are written apart."""
         for length in filled.unique().tolist():
             if length:
@@ -153,8 +178,16 @@ class FocusedAttention(Attention):
         return bank
 
 
-def previous(k: Tensor, v: Tensor, state: FocusedState) -> tuple[Tensor, Tensor, Tensor]:
-    """What stands before each segment, and how long it is: what is carried, then the others of this call."""
+def previous(
+    k: Float[Tensor, "rows_and_segments heads time head_width"],
+    v: Float[Tensor, "rows_and_segments heads time head_width"],
+    state: FocusedState,
+) -> tuple[
+    Float[Tensor, "rows_and_segments heads segment head_width"],
+    Float[Tensor, "rows_and_segments heads segment head_width"],
+    Int[Tensor, " rows_and_segments"],
+]:
+    """Keys and values before each segment, and how many: what is carried, then the others of this call."""
     rows, old = len(state.filled), (state.previous_keys.to(k.dtype), state.previous_values.to(v.dtype))
     segments = len(k) // rows
     if segments == 1:

@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal
 
 from zoo.memory.attention import Attention
 from zoo.memory.focused import FocusedAttention, FocusedState
-from zoo.memory.knn import KNN, mean_recall
+from zoo.memory.indexes import Kind
+from zoo.memory.knn import KNN, Backend, mean_recall
 from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
 from zoo.state import State
 
@@ -58,8 +59,8 @@ class Focused(Parallel):
         contexts: int | Mapping[int | float, int] = 2,
         normalised: bool = False,
         memory_position: Literal["rope", "none"] = "rope",
-        backend: Literal["torch", "faiss"] = "torch",
-        index: Literal["flat", "ivf", "hnsw"] = "flat",
+        backend: Backend = "torch",
+        index: Kind = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
         tied: bool = True,
@@ -87,7 +88,6 @@ class Focused(Parallel):
                 heads,
                 segment_len,
                 knn,
-                neighbours,
                 schedule,
                 normalised=normalised,
                 position=memory_position,

@@ -70,6 +70,7 @@ FLAX = {  # their names of the same things; matrices are (in, out)
     "mlp.down_proj.weight": "feed_forward/w2/kernel",
     "mlp.up_proj.weight": "feed_forward/w3/kernel",
 }
+MEMORIES = {"bfloat16": "bfloat16", "float32": None, "float64": None}  # mem_dtype: ours; None is the weights'
 TURNED = ("/wq/kernel", "/wk/kernel")  # whose rotary pairs are neighbours, and here half a head apart
 
 
@@ -121,6 +122,9 @@ def shape(config: Config) -> dict[str, Any]:
         raise UserError(f"config: expected mem_layers, a list of layers from 0 on, found {layers!r}")
     if type(base) not in (int, float) or base <= 0:
         raise UserError(f"config: expected rope_theta, a number above 0, found {base!r}")
+    kept = config.get("mem_dtype", "bfloat16")
+    if kept not in MEMORIES:
+        raise UserError(f"config: expected mem_dtype, bfloat16, float32 or float64, found {kept!r}")
     context = "max_position_embeddings" if "max_position_embeddings" in config else "max_sequence_length"
     segment_len = max(number(config, context), number(config, "last_context_length", default=1))
     capacity = number(config, "capacity", default=16 * segment_len)
@@ -134,7 +138,7 @@ def shape(config: Config) -> dict[str, Any]:
         "capacity": capacity,
         "neighbours": number(config, "neighbours", default=capacity + segment_len),
         "memory_layers": list(layers),
-        "memory_dtype": "bfloat16" if config.get("mem_dtype") == "bfloat16" else None,
+        "memory_dtype": MEMORIES[kept],
         "memory_position": "rope" if flag(config, "mem_positionals", True) else "none",
         "rope_base": float(base),
         "tied": False,
@@ -142,7 +146,10 @@ def shape(config: Config) -> dict[str, Any]:
 
 
 def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
-    """The published model with its weights, in their dtype; by their names from PyTorch or from flax."""
+    """The published model with its weights, in their dtype; by their names from PyTorch or from flax.
+
+    UserError for a config or weights that are none of its, and for a memory of neither their dtype nor
+    bfloat16."""
     model = built(LongLLaMA, **shape(config))
     for memory in model.memories():
         assert isinstance(memory, EarlierRows)
@@ -153,6 +160,11 @@ def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
     for norm in model.modules():
         if isinstance(norm, nn.RMSNorm):
             norm.eps = fraction(config, "rms_norm_eps", 1e-6)
+    for weight in weights.values():
+        own = str(weight.dtype).removeprefix("torch.")
+        if config.get("mem_dtype", "bfloat16") not in ("bfloat16", own):
+            found = config["mem_dtype"]
+            raise UserError(f"config: expected mem_dtype bfloat16, or the weights' {own}, found {found}")
     heads = model.memories()[0].heads
     ours = {
         name: rearrange(weight, "i (h k two) -> i (h two k)", h=heads, two=2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.golden.cases import Case
 from zoo.memory.attention import rotary
-from zoo.memory.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes, positive_share
+from zoo.memory.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes
 from zoo.memory.knn import KNN, attend
 from zoo.models.published import focused
 from zoo.state import State
@@ -44,6 +44,13 @@ def check_crossbatch(case: Case) -> None:
         case.compare("grad/", {name: tensor.grad for name, tensor in inputs.items()})
 
 
+def positive_share(q: Tensor, before: Tensor, seen: Tensor) -> Tensor:
+    """r_d of the paper's section 3.3 (rows, heads, time): the share of the first context, of `seen` (rows,
+    d), in the attention that goes to contexts; `before` are their keys, all there."""
+    keys = rearrange(before[seen], "b d h s k -> b h (d s) k")
+    return (q @ keys.mT / q.shape[3] ** 0.5).softmax(-1)[..., : before.shape[2]].sum(-1)
+
+
 def check_paper(case: Case) -> None:
     """`fot/paper_crossbatch_knn`: training among d lanes, evaluation with the k nearest keys and with all."""
     c = case.config
@@ -54,7 +61,7 @@ def check_paper(case: Case) -> None:
         inputs = dict(zip(names, grown(case, *names), strict=True))
         q, k, v, before_k, before_v = inputs.values()
         y = form(q * scale, k, v, before_k, before_v, full, seen)
-        share = positive_share(q * scale, before_k, full, seen)
+        share = positive_share(q * scale, before_k, seen)
         case.compare("out/train/", {"y": y, "positive_mass_row0": share[0]})
         (y * case.read("in/cotangent")).sum().backward()
         case.compare("grad/", {name: tensor.grad for name, tensor in inputs.items()})
@@ -138,7 +145,9 @@ def reading(model: focused.LongLLaMA, ids: Tensor, pads: int, c: dict[str, Any])
 def check_longllama(case: Case) -> None:
     """`fot/longllama`: what padding says isn't compared."""
     c, ids = case.config, case.read("in/input_ids").long()
-    model = focused.load(weights(case), c | {"capacity": ids.shape[1]}).eval()
+    given = weights(case)
+    kept = {"mem_dtype": str(next(iter(given.values())).dtype).removeprefix("torch.")}  # a patch of the code
+    model = focused.load(given, kept | c | {"capacity": ids.shape[1]}).eval()
     *closed, _ = cut = windows(c["prefill_len"], c["max_position_embeddings"], c["last_context_length"])
     assert c.get("windows", cut) == cut
     pads = (case.read("in/attention_mask") == 0).sum(1).tolist()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from zoo.memory.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes, positive_share
+from zoo.memory.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes
 
 CPU = torch.device("cpu")
 
@@ -64,18 +64,6 @@ def test_what_isnt_there_is_neither_read_nor_taught() -> None:
         assert part.grad is not None
         taught = part.grad.abs().sum((1, 3)) > 0
         assert torch.equal(taught, ~hidden)
-
-
-def test_the_share_of_the_positive() -> None:
-    """1 where there is nothing else, 0 where it is missing, 1/d where all contexts are alike."""
-    q, _, _, keys, _ = drawn(3, 4, 5)
-    full = torch.full((3,), 5)
-    assert_close(positive_share(q, keys, full, lanes(3, 1, CPU)), torch.ones(3, 2, 4).double())
-    share = positive_share(q, keys[:1].expand(3, -1, -1, -1), full, lanes(3, 3, CPU))
-    assert_close(share, torch.full((3, 2, 4), 1 / 3).double())
-    assert_close(
-        positive_share(q, keys, torch.tensor([0, 5, 5]), lanes(3, 2, CPU))[0], torch.zeros(2, 4).double()
-    )
 
 
 def test_half_precision() -> None:

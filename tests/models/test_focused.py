@@ -73,9 +73,7 @@ def test_the_memory_layer_stands_at_three_quarters_and_the_budget_is_met(size: s
 
 def layer(capacity: int, neighbours: int, **more: Any) -> FocusedAttention:
     torch.manual_seed(0)
-    return FocusedAttention(
-        8, 2, 4, KNN(capacity, 2, 4, 4, neighbours, 4), neighbours, {0.0: 2}, **more
-    ).double()
+    return FocusedAttention(8, 2, 4, KNN(capacity, 2, 4, 4, neighbours, 4), {0.0: 2}, **more).double()
 
 
 def heads(mixer: FocusedAttention, x: Tensor) -> list[Tensor]:
@@ -248,9 +246,17 @@ PUBLISHED |= {"intermediate_size": 12, "vocab_size": 9, "max_position_embeddings
 def test_a_published_model_reads_all_its_memory_by_default() -> None:
     made = Focused(**published.shape(PUBLISHED))
     (memory,) = made.memories()
-    assert memory.neighbours == memory.knn.capacity + memory.segment_len == 17 * 8
-    few = published.shape(PUBLISHED | {"neighbours": 3, "capacity": 20, "mem_dtype": "bfloat16"})
-    assert (few["neighbours"], few["capacity"], few["memory_dtype"]) == (3, 20, "bfloat16")
+    assert memory.knn.neighbours == memory.knn.capacity + memory.segment_len == 17 * 8
+    few = published.shape(PUBLISHED | {"neighbours": 3, "capacity": 20})
+    assert (few["neighbours"], few["capacity"]) == (3, 20)
+
+
+def test_a_published_memory_is_bf16_unless_it_says_otherwise() -> None:
+    for given, expected in (({}, "bfloat16"), ({"mem_dtype": "bfloat16"}, "bfloat16")):
+        assert published.shape(PUBLISHED | given)["memory_dtype"] == expected
+    assert published.shape(PUBLISHED | {"mem_dtype": "float32"})["memory_dtype"] is None
+    model = Focused(**published.shape(PUBLISHED))
+    assert model.init_state(1)[1].bank.keys[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -259,6 +265,10 @@ def test_a_published_model_reads_all_its_memory_by_default() -> None:
         ({"mem_layers": None}, "expected mem_layers, a list of layers from 0 on, found None"),
         ({"mem_layers": []}, r"memory_layers must be some of 0 \.\. 1"),
         ({"mem_layers": [2]}, r"memory_layers must be some of 0 \.\. 1"),
+        ({"mem_dtype": "nonsense"}, "expected mem_dtype, bfloat16, float32 or float64, found 'nonsense'"),
+        ({"mem_dtype": "float16"}, "expected mem_dtype, bfloat16, float32 or float64, found 'float16'"),
+        ({"mem_dtype": None}, "expected mem_dtype, bfloat16, float32 or float64, found None"),
+        ({"mem_dtype": "float64"}, "expected mem_dtype bfloat16, or the weights' float32, found float64"),
         ({"rope_theta": -1}, "expected rope_theta, a number above 0, found -1"),
         ({"num_key_value_heads": 1}, "expected num_key_value_heads 2, the only one supported, found 1"),
         ({"tie_word_embeddings": True}, "expected tie_word_embeddings False"),
@@ -267,7 +277,7 @@ def test_a_published_model_reads_all_its_memory_by_default() -> None:
 )
 def test_what_a_published_config_can_have_wrong(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        published.load({}, PUBLISHED | change)
+        published.load({"model.norm.weight": torch.ones(8)}, PUBLISHED | change)
 
 
 def test_contexts_come_from_the_command_line() -> None:
