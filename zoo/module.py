@@ -119,9 +119,9 @@ class SequenceModule(L.LightningModule, ABC):
     def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Read one window: loss in nats per asked target, `nats` (rows, time) (0 where nothing is asked) and
         `hits` (rows, time), and the state to carry on, detached."""
-        if carried is None or batch.fresh.any():
-            empty = self.init_state(len(batch.tokens))
-            carried = empty if carried is None else restart_rows(carried, empty, batch.fresh)
+        # Also where no row is fresh: the weights of an initial state have their gradient, 0, on every rank.
+        empty = self.init_state(len(batch.tokens))
+        carried = empty if carried is None else restart_rows(carried, empty, batch.fresh)
         logits, state = self(batch.tokens, carried)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.mT, batch.targets, ignore_index=IGNORE, reduction="none")
