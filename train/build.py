@@ -127,7 +127,9 @@ def _class(target: Any, kind: type, group: str) -> type[Any]:
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's module raises
-        raise UserError(f"{group}: can't import {target}: {_first_line(error)}") from error
+        where = " (call from the folder where it lies, or name that in PYTHONPATH)"
+        advice = where if isinstance(error, ModuleNotFoundError) else ""
+        raise UserError(f"{group}: can't import {target}: {_first_line(error)}{advice}") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
     return found

@@ -242,6 +242,8 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(f"The size has no budget, the models aren't equally large: {apart}.")
     if comparison.baseline is not None:
         said.append(f"Against {comparison.baseline.label}: differences of runs of the same seed.")
+    if (held := runs[0].metrics.get("val_bytes")) and not comparison.mixed:
+        said.append(f"Scores and references are those of {held:,} held-out bytes.")
     machines = {
         (run.metrics.get("device"), run.metrics.get("threads"), run.metrics.get("torch")) for run in runs
     }

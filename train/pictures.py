@@ -69,7 +69,8 @@ def pictures(comparison: Comparison) -> list[Picture]:
             one_part(
                 "loss-by-position",
                 "Held-out loss by position in the document",
-                "Of the last validation, mean over seeds: a memory shows as a loss that falls with position.",
+                "Of the last validation, mean over seeds. Other places hold other text: what memory is worth "
+                "is the gap between memory kept and reset, of zoo evaluate, not the slope of this curve.",
                 lambda: plots.legend_below(figures.by_position(trained, "")),
             )
         )
