@@ -16,9 +16,9 @@ and `recall` the share of the true nearest that is found.  A graph takes minutes
 this process; it wipes itself when it is full, so it is filled up to its capacity, which is its `first`.  `x`
 is its `both` by ours.  It is no dependency, and measured where it can be imported:
 
-    pip install --target /tmp/package joblib loky
-    pip install --target /tmp/package --no-deps memorizing-transformers-pytorch einops-exts
-    PYTHONPATH=/tmp/package python benchmarks/knn.py
+    pip install --target DIR joblib loky
+    pip install --target DIR --no-deps memorizing-transformers-pytorch einops-exts
+    PYTHONPATH=DIR python benchmarks/knn.py
 """
 
 import argparse

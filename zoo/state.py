@@ -35,6 +35,18 @@ def named(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from named(inner, f"{name}.{part}" if name else str(part))
 
 
+def unread(state: State, name: str = "") -> Iterator[str]:
+    """The dotted names of the fields that a NamedTuple calls `unread`: see `restart_rows`."""
+    if isinstance(state, Tensor):
+        return
+    for part, inner in zip(getattr(state, "_fields", range(len(state))), state, strict=True):
+        full = f"{name}.{part}" if name else str(part)
+        if part in getattr(state, "unread", ()):
+            yield full
+        else:
+            yield from unread(inner, full)
+
+
 def leaves(state: State) -> list[Tensor]:
     """Every tensor of the state: what a checkpoint keeps of it."""
     return [leaf for _, leaf in named(state)]

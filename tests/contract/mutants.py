@@ -127,6 +127,54 @@ class Recurrent(SequenceModule):
         return self.say(x, before, sums), Trace(sums[:, -1], x[:, -1])
 
 
+class Shelf(NamedTuple):
+    places: tuple[Tensor, ...]  # each (rows, width): segment n's mean lies in place n mod their number
+    segments: Tensor  # (rows,)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        return ("places",)
+
+
+class Shelves(SequenceModule):
+    """y_t = W_h (mean(x_1 .. x_t) + tanh(W_r sum of places written)), more places than a law fills."""
+
+    learns_through_memory = False
+    places = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab_size, self.segment_len = VOCAB, SEGMENT
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.recall = nn.Linear(WIDTH, WIDTH)
+
+    def init_state(self, rows: int) -> State:
+        empty = self.head.weight.new_zeros(rows, WIDTH)
+        return Shelf((empty,) * self.places, torch.zeros(rows, dtype=torch.long))
+
+    def place(self, segments: Tensor) -> Tensor:
+        return segments % self.places
+
+    def looks(self, place: int) -> bool:
+        return True
+
+    def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        x = self.embed(tokens)
+        told = x.new_zeros(len(x), WIDTH)
+        for number, held in enumerate(state.places):
+            if self.looks(number):
+                told = told + torch.where((state.segments > number)[:, None], held, 0.0)
+        said = self.head(
+            x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None] + self.recall(told).tanh()[:, None]
+        )
+        here, mean = self.place(state.segments), x.mean(1).detach()
+        places = tuple(
+            torch.where((here == number)[:, None], mean.to(held.dtype), held)
+            for number, held in enumerate(state.places)
+        )
+        return said, Shelf(places, state.segments + 1)
+
+
 # -- what a law alone sees -------------------------------------------------------------------------
 
 
@@ -258,6 +306,20 @@ class OldState(Honest):
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         return super().segment(tokens, state)[0], state
+
+
+class WritesNoPlace(Shelves):
+    """Its bank stays empty."""
+
+    def place(self, segments: Tensor) -> Tensor:
+        return segments - self.places
+
+
+class ReadsOnePlace(Shelves):
+    """What lies in the other places that were written is never read."""
+
+    def looks(self, place: int) -> bool:
+        return place == 0
 
 
 class RemembersAfterAll(Honest):

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from zoo.contract import laws
+from zoo.contract import ROWS, laws, memory_cuts, shaken, text_for
 from zoo.models.armt import ARMT
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
 from zoo.models.transformer import Transformer
 from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
+from zoo.state import named, unread
 from zoo.train import build
 
 MODELS = sorted(
@@ -86,6 +87,16 @@ def cases() -> Iterator[Any]:
 @pytest.mark.parametrize("check", list(cases()))
 def test_law(check: Callable[[], None]) -> None:
     check()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_laws_of_a_shipped_model_write_every_piece_of_its_banks(model: str) -> None:
+    """Else `memory_is_alive` would spare those that they didn't come to."""
+    made = shaken(partial(built, model)).eval()
+    state, born = made(text_for(made)[:, : max(memory_cuts(made))])[1], made.init_state(ROWS)
+    banks = tuple(f"{bank}." for bank in unread(born))
+    for (name, leaf), (_, empty) in zip(named(state), named(born), strict=True):
+        assert not name.startswith(banks) or not leaf.equal(empty), name
 
 
 def test_every_exception_names_a_model_and_a_law() -> None:

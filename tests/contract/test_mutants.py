@@ -16,6 +16,7 @@ HONEST = (
     mutants.LearnsInPart,
     mutants.Forgetful,
     mutants.KeepsTheOddToken,
+    mutants.Shelves,
 )
 NAMES = {name for name, _ in laws(Honest)}
 
@@ -40,6 +41,8 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.NeverReads: modes("memory_is_alive"),
     mutants.OldState: modes("memory_is_alive"),
     mutants.RemembersAfterAll: modes("memory_is_alive"),
+    mutants.ReadsOnePlace: modes("memory_is_alive"),
+    mutants.WritesNoPlace: modes("memory_is_alive"),
     mutants.NothingToRemember: modes("memory_is_alive"),
     mutants.CentresTheBatch: modes("rows_are_strangers"),
     mutants.CentresInTraining: {"rows_are_strangers-train"},

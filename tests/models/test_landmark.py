@@ -32,17 +32,16 @@ SHAPE: dict[str, Any] = {
 SMALL = partial(Landmark, **SHAPE, mem_freq=4, capacity=40, topk=2)  # 4 leaves a block open in the laws
 GPT2: dict[str, Any] = {"norm": "layer", "activation": "gelu", "bias": True, "interleaved": True}
 VARIANTS: dict[str, Callable[[], Landmark]] = {
-    "landmark_gpt2": partial(SMALL, **GPT2, capacity=24, dropout=0.1),
-    "landmark_by_head": partial(SMALL, capacity=24, selection="head"),
+    "landmark_gpt2": partial(SMALL, **GPT2, dropout=0.1),
+    "landmark_by_head": partial(SMALL, selection="head"),
     "landmark_of_one_token": partial(Landmark, **SHAPE, mem_freq=1, capacity=9, topk=3),
-    "landmark_of_a_segment": partial(Landmark, **SHAPE, mem_freq=12, capacity=24, topk=1),
+    "landmark_of_a_segment": partial(Landmark, **SHAPE, mem_freq=12, capacity=40, topk=1),
     "landmark_small_bank": partial(Landmark, **SHAPE, mem_freq=4, capacity=8, topk=5, selection="token"),
-    "landmark_large_bank": partial(Landmark, **SHAPE, mem_freq=2, capacity=96, topk=40),
+    "landmark_large_bank": partial(Landmark, **SHAPE, mem_freq=2, capacity=500, topk=40),
 }
 LOOKS_AHEAD = {"causality", "odd_lengths", "generation_is_teacher_forcing"}  # in eval mode
 EXCEPTIONS = {("landmark_by_head", law): "sees the segment's later queries" for law in LOOKS_AHEAD}
 EXCEPTIONS[("landmark_of_one_token", "memory_is_alive")] = "blocks of one token are never open"
-EXCEPTIONS[("landmark_large_bank", "memory_is_alive")] = "the law's text leaves most of the bank empty"
 BUDGETS = {"micro": (200_000, 0.03), "tiny": (1_500_000, 0.01), "small": (25_000_000, 0.01)}
 BUDGETS |= {"base": (125_000_000, 0.01)}
 
