@@ -26,7 +26,7 @@ from zoo.train import build
 from zoo.train.checkpoints import Begins, Checkpoints, ExactResume, WholeFiles, check_weights, read_checkpoint
 from zoo.train.data import DataModule
 from zoo.train.files import write_text
-from zoo.train.fingerprint import fingerprint
+from zoo.train.fingerprint import code_fingerprint, fingerprint
 from zoo.train.guards import Gradients, Interrupts
 from zoo.train.intact import check_progress
 from zoo.train.metrics import Metrics, RunLogger, peak_memory_bytes, position_figure, start_logs, state_bytes
@@ -265,6 +265,8 @@ def summary(
         "val_bytes": len(data.val_text),
         "task_version": task.VERSION,
         "data_fingerprint": fingerprint(task),
+        "model_code": code_fingerprint(type(model)),
+        "task_code": code_fingerprint(type(task)),
         "curve": validations.curve,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -103,9 +103,14 @@ def positions(run: Run) -> int:
 
 
 def task_facts(run: Run) -> dict[str, Any]:
-    own = {key: value for key, value in full(run).items() if key.startswith("task.")}
-    named = {"task": run.config["names.task"], "task version": run.metrics.get("task_version", ABSENT)}
-    return named | {key: value for key, value in own.items() if key not in ("task.root", "task.corpus")}
+    named = {
+        "task": run.config["names.task"],
+        "task version": run.metrics.get("task_version", ABSENT),
+        "task code": run.metrics.get("task_code", ""),
+    }
+    without = ("task.root", "task.corpus")
+    own = {key: value for key, value in full(run).items() if key.startswith("task.") and key not in without}
+    return named | own
 
 
 def data_facts(run: Run) -> dict[str, Any]:
@@ -255,13 +260,16 @@ def matters(key: str, *runs: Run) -> bool:
 
 
 def full(run: Run) -> dict[str, Any]:
-    """A run's settings, and the defaults of its model's and its task's constructors for those it lacks."""
+    """A run's settings, the defaults of its model's and its task's constructors for those it lacks, and what
+    stands for the code of a model that isn't the zoo's."""
     given = {".".join(key.split(".")[:2]) for key in run.config}
     found: dict[str, Any] = {}
     for group in BUILT:
         for name, value in (defaults(run.config.get(f"{group}._target_")) or {}).items():
             if f"{group}.{name}" not in given and value is not inspect.Parameter.empty:
                 found |= flat(list(value) if isinstance(value, tuple) else value, f"{group}.{name}")
+    if code := run.metrics.get("model_code"):
+        found["model_code"] = code
     return found | run.config
 
 

@@ -15,7 +15,6 @@ user's.
 """
 
 import fcntl
-import hashlib
 import itertools
 import os
 import signal
@@ -24,14 +23,11 @@ import sys
 import time
 import types
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import HydraException
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
@@ -40,43 +36,16 @@ from rich.table import Column, Table
 
 from zoo import plugins
 from zoo.errors import UserError
-from zoo.train import build, loop
 from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.files import HELD, write_text
 from zoo.train.listing import WIDE
-from zoo.train.runs import ABSENT, BESIDE, differences, flat, folders, in_words, read_config, read_json
+from zoo.train.matrix import AXES, OWN, Job, arguments, plan, unlike
+from zoo.train.runs import folders, read_config, read_json
 
-AXES = ("model", "task", "size")
-OWN = {"seeds": "0", "jobs": "", "runs": "runs", "results": "results/runs", "keep": ""}
-REFUSED = {"seed": "seeds=", "run_dir": "runs=", "resume": "nothing: a dead run is resumed by itself"}
 KEPT = ("config.yaml", "metrics.json", "evaluation.json")
 PROGRAM = (sys.executable, "-m", "zoo.train")
 PAUSE = 0.2  # seconds between two looks
 MANY = 30  # more runs than these, and the live table leaves out those that wait or are done
-
-
-@dataclass
-class Job:
-    """One run of the matrix, and how it stands."""
-
-    folder: Path
-    words: list[str]
-    config: dict[str, Any]
-    asked: set[str]
-    version: int
-    state: str = "waiting"  # waiting | elsewhere | running | done | failed | stopped
-    note: str = ""
-    where: Path | None = None
-    process: subprocess.Popen[bytes] | None = None
-    slot: int = 0
-    began: float = 0.0
-    took: float = 0.0
-    result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        names = [self.config[f"names.{axis}"] for axis in ("task", "model", "size")]
-        return f"{'/'.join(names)}-s{self.config['seed']}"
 
 
 def main() -> None:
@@ -93,91 +62,6 @@ def main() -> None:
             raise
         stop(f"can't use {error.filename}: {error.strerror}", 2)
     sys.exit(code)
-
-
-# -- what was asked
-
-
-def arguments(words: list[str]) -> tuple[dict[str, str], list[list[str]]]:
-    """The sweep's own settings, and the words of every run but its seed and folder, seed last."""
-    own, axes, others = dict(OWN), dict[str, list[str]](), list[str]()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"sweep: expected key=value, found {word!r}")
-        if key in REFUSED:
-            raise UserError(f"sweep: {key} can't be set here; take {REFUSED[key]}")
-        if key in OWN:
-            own[key] = value
-        elif key in AXES:
-            if key in axes:
-                raise UserError(f"sweep: {key} is given twice; several stand behind one {key}=, with commas")
-            axes[key] = listed(key, value)
-        else:
-            others.append(word)
-    if own["jobs"] and (not own["jobs"].isdigit() or int(own["jobs"]) < 1):
-        raise UserError(f"sweep: jobs: expected a whole number of at least 1, found {own['jobs']!r}")
-    combined = itertools.product(*([f"{axis}={one}" for one in values] for axis, values in axes.items()))
-    seeds = seeds_of(own["seeds"])
-    return own, [[*words, *others, f"seed={seed}"] for words in map(list, combined) for seed in seeds]
-
-
-def listed(key: str, value: str) -> list[str]:
-    values = value.strip("[]").split(",")
-    if "" in values or len(set(values)) < len(values):
-        raise UserError(f"sweep: {key}: expected names with commas between, each once, found {value!r}")
-    return values
-
-
-def seeds_of(value: str) -> list[int]:
-    """0:5 is 0 1 2 3 4, as in Python."""
-    first, colon, end = value.partition(":")
-    numbers = [first or "0", end] if colon else listed("seeds", value)
-    if not all(number.isdigit() for number in numbers) or (colon and int(numbers[1]) <= int(numbers[0])):
-        raise UserError(f"sweep: seeds: expected 0:5 (0 to 4) or 0,3,7, found {value!r}")
-    return list(range(int(numbers[0]), int(numbers[1]))) if colon else [int(number) for number in numbers]
-
-
-def plan(matrix: list[list[str]], own: dict[str, str]) -> list[Job]:
-    """Every run composed and checked before any starts: a slip in one stops all of them."""
-    jobs = []
-    for words in matrix:
-        cfg = build.compose([*words, "run_dir=."])
-        loop.check(cfg)
-        cfg.model = build.solved(cfg)
-        with torch.device("meta"):
-            build.model(cfg)
-        given = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *BESIDE)]
-        code = (
-            f"-{hashlib.blake2b(' '.join(sorted(given)).encode(), digest_size=3).hexdigest()}"
-            if given
-            else ""
-        )
-        names = cfg.names
-        folder = Path(own["runs"]) / names.task / names.model / f"{names.size}-s{cfg.seed}{code}"
-        config = flat(OmegaConf.to_container(OmegaConf.create(loop.stored_config(cfg)), resolve=False))
-        asked = {word.lstrip("+~").partition("=")[0] for word in given}
-        version = getattr(get_class(cfg.task._target_), "VERSION", 0)
-        jobs.append(Job(folder, words, config, asked, version))
-    twice = [job.folder for n, job in enumerate(jobs) if job.folder in [old.folder for old in jobs[:n]]]
-    if twice:
-        raise UserError(f"sweep: two runs of the matrix are the same, {twice[0]}")
-    return jobs
-
-
-def unlike(job: Job, folder: Path, finished: bool) -> str:
-    """In what the run in a folder isn't the one that is asked for; "" where it is.
-
-    A setting that the zoo didn't have yet when a run was made counts as its default.
-    """
-    found = differences(read_config(folder), job.config)
-    newer = {key for key, (theirs, _) in found.items() if theirs == ABSENT and key not in job.asked}
-    found = {key: pair for key, pair in found.items() if key not in newer}
-    if finished:
-        version = read_json(folder / "metrics.json").get("task_version", job.version)
-        if version != job.version:
-            found["task version"] = (version, job.version)
-    return in_words(found, "there", "asked for")
 
 
 # -- how it is done
@@ -261,7 +145,9 @@ class Sweep:
         finished = (job.folder / "metrics.json").is_file()
         try:
             if here.is_file() and (why := unlike(job, job.folder, finished)):
-                self.say(job, "failed", f"{job.folder} holds another run: {why}")
+                self.say(
+                    job, "failed", f"{job.folder} holds another run: {why} (move it, or take other runs=)"
+                )
                 return True
             if here.is_file() and finished:
                 self.done(job, job.folder)

@@ -371,7 +371,7 @@ def generate(house: House, words: list[str]) -> None:
 
 
 def sweep(house: House, words: list[str]) -> None:
-    from zoo.train.sweep import OWN, arguments
+    from zoo.train.matrix import OWN, arguments
 
     arguments(words)
     shared = [word for word in words if word.partition("=")[0] not in OWN]

@@ -77,7 +77,7 @@ def test_a_loss_that_no_run_reached(run: Any, tmp_path: Path) -> None:
 
 
 DIFFERENT = {
-    "task": [{"task.length": 3}, {"metrics": {"task_version": 2}}],
+    "task": [{"task.length": 3}, {"metrics": {"task_version": 2}}, {"metrics": {"task_code": "fedc"}}],
     "data": [
         {"metrics": {"val_bytes": 4096}},
         {"metrics": {"data_fingerprint": "fedc"}},
@@ -101,6 +101,17 @@ def test_runs_that_differ_are_refused(run: Any, tmp_path: Path, kind: str, chang
     code, _, err = run("runs", f"mix={kind}")
     assert (code, err) == (0, "")
     assert "The runs differ: " in (tmp_path / "runs/comparison/comparison.md").read_text()
+
+
+def test_runs_of_other_code_are_no_seeds_of_one_model(run: Any, tmp_path: Path) -> None:
+    for seed, code in enumerate(("abcd", "abcd", "fedc")):
+        make_run(tmp_path / f"runs/{seed}", "mine", seed, metrics={"model_code": code})
+    assert run("runs")[0] == 0
+    found = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert {label: row["seeds"] for label, row in found.items()} == {
+        "mine model_code=abcd": "0, 1",
+        "mine model_code=fedc": "2",
+    }
 
 
 def test_one_older_run_hides_no_fingerprint(run: Any, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from zoo import plugins
-from zoo.train import evaluate, sweep
+from zoo.train import evaluate
+from zoo.train.matrix import arguments, plan
 
 MODULE = '''
 from typing import NamedTuple
@@ -223,10 +224,12 @@ def test_such_a_run_is_evaluated(zoo: Any, own: str) -> None:
 
 
 def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
-    ours, matrix = sweep.arguments(["model=counter,rmt", "task=count", "size=pico", "data.window=16"])
-    jobs = sweep.plan(matrix, ours)
+    ours, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.window=16"])
+    jobs = plan(matrix, ours)
     assert [job.name for job in jobs] == ["count/counter/pico-s0", "count/rmt/pico-s0"]
     assert jobs[1].config["model._target_"] == "zoo.models.rmt.RMT"
+    assert jobs[1].code["model_code"] == ""
+    assert all(len(jobs[0].code[key]) == len(jobs[1].code["task_code"]) == 16 for key in jobs[0].code)
 
 
 def test_the_folder_shadows_nothing_and_trusts_only_what_it_names(zoo: Any, own: str) -> None:

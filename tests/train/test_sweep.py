@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from zoo.train import sweep
+from zoo.train.matrix import Job, arguments, plan, seeds_of
 
 WORDS = ("size=nano", "data.corpus=text", "steps=8", "trainer.accelerator=cpu")
 PRETEND = """
@@ -53,17 +54,17 @@ class Swept:
         monkeypatch.setattr(sweep, "PROGRAM", (sys.executable, str(folder / "pretend.py")))
         monkeypatch.setattr(sweep, "PAUSE", 0.02)
 
-    def jobs(self, *words: str) -> list[sweep.Job]:
-        own, matrix = sweep.arguments([*WORDS, *words])
-        return sweep.plan(matrix, own)
+    def jobs(self, *words: str) -> list[Job]:
+        own, matrix = arguments([*WORDS, *words])
+        return plan(matrix, own)
 
     def configs(self, *words: str) -> None:
         """What the pretended runs write as their configs."""
         from zoo.train import build, loop
 
         said = {}
-        own, matrix = sweep.arguments([*WORDS, *words])
-        for line, job in zip(matrix, sweep.plan(matrix, own), strict=True):
+        own, matrix = arguments([*WORDS, *words])
+        for line, job in zip(matrix, plan(matrix, own), strict=True):
             cfg = build.compose([*line, "run_dir=."])
             cfg.model = build.solved(cfg)
             said[str(job.folder)] = loop.stored_config(cfg)
@@ -104,7 +105,7 @@ def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
     [("0:5", [0, 1, 2, 3, 4]), (":2", [0, 1]), ("2:4", [2, 3]), ("7", [7]), ("0,3", [0, 3])],
 )
 def test_seeds(word: str, seeds: list[int]) -> None:
-    assert sweep.seeds_of(word) == seeds
+    assert seeds_of(word) == seeds
 
 
 SLIPS = [
@@ -146,8 +147,8 @@ def test_folders_have_names_that_hold(swept: Swept) -> None:
     assert [job.folder for job in ours] == [job.folder for job in again]
     assert not {job.folder for job in ours} & {job.folder for job in others}
     assert str(ours[0].folder).startswith("runs/lm/rmt/nano-s0-")
-    own, matrix = sweep.arguments(["model=rmt", "size=nano", "seeds=4", "runs=elsewhere"])
-    assert str(sweep.plan(matrix, own)[0].folder) == "elsewhere/lm/rmt/nano-s4"
+    own, matrix = arguments(["model=rmt", "size=nano", "seeds=4", "runs=elsewhere"])
+    assert str(plan(matrix, own)[0].folder) == "elsewhere/lm/rmt/nano-s4"
 
 
 # -- what counts as done
@@ -201,10 +202,11 @@ def test_which_results_count(swept: Swept, change: Callable[[Any], Any], counts:
     assert len(swept.started()) == 1 + (not counts)
 
 
-def test_an_older_version_of_the_task_does_not_count(swept: Swept) -> None:
+@pytest.mark.parametrize("key", ["task_version", "model_code", "task_code"])
+def test_an_older_task_or_other_code_does_not_count(swept: Swept, key: str) -> None:
     swept.run("model=rmt", "keep=results/runs")
     path = next((swept.folder / "results/runs").rglob("metrics.json"))
-    path.write_text(path.read_text().replace('"task_version": 1', '"task_version": 0'))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "0"}))
     swept.run("model=rmt", "runs=others")
     assert len(swept.started()) == 2
 
@@ -261,9 +263,9 @@ def test_no_more_than_jobs_at_once(swept: Swept) -> None:
     hold.touch()
     swept.configs("model=rmt", "seeds=0:3")
     swept.monkeypatch.setattr(sys, "argv", ["zoo sweep"])
-    own, matrix = sweep.arguments([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
-    one = sweep.Sweep(sweep.plan(matrix, own), own)
-    other = sweep.Sweep(sweep.plan(matrix, own), own)
+    own, matrix = arguments([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
+    one = sweep.Sweep(plan(matrix, own), own)
+    other = sweep.Sweep(plan(matrix, own), own)
     one.step()
     wait_for(lambda: len(swept.started()) == 2)
     one.step()
@@ -282,8 +284,8 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(swept: Swept) -> None:
     swept.monkeypatch.setattr(sys, "argv", ["zoo sweep"])
     words = ("model=rmt", "seeds=0:3", "jobs=2")
     swept.configs(*words)
-    own, matrix = sweep.arguments([*WORDS, *words])
-    one = sweep.Sweep(sweep.plan(matrix, own), own)
+    own, matrix = arguments([*WORDS, *words])
+    one = sweep.Sweep(plan(matrix, own), own)
     step, done = one.step, []
 
     def interrupted() -> bool:
