@@ -8,9 +8,9 @@ Transformer of two layers is trained for `--steps` on the standard library's sou
 values and queries are its memory layer's.  Of one segment on a full bank, medians of `--rounds` in
 milliseconds: `search` finds and gathers its neighbours (here the index gets what the segment before has
 written), `add` stores it, `both` is their sum; `again` is the search of a bank whose index is up to date.
-`first` makes the index of a full bank.  `new` is the storage of the blocks that a segment makes anew, in MiB,
-and `recall` the share of the true nearest that is found.  A graph takes minutes to make: none above
-`--graphs`.
+`first` makes the index of a full bank, and tunes it.  `new` is the storage of the blocks that a segment makes
+anew, in MiB, and `recall` the share of the true nearest that is found.  A graph takes minutes to make: none
+above `--graphs`.
 
 `package` is the memory of memorizing-transformers-pytorch (HNSW, and a file of floats) with 8 indexes, in
 this process; it wipes itself when it is full, so it is filled up to its capacity, which is its `first`.  `x`
@@ -23,8 +23,10 @@ is its `both` by ours.  It is no dependency, and measured where it can be import
 
 import argparse
 import importlib
+import os
 import platform
 import statistics
+import sys
 import sysconfig
 import tempfile
 import time
@@ -44,6 +46,8 @@ from zoo.memory.neighbours import exact
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
 
+# glibc hands large blocks back after every use; faulting them in again is what would be measured
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 HEADS, WIDTH, SEGMENT, NEIGHBOURS = 8, 64, 512, 32
 ROWS = 2  # in training
 
@@ -181,6 +185,8 @@ def main() -> None:
     options = parser.parse_args()
     if any(size % SEGMENT or size < (options.rounds + 1) * SEGMENT for size in options.sizes):
         parser.error(f"sizes must be multiples of {SEGMENT} with room for {options.rounds + 1} segments")
+    if not os.environ.keys() >= ALLOCATOR.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
     torch.set_num_threads(options.threads)
     load_faiss().omp_set_num_threads(options.threads)
     try:

@@ -26,7 +26,9 @@ from zoo.errors import UserError
 Kind = Literal["flat", "ivf", "hnsw"]
 
 TRAINING = 39  # keys per list from which faiss trains without complaint
-READ = 3  # times the root of the number of lists: as many an IVF search reads
+READ = 3  # times the root of the number of lists: as many an IVF search reads that isn't tuned yet
+TUNED_BY, TARGET = 32, 0.97  # so many queries, and the share of their true neighbours that must be found
+DRIFT = 4  # times tuned while as many keys as the bank holds are written: a text goes on to other things
 LINKS, WALK = 32, 512  # of a key in HNSW's graph; keys that a search keeps in mind
 GPU_MEMORY = 2**28  # bytes of faiss's temporary memory; it would take a fifth of the GPU
 
@@ -117,7 +119,11 @@ class Flat:
 
 
 class Lists:
-    """IVF: about 2 sqrt(capacity) lists, of which a search reads the nearest 3 sqrt(lists).
+    """IVF: about 2 sqrt(capacity) lists, of which a search reads the nearest few.
+
+    How few is measured, again and again as keys are written: some of the queries that come are searched in
+    all lists, and in half as many as last time, half as many more, .. until TARGET of the neighbours are
+    found.
 
     A list's centre is the mean of its keys, at its own length, so that a query's product with it is that with
     the list on average; of centres brought to length 1, as faiss has them for inner products, up to twice as
@@ -130,7 +136,8 @@ class Lists:
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
         self.index.cp.spherical = False
         self.index.nprobe = min(lists, math.ceil(READ * math.sqrt(lists)))
-        self.until = math.inf
+        self.until, self.untuned = math.inf, 0  # tokens written since it was tuned
+        self.least = 1  # lists to begin with
 
     def outdated(self, written: int) -> bool:
         return written >= self.until
@@ -145,9 +152,25 @@ class Lists:
         if self.index.ntotal and (replaced := slots[tokens >= self.capacity]).numel():
             self.index.remove_ids(faiss.IDSelectorArray(replaced.numpy()))
         self.index.add_with_ids_c(len(keys), _floats(keys), _ids(slots))
+        self.untuned += len(keys)
 
     def search(self, queries: Float[Tensor, "queries width"], count: int) -> tuple[Tensor, Tensor]:
+        if len(queries) >= TUNED_BY and DRIFT * self.untuned >= self.capacity:
+            self._tune(queries[:: len(queries) // TUNED_BY].contiguous(), count)
         return _search(self.index, queries, count)
+
+    def _tune(self, queries: Float[Tensor, "queries width"], count: int) -> None:
+        self.untuned = 0
+        self.index.nprobe = self.index.nlist
+        wanted, probes = _search(self.index, queries, count)[1], self.least
+        while probes < self.index.nlist:
+            self.index.nprobe = probes
+            found = _search(self.index, queries, count)[1]
+            if (wanted[..., None] == found[:, None]).any(-1).float().mean() >= TARGET:
+                break
+            probes = math.ceil(1.5 * probes)
+        self.index.nprobe = min(probes, self.index.nlist)
+        self.least = max(1, self.index.nprobe // 2)
 
 
 class Graph:

@@ -173,7 +173,8 @@ def _read(blocks: tuple[Tensor, ...], ids: Tensor) -> Tensor:
     if 4 * size * len(blocks) <= ids[0, 0].numel():
         whole = torch.cat(blocks, dim=2).flatten(0, 2)
         found = F.embedding(line * size * len(blocks) + ids.clamp(min=0), whole)
-        return found.masked_fill_((ids < 0)[..., None], 0)
+        absent = (ids < 0)[..., None]
+        return found.masked_fill_(absent, 0) if absent.is_cuda or absent.any() else found
     flat = (line * size + ids % size).flatten()
     order = (ids // size).flatten().sort(stable=True)  # -1 // size is -1: those come first
     counts = torch.bincount(order.values + 1, minlength=len(blocks) + 1).tolist()
@@ -181,7 +182,7 @@ def _read(blocks: tuple[Tensor, ...], ids: Tensor) -> Tensor:
     found = blocks[0].new_zeros(len(flat), width)
     if not any(block.requires_grad for block in blocks):
         for block, part in zip(blocks, parts, strict=True):
-            found[part] = block.flatten(0, 2)[flat[part]]
+            found.index_copy_(0, part, block.flatten(0, 2).index_select(0, flat[part]))
         return found.view(*ids.shape, width)
     # a gradient would be copied for every block that is written in place
     read = [found[: len(absent)]]

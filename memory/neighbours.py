@@ -148,9 +148,13 @@ class Indexes:
                         scores[row, head], ids[row, head] = index.search(asked[row, head], neighbours)
             self._forget(training)
             self.asked = asked[0, :, -16:].clone()
-        ids, order = ids.sort(stable=True)
-        order = scores.gather(-1, order).sort(descending=True, stable=True).indices
-        return ids.gather(-1, order).to(queries.device)
+        if (
+            (scores[..., 1:] == scores[..., :-1]) & (ids[..., 1:] >= 0)
+        ).any():  # faiss has its own order of them
+            ids, order = ids.sort(stable=True)
+            order = scores.gather(-1, order).sort(descending=True, stable=True).indices
+            ids = ids.gather(-1, order)
+        return ids.to(queries.device)
 
     def _end(self, rows: list[list[Key]], training: bool) -> None:
         """Drop the rows of the last search that this one doesn't go on with, though it does with others."""

@@ -1,6 +1,23 @@
 """Shared by all tests."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
 import torch
+
+from tests.laws import untyped
 
 # The tensors here are tiny: threads would only wait for one another, most of all on a machine that is shared.
 torch.set_num_threads(1)
+
+WHOLE_RUNS = ("docs", "faults", "fuzz", "train")
+"""Folders whose tests train models that others have checked: shapes and types are not looked at again."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shapes_and_types(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = Path(request.node.path).relative_to(Path(__file__).parent).parts[0]
+    with untyped() if folder in WHOLE_RUNS else nullcontext():
+        yield

@@ -22,6 +22,7 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train import config
 from zoo.train.checkpoints import check_weights, read_checkpoint
+from zoo.train.runs import no_run
 from zoo.train.task import Task
 
 Kind = typing.TypeVar("Kind")
@@ -76,7 +77,7 @@ def _start_from(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> N
     """Give the model the weights of a trained run of the class that it extends, if their arguments agree."""
     path, last = run_dir / "config.yaml", run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise UserError(f"model.base: expected a run's folder with a config.yaml, found none in {run_dir}")
+        raise UserError(f"model.base: {no_run(run_dir)}")
     try:
         theirs = plain(typing.cast(DictConfig, OmegaConf.load(path)).model)
         target = theirs["_target_"]
@@ -180,8 +181,11 @@ def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
         if name not in wanted:
             raise UserError(f"{group}.{name}: unknown; {made.__name__} takes {', '.join(wanted)}")
         if name in hints and not _fits(value, hints[name]):
-            expected = _words(hints[name])
-            raise UserError(f"{group}.{name}: expected {expected}, found {value!r} ({type(value).__name__})")
+            found = (
+                f"{group}.{name}: expected {_words(hints[name])}, found {value!r} ({type(value).__name__})"
+            )
+            advice = f"; `free: {name}` in the yaml has the budget decide it"
+            raise UserError(found + advice * (group == "model" and value is None and hints[name] is int))
         if group == "model" and name in AT_LEAST_1 and isinstance(value, int) and value < 1:
             raise UserError(f"{group}.{name}: expected at least 1, found {value}")
     missing = [name for name, p in wanted.items() if p.default is p.empty and name not in keys]

@@ -2,7 +2,9 @@
 
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -40,15 +42,30 @@ def builder(words: list[str]) -> Callable[[], SequenceModule]:
 
 def check(make: Callable[[], SequenceModule]) -> int:
     """Print one line a law; how many don't hold."""
+    package = type(make()).__module__.partition(".")[0]
+    crashes: dict[str, str] = {}
     broken = 0
     for name, law in contract.laws(make):
         began = time.perf_counter()
         try:
             law()
             said = "holds"
+        except AssertionError as error:
+            broken += 1
+            said = f"BROKEN: {one_line(error)}"
         except Exception as error:  # a law may fail in whatever way the model does
             broken += 1
-            said = f"BROKEN: {type(error).__name__}: {one_line(error)}"
+            why = f"{type(error).__name__}: {one_line(error)} ({place(error, package)})"
+            said = f"BROKEN: as {crashes[why]}" if why in crashes else f"BROKEN: {why}"
+            crashes.setdefault(why, name)
         print(f"{name:<36}{time.perf_counter() - began:6.2f} s  {said}", flush=True)
     print(f"{broken} laws broken" if broken else "every law holds")
     return broken
+
+
+def place(error: Exception, package: str) -> str:
+    """The innermost line of a package that was running, "file.py:12", or else the innermost of all."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [one for one in frames if str(one[0].f_globals["__name__"]).partition(".")[0] == package]
+    frame, line = (own or frames)[-1]
+    return f"{Path(frame.f_code.co_filename).name}:{line}"

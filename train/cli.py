@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo import plugins
 from zoo.errors import UserError
-from zoo.train import config
+from zoo.train import config, runs
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,7 @@ def main() -> None:
         parser.parse_args(sys.argv[1:])
         for word in sys.argv[1:]:
             if word.startswith("resume=") and not (Path(word[7:]) / "config.yaml").is_file():
-                raise UserError(
-                    f"resume: expected a run's folder with a config.yaml, found none in {word[7:]!r}"
-                )
+                raise UserError(f"resume: {runs.no_run(Path(word[7:]))}")
         run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error) + did_you_mean(str(error)), 2)

@@ -209,6 +209,29 @@ def extensions() -> Iterator[Finding]:
                     f"{owner}'s counts, {choice.owner}'s stands behind it: give that another name",
                     problem=True,
                 )
+            elif owner != "zoo" and (why := unbuilt(group, choice.name)):
+                yield Finding(f"{group}={choice.name}", f"{owner}'s can't be used: {why}", problem=True)
+
+
+def unbuilt(group: str, name: str) -> str:
+    """Why a yaml of someone else's makes no model, task or configuration; "" where it does."""
+    import torch
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from zoo.train import build
+    from zoo.train.cli import one_line
+
+    try:
+        cfg = build.compose([f"{group}={name}", *(["size=nano"] if group != "size" else [])])
+        with torch.device("meta"):
+            if group == "task":
+                build.task(cfg)
+            elif group == "model":
+                build.model(cfg)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return one_line(error)
+    return ""
 
 
 def data() -> Iterator[Finding]:

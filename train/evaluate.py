@@ -52,6 +52,7 @@ from zoo.train.cli import one_line, stop, words_or_help
 from zoo.train.grids import Asked, Say
 from zoo.train.loop import commit, quiet
 from zoo.train.metrics import add_images, state_bytes
+from zoo.train.runs import no_run
 from zoo.train.task import Split
 
 FOR_SAMPLES = ("lengths", "depths", "prompts")
@@ -181,7 +182,7 @@ def trained(
     plugins.register()
     path = run_dir / "config.yaml"
     if not path.is_file():
-        raise UserError(f"expected a run's folder with a config.yaml, found none in {str(run_dir)!r}")
+        raise no_run(run_dir)
     try:
         cfg = OmegaConf.load(path)
         targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}  # type: ignore[index]
@@ -287,8 +288,10 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     text = task.metric == "bits_per_byte"
     for key in FOR_SAMPLES if text else FOR_TEXT:
         if getattr(asked, key) is not None:
-            kind = "reads text" if text else "is made of samples"
-            raise UserError(f"evaluate: {key}= says nothing of task {name}, which {kind}")
+            kind, usual = ("reads text", FOR_TEXT) if text else ("is made of samples", FOR_SAMPLES)
+            raise UserError(
+                f"evaluate: {key}= says nothing of task {name}, which {kind}: expected {'=, '.join(usual)}="
+            )
     if (asked.stride is None) != (asked.context is None):
         raise UserError("evaluate: expected stride= and context= together, found one alone")
 

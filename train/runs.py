@@ -1,5 +1,6 @@
 """Runs as files: which lie in a folder, what they say, and in which settings two of them differ."""
 
+import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +34,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(stored, DictConfig) or "model" not in stored or "names" not in stored:
         raise UserError(f"{path} is no run's config: expected model and names in it")
     return flat(OmegaConf.to_container(stored, resolve=False))
+
+
+def no_run(folder: Path) -> UserError:
+    """That a folder holds no run, and which are near it: the first below it, or else those called alike."""
+    named = "" if folder == Path() else str(folder)
+    found = f"expected a run's folder with a config.yaml, found none in {named!r}"
+    below = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/config.yaml")]
+    if named and below:
+        return UserError(f"{found}; there is one in {min(below)}")
+    beside = [path.parent.name for path in folder.parent.glob("*/config.yaml")]
+    alike = difflib.get_close_matches(folder.name, beside, n=1)
+    return UserError(found + (f"; did you mean {folder.with_name(alike[0])}?" if alike else ""))
 
 
 def flat(node: Any, name: str = "") -> dict[str, Any]:

@@ -222,7 +222,7 @@ class Sweep:
 
     def done(self, job: Job, where: Path) -> None:
         job.where, job.result = where, read_json(where / "metrics.json")
-        self.say(job, "done", "" if where == job.folder else f"in {where}")
+        self.say(job, "done", f"in {where}")
         if self.keep and where == job.folder:
             for name in KEPT:
                 if (where / name).is_file():

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from zoo.generate import Reader, generate
+from zoo.generate import generate, greedy
 from zoo.module import SequenceModule
 from zoo.state import (
     State,
@@ -319,19 +319,18 @@ def bf16_is_finite(model: SequenceModule) -> None:
 def generation_is_teacher_forcing(model: SequenceModule) -> None:
     """Token by token, a model says what it says of the finished text read at once."""
     text = text_for(model, segments=2)
-    length, extra = model.segment_len, model.segment_len + 3
-    for prompt in (text[:, :1], text[:, :length], text[:, : length + 2]):
-        stream = generate(model, prompt)
-        made = torch.stack([next(stream) for _ in range(extra)], dim=1)
-        finished = torch.cat([prompt, made], dim=1)
-        logits = model(finished)[0][:, prompt.shape[1] - 1 : -1]
-        equal(
-            logits.gather(2, made[..., None])[..., 0],
-            logits.amax(-1),
-            "logits of the tokens generated greedily",
-        )
-        reader = Reader(model, len(prompt))
-        said = [reader.read(prompt), *(reader.read(made[:, i : i + 1]) for i in range(extra - 1))]
+    length = model.segment_len
+    # over a segment's end and into the next; from such an end; from amid the second segment
+    for prompt, count in ((text[:, :1], length + 3), (text[:, :length], 4), (text[:, : length + 2], 4)):
+        said: list[Tensor] = []
+
+        def listen(logits: Tensor, said: list[Tensor] = said) -> Tensor:
+            said.append(logits)
+            return greedy(logits)
+
+        stream = generate(model, prompt, listen)
+        made = torch.stack([next(stream) for _ in range(count)], dim=1)
+        logits = model(torch.cat([prompt, made], dim=1))[0][:, prompt.shape[1] - 1 : -1]
         equal(torch.stack(said, dim=1), logits, "logits read token by token")
 
 

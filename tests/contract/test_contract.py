@@ -1,6 +1,6 @@
 """Every model of configs/model, and shapes that no config has, keep every law of zoo.contract."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
+from tests.laws import law_cases
 from zoo.contract import ROWS, laws, memory_cuts, shaken, text_for
 from zoo.models.armt import ARMT
 from zoo.models.rmt import RMT
@@ -76,15 +77,10 @@ def built(model: str) -> SequenceModule:
     return VARIANTS[model]() if model in VARIANTS else build.model(composed(model))
 
 
-def cases() -> Iterator[Any]:
-    for model in (*MODELS, *VARIANTS):
-        for law, check in laws(partial(built, model)):
-            reason = EXCEPTIONS.get(model, {}).get(law)
-            marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True)]
-            yield pytest.param(check, id=f"{model}-{law}", marks=marks)
+BUILDS = {model: partial(built, model) for model in (*MODELS, *VARIANTS)}
 
 
-@pytest.mark.parametrize("check", list(cases()))
+@pytest.mark.parametrize("check", law_cases(BUILDS, EXCEPTIONS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

@@ -22,7 +22,7 @@ from torch.testing import assert_close
 from tests.memory.watch import Watch
 from zoo.errors import UserError
 from zoo.memory import indexes, neighbours
-from zoo.memory.indexes import Flat, Graph, Kind, Lists, load_faiss
+from zoo.memory.indexes import Flat, Graph, Kind, Lists, list_count, load_faiss
 from zoo.memory.knn import KNN, Bank, attend
 from zoo.memory.neighbours import exact, exact_reference
 from zoo.models.memorizing import Memorizing
@@ -597,6 +597,59 @@ def test_faiss_finds_most_of_a_trained_models_neighbours(
 def test_an_ivf_search_reads_a_small_part(capacity: int, share: float) -> None:
     index = Lists(8, capacity).index
     assert index.nprobe <= share * index.nlist
+
+
+@faiss_only
+def test_ivf_reads_as_few_lists_as_find_most(trained: tuple[Tensor, Tensor]) -> None:
+    """Keys of a model need many lists, far-apart ones few; few queries tune nothing."""
+    random = torch.Generator().manual_seed(0)
+    capacity = 4096
+    queries, keys = trained[0][0, 0, capacity:], trained[1][0, 0, :capacity].contiguous()
+    apart = 20 * torch.nn.functional.one_hot(torch.arange(capacity) % 16, 16).float()
+    apart += torch.randn(capacity, 16, generator=random)
+    probes = []
+    for held, asked in ((keys, queries), (apart, apart)):
+        made = Lists(16, capacity)
+        untuned = made.index.nprobe
+        made.put(0, held)
+        made.search(asked[:31], 32)
+        assert made.index.nprobe == untuned
+        made.search(asked[:128].contiguous(), 32)
+        probes.append(made.index.nprobe)
+        bank = (held[None, None],)
+        wanted = exact(asked[None, None, 128:256], bank, torch.tensor([capacity]), 32)
+        found = made.search(asked[128:256].contiguous(), 32)[1][None, None]
+        assert share(wanted, found) > 0.95
+    assert probes[1] < probes[0] < list_count(capacity)
+
+
+@faiss_only
+def test_ivf_is_tuned_again_as_keys_are_written() -> None:
+    keys = torch.randn(8192, 8, generator=torch.Generator().manual_seed(0))
+    made, untuned = Lists(8, 4096), []
+    for first in range(0, 8192, 256):
+        made.put(first, keys[first : first + 256])
+        made.search(keys[:32].contiguous(), 4)
+        untuned.append(made.untuned)
+    assert untuned == [256, 512, 768, 0] * 8
+
+
+@faiss_only
+def test_ivf_keeps_up_with_a_text_that_turns_to_other_things() -> None:
+    """Key by key, all that lay far apart is replaced by keys that lie close together."""
+    random = torch.Generator().manual_seed(0)
+    apart = 20 * torch.nn.functional.one_hot(torch.arange(4096) % 16, 16).float()
+    apart += torch.randn(4096, 16, generator=random)
+    close = torch.randn(4096, 16, generator=random)
+    knn = KNN(4096, 1, 16, 0, 32, 256, "faiss", "ivf")
+    bank = knn.add(knn.init_state(1, apart), apart[None, None])
+    knn.search(apart[None, None, :256], bank)
+    for first in range(0, 4096, 256):
+        bank = knn.add(bank, close[None, None, first : first + 256])
+        queries = torch.randn(1, 1, 256, 16, generator=random)
+        wanted = exact(queries, bank.keys, bank.written, 32)
+        if first % 1024 == 768:
+            assert share(wanted, knn.search(queries, bank)) > 0.93
 
 
 # -- the package

@@ -3,7 +3,7 @@
 Whole models are held to slow loops in tests/golden/test_focused_reference.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from zoo.contract import laws, shaken, text_for
+from tests.laws import law_cases
+from zoo.contract import shaken, text_for
 from zoo.errors import UserError
 from zoo.memory.attention import rotary
 from zoo.memory.crossbatch import crossbatch_loop, lanes
@@ -37,19 +38,11 @@ VARIANTS: dict[str, Callable[[], Focused]] = {
     "one_block": partial(Focused, **NANO, capacity=11, neighbours=5),
     "half_a_memory": partial(MADE, neighbours=4, memory_dtype="bfloat16"),
 }
+FAISS = {"faiss": partial(MADE, neighbours=5, backend="faiss")}
 ON_FAISS = ("purity", "streaming", "fresh_rows_forget", "saved_and_loaded", "parallel_equals_fold")
 
 
-def cases() -> Iterator[Any]:
-    for name, made in VARIANTS.items():
-        for law, check in laws(made):
-            yield pytest.param(check, id=f"{name}-{law}")
-    for law, check in laws(partial(MADE, neighbours=5, backend="faiss")):
-        if law in ON_FAISS:
-            yield pytest.param(check, id=f"faiss-{law}")
-
-
-@pytest.mark.parametrize("check", list(cases()))
+@pytest.mark.parametrize("check", [*law_cases(VARIANTS), *law_cases(FAISS, only=ON_FAISS)])
 def test_law(check: Callable[[], None]) -> None:
     check()
 

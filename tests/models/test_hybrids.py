@@ -3,7 +3,7 @@
 Their equations are held to slow loops in tests/golden/test_hybrids_reference.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.contract import laws
+from tests.laws import law_cases
 from zoo.memory.griffin import RecurrentBlock
 from zoo.memory.mamba import MambaMixer
 from zoo.memory.mamba2 import Mamba2Mixer
@@ -150,13 +150,7 @@ VARIANTS: dict[str, Callable[[], SequenceModule]] = {
 }
 
 
-def cases() -> Iterator[Any]:
-    for model, made in VARIANTS.items():
-        for law, check in laws(made):
-            yield pytest.param(check, id=f"{model}-{law}")
-
-
-@pytest.mark.parametrize("check", list(cases()))
+@pytest.mark.parametrize("check", law_cases(VARIANTS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

@@ -2,7 +2,7 @@
 shapes that no config has."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.contract import laws, shaken
+from tests.laws import law_cases
+from zoo.contract import shaken
 from zoo.errors import UserError
 from zoo.models.infini import GATES_RATE, Infini
 from zoo.models.published import infini
@@ -32,13 +33,7 @@ def text(time: int, rows: int = 2) -> Tensor:
     return torch.randint(23, (rows, time), generator=torch.Generator().manual_seed(1))
 
 
-def cases() -> Iterator[Any]:
-    for name, build in VARIANTS.items():
-        for law, check in laws(build):
-            yield pytest.param(check, id=f"{name}-{law}")
-
-
-@pytest.mark.parametrize("check", list(cases()))
+@pytest.mark.parametrize("check", law_cases(VARIANTS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

@@ -2,7 +2,7 @@
 and what the loader of published weights refuses."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zoo.contract import laws, shaken
+from tests.laws import law_cases
+from zoo.contract import shaken
 from zoo.errors import UserError
 from zoo.models.landmark import Landmark
 from zoo.models.published import landmark
@@ -40,21 +41,15 @@ VARIANTS: dict[str, Callable[[], Landmark]] = {
     "landmark_large_bank": partial(Landmark, **SHAPE, mem_freq=2, capacity=500, topk=40),
 }
 LOOKS_AHEAD = {"causality", "odd_lengths", "generation_is_teacher_forcing"}  # in eval mode
-EXCEPTIONS = {("landmark_by_head", law): "sees the segment's later queries" for law in LOOKS_AHEAD}
-EXCEPTIONS[("landmark_of_one_token", "memory_is_alive")] = "blocks of one token are never open"
+EXCEPTIONS = {
+    "landmark_by_head": dict.fromkeys(LOOKS_AHEAD, "sees the segment's later queries"),
+    "landmark_of_one_token": {"memory_is_alive": "blocks of one token are never open"},
+}
 BUDGETS = {"micro": (200_000, 0.03), "tiny": (1_500_000, 0.01), "small": (25_000_000, 0.01)}
 BUDGETS |= {"base": (125_000_000, 0.01)}
 
 
-def law_cases() -> Iterator[Any]:
-    for name, made in VARIANTS.items():
-        for law, check in laws(made):
-            reason = EXCEPTIONS.get((name, law))
-            marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True)]
-            yield pytest.param(check, id=f"{name}-{law}", marks=marks)
-
-
-@pytest.mark.parametrize("check", list(law_cases()))
+@pytest.mark.parametrize("check", law_cases(VARIANTS, EXCEPTIONS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

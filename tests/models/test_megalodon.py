@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo.contract import laws, shaken
+from tests.laws import law_cases
+from zoo.contract import shaken
 from zoo.errors import UserError
 from zoo.models.megalodon import Megalodon
 from zoo.models.published import megalodon
@@ -24,14 +25,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "long_chunks": {"chunk": 21, "tied": False, "scaled_embedding": True},
     "as_the_1.3B": {"swiglu": False, "rescaled": True, "norm_affine": False, "heads": 1, "norm_groups": 1},
 }
-CASES = [
-    pytest.param(check, id=f"{name}-{law}")
-    for name, options in VARIANTS.items()
-    for law, check in laws(partial(Megalodon, **(NANO | options)))
-]
+MODELS = {name: partial(Megalodon, **(NANO | options)) for name, options in VARIANTS.items()}
 
 
-@pytest.mark.parametrize("check", CASES)
+@pytest.mark.parametrize("check", law_cases(MODELS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

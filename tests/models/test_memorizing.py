@@ -1,7 +1,7 @@
 """The Memorizing Transformer as a whole: the laws for shapes that no config has, how far it reaches, what it
 learns and reports."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from zoo.contract import laws, shaken
+from tests.laws import law_cases
+from zoo.contract import shaken
 from zoo.memory import memorizing
 from zoo.models.memorizing import Memorizing
 from zoo.models.transformer import Transformer
@@ -30,13 +31,7 @@ VARIANTS: dict[str, Callable[[], Memorizing]] = {
 }
 
 
-def cases() -> Iterator[Any]:
-    for name, made in VARIANTS.items():
-        for law, check in laws(made):
-            yield pytest.param(check, id=f"{name}-{law}")
-
-
-@pytest.mark.parametrize("check", list(cases()))
+@pytest.mark.parametrize("check", law_cases(VARIANTS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

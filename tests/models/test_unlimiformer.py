@@ -1,6 +1,6 @@
 """Unlimiformer as a whole: a transformer's weights, what is carried, how far it reaches, and the laws."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.contract import laws
+from tests.laws import law_cases
 from zoo.models.transformer import Transformer
 from zoo.models.unlimiformer import Unlimiformer
 from zoo.module import IGNORE, Batch
@@ -32,13 +32,7 @@ VARIANTS: dict[str, Callable[[], Unlimiformer]] = {
 }
 
 
-def cases() -> Iterator[Any]:
-    for model, build in VARIANTS.items():
-        for law, check in laws(build):
-            yield pytest.param(check, id=f"{model}-{law}")
-
-
-@pytest.mark.parametrize("check", list(cases()))
+@pytest.mark.parametrize("check", law_cases(VARIANTS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 

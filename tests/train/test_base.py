@@ -78,7 +78,7 @@ def test_retrieval_training_from_a_base(zoo: Any, base: Path) -> None:
     [
         (
             ["model.base=nowhere"],
-            "model.base: expected a run's folder with a config.yaml, found none in nowhere",
+            "model.base: expected a run's folder with a config.yaml, found none in 'nowhere'",
         ),
         (["size.heads=2"], "model.base: expected a run with heads 2, found 4 in whole/config.yaml"),
         (["size.hidden=40"], "model.base: expected a run with hidden 40, found 48 in"),

@@ -35,6 +35,10 @@ SLIPS = [
     ("~val_every", "val_every: expected at least 1, found None"),
     ("model=rmt,transformer", "--multirun"),
     ("model.width=abc", "model.width: expected int, found 'abc'"),
+    (
+        "model.free=null",
+        "model.hidden: expected int, found None .*; `free: hidden` in the yaml has the budget",
+    ),
     ("model.width=32.0", "model.width: expected int, found 32.0"),
     ("model.bias=3", "model.bias: expected bool, found 3"),
     ("model.norm=batch", "model.norm: expected .*rms.*, found 'batch'"),

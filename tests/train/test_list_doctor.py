@@ -301,11 +301,13 @@ def test_plug_ins_and_what_they_would_hide(zoo: Any, monkeypatch: pytest.MonkeyP
     (zoo.folder / "configs/model").mkdir(parents=True)
     for name in ("rmt", "mine"):
         (zoo.folder / f"configs/model/{name}.yaml").write_text("_target_: mine.Model\n")
+    (zoo.folder / "configs/model/good.yaml").write_text((ROOT / "configs/model/rmt.yaml").read_text())
     found = {one.name: one for one in doctor.extensions()}
-    assert set(found) == {"lost", "configs", "model=rmt"}
+    assert set(found) == {"lost", "configs", "model=rmt", "model=mine"}
+    assert found["model=mine"].said.startswith("configs's can't be used: model: can't import mine.Model: ")
     assert found["lost"].said == "left out: ModuleNotFoundError: No module named 'lost'"
     assert found["model=rmt"].said.startswith("zoo's counts, configs's stands behind it")
-    assert [name for name, one in found.items() if one.problem] == ["lost", "model=rmt"]
+    assert [name for name, one in found.items() if one.problem] == ["lost", "model=mine", "model=rmt"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")

@@ -308,6 +308,7 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(swept: Swept) -> None:
 # -- with real runs
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_started_again(zoo: Any) -> None:
     """Sweep and run get SIGKILL; the numbers are those of runs that nothing happened to."""
     words = [word for word in zoo.words(()) if not word.startswith("run_dir=")]
