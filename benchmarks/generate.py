@@ -1,10 +1,14 @@
 """What a generated token costs, by how much text lies before it, and what memory that takes.
 
     python benchmarks/generate.py [models=rmt,mamba] [size=micro] [at=100,1000,10000,100000] [steps=8]
+    python benchmarks/generate.py [models=rmt,mamba] [size=nano] write=100000
 
 A row per model: milliseconds per token at each place of the text (mean over `steps` places of an open
 segment, its closing included by its share), the same with the open segment read again at every token, and the
 growth of resident memory between the last two places.
+
+With `write`, so many tokens are drawn one by one: milliseconds per token in the second and in the last tenth,
+and the growth of resident memory over the last nine tenths.
 """
 
 import sys
@@ -14,11 +18,11 @@ from pathlib import Path
 import torch
 
 import zoo.configs
-from zoo.generate import Reader
+from zoo.generate import Reader, generate, sampler
 from zoo.module import SequenceModule
 from zoo.train import build
 
-DEFAULTS = {"models": "", "size": "micro", "at": "100,1000,10000,100000", "steps": "8"}
+DEFAULTS = {"models": "", "size": "micro", "at": "100,1000,10000,100000", "steps": "8", "write": ""}
 
 
 def resident() -> int:
@@ -83,12 +87,32 @@ def measure(name: str, size: str, at: list[int], steps: int) -> str:
     return f"| {name} | {kind} | {figures} | {1e3 * reread:.2f} | {(held[-1] - held[-2:][0]) / 2**20:+.1f} |"
 
 
+def write(name: str, size: str, tokens: int) -> str:
+    model = build.model(build.compose([f"model={name}", f"size={size}", "task=lm"])).eval()
+    pick = sampler(generator=torch.Generator().manual_seed(0))
+    stream, marks, part = generate(model, random_text(model, 1), pick), [], tokens // 10
+    for _ in range(10):
+        for _ in range(part):
+            next(stream)
+        marks.append((time.perf_counter(), resident()))
+    costs = (1e3 * (marks[at][0] - marks[at - 1][0]) / part for at in (1, -1))
+    figures = " | ".join(f"{cost:.2f}" for cost in costs)
+    return f"| {name} | {figures} | {(marks[-1][1] - marks[0][1]) / 2**20:+.1f} |"
+
+
 def main() -> None:
     given = DEFAULTS | dict(word.split("=", 1) for word in sys.argv[1:])
     if unknown := given.keys() - DEFAULTS.keys():
         sys.exit(f"expected {', '.join(DEFAULTS)}, found {', '.join(unknown)}")
     folder = Path(str(next(iter(zoo.configs.__path__)))) / "model"
     names = given["models"].split(",") if given["models"] else sorted(p.stem for p in folder.glob("*.yaml"))
+    if given["write"]:
+        tokens = int(given["write"])
+        print(f"size={given['size']}, 1 row, {torch.get_num_threads()} thread(s), {tokens:,} tokens written")
+        print("| model | ms per token, second tenth | last tenth | MiB grown |\n|---|---|---|---|")
+        for name in names:
+            print(write(name, given["size"], tokens), flush=True)
+        return
     at = [int(place) for place in given["at"].split(",")]
     print(f"size={given['size']}, 1 row, {torch.get_num_threads()} thread(s): ms per token")
     print(f"| model | open segment | {' | '.join(f'{p:,}' for p in at)} | reading again | MiB grown |")

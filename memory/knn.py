@@ -23,6 +23,7 @@ from zoo.memory.indexes import Kind
 from zoo.memory.neighbours import Indexes, exact
 
 Backend = Literal["torch", "faiss"]
+ROUNDING = 1e-5  # of a score, by the order of its sum
 
 _stamps = torch.Generator().manual_seed(secrets.randbits(62))  # of its own: no draw of the model's changes
 
@@ -144,9 +145,7 @@ class KNN(nn.Module):
         if self.indexes is None or (asked := self.indexes.asked) is None or not bank.written.any():
             return None
         queries = asked.to(bank.keys[0].device).expand(len(bank.written), -1, -1, -1)
-        wanted, found = exact(queries, bank.keys, bank.written, self.found), self.search(queries, bank)
-        hits = ((wanted[..., None] == found[..., None, :]) & (wanted >= 0)[..., None]).sum()
-        return hits.item() / int((wanted >= 0).sum())
+        return share_found(queries, bank.keys, bank.written, self.search(queries, bank))
 
     def gather(
         self, bank: Bank, ids: Int[Tensor, "rows heads time neighbours"]
@@ -157,6 +156,23 @@ class KNN(nn.Module):
         """What lies in the slots; zeros where an id is -1."""
         keys = _read(bank.keys, ids)
         return keys, _read(bank.values, ids) if bank.values else None
+
+
+def share_found(
+    queries: Float[Tensor, "rows heads time key_width"],
+    blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
+    written: Int[Tensor, " rows"],
+    found: Int[Tensor, "rows heads time neighbours"],
+) -> float:
+    """The share of the true nearest that are in these slots, or others with the same scores."""
+    wanted = exact(queries, blocks, written, found.shape[-1])
+
+    def scores(ids: Tensor, none: float) -> Tensor:
+        return (_read(blocks, ids) @ queries[..., None])[..., 0].masked_fill(ids < 0, none)
+
+    least = scores(wanted, torch.inf).amin(-1, keepdim=True)
+    hits = scores(found, -torch.inf) >= least - ROUNDING * least.abs()
+    return int((hits & (found >= 0)).sum()) / int((wanted >= 0).sum())
 
 
 def mean_recall(memories: Iterable[KNN], banks: Iterable[Bank]) -> dict[str, float]:

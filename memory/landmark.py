@@ -19,7 +19,7 @@ they are, and what isn't there is masked.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,14 @@ from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]
 GATHERED = 2**26  # numbers of retrieved keys held at once: queries are read in pieces
+
+
+class OpenLine(NamedTuple):
+    """Of an open segment: the state before it, and its slots' keys, without positions, and values."""
+
+    state: BankState
+    keys: Float[Tensor, "rows heads slots head_width"]
+    values: Float[Tensor, "rows heads slots head_width"]
 
 
 def allowed_softmax(
@@ -166,17 +174,36 @@ class LandmarkAttention(Attention):
         scores, visible = (x.unflatten(-1, (-1, self.block)) for x in (scores, visible))
         return self.dropout(grouped_softmax(scores, visible, own).to(scores.dtype)).flatten(-2)
 
+    def open_segment(self, state: BankState) -> OpenLine:
+        nothing = state.open_keys[:, :, :0]
+        return OpenLine(state, nothing, nothing)
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], cache: OpenLine
+    ) -> tuple[Float[Tensor, "rows time width"], OpenLine]:
+        """Not by selection `head`, which asks the whole segment at once."""
+        q, *new = self.project(x)
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(cache[1:], new, strict=True))
+        y, _, _ = self._look(q, keys, values, cache.state)
+        return self._leave(y), OpenLine(cache.state, keys, values)
+
     def _read(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, BankState]:
         """One segment after what the state holds."""
-        time, block, topk = q.shape[2], self.block, self.topk
-        places, keys, values = lines(state, k, v)
-        after = add(state, keys, values, time)
+        y, keys, values = self._look(q, k, v, state)
+        return y, add(state, keys, values, q.shape[2])
+
+    def _look(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, Tensor, Tensor]:
+        """What the last slots of a segment read of it, up to themselves, and of the state; and the segment's
+        line of keys and values."""
+        block, topk = self.block, self.topk
+        places, line, values = lines(state, k, v)
         start = (topk + 1) * block  # where the open block begins
-        queries = (state.begun[:, None] + torch.arange(time, device=q.device))[:, None]  # places in the line
+        late = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
+        queries = (state.begun[:, None] + late)[:, None]  # places in the line
         visible = places[:, None, None] <= queries[..., None]
-        turned, keys = self.turn(q, start + queries), self.turn(keys, start + places[:, None])
+        turned, keys = self.turn(q, start + queries), self.turn(line, start + places[:, None])
         if not self.blocks:
-            return self._weigh(self._score(turned, keys), visible, queries // block) @ values, after
+            return self._weigh(self._score(turned, keys), visible, queries // block) @ values, line, values
 
         chosen = self.choose(turned, state)
         size = max(1, GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_width))
@@ -199,7 +226,7 @@ class LandmarkAttention(Attention):
             weights = self._weigh(scores, shown, topk + at // block)
             kept, near = weights.tensor_split([topk * block], dim=-1)
             said.append((kept[..., None, :] @ kept_values).squeeze(-2) + near @ values)
-        return torch.cat(said, dim=2), after
+        return torch.cat(said, dim=2), line, values
 
     @torch.no_grad()
     def choose(

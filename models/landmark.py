@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from zoo.memory.landmark import LandmarkAttention, Selection
 from zoo.models.layers import Activation, Block, FeedForward, Norm, Parallel
-from zoo.module import Batch
+from zoo.module import Batch, written_for
 from zoo.state import State, each, take_rows
 
 
@@ -110,6 +110,26 @@ class Landmark(Parallel):
         x, places = self.insert(tokens, here, time + count)
         x, state = self.body(x, state)
         return self.head(x.take_along_dim(places[..., None], dim=1)), state
+
+    def open_segment(self, state: State) -> Any:
+        """How far each row is into its block, and what `body_on` knows.  None where rows stand at different
+        places, or choose with a segment's later tokens."""
+        here = state[0].read % (self.mem_freq + 1)
+        if not written_for(self, "open_segment", "segment", "insert") or (here != here[:1]).any():
+            return None
+        if any(isinstance(part, LandmarkAttention) and part.selection == "head" for part in self.modules()):
+            return None
+        return here, (0, self.stack.open_segment(state))
+
+    def go_on(
+        self, tokens: Int[Tensor, "rows time"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
+        here, known = cache
+        time = tokens.shape[1]
+        count = (int(here[0]) + time) // self.mem_freq if len(here) else 0
+        x, places = self.insert(tokens, here, time + count)
+        x, known = self.body_on(x, known)
+        return self.head(x.take_along_dim(places[..., None], dim=1)), ((here + time) % self.mem_freq, known)
 
     def insert(
         self, tokens: Int[Tensor, "rows time"], here: Int[Tensor, " rows"], slots: int

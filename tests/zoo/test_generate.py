@@ -1,6 +1,6 @@
 """Reading piece by piece, and going on in memory that doesn't grow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,13 +15,16 @@ from zoo.contract import shaken
 from zoo.generate import Reader, generate, greedy, sampler
 from zoo.memory.attention import Attention
 from zoo.models.armt import ARMT
+from zoo.models.landmark import Landmark
 from zoo.models.layers import Block, FeedForward
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
 from zoo.models.transformer import Transformer
 from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
-from zoo.state import State, leaves, nbytes
+from zoo.plugins import choices
+from zoo.state import State, leaves, nbytes, replace_rows
+from zoo.train import build
 
 BOTH = pytest.mark.parametrize("build", [Honest, Recurrent])
 
@@ -130,6 +133,7 @@ SHAPE: dict[str, Any] = {
     "hidden": 24,
 }
 XL: dict[str, Any] = {**SHAPE, "memory_len": 5}
+LANDMARKS: dict[str, Any] = {**SHAPE, "segment_len": 6, "mem_freq": 3, "capacity": 15, "topk": 2}
 
 
 class Reversed(Attention):
@@ -172,6 +176,8 @@ CACHED: dict[str, Callable[[], SequenceModule]] = {
     "xl_prenorm": lambda: TransformerXL(**XL, prenorm=True, same_length=True),
     "xl_clamped": lambda: TransformerXL(**XL, clamp_len=3),
     "xl_forgets": lambda: TransformerXL(**{**XL, "memory_len": 0}),
+    "landmark": lambda: Landmark(**LANDMARKS),
+    "landmark_per_token": lambda: Landmark(**LANDMARKS, selection="token", retrieve_from_layer=0),
     "another_attention": with_another_attention,
     "another_block": with_another_block,
 }
@@ -200,12 +206,38 @@ def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
 
 @torch.no_grad()
 def test_a_cache_given_in_is_not_changed() -> None:
-    for name, build in CACHED.items():
-        model, tokens = ready(build), text(5)
+    for name, made in CACHED.items():
+        model, tokens = ready(made), text(5)
         cache = model.open_segment(model(text(14))[1])
         _, cache = model.go_on(tokens[:, :3], cache)
         said = [model.go_on(tokens[:, 3:], cache)[0] for _ in range(2)]
         assert torch.equal(said[0], said[1]), name
+
+
+def tensors(held: Any) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, tuple):
+        for part in held:
+            yield from tensors(part)
+    else:
+        assert held is None or isinstance(held, int)
+
+
+@pytest.mark.parametrize("name", [choice.name for choice in choices("model") if choice.owner == "zoo"])
+@torch.no_grad()
+def test_what_a_reader_holds_of_a_long_text(name: str) -> None:
+    """As many bytes of storage, views' whole storages counted, amid segment 25 as amid segment 9."""
+    model = build.model(build.compose([f"model={name}", "size=nano"])).eval()
+    assert model.segment_len == 16
+    reader, sizes = Reader(model, 1), {}
+    for place, piece in enumerate(torch.randint(257, (1, 400)).split(8, dim=1)):
+        reader.read(piece)
+        held = [one.untyped_storage() for one in tensors((reader.state, reader.open, reader.cache))]
+        sizes[place] = sum({one.data_ptr(): one.nbytes() for one in held}.values())
+    assert place == 49
+    assert sizes[48] == sizes[16]
+    assert sizes[48] - nbytes(reader.state) < 2**17
 
 
 def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
@@ -218,10 +250,14 @@ def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
         Backwards(**SHAPE),
         RMT(**SHAPE, slots=2, memory_attention="block"),
         RMTXL(**XL, slots=2),
+        Landmark(**LANDMARKS, selection="head"),
         Honest(),
     ]
     for model in models:
         assert model.open_segment(model.init_state(1)) is None
+    apart = Landmark(**LANDMARKS).eval()
+    one, two = (apart(text(time))[1] for time in (4, 5))
+    assert apart.open_segment(replace_rows(one, two, torch.tensor([True, False]))) is None
 
 
 @torch.no_grad()
