@@ -26,7 +26,7 @@ from zoo.errors import UserError
 Kind = Literal["flat", "ivf", "hnsw"]
 
 TRAINING = 39  # keys per list from which faiss trains without complaint
-READ = 3  # times the root of the number of lists: as many an IVF search reads that isn't tuned yet
+READ = 3  # times the root of the number of lists: an IVF search reads no more
 TUNED_BY, TARGET = 32, 0.97  # so many queries, and the share of their true neighbours that must be found
 DRIFT = 4  # times tuned while as many keys as the bank holds are written: a text goes on to other things
 LINKS, WALK = 32, 512  # of a key in HNSW's graph; keys that a search keeps in mind
@@ -119,7 +119,7 @@ class Flat:
 
 
 class Lists:
-    """IVF: about 2 sqrt(capacity) lists, of which a search reads the nearest few.
+    """IVF: about 2 sqrt(capacity) lists, of which a search reads the nearest few, at most 3 sqrt(lists).
 
     How few is measured, again and again as keys are written: some of the queries that come are searched in
     all lists, and in half as many as last time, half as many more, .. until TARGET of the neighbours are
@@ -135,7 +135,7 @@ class Lists:
         lists = list_count(capacity)
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
         self.index.cp.spherical = False
-        self.index.nprobe = min(lists, math.ceil(READ * math.sqrt(lists)))
+        self.most = self.index.nprobe = min(lists, math.ceil(READ * math.sqrt(lists)))
         self.until, self.untuned = math.inf, 0  # tokens written since it was tuned
         self.least = 1  # lists to begin with
 
@@ -163,12 +163,12 @@ class Lists:
         self.untuned = 0
         self.index.nprobe = self.index.nlist
         least, probes = _search(self.index, queries, count)[0][:, -1:], self.least  # of equals, any will do
-        while probes < self.index.nlist:
+        while probes < self.most:
             self.index.nprobe = probes
             if (_search(self.index, queries, count)[0] >= least).float().mean() >= TARGET:
                 break
             probes = math.ceil(1.5 * probes)
-        self.index.nprobe = min(probes, self.index.nlist)
+        self.index.nprobe = min(probes, self.most)
         self.least = max(1, self.index.nprobe // 2)
 
 
