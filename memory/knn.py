@@ -166,9 +166,11 @@ def share_found(
 ) -> float:
     """The share of the true nearest that are in these slots, or others with the same scores."""
     wanted = exact(queries, blocks, written, found.shape[-1])
+    queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
 
     def scores(ids: Tensor, none: float) -> Tensor:
-        return (_read(blocks, ids) @ queries[..., None])[..., 0].masked_fill(ids < 0, none)
+        keys = _read(blocks, ids).to(queries.dtype)
+        return (keys @ queries[..., None])[..., 0].masked_fill(ids < 0, none)
 
     least = scores(wanted, torch.inf).amin(-1, keepdim=True)
     hits = scores(found, -torch.inf) >= least - ROUNDING * least.abs()
