@@ -36,8 +36,8 @@ SLIPS = [
     ("model=rmt,transformer", "--multirun"),
     ("model.width=abc", "model.width: expected int, found 'abc'"),
     (
-        "model.free=null",
-        "model.hidden: expected int, found None .*; `free: hidden` in the yaml has the budget",
+        "model.width=null",
+        "model.width: expected int, found None .*; `free: width` in the yaml has the budget",
     ),
     ("model.width=32.0", "model.width: expected int, found 32.0"),
     ("model.bias=3", "model.bias: expected bool, found 3"),
