@@ -148,9 +148,8 @@ class Indexes:
                         scores[row, head], ids[row, head] = index.search(asked[row, head], neighbours)
             self._forget(training)
             self.asked = asked[0, :, -16:].clone()
-        if (
-            (scores[..., 1:] == scores[..., :-1]) & (ids[..., 1:] >= 0)
-        ).any():  # faiss has its own order of them
+        tied = (scores[..., 1:] == scores[..., :-1]) & (ids[..., 1:] >= 0)
+        if tied.any():  # faiss has an order of its own of them
             ids, order = ids.sort(stable=True)
             order = scores.gather(-1, order).sort(descending=True, stable=True).indices
             ids = ids.gather(-1, order)

@@ -12,7 +12,7 @@ from tests.laws import untyped
 # The tensors here are tiny: threads would only wait for one another, most of all on a machine that is shared.
 torch.set_num_threads(1)
 
-WHOLE_RUNS = ("docs", "faults", "fuzz", "train")
+WHOLE_RUNS = ("docs", "faults", "fuzz")
 """Folders whose tests train models that others have checked: shapes and types are not looked at again."""
 
 

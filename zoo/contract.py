@@ -319,9 +319,8 @@ def bf16_is_finite(model: SequenceModule) -> None:
 def generation_is_teacher_forcing(model: SequenceModule) -> None:
     """Token by token, a model says what it says of the finished text read at once."""
     text = text_for(model, segments=2)
-    length = model.segment_len
-    # over a segment's end and into the next; from such an end; from amid the second segment
-    for prompt, count in ((text[:, :1], length + 3), (text[:, :length], 4), (text[:, : length + 2], 4)):
+    length, count = model.segment_len, model.segment_len + 3
+    for prompt in (text[:, :1], text[:, :length], text[:, : length + 2]):
         said: list[Tensor] = []
 
         def listen(logits: Tensor, said: list[Tensor] = said) -> Tensor:

@@ -1,6 +1,7 @@
 """State-space duality: the chunked form is the loop, gradients and states included, however strong the
 decay."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_error_over_8192_tokens(decay: str) -> None:
     exact = learnt(
         partial(ssd_loop, softplus=False), {n: x.double().requires_grad_() for n, x in tensors.items()}
     )
-    for dtype, chunk in ((torch.float32, 64), (torch.float32, 1024), (torch.bfloat16, 64)):
+    for dtype, chunk in itertools.product((torch.float32, torch.bfloat16), (64, 1024)):
         mine = {
             name: x.to(torch.float32 if name == "state" else dtype, copy=True).requires_grad_()
             for name, x in tensors.items()
