@@ -39,13 +39,15 @@ def stretches(texts: Texts) -> list[tuple[int, int, int]]:
 
 
 def code_fingerprint(made: type) -> str:
-    """Stands for the source of a class that isn't the zoo's own: of its module, and of all modules that this
-    one uses and that lie in the same package, or folder where it is in none.  "" for the zoo's, whose commit
-    is known."""
+    """Stands for the source of a class that isn't the zoo's own: of its module, and of all modules whose
+    classes and functions this one uses and that lie in the same package, or folder where it is in none.  ""
+    for the zoo's, whose commit is known."""
     top = made.__module__.partition(".")[0]
     if top == "zoo":
         return ""
-    place = Path(inspect.getfile(sys.modules[top])).parent
+    house = sys.modules[top]
+    inside = list(getattr(house, "__path__", []))  # of a package, one without a file of its own too
+    place = Path(inside[0]) if inside else Path(getattr(house, "__file__", None) or "/").parent
     found = sources(sys.modules[made.__module__], place, {})
     total = hashlib.blake2b(digest_size=8)
     for name in sorted(found):
@@ -56,14 +58,14 @@ def code_fingerprint(made: type) -> str:
 def sources(module: ModuleType, place: Path, found: dict[str, Path]) -> dict[str, Path]:
     """The files below `place` of a module and what it uses, by the module's name."""
     path = Path(getattr(module, "__file__", None) or "/")
-    if module.__name__ in found or not path.is_relative_to(place) or path.suffix != ".py":
+    if module.__name__ in found or not path.is_relative_to(place) or not path.is_file():
         return found
     if "site-packages" in path.relative_to(place).parts:  # an environment in the folder one works in
         return found
     found[module.__name__] = path
     for value in list(vars(module).values()):
-        named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        used = sys.modules.get(named) if isinstance(named, str) else None
-        if used is not None:
-            sources(used, place, found)
+        if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
+            used = value if inspect.ismodule(value) else sys.modules.get(value.__module__)
+            if used is not None:
+                sources(used, place, found)
     return found

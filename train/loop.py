@@ -91,8 +91,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         f"{sum(weight.numel() for weight in model.parameters()):,}",
         f"{state_bytes(model):,}",
     )
-    trainer.fit(model, data, ckpt_path=last if goes_on else None)
-    results = summary(cfg, model, task, data, metrics, validations) | {"wall_s": metrics.wall()}
+    code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
+    trainer.fit(model, data, ckpt_path=last if goes_on else None)  # while it trains, one edits
+    results = summary(cfg, model, task, data, metrics, validations) | code | {"wall_s": metrics.wall()}
     if trainer.is_global_zero:
         step = int(metrics.tokens_seen)
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
@@ -265,8 +266,6 @@ def summary(
         "val_bytes": len(data.val_text),
         "task_version": task.VERSION,
         "data_fingerprint": fingerprint(task),
-        "model_code": code_fingerprint(type(model)),
-        "task_code": code_fingerprint(type(task)),
         "curve": validations.curve,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

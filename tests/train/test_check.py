@@ -1,5 +1,6 @@
 """`zoo check`: one line a law; 0 where all hold, 1 where one is broken, 2 for a slip."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,23 +60,32 @@ def test_a_broken_law(
     assert all(len(line) > 60 for line in broken)  # it says what was expected
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("return torch.cat([logits, logits[..., 0]]), state", "RuntimeError: "),
+        ("assert logits.ndim == 2", "AssertionError: "),
+    ],
+)
 def test_a_crash_is_told_once_with_its_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, kind: str
 ) -> None:
+    monkeypatch.delitem(sys.modules, "model_that_crashes", raising=False)
+    importlib.invalidate_caches()
     (tmp_path / "model_that_crashes.py").write_text(
         "import torch\n"
         "from zoo.models.transformer import Transformer\n"
         "class Wide(Transformer):\n"
         "    def segment(self, tokens, state):\n"
         "        logits, state = super().segment(tokens, state)\n"
-        "        return torch.cat([logits, logits[..., 0]]), state\n"
+        f"        {line}\n"
         "    forward = Transformer.fold\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     code, out, err = run(capsys, monkeypatch, "model_that_crashes.Wide", *WORDS)
     assert (code, err) == (1, "")
     told = [line.partition("BROKEN: ")[2] for line in out.splitlines() if "BROKEN" in line]
-    assert told[0].startswith("RuntimeError: ")
+    assert told[0].startswith(kind)
     assert told[0].endswith(" (model_that_crashes.py:6)")
     assert "as shapes" in told[1:]
     assert not any(told[0] == other for other in told[1:])

@@ -69,5 +69,17 @@ def test_a_package_is_its_own_boundary(folder: Path) -> None:
     assert found("made_package.model") != one
 
 
+def test_a_package_without_an_init(folder: Path) -> None:
+    (folder / "made_plain").mkdir()
+    (folder / "made_plain/model.py").write_text("class Model: pass\n")
+    one = found("made_plain.model")
+    (folder / "made_plain/model.py").write_text("class Model: y = 1\n")
+    assert found("made_plain.model") != one
+
+
+def test_a_class_without_a_file() -> None:
+    assert len(code_fingerprint(type("Made", (), {"__module__": "builtins"}))) == 16
+
+
 def test_the_zoos_own_has_its_commit() -> None:
     assert code_fingerprint(RMT) == ""

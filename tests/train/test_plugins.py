@@ -223,6 +223,22 @@ def test_such_a_run_is_evaluated(zoo: Any, own: str) -> None:
     assert (cfg.model["_target_"], far["step"]) == (f"{own}.counter.Counter", 1)
 
 
+def test_code_that_is_edited_while_it_trains_is_not_what_trained(zoo: Any, own: str) -> None:
+    file = zoo.folder / "site" / own / "counter.py"
+    file.write_text(
+        file.read_text() + "\n\nclass Restless(Counter):\n    def training_step(self, *words):\n"
+        "        open(__file__, 'a').write('# edited')\n        return super().training_step(*words)\n"
+    )
+    (zoo.folder / "configs/model/restless.yaml").write_text(
+        YAML.format(package=own).replace("Counter", "Restless")
+    )
+    importlib.invalidate_caches()
+    before = plan([["model=restless"]], {"runs": "runs"})[0].code["model_code"]
+    assert zoo.run("model=restless", "steps=1").code == 0
+    assert zoo.metrics("run")["model_code"] == before
+    assert plan([["model=restless"]], {"runs": "runs"})[0].code["model_code"] != before
+
+
 def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
     ours, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.window=16"])
     jobs = plan(matrix, ours)
