@@ -52,17 +52,22 @@ def rglru(
     """
     with torch.autocast(x.device.type, enabled=False):  # a sum over the whole text
         x, log_decay, first = x.to(initial.dtype), log_decay.to(initial.dtype), starts[..., None]
-        decay = log_decay.exp().masked_fill(first, 0)
+        decay = decays(log_decay).masked_fill(first, 0)
         scale = BoundedSqrt.apply(room(log_decay)).masked_fill(first, 1)
         hidden = LinearScan.apply(decay, scale * x, initial)
         return hidden, hidden[:, -1]
 
 
+def decays(log_decay: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+    """a, rounded to nearest also where it is almost 1: there the exp of some processors is an ulp too small,
+    which adds up over thousands of tokens."""
+    return torch.where(log_decay > -1, 1 + log_decay.expm1(), log_decay.exp())
+
+
 def room(log_decay: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-    """1 - a^2; in float64 as the published code says it, below that without cancellation near a = 1."""
-    if log_decay.dtype == torch.float64:
-        return 1 - (2 * log_decay).exp()
-    return -(2 * log_decay).expm1()
+    """1 - a^2; in float64 with a^2 rounded as the published code does, else without cancellation near 1."""
+    excess = (2 * log_decay).expm1()  # not exp, which on some processors rounds exp(-1e-17) to 1 - 2^-53
+    return 1 - (1 + excess) if log_decay.dtype == torch.float64 else -excess
 
 
 class BoundedSqrt(torch.autograd.Function):

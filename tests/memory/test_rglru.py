@@ -1,5 +1,6 @@
 """The RG-LRU: its fast form against the loop that defines it, and in float32 where decays are extreme."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.memory.griffin import RecurrentBlock
-from zoo.memory.rglru import RGLRU, rglru, rglru_loop
+from zoo.memory.rglru import RGLRU, rglru, rglru_loop, room
 from zoo.state import leaves
 
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -96,6 +97,13 @@ def test_the_square_root_s_gradient_is_clipped() -> None:
     y.sum().backward()
     assert log_decay.grad is not None
     torch.testing.assert_close(log_decay.grad, torch.full_like(log_decay, -2000.0))
+
+
+def test_1_minus_a_squared_in_float64_has_a_squared_rounded_to_nearest() -> None:
+    """On every processor: whether exp(-1e-17) is 1 or 1 - 2^-53 makes 1e-8 of sqrt(1 - a^2)."""
+    log_decay = -torch.tensor([1e-17, 3e-17, 2**-54 * 1.01, 2**-52, 0.1], dtype=torch.float64)
+    expected = [1 - math.exp(2 * float(log_a)) for log_a in log_decay]
+    assert room(log_decay).tolist() == pytest.approx(expected, rel=1e-15, abs=0)
 
 
 def test_a_text_that_begins_inside_forgets_what_was_before() -> None:
