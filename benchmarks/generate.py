@@ -20,7 +20,8 @@ import torch
 import zoo.configs
 from zoo.generate import Reader, generate, sampler
 from zoo.module import SequenceModule
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 DEFAULTS = {"models": "", "size": "micro", "at": "100,1000,10000,100000", "steps": "8", "write": ""}
 
@@ -66,7 +67,7 @@ def per_token(reader: Reader, steps: int) -> float:
 
 
 def measure(name: str, size: str, at: list[int], steps: int) -> str:
-    model = build.model(build.compose([f"model={name}", f"size={size}", "task=lm"])).eval()
+    model = build.model(compose([f"model={name}", f"size={size}", "task=lm"])).eval()
     segment_len = model.segment_len
     reader, read, costs, held = Reader(model, 1), 0, [], []
     for place in at:
@@ -88,7 +89,7 @@ def measure(name: str, size: str, at: list[int], steps: int) -> str:
 
 
 def write(name: str, size: str, tokens: int) -> str:
-    model = build.model(build.compose([f"model={name}", f"size={size}", "task=lm"])).eval()
+    model = build.model(compose([f"model={name}", f"size={size}", "task=lm"])).eval()
     pick = sampler(generator=torch.Generator().manual_seed(0))
     stream, marks, part = generate(model, random_text(model, 1), pick), [], tokens // 10
     for _ in range(10):

@@ -40,8 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.memory.indexes import load_faiss
-from zoo.memory.knn import KNN, share_found
+from zoo.memory.retrieval.bank import KNN, share_found
+from zoo.memory.retrieval.faiss_index import load_faiss
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
 

@@ -50,8 +50,8 @@ def mamba() -> Read:
 
 def mamba_loop() -> Read:
     """The same model, token by token."""
-    from zoo.memory import mamba as room
-    from zoo.memory.scan import selective_scan_loop
+    from zoo.memory.state_space import mamba_mixer as room
+    from zoo.memory.state_space.selective_scan import selective_scan_loop
 
     def loop(*args: Any, backend: str, **options: Any) -> tuple[Tensor, Tensor]:
         return selective_scan_loop(*args, **options)
@@ -82,8 +82,8 @@ def mamba2() -> Read:
 
 def mamba2_loop() -> Read:
     """The same model, token by token."""
-    from zoo.memory import mamba2 as room
-    from zoo.memory.ssd import ssd_loop
+    from zoo.memory.state_space import mamba2_mixer as room
+    from zoo.memory.state_space.ssd import ssd_loop
 
     def loop(*args: Any, backend: str, chunk: int, **options: Any) -> tuple[Tensor, Tensor]:
         return ssd_loop(*args, **options)
@@ -117,7 +117,7 @@ def megalodon() -> Read:
 
 def megalodon_loop() -> Read:
     """The same model, its moving average token by token."""
-    from zoo.memory import ema as room
+    from zoo.memory.state_space import complex_ema as room
 
     room.ema = room.ema_loop
     return megalodon()

@@ -20,8 +20,9 @@ from torch import Tensor
 
 import zoo.configs
 from zoo.state import nbytes
-from zoo.train import build
-from zoo.train.corpora import open_corpus
+from zoo.train.corpora.catalog import open_corpus
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 DEFAULTS = {"models": "", "bytes": "262144"}
 QUARTERS = 4
@@ -43,7 +44,7 @@ def text_of(corpus: str, root: str, count: int) -> Tensor:
 
 @torch.no_grad()
 def measure(model: str, count: int, words: list[str]) -> str:
-    cfg = build.compose([f"model={model}", "task=lm", *words])
+    cfg = compose([f"model={model}", "task=lm", *words])
     torch.manual_seed(0)
     made = build.model(cfg).eval()
     text = text_of(cfg.data.corpus, cfg.data.root, count)

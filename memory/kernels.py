@@ -60,7 +60,7 @@ def causal_conv(
     bias: Float[Tensor, " channels"] | None,
     tail: Float[Tensor, "rows earlier channels"],
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
-    """As zoo.memory.conv.causal_conv; 2 to 4 taps, and channels in multiples of 8."""
+    """As zoo.memory.state_space.conv.causal_conv; 2 to 4 taps, and channels in multiples of 8."""
     (channels, taps), package = weight.shape, require("causal-conv1d")
     if channels % 8 or not 2 <= taps <= 4:
         raise UserError(
@@ -90,7 +90,8 @@ def ssd(
     limits: tuple[float, float] | None,
     chunk: int,
 ) -> tuple[Float[Tensor, "rows time heads head_width"], Float[Tensor, "rows heads head_width states"]]:
-    """As zoo.memory.ssd.ssd, by mamba_ssm's `mamba_chunk_scan_combined`; `chunk` is a power of 2 from 16."""
+    """As zoo.memory.state_space.ssd.ssd, by mamba_ssm's `mamba_chunk_scan_combined`; `chunk` is a power of 2
+    from 16."""
     package = require("mamba-ssm", "mamba_ssm.ops.triton.ssd_combined")
     _on_gpu("mamba-ssm", x)
     y, after = package.mamba_chunk_scan_combined(
@@ -119,7 +120,8 @@ def selective_scan(
     read: Float[Tensor, "rows time groups states"],
     state: Float[Tensor, "rows channels states"],
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows channels states"]]:
-    """The scan of zoo.memory.scan with dt as it is, by mamba_ssm's `selective_scan_fn`, in float32."""
+    """The scan of zoo.memory.state_space.selective_scan with dt as it is, by mamba_ssm's `selective_scan_fn`,
+    in float32."""
     package = require("mamba-ssm", "mamba_ssm.ops.selective_scan_interface")
     _on_gpu("mamba-ssm", u)
 

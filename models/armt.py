@@ -5,8 +5,8 @@ Rodkin et al. 2024, arXiv:2407.04841.  In layer l, on x = [E[w_1 .. w_S] ; memor
     x <- x + A_l's answer to x        x <- block(x)        A_l <- A_l written with x at the memory tokens
 
 Carried from segment to segment: in every layer the associative matrix and its normaliser
-(zoo/memory/associative.py).  The memory tokens themselves are the same learned ones in every segment.
-Differs from the paper: the body is a LLaMA-shaped decoder by default (`position=learned norm=layer
+(memory/fast_weights/associative.py).  The memory tokens themselves are the same learned ones in every
+segment. Differs from the paper: the body is a LLaMA-shaped decoder by default (`position=learned norm=layer
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
 
@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.associative import AssociativeMemory, AssociativeState
-from zoo.memory.attention import Attention, Position
+from zoo.memory.attention.core import Attention, Position
+from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState
 from zoo.memory.mixer import Mixer
-from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.models.blocks import Activation, Block, FeedForward, Norm
+from zoo.models.decoder import Decoder
 from zoo.module import written_for
 from zoo.state import State
 

@@ -1,8 +1,8 @@
 """Focused Transformer: a few layers remember everything, and are trained among other texts to find their own.
 
-Tworkowski et al. 2023, arXiv:2307.03170 (FoT, LongLLaMA); memory layers: zoo/memory/focused.py; their
-training: zoo/memory/crossbatch.py.  K_i are the keys of row i's segment, P_i of the one before, M_i of all
-before:
+Tworkowski et al. 2023, arXiv:2307.03170 (FoT, LongLLaMA); memory layers:
+memory/retrieval/focused_attention.py; their training: memory/retrieval/crossbatch.py.  K_i are the keys of
+row i's segment, P_i of the one before, M_i of all before:
 
     trained     y = softmax(q [K_i ; P_i ; P_{i+1} ; .. ; P_{i+d-1}]^T / tau) [their values]      (rows mod B)
     evaluated   y = softmax(q [K_i ; the k keys of M_i nearest to q]^T / tau) [their values]
@@ -18,11 +18,12 @@ of length 1, and tau = exp(-sharpness) learned by every head, which can't reach 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from zoo.memory.attention import Attention
-from zoo.memory.focused import FocusedAttention, FocusedState
-from zoo.memory.indexes import Kind
-from zoo.memory.knn import KNN, Backend, mean_recall
-from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
+from zoo.memory.attention.core import Attention
+from zoo.memory.retrieval.bank import KNN, Backend, mean_recall
+from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
+from zoo.models.blocks import Block, FeedForward, layers_with_memory
+from zoo.models.decoder import Parallel
 from zoo.state import State
 
 

@@ -5,11 +5,11 @@ De et al. 2024, arXiv:2402.19427; RecurrentGemma: Botev et al. 2024, arXiv:2404.
     x += temporal(norm(x))        x += W_d (gelu(W_g norm(x)) * W_u norm(x))        logits = E norm(x)
     temporal: recurrent block, recurrent block, local attention, over and over
 
-Recurrent block: zoo/memory/griffin.py.  Local attention: one head of keys and values, rotary positions on the
-first half of a head.
-Carried from segment to segment: what zoo/memory/griffin.py says, and the attention's last keys and values.
-Differs from the paper, as RecurrentGemma does: the recurrence is as wide as the model, embeddings are scaled
-by sqrt(D), and logits may be capped, c tanh(logits / c).
+Recurrent block: memory/state_space/griffin_block.py.  Local attention: one head of keys and values, rotary
+positions on the first half of a head.
+Carried from segment to segment: what memory/state_space/griffin_block.py says, and the attention's last keys
+and values. Differs from the paper, as RecurrentGemma does: the recurrence is as wide as the model, embeddings
+are scaled by sqrt(D), and logits may be capped, c tanh(logits / c).
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,11 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.memory.griffin import RecurrentBlock
+from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import Block, FeedForward, Streaming, layout
+from zoo.memory.state_space.griffin_block import RecurrentBlock
+from zoo.models.blocks import Block, FeedForward, layout
+from zoo.models.decoder import Streaming
 from zoo.state import State
 
 

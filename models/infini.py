@@ -1,6 +1,7 @@
 """Infini-attention transformer: every layer reads its segment, and a compressive memory of all before it.
 
-Munkhdalai, Faruqui & Gopal 2024, arXiv:2404.07143; attention, memory and gate: zoo/memory/compressive.py.
+Munkhdalai, Faruqui & Gopal 2024, arXiv:2404.07143; attention, memory and gate:
+memory/fast_weights/infini_attention.py.
 
     h += attention(norm(h))        h += mlp(norm(h))        logits = E norm(h)
 
@@ -16,8 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zoo.memory.compressive import CompressiveAttention, MemoryState, Rule
-from zoo.models.layers import Activation, Block, FeedForward, Norm, Parallel
+from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState, Rule
+from zoo.models.blocks import Activation, Block, FeedForward, Norm
+from zoo.models.decoder import Parallel
 
 GATES_RATE = 10.0  # times the learning rate
 

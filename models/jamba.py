@@ -3,7 +3,8 @@
 Lieber et al. 2024, arXiv:2403.19887.
 
     x += mixer(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
-    mixer: attention in the middle of eight, elsewhere Mamba (zoo/memory/mamba.py) with norms on dt, B and C
+    mixer: attention in the middle of eight, elsewhere Mamba (memory/state_space/mamba_mixer.py) with norms on
+    dt, B and C
 
 Attention has grouped queries and no positions: the recurrence tells the order.
 Carried from segment to segment: every Mamba's state, and the last `context` keys and values of attention.
@@ -14,11 +15,12 @@ are tied.
 from collections.abc import Sequence
 from typing import Literal
 
-from zoo.memory.mamba import MambaMixer
+from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
-from zoo.memory.scan import Backend
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import Block, FeedForward, Streaming, layout
+from zoo.memory.state_space.mamba_mixer import MambaMixer
+from zoo.memory.state_space.selective_scan import Backend
+from zoo.models.blocks import Block, FeedForward, layout
+from zoo.models.decoder import Streaming
 
 
 class Jamba(Streaming):

@@ -1,6 +1,7 @@
 """Landmark transformer: reads its segment, and through landmark tokens the blocks of all that came before.
 
-Mohtashami & Jaggi 2023, arXiv:2305.16300; attention, bank and positions: zoo/memory/landmark.py.
+Mohtashami & Jaggi 2023, arXiv:2305.16300; attention, bank and positions:
+memory/retrieval/landmark_attention.py.
 
     stream = w_1 .. w_f L w_{f+1} .. w_{2f} L ..        f = mem_freq, L a learned embedding
     h += attention(norm(h))        h += mlp(norm(h))        logits = E norm(h), at tokens only
@@ -20,8 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.landmark import LandmarkAttention, Selection
-from zoo.models.layers import Activation, Block, FeedForward, Norm, Parallel
+from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
+from zoo.models.blocks import Activation, Block, FeedForward, Norm
+from zoo.models.decoder import Parallel
 from zoo.module import Batch, written_for
 from zoo.state import State, each, take_rows
 

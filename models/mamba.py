@@ -1,6 +1,7 @@
 """Mamba: no attention, a selective state space in every block.
 
-Gu & Dao 2023, arXiv:2312.00752; the mixer: zoo/memory/mamba.py, its scan: zoo/memory/scan.py.
+Gu & Dao 2023, arXiv:2312.00752; the mixer: memory/state_space/mamba_mixer.py, its scan:
+memory/state_space/selective_scan.py.
 
     x += mamba(norm(x))        (x += swiglu(norm(x)), with `hidden`)        logits = E norm(x)
     mamba: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t,  with dt, B, C made of the token
@@ -10,9 +11,10 @@ inputs of its short convolution.
 Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
 """
 
-from zoo.memory.mamba import MambaMixer
-from zoo.memory.scan import Backend
-from zoo.models.layers import Block, FeedForward, Norm, Streaming
+from zoo.memory.state_space.mamba_mixer import MambaMixer
+from zoo.memory.state_space.selective_scan import Backend
+from zoo.models.blocks import Block, FeedForward, Norm
+from zoo.models.decoder import Streaming
 
 
 class Mamba(Streaming):

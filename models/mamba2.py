@@ -1,6 +1,7 @@
 """Mamba-2: Mamba with one decay per head, so that its scan is made of matrix products.
 
-Dao & Gu 2024, arXiv:2405.21060; the mixer: zoo/memory/mamba2.py, its recurrence: zoo/memory/ssd.py.
+Dao & Gu 2024, arXiv:2405.21060; the mixer: memory/state_space/mamba2_mixer.py, its recurrence:
+memory/state_space/ssd.py.
 
     x += mamba2(norm(x))        (x += swiglu(norm(x)), with `hidden`)        logits = E norm(x)
     mamba2: S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,  y_t = S_t C_t + D x_t,  per head, A a number
@@ -10,9 +11,10 @@ inputs of its short convolution.
 Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
 """
 
-from zoo.memory.mamba2 import GatedNorm, Mamba2Mixer
-from zoo.memory.ssd import Backend
-from zoo.models.layers import Block, FeedForward, Norm, Streaming
+from zoo.memory.state_space.mamba2_mixer import GatedNorm, Mamba2Mixer
+from zoo.memory.state_space.ssd import Backend
+from zoo.models.blocks import Block, FeedForward, Norm
+from zoo.models.decoder import Streaming
 
 
 class Mamba2(Streaming):

@@ -3,7 +3,7 @@
 Dao & Gu 2024, arXiv:2405.21060, section 9.2.3 (Mamba-2-MLP-Attention): about a tenth attention is best.
 
     x += mixer(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
-    mixer: attention in the middle of eight, Mamba-2 (zoo/memory/mamba2.py) elsewhere
+    mixer: attention in the middle of eight, Mamba-2 (memory/state_space/mamba2_mixer.py) elsewhere
 
 Carried from segment to segment: every Mamba-2's state, and the last `context` keys and values of attention.
 Differs from the paper: attention sees the last `context` tokens, not all, and has neither positions nor a
@@ -13,11 +13,12 @@ short convolution.
 from collections.abc import Sequence
 from typing import Literal
 
-from zoo.memory.mamba2 import Mamba2Mixer
+from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
-from zoo.memory.ssd import Backend
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import Block, FeedForward, Streaming, layout
+from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
+from zoo.memory.state_space.ssd import Backend
+from zoo.models.blocks import Block, FeedForward, layout
+from zoo.models.decoder import Streaming
 
 
 class Mamba2Hybrid(Streaming):

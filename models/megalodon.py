@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.megalodon import GatedAttention, MegalodonState
 from zoo.memory.mixer import Mixer
-from zoo.memory.timestepnorm import TimestepNorm, TimestepState
-from zoo.models.layers import Stack, init_weights
+from zoo.memory.state_space.megalodon_attention import GatedAttention, MegalodonState
+from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
+from zoo.models.blocks import Stack, init_weights
 from zoo.module import SequenceModule
 from zoo.state import State
 

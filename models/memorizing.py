@@ -1,7 +1,7 @@
 """Memorizing Transformer: one layer also attends to the nearest of all the keys that it has stored.
 
 Wu, Rabe, Hutchins & Szegedy 2022, arXiv:2203.08913, section 3; the layer's equations:
-zoo/memory/memorizing.py.
+memory/retrieval/memorizing_attention.py.
 
     y <- g softmax(s q . k_j) v_j of the k nearest stored keys + (1 - g) attention inside the segment
 
@@ -18,11 +18,12 @@ from typing import Literal
 
 import torch
 
-from zoo.memory.attention import Attention
-from zoo.memory.indexes import Kind
-from zoo.memory.knn import KNN, Backend, Bank, mean_recall
-from zoo.memory.memorizing import MemorizingAttention
-from zoo.models.layers import Block, FeedForward, Parallel, layers_with_memory
+from zoo.memory.attention.core import Attention
+from zoo.memory.retrieval.bank import KNN, Backend, Bank, mean_recall
+from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.memorizing_attention import MemorizingAttention
+from zoo.models.blocks import Block, FeedForward, layers_with_memory
+from zoo.models.decoder import Parallel
 from zoo.state import State
 
 

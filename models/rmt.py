@@ -8,7 +8,7 @@ Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881; Bulatov et al. 2024, arXiv:24
 Carried from segment to segment: the memory tokens.  The gradient runs back through them as far as the window
 of one training step reaches.
 Differs from the paper: the body is a LLaMA-shaped decoder by default (GPT-2 and Transformer-XL,
-zoo/models/rmt_xl.py, are the published ones); memory tokens see one another causally by default as in the
+models/rmt_xl.py, are the published ones); memory tokens see one another causally by default as in the
 authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
 """
 
@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention import Attention, Position
-from zoo.memory.tokens import BlockMemoryAttention, MemoryAttention, surround
-from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm
+from zoo.memory.attention.core import Attention, Position
+from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround
+from zoo.models.blocks import Activation, Block, FeedForward, Norm
+from zoo.models.decoder import Decoder
 from zoo.module import written_for
 
 

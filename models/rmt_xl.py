@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.relative import RecurrenceState, RelativeAttention
-from zoo.memory.tokens import surround
+from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
+from zoo.memory.tokens.memory_tokens import surround
 from zoo.models.transformer_xl import TransformerXL
 from zoo.state import State
 

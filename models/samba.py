@@ -5,8 +5,8 @@ Ren et al. 2024, arXiv:2406.07522.
     x += mamba(norm(x))            x += swiglu(norm(x))
     x += attention(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
 
-Carried from segment to segment: every Mamba's state (zoo/memory/mamba.py), and the last `window - 1` keys and
-values of attention.
+Carried from segment to segment: every Mamba's state (memory/state_space/mamba_mixer.py), and the last `window
+- 1` keys and values of attention.
 Differs from the paper: norms add 1e-6, its code 1e-5 (which published weights are read with); initial weights
 are those of all our models, but for A, D, dt and the convolution.
 """
@@ -14,12 +14,13 @@ are those of all our models, but for A, D, dt and the convolution.
 from collections.abc import Sequence
 from typing import Literal
 
-from zoo.memory.attention import Position
-from zoo.memory.mamba import MambaMixer
+from zoo.memory.attention.core import Position
+from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
-from zoo.memory.scan import Backend
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import Block, FeedForward, Norm, Streaming, layout
+from zoo.memory.state_space.mamba_mixer import MambaMixer
+from zoo.memory.state_space.selective_scan import Backend
+from zoo.models.blocks import Block, FeedForward, Norm, layout
+from zoo.models.decoder import Streaming
 
 
 class Samba(Streaming):

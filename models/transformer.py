@@ -3,7 +3,7 @@ a sliding-window transformer that carries its keys and values.
 
 Vaswani et al. 2017, arXiv:1706.03762; Touvron et al. 2023, arXiv:2302.13971 (pre-RMSNorm, SwiGLU, rotary
 positions); Radford et al. 2019 (GPT-2: LayerNorm, GELU, learned positions, biases); window and sinks:
-zoo/memory/window.py.
+memory/attention/sliding_window.py.
 
     x += attention(norm(x))        x += mlp(norm(x))        logits = E norm(x)
 
@@ -18,9 +18,10 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.memory.attention import Attention, Position
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import Activation, Block, Decoder, FeedForward, Norm, by_segments
+from zoo.memory.attention.core import Attention, Position
+from zoo.memory.attention.sliding_window import WindowAttention
+from zoo.models.blocks import Activation, Block, FeedForward, Norm
+from zoo.models.decoder import Decoder, by_segments
 from zoo.state import State
 
 

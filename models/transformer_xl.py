@@ -1,6 +1,6 @@
 """Transformer-XL: every layer also attends to what it read in the last segments.
 
-Dai et al. 2019, arXiv:1901.02860; attention and memory: zoo/memory/relative.py.
+Dai et al. 2019, arXiv:1901.02860; attention and memory: memory/attention/relative.py.
 
     h_0 = sqrt(D) E[w]        h_l = LN(y + FF(y))  with  y = LN(h + attention(h, memory_l))
     FF(y) = W_2 drop(relu(W_1 y + b_1)) + b_2        logits = E h_L + b
@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.relative import OpenSegment, RecurrenceState, RelativeAttention
-from zoo.models.layers import FeedForward, init_weights, sinusoid
+from zoo.memory.attention.relative import OpenSegment, RecurrenceState, RelativeAttention
+from zoo.models.blocks import FeedForward, init_weights, sinusoid
 from zoo.module import SequenceModule, written_for
 from zoo.state import State
 

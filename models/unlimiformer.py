@@ -1,6 +1,7 @@
 """Unlimiformer, decoder-only: a transformer whose upper layers also see the nearest of all they have read.
 
-Bertsch et al. 2023, arXiv:2305.01625; its attention in the paper's symbols: zoo/memory/unlimiformer.py.
+Bertsch et al. 2023, arXiv:2305.01625; its attention in the paper's symbols:
+memory/retrieval/unlimiformer_attention.py.
 
     below `layer_begin`   x += attention(norm(x))                  inside the segment
     from there on         x += attention(norm(x), nearest(bank))   in one softmax
@@ -24,11 +25,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.memory.attention import Position
-from zoo.memory.indexes import Kind
-from zoo.memory.knn import KNN, Backend, Bank, mean_recall
-from zoo.memory.unlimiformer import UnlimiformerAttention
-from zoo.models.layers import Activation, Block, Norm, Parallel
+from zoo.memory.attention.core import Position
+from zoo.memory.retrieval.bank import KNN, Backend, Bank, mean_recall
+from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
+from zoo.models.blocks import Activation, Block, Norm
+from zoo.models.decoder import Parallel
 from zoo.models.transformer import Transformer
 from zoo.module import Batch
 from zoo.state import State

@@ -1,5 +1,5 @@
 """`python -m zoo.train model=rmt`"""
 
-from zoo.train.cli import main
+from zoo.train.commands.train import main
 
 main()

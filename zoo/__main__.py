@@ -7,30 +7,46 @@ import os
 import sys
 
 COMMANDS = {  # command: (where it is, what it does, an example)
-    "train": ("zoo.train.cli:main", "train one architecture, or go on with a run", "model=rmt size=tiny"),
-    "sweep": ("zoo.train.sweep:main", "train a matrix of runs", "model=rmt,mamba size=micro seeds=0:5"),
+    "train": (
+        "zoo.train.commands.train:main",
+        "train one architecture, or go on with a run",
+        "model=rmt size=tiny",
+    ),
+    "sweep": (
+        "zoo.train.commands.sweep:main",
+        "train a matrix of runs",
+        "model=rmt,mamba size=micro seeds=0:5",
+    ),
     "evaluate": (
-        "zoo.train.evaluate:main",
+        "zoo.train.commands.evaluate:main",
         "a trained run on other lengths and tasks",
         "run=runs/… lengths=64,128",
     ),
     "compare": (
-        "zoo.train.compare:main",
+        "zoo.train.commands.compare:main",
         "finished runs side by side",
         "runs/lm baseline=transformer",
     ),
-    "generate": ("zoo.train.generate:main", "let a trained run write on", 'run=runs/… prompt="Once upon"'),
-    "export": ("zoo.train.exporting:main", "a run as safetensors and json", "run=runs/… to=my_model"),
+    "generate": (
+        "zoo.train.commands.generate:main",
+        "let a trained run write on",
+        'run=runs/… prompt="Once upon"',
+    ),
+    "export": ("zoo.train.commands.export:main", "a run as safetensors and json", "run=runs/… to=my_model"),
     "import": (
-        "zoo.train.importing:main",
+        "zoo.train.commands.import_weights:main",
         "a run from an export or published weights",
         "from=my_model run_dir=runs/mine",
     ),
-    "bench": ("zoo.train.bench:main", "speed and memory of models side by side", "model=rmt,mamba size=tiny"),
-    "check": ("zoo.train.check:main", "hold a model to the laws", "my_pkg.MyModel width=32"),
-    "new": ("zoo.train.new:main", "write a package with a model of your own", "my_model"),
-    "list": ("zoo.train.listing:main", "models, tasks and corpora that are there", "size=tiny"),
-    "doctor": ("zoo.train.doctor:main", "what works on this machine, and why not", ""),
+    "bench": (
+        "zoo.train.commands.bench:main",
+        "speed and memory of models side by side",
+        "model=rmt,mamba size=tiny",
+    ),
+    "check": ("zoo.train.commands.check:main", "hold a model to the laws", "my_pkg.MyModel width=32"),
+    "new": ("zoo.train.commands.new:main", "write a package with a model of your own", "my_model"),
+    "list": ("zoo.train.commands.list:main", "models, tasks and corpora that are there", "size=tiny"),
+    "doctor": ("zoo.train.commands.doctor:main", "what works on this machine, and why not", ""),
 }
 COMPOSED = ("train", "sweep", "check", "bench")  # whose words Hydra can complete
 COMPLETION = ("-sc", "--shell-completion")
@@ -102,7 +118,7 @@ def complete(words: list[str]) -> None:
             return
         os.environ["COMP_LINE"] = " ".join(["zoo", *typed[1:]])
     sys.argv = ["zoo", "-sc", *words]
-    importlib.import_module("zoo.train.cli").main()
+    importlib.import_module("zoo.train.commands.train").main()
 
 
 if __name__ == "__main__":

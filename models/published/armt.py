@@ -4,7 +4,7 @@ modeling_amt/language_modeling.py, around GPT-2, with one memory head, denominat
 
 from torch import Tensor
 
-from zoo.memory.associative import AssociativeState
+from zoo.memory.fast_weights.associative import AssociativeState
 from zoo.models.armt import ARMT
 from zoo.models.published import gpt2
 from zoo.models.published.weights import (

@@ -6,8 +6,8 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.attention import Attention
-from zoo.memory.window import WindowAttention, WindowState
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.sliding_window import WindowAttention, WindowState
 from zoo.models.published.weights import Table, View
 
 

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.crossbatch import crossbatch, earlier_rows
-from zoo.memory.focused import FocusedAttention, FocusedState
-from zoo.memory.knn import Bank
+from zoo.memory.retrieval.bank import Bank
+from zoo.memory.retrieval.crossbatch import crossbatch, earlier_rows
+from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
 from zoo.models.focused import Focused
 from zoo.models.published.weights import (
     Config,

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.models.layers import Activation, Decoder
+from zoo.models.blocks import Activation
+from zoo.models.decoder import Decoder
 from zoo.models.published.weights import Config, Table, fraction, number, plain, require, same, under
 from zoo.module import SequenceModule
 from zoo.state import State

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.griffin import RecurrentState
-from zoo.memory.window import WindowAttention
+from zoo.memory.attention.sliding_window import WindowAttention
+from zoo.memory.state_space.griffin_block import RecurrentState
 from zoo.models.griffin import Griffin
 from zoo.models.published.attention import parts, seen
 from zoo.models.published.weights import (

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.compressive import CompressiveAttention, MemoryState
+from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState
 from zoo.models.infini import Infini
 from zoo.models.published.weights import (
     Config,

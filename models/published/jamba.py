@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.window import WindowAttention
+from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.models.jamba import Jamba
 from zoo.models.published.attention import parts
 from zoo.models.published.mamba import MIXER

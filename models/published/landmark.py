@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.landmark import BankState, LandmarkAttention, Selection
+from zoo.memory.retrieval.landmark_attention import BankState, LandmarkAttention, Selection
 from zoo.models.landmark import Landmark
 from zoo.models.published.attention import parts
 from zoo.models.published.weights import (

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.layers import Streaming
+from zoo.models.decoder import Streaming
 from zoo.models.mamba import Mamba
 from zoo.models.published.weights import (
     Config,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.mamba2 import GatedNorm
+from zoo.memory.state_space.mamba2_mixer import GatedNorm
 from zoo.models.mamba2 import Mamba2
 from zoo.models.published import mamba
 from zoo.models.published.mamba import published_state as published_state

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.conv import CausalConv
-from zoo.memory.mamba import MambaMixer, MambaState
-from zoo.memory.mamba2 import Mamba2Mixer, Mamba2State
+from zoo.memory.attention.sliding_window import WindowAttention, WindowState
 from zoo.memory.mixer import Mixer
-from zoo.memory.window import WindowAttention, WindowState
-from zoo.models.layers import Block, FeedForward, Streaming
+from zoo.memory.state_space.conv import CausalConv
+from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer, Mamba2State
+from zoo.memory.state_space.mamba_mixer import MambaMixer, MambaState
+from zoo.models.blocks import Block, FeedForward
+from zoo.models.decoder import Streaming
 from zoo.models.published import mamba, mamba2
 from zoo.models.published.attention import seen
 from zoo.models.published.weights import (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.megalodon import MegalodonState
-from zoo.memory.timestepnorm import TimestepState
+from zoo.memory.state_space.megalodon_attention import MegalodonState
+from zoo.memory.state_space.timestep_norm import TimestepState
 from zoo.models.megalodon import Megalodon, MegalodonModelState
 from zoo.models.published.weights import (
     Config,

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.knn import KNN, Bank, attend
 from zoo.memory.mixer import Mixer
+from zoo.memory.retrieval.bank import KNN, Bank, attend
 from zoo.models.published.weights import Config, Table, built, fill, flag, fraction, gradients, number, same
 
 TABLE: Table = {

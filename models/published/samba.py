@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import Norm
+from zoo.memory.attention.sliding_window import WindowAttention
+from zoo.models.blocks import Norm
 from zoo.models.published.attention import by_group, by_part
 from zoo.models.published.mamba import MIXER
 from zoo.models.published.mamba2_hybrid import states

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.relative import RecurrenceState
+from zoo.memory.attention.relative import RecurrenceState
 from zoo.models.published.weights import (
     Config,
     Table,

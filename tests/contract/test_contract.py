@@ -17,7 +17,8 @@ from zoo.models.transformer import Transformer
 from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
 from zoo.state import named, unread
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 MODELS = sorted(
     file.name.removesuffix(".yaml") for file in files("zoo.configs.model").iterdir() if ".yaml" in file.name
@@ -70,7 +71,7 @@ VARIANTS: dict[str, Callable[[], SequenceModule]] = {
 
 @cache
 def composed(model: str) -> DictConfig:
-    return build.compose([f"model={model}", "size=nano"])
+    return compose([f"model={model}", "size=nano"])
 
 
 def built(model: str) -> SequenceModule:

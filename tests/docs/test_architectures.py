@@ -11,7 +11,9 @@ import torch
 
 from zoo.module import SequenceModule
 from zoo.state import State, named, nbytes
-from zoo.train import build, listing
+from zoo.train.commands import list as listing
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "architectures"
@@ -32,7 +34,7 @@ SECTIONS = [
 @cache
 def built(name: str) -> tuple[SequenceModule, State]:
     """At size=tiny, on the meta device, where weights take no room."""
-    cfg = build.compose([f"model={name}", "size=tiny"])
+    cfg = compose([f"model={name}", "size=tiny"])
     with torch.device("meta"):
         model = build.model(cfg)
         return model, model.init_state(1)

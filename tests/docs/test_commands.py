@@ -47,7 +47,9 @@ from omegaconf import DictConfig
 
 from zoo.__main__ import COMMANDS, call
 from zoo.errors import UserError
-from zoo.train import build, loop
+from zoo.train.runs import build
+from zoo.train.runs import config as run_config
+from zoo.train.runs.config import compose
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -182,9 +184,9 @@ def test_commands_are_found() -> None:
 
 def checked(words: list[str]) -> DictConfig:
     """Composed, checked and built on the meta device; the free width, which takes seconds to solve, is 64."""
-    cfg = build.compose([*words, "run_dir=."])
+    cfg = compose([*words, "run_dir=."])
     cfg.data.corpus = "stdlib"
-    loop.check(cfg)
+    run_config.check(cfg)
     if cfg.model.get("free") and cfg.model.get(cfg.model.free) is None:
         cfg.model[cfg.model.free] = 64
     if "base" in cfg.model:
@@ -277,7 +279,7 @@ def house(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield House(tmp_path, runs, monkeypatch)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    for name in ("", "zoo.train.cli"):
+    for name in ("", "zoo.train.commands.train"):
         logger = logging.getLogger(name)
         for sink in [sink for sink in logger.handlers if type(sink).__module__ == "logging"]:
             logger.removeHandler(sink)
@@ -326,7 +328,7 @@ def train(house: House, words: list[str]) -> None:
 
 
 def evaluate(house: House, words: list[str]) -> None:
-    from zoo.train.evaluate import arguments
+    from zoo.train.commands.evaluate import arguments
 
     arguments([word for word in words if "…" not in word] + ["run=made"])
     keys = {word.partition("=")[0]: word for word in words if not word.startswith("run=")}
@@ -346,7 +348,7 @@ def evaluate(house: House, words: list[str]) -> None:
 
 
 def compare(house: House, words: list[str]) -> None:
-    from zoo.train.compare import arguments
+    from zoo.train.commands.compare import arguments
 
     run = house.run()
     settings = [word for word in words if "=" in word and "…" not in word]
@@ -357,7 +359,7 @@ def compare(house: House, words: list[str]) -> None:
 
 
 def generate(house: House, words: list[str]) -> None:
-    from zoo.train.generate import arguments
+    from zoo.train.commands.generate import arguments
 
     keys = {word.partition("=")[0]: word for word in words if "…" not in word}
     run = house.run()
@@ -371,7 +373,7 @@ def generate(house: House, words: list[str]) -> None:
 
 
 def sweep(house: House, words: list[str]) -> None:
-    from zoo.train.matrix import OWN, arguments
+    from zoo.train.sweep.plan import OWN, arguments
 
     arguments(words)
     shared = [word for word in words if word.partition("=")[0] not in OWN]
@@ -385,7 +387,7 @@ def bench(house: House, words: list[str]) -> None:
 
 
 def check(house: House, words: list[str]) -> None:
-    from zoo.train.check import builder
+    from zoo.train.commands.check import builder
 
     if "=" in words[0]:
         builder(words)()

@@ -10,7 +10,8 @@ import sys
 
 import torch
 
-from zoo.train import cli, loop  # noqa: F401  # all that a run imports
+from zoo.train.commands import train
+from zoo.train.loop import trainer  # noqa: F401  # all that a run imports
 
 
 def child(words: list[str], out: str) -> None:
@@ -21,7 +22,7 @@ def child(words: list[str], out: str) -> None:
     sys.argv = ["zoo train", *words]
     code = 1
     try:
-        cli.main()
+        train.main()
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1

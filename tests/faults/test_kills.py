@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from zoo.errors import UserError
-from zoo.train.checkpoints import read_checkpoint
-from zoo.train.files import LOCK, alone_in
+from zoo.train.runs.checkpoint import read_checkpoint
+from zoo.train.runs.files import LOCK, alone_in
 
 WORDS = {
     "rmt": ("model=rmt", "model.dropout=0.1", "steps=24", "val_every=5", "checkpoint_every=1"),
@@ -114,7 +114,7 @@ def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
 
 # -- two runs in one folder ----------------------------------------------------------------------------------
 
-HOLD = "import sys; from pathlib import Path; from zoo.train.files import alone_in\n"
+HOLD = "import sys; from pathlib import Path; from zoo.train.runs.files import alone_in\n"
 HOLD += "with alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 

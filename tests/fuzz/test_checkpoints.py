@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.train.checkpoints import read_checkpoint
+from zoo.train.runs.checkpoint import read_checkpoint
 
 
 def damaged(good: bytes) -> st.SearchStrategy[bytes]:
@@ -90,7 +90,7 @@ CALLS = [
     ("pathlib", "Path.touch", ("exploded",)),
     ("torch", "save", (1, "exploded")),
     ("torch.hub", "load", ("a", "b")),
-    ("zoo.train.files", "write_text", ("exploded", "x")),
+    ("zoo.train.runs.files", "write_text", ("exploded", "x")),
     ("runpy", "run_path", ("bomb.py",)),
     ("importlib", "import_module", ("bomb",)),
     ("shutil", "rmtree", ("text",)),

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import strategies as st
 
 from zoo.errors import UserError
-from zoo.train.corpora import open_corpus
-from zoo.train.lm import ByteTexts, references
-from zoo.train.streams import Lanes, Reading
+from zoo.train.corpora.catalog import open_corpus
+from zoo.train.data.loaders import Lanes, Reading
+from zoo.train.tasks.lm import ByteTexts, references
 
 TEXT = b"the keeper of the zoo counts what she remembers, twice a day\n" * 4
 

@@ -10,9 +10,9 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.attention import rotary
-from zoo.memory.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes
-from zoo.memory.knn import KNN, attend
+from zoo.memory.attention.core import rotary
+from zoo.memory.retrieval.bank import KNN, attend
+from zoo.memory.retrieval.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes
 from zoo.models.published import focused
 from zoo.state import State
 

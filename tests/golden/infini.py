@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.compressive import CompressiveAttention, MemoryState, read_and_write_loop
+from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState, read_and_write_loop
 from zoo.models.infini import Infini
 from zoo.models.published import infini
 from zoo.models.published.weights import fill, gradients

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.landmark import BankState, grouped_softmax_reference
+from zoo.memory.retrieval.landmark_attention import BankState, grouped_softmax_reference
 from zoo.models.published import landmark
 from zoo.models.published.landmark import LandmarkInTable
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.knn import KNN, Bank
-from zoo.memory.memorizing import blend, look_far, look_near
+from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.memorizing_attention import blend, look_far, look_near
 from zoo.models.published import memorizing
 from zoo.state import restart_rows
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.golden.cases import Case
-from zoo.memory.relative import RecurrenceState, RelativeAttention
-from zoo.models.layers import FeedForward, sinusoid
+from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
+from zoo.models.blocks import FeedForward, sinusoid
 from zoo.models.published import armt, rmt, transformer_xl
 from zoo.models.published.weights import fill, gradients, same
 from zoo.models.transformer_xl import XLLayer

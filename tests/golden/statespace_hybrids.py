@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.golden.cases import Case
-from zoo.memory.conv import CausalConv
-from zoo.memory.griffin import RecurrentBlock
-from zoo.memory.rglru import RGLRU, rglru, rglru_loop
+from zoo.memory.state_space.conv import CausalConv
+from zoo.memory.state_space.griffin_block import RecurrentBlock
+from zoo.memory.state_space.rglru import RGLRU, rglru, rglru_loop
 from zoo.models.published import griffin, jamba, mamba2_hybrid, samba
 from zoo.models.published.weights import fill, gradients
 
@@ -36,7 +36,7 @@ def check_rglru(case: Case) -> None:
     fill(unit, case.weights, table)
     x, starts = case.read("in.x"), case.read("in.segment_pos") == 0
     for form, lengths in product((rglru, rglru_loop), cuts(case, x.shape[1])):
-        with mock.patch("zoo.memory.rglru.rglru", form):
+        with mock.patch("zoo.memory.state_space.rglru.rglru", form):
             hidden, said, done = torch.zeros_like(x[:, 0]), [], 0
             for piece, begins in zip(x.split(lengths, dim=1), starts.split(lengths, dim=1), strict=True):
                 y, hidden = unit(piece, hidden, begins)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tests.golden.cases import Case
 from tests.golden.statespace_hybrids import check_model, cuts, slopes
-from zoo.memory.mamba import MambaMixer
-from zoo.memory.mamba2 import Mamba2Mixer
 from zoo.memory.mixer import Mixer
-from zoo.memory.scan import selective_scan, selective_scan_loop
-from zoo.memory.ssd import ssd, ssd_loop
+from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
+from zoo.memory.state_space.mamba_mixer import MambaMixer
+from zoo.memory.state_space.selective_scan import selective_scan, selective_scan_loop
+from zoo.memory.state_space.ssd import ssd, ssd_loop
 from zoo.models.published import mamba, mamba2
 from zoo.models.published.weights import Table, fill, gradients
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.golden.cases import Case
-from zoo.memory.ema import ComplexEMA, ema, ema_loop
-from zoo.memory.megalodon import GatedAttention
-from zoo.memory.timestepnorm import TimestepNorm, TimestepState, timestep_norm_loop
+from zoo.memory.state_space.complex_ema import ComplexEMA, ema, ema_loop
+from zoo.memory.state_space.megalodon_attention import GatedAttention
+from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState, timestep_norm_loop
 from zoo.models.megalodon import MegalodonBlock, NormedFeedForward
 from zoo.models.published import megalodon
 from zoo.models.published.megalodon import BLOCK, EMA

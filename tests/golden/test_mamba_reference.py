@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.golden import hybrids_reference, statespace_mamba
 from tests.golden.cases import Case
 from tests.golden.hybrids_reference import Config, Tensors, silu, slopes, softplus
-from zoo.memory.mamba import MambaMixer
-from zoo.memory.mamba2 import Mamba2Mixer
+from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
+from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.models.mamba import Mamba
 from zoo.models.mamba2 import Mamba2
 from zoo.models.published import mamba, mamba2

@@ -5,8 +5,8 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.knn import KNN, Bank
-from zoo.memory.unlimiformer import UnlimiformerAttention
+from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 
 
 def loaded(case: Case) -> UnlimiformerAttention:

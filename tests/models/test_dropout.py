@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tests.contract.test_contract import MODELS
 from zoo.module import SequenceModule
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 
 def said(model: SequenceModule, seed: int) -> Tensor:
@@ -21,9 +22,9 @@ def said(model: SequenceModule, seed: int) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_dropout_acts_in_training_alone(name: str) -> None:
     words = [f"model={name}", "size=nano"]
-    taken = inspect.signature(type(build.model(build.compose(words)))).parameters
+    taken = inspect.signature(type(build.model(compose(words)))).parameters
     rates = [f"++model.{key}=0.5" for key in taken if key.endswith("dropout")]
-    model = build.model(build.compose([*words, *rates]))
+    model = build.model(compose([*words, *rates]))
     places = {place: part for place, part in model.named_modules() if isinstance(part, nn.Dropout)}
     assert places, f"{name} has no dropout"
     published = "inner_dropout"  # inside the feed-forward, as Transformer-XL alone has it

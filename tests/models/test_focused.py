@@ -15,14 +15,15 @@ from torch.testing import assert_close
 from tests.laws import law_cases
 from zoo.contract import shaken, text_for
 from zoo.errors import UserError
-from zoo.memory.attention import rotary
-from zoo.memory.crossbatch import crossbatch_loop, lanes
-from zoo.memory.focused import FocusedAttention
-from zoo.memory.knn import KNN
+from zoo.memory.attention.core import rotary
+from zoo.memory.retrieval.bank import KNN
+from zoo.memory.retrieval.crossbatch import crossbatch_loop, lanes
+from zoo.memory.retrieval.focused_attention import FocusedAttention
 from zoo.models.focused import Focused, steps
 from zoo.models.published import focused as published
 from zoo.state import leaves, replace_rows, take_rows
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
 MADE = partial(Focused, **NANO, capacity=16, block=8, neighbours=24)
@@ -53,7 +54,7 @@ SIZES = ["nano", "micro", "tiny", "small", pytest.param("base", marks=pytest.mar
 @pytest.mark.parametrize("size", SIZES)
 def test_the_memory_layer_stands_at_three_quarters_and_the_budget_is_met(size: str) -> None:
     with torch.device("meta"):
-        made: Any = build.model(build.compose(["model=focused", f"size={size}"]))
+        made: Any = build.model(compose(["model=focused", f"size={size}"]))
     places = [i for i, block in enumerate(made.stack) if isinstance(block.mixer, FocusedAttention)]
     assert places == {"nano": [1], "micro": [2], "tiny": [2], "small": [5], "base": [11]}[size]
     if size in BUDGETS:
@@ -274,8 +275,8 @@ def test_what_a_published_config_can_have_wrong(change: dict[str, Any], complain
 
 
 def test_contexts_come_from_the_command_line() -> None:
-    made: Any = build.model(build.compose(["model=focused", "size=nano", "model.contexts={0:2,0.9:4}"]))
+    made: Any = build.model(compose(["model=focused", "size=nano", "model.contexts={0:2,0.9:4}"]))
     made.set_progress(95, 100)
     assert made.diagnostics(made.init_state(1)) == {"contexts": 4.0}
     with pytest.raises(UserError, match="contexts must be a number from 1 on"):
-        build.model(build.compose(["model=focused", "size=nano", "model.contexts={0.5:2}"]))
+        build.model(compose(["model=focused", "size=nano", "model.contexts={0.5:2}"]))

@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from tests.laws import law_cases
-from zoo.memory.griffin import RecurrentBlock
-from zoo.memory.mamba import MambaMixer
-from zoo.memory.mamba2 import Mamba2Mixer
-from zoo.memory.window import WindowAttention
+from zoo.memory.attention.sliding_window import WindowAttention
+from zoo.memory.state_space.griffin_block import RecurrentBlock
+from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
+from zoo.memory.state_space.mamba_mixer import MambaMixer
+from zoo.models.blocks import layout
 from zoo.models.griffin import Griffin
 from zoo.models.jamba import Jamba
-from zoo.models.layers import layout
 from zoo.models.mamba2_hybrid import Mamba2Hybrid
 from zoo.models.published.mamba2_hybrid import PackedAttention
 from zoo.models.samba import Samba
 from zoo.module import SequenceModule
 from zoo.state import nbytes
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 LETTERS: dict[type, str] = {
     RecurrentBlock: "r",
@@ -50,7 +51,7 @@ SIZES = ["nano", "micro", "tiny", "small", pytest.param("base", marks=pytest.mar
 def test_attention_stands_where_the_papers_put_it_and_the_budget_is_met(model: str, size: str) -> None:
     """Every kind of mixer stands in every size; on the meta device."""
     with torch.device("meta"):
-        made: Any = build.model(build.compose([f"model={model}", f"size={size}"]))
+        made: Any = build.model(compose([f"model={model}", f"size={size}"]))
     kinds = "".join(LETTERS[type(block.mixer)] for block in made.stack)
     assert kinds == PLACES[model][["nano", *BUDGETS].index(size)]
     if size in BUDGETS:
@@ -83,7 +84,7 @@ def test_a_pattern_is_repeated_cut_and_leaves_nothing_out(
 
 @pytest.mark.parametrize("model", PLACES)
 def test_what_shapes_the_recurrence_does_not_decay(model: str) -> None:
-    made = build.model(build.compose([f"model={model}", "size=nano"]))
+    made = build.model(compose([f"model={model}", "size=nano"]))
     decaying, rest = made.parameter_groups()
     assert decaying.get("decays", True)
     assert not rest["decays"]
@@ -158,7 +159,7 @@ def test_law(check: Callable[[], None]) -> None:
 @pytest.mark.parametrize("model", PLACES)
 def test_a_step_of_training_under_bfloat16_is_finite(model: str) -> None:
     torch.manual_seed(0)
-    made = build.model(build.compose([f"model={model}", "size=nano"]))
+    made = build.model(compose([f"model={model}", "size=nano"]))
     optimiser = torch.optim.AdamW(made.parameters(), lr=1e-2)
     tokens, losses = torch.randint(made.vocab_size, (2, 65)), []
     for _ in range(8):

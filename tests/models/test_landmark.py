@@ -19,7 +19,8 @@ from zoo.models.landmark import Landmark
 from zoo.models.published import landmark
 from zoo.module import Batch
 from zoo.state import State, each, leaves, nbytes, replace_rows, take_rows
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 FIXTURES = Path(__file__).parents[1] / "golden" / "fixtures" / "landmark"
 SHAPE: dict[str, Any] = {
@@ -56,7 +57,7 @@ def test_law(check: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("size", ["nano", "micro", "tiny", "small", "base"])
 def test_the_budget_is_met_and_the_bank_is_as_long_as_the_size_says(size: str) -> None:
-    cfg = build.compose(["model=landmark", f"size={size}"])
+    cfg = compose(["model=landmark", f"size={size}"])
     with torch.device("meta"):
         made = build.model(cfg)
     assert isinstance(made, Landmark)

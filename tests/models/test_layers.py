@@ -10,19 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.memory.attention import Attention
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
-from zoo.memory.window import WindowAttention
-from zoo.models.layers import (
-    Block,
-    Decoder,
-    FeedForward,
-    Stack,
-    by_segments,
-    layers_with_memory,
-    make_norm,
-    sinusoid,
-)
+from zoo.models.blocks import Block, FeedForward, Stack, layers_with_memory, make_norm, sinusoid
+from zoo.models.decoder import Decoder, by_segments
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
 from zoo.module import SequenceModule

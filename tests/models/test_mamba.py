@@ -14,7 +14,8 @@ from zoo.errors import UserError
 from zoo.models.mamba import Mamba
 from zoo.models.mamba2 import Mamba2
 from zoo.models.published import mamba, mamba2
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 SHAPE: dict[str, Any] = {"vocab_size": 11, "segment_len": 8, "depth": 3, "width": 16}
 
@@ -33,7 +34,7 @@ def test_heads_are_spread_over_the_blocks(all_heads: int, expected: list[int]) -
     ("size", "within"), [("micro", 0.03), ("tiny", 0.01), ("small", 0.01), ("base", 0.01)]
 )
 def test_budget(model: str, size: str, within: float) -> None:
-    cfg = build.compose([f"model={model}", f"size={size}"])
+    cfg = compose([f"model={model}", f"size={size}"])
     with torch.device("meta"):
         assert build.model(cfg).count_parameters() == pytest.approx(cfg.size.budget, rel=within)
 
@@ -53,7 +54,7 @@ def test_what_says_how_fast_to_forget_never_decays(model: Any) -> None:
 def test_a_missing_kernel_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     with pytest.raises(UserError, match=r"expected the package mamba-ssm: pip install"):
-        build.model(build.compose(["model=mamba2", "size=nano", "model.backend=mamba_ssm"]))
+        build.model(compose(["model=mamba2", "size=nano", "model.backend=mamba_ssm"]))
 
 
 @contextmanager

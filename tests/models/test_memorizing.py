@@ -12,11 +12,12 @@ from torch.testing import assert_close
 
 from tests.laws import law_cases
 from zoo.contract import shaken
-from zoo.memory import memorizing
+from zoo.memory.retrieval import memorizing_attention
 from zoo.models.memorizing import Memorizing
 from zoo.models.transformer import Transformer
 from zoo.state import detach, leaves, named, nbytes
-from zoo.train import build
+from zoo.train.runs import budget
+from zoo.train.runs.config import compose
 
 NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
 MEMORY: dict[str, Any] = {"capacity": 16, "neighbours": 4, "block": 8}
@@ -115,7 +116,7 @@ def test_memory_is_constant_but_gate_and_scale_learn() -> None:
 def test_few_queries_at_a_time_say_and_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     for at_once in (2**26, 2 * 4 * 4 * 4 * 3):
-        monkeypatch.setattr(memorizing, "AT_ONCE", at_once)
+        monkeypatch.setattr(memorizing_attention, "AT_ONCE", at_once)
         model = shaken(MODEL).train()
         logits, state = model(text(3))
         logits.square().sum().backward()
@@ -168,8 +169,8 @@ def test_bytes_of_state_and_how_many_tokens_there_are() -> None:
     ("size", "tolerance"), [("micro", 0.03), ("tiny", 0.01), ("small", 0.01), ("base", 0.01)]
 )
 def test_the_budget(size: str, tolerance: float) -> None:
-    cfg = build.compose(["model=memorizing", f"size={size}"])
-    keys = build.solved(cfg)
+    cfg = compose(["model=memorizing", f"size={size}"])
+    keys = budget.solved(cfg)
     for name in ("free", "_target_"):
         keys.pop(name, None)
     with torch.device("meta"):

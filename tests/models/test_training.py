@@ -5,13 +5,14 @@ import torch
 
 from tests.contract.test_contract import MODELS
 from zoo.module import Batch
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_has_a_gradient_whichever_rows_are_fresh(name: str) -> None:
     """Ranks have different fresh rows, and wait for one another's gradients of the same weights."""
-    model = build.model(build.compose([f"model={name}", "size=nano"])).train()
+    model = build.model(compose([f"model={name}", "size=nano"])).train()
     dice = torch.Generator().manual_seed(0)
     carried = None
     for fresh in ([True, True], [False, False], [True, False]):

@@ -20,7 +20,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from zoo.train import cli, loop
+from zoo.train.commands import train
+from zoo.train.loop import trainer as loop_trainer
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
@@ -119,15 +120,15 @@ class Zoo:
         if any(word.startswith("resume=") for word in words):
             # event files are read in the order of their names: second, process, number as text (10 before 9)
             time.sleep(1 - time.time() % 1)
-        made = loop.make_trainer
+        made = loop_trainer.make_trainer
         out, err = io.StringIO(), io.StringIO()
         code: Any = 0
         with self.monkeypatch.context() as patch, contextlib.redirect_stdout(out):
-            patch.setattr(loop, "make_trainer", make_trainer)
+            patch.setattr(loop_trainer, "make_trainer", make_trainer)
             patch.setattr(sys, "argv", ["zoo train", *(words if as_given else self.words(words))])
             with contextlib.redirect_stderr(err):
                 try:
-                    cli.main()
+                    train.main()
                 except SystemExit as left:
                     code = left.code
                 except KilledError:
@@ -224,7 +225,7 @@ def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Zoo]:
     yield Zoo(tmp_path, monkeypatch)
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    for name in ("", "zoo.train.cli"):
+    for name in ("", "zoo.train.commands.train"):
         logger = logging.getLogger(name)
         for sink in [sink for sink in logger.handlers if type(sink).__module__ == "logging"]:
             logger.removeHandler(sink)

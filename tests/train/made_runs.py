@@ -12,7 +12,11 @@ def make_run(folder: Path, model: str = "rmt", seed: int = 0, bits: float = 2.0,
     metrics = changed.pop("metrics", {})
     config: dict[str, Any] = {
         "model": {"_target_": f"zoo.models.{model}.It", "free": "hidden", "hidden": 48, "width": 32},
-        "task": {"_target_": "zoo.train.lm.LanguageModelling", "corpus": "text", "root": "${data.root}"},
+        "task": {
+            "_target_": "zoo.train.tasks.lm.LanguageModelling",
+            "corpus": "text",
+            "root": "${data.root}",
+        },
         "size": {"width": 32, "budget": None},
         "optim": {"lr": 1e-3},
         "trainer": {"accumulate": 1, "devices": 1, "num_nodes": 1},

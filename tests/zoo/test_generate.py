@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
 from zoo.contract import shaken
 from zoo.generate import Reader, generate, greedy, sampler
-from zoo.memory.attention import Attention
+from zoo.memory.attention.core import Attention
 from zoo.models.armt import ARMT
+from zoo.models.blocks import Block, FeedForward
 from zoo.models.landmark import Landmark
-from zoo.models.layers import Block, FeedForward
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
 from zoo.models.transformer import Transformer
@@ -24,7 +24,8 @@ from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
 from zoo.plugins import choices
 from zoo.state import State, leaves, nbytes, replace_rows
-from zoo.train import build
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
 
 BOTH = pytest.mark.parametrize("build", [Honest, Recurrent])
 
@@ -228,7 +229,7 @@ def tensors(held: Any) -> Iterator[Tensor]:
 @torch.no_grad()
 def test_what_a_reader_holds_of_a_long_text(name: str) -> None:
     """As many bytes of storage, views' whole storages counted, amid segment 25 as amid segment 9."""
-    model = build.model(build.compose([f"model={name}", "size=nano"])).eval()
+    model = build.model(compose([f"model={name}", "size=nano"])).eval()
     assert model.segment_len == 16
     reader, sizes = Reader(model, 1), {}
     for place, piece in enumerate(torch.randint(257, (1, 400)).split(8, dim=1)):

@@ -1,6 +1,10 @@
-"""The rooms keep their arrows: zoo <- memory <- models, zoo <- train; every import by full name."""
+"""The rooms keep their arrows: zoo <- memory <- models, zoo <- train; inside train and memory too.
+
+Every import says the full name.
+"""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("zoo", "memory", "models", "train", "configs")
 TESTS = [file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/**/*.py"))]
 FILES = [file.relative_to(ROOT).as_posix() for room in ROOMS for file in sorted(ROOT.glob(f"{room}/**/*.py"))]
+RUN = {"runs", "tasks"}  # what a run is, on disk and as objects
 MAY_IMPORT = {
     "zoo": {"zoo"},
     "memory": {"zoo", "memory"},
@@ -17,10 +22,30 @@ MAY_IMPORT = {
     "train": {"zoo", "train", "configs"},
     "configs": set[str](),
 }
+INSIDE = {  # of train and memory: folder -> the other folders that it may import from; "" is the room itself
+    "train/corpora": set[str](),
+    "train/plotting": set[str](),
+    "train/tasks": {"corpora"},
+    "train/data": {"tasks"},
+    "train/runs": {"tasks"},
+    "train/loop": RUN | {"data", "plotting"},
+    "train/evaluation": RUN | {"data", "plotting"},
+    "train/comparison": RUN | {"evaluation", "plotting"},
+    "train/sweep": RUN | {"plotting"},
+    "train/commands": RUN | {"corpora", "data", "loop", "plotting", "evaluation", "comparison", "sweep"},
+    "train": {"commands"},
+    "memory": set[str](),
+    "memory/attention": {""},
+    "memory/tokens": {"", "attention"},
+    "memory/fast_weights": {"", "attention"},
+    "memory/state_space": {"", "attention"},
+    "memory/retrieval": {"", "attention"},
+}
+"""In this order nothing imports what stands below it, so there is no circle of folders."""
 
 
 def imports(file: str) -> Iterator[str]:
-    """Every module imported, wherever in the file: "zoo.memory.window" for both ways of saying it."""
+    """Every module imported, wherever in the file: "zoo.memory.kernels" for both ways of saying it."""
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -39,7 +64,7 @@ def room(module: str) -> str | None:
 
 def test_the_rooms_are_found() -> None:
     assert {file.partition("/")[0] for file in FILES} == set(ROOMS)
-    assert room("zoo.memory.window") == "memory"
+    assert room("zoo.memory.attention.sliding_window") == "memory"
     assert room("zoo.state") == "zoo"
     assert room("torch.nn") is None
 
@@ -48,6 +73,48 @@ def test_the_rooms_are_found() -> None:
 def test_arrows(file: str) -> None:
     found = {room(module) for module in imports(file)} - {None}
     assert found <= MAY_IMPORT[file.partition("/")[0]]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith(("train/", "memory/"))])
+def test_arrows_inside_a_room(file: str) -> None:
+    folder = file.rpartition("/")[0]
+    top, _, own = folder.partition("/")
+    targets = [module.split(".")[2:] for module in imports(file) if module.startswith(f"zoo.{top}.")]
+    folders = {parts[0] if (ROOT / top / parts[0]).is_dir() else "" for parts in targets}
+    assert folders - {own} <= INSIDE[folder]
+
+
+def test_the_arrows_inside_a_room_run_one_way() -> None:
+    for top in ("train", "memory"):
+        order = [folder.partition("/")[2] for folder in INSIDE if folder.partition("/")[0] == top]
+        present = {path.parent.relative_to(ROOT / top).as_posix() for path in (ROOT / top).rglob("*.py")}
+        assert {"" if folder == "." else folder for folder in present} == set(order)
+        for place, folder in enumerate(order):
+            allowed = INSIDE[f"{top}/{folder}".rstrip("/")]
+            assert allowed <= set(order[:place]), f"{top}/{folder}"
+
+
+def test_train_has_no_file_outside_its_rooms() -> None:
+    assert {file.name for file in (ROOT / "train").glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_no_file_name_stands_in_both_memory_and_models() -> None:
+    names = [
+        {file.name for file in (ROOT / room).rglob("*.py") if "published" not in file.parts}
+        for room in ("memory", "models")
+    ]
+    assert names[0] & names[1] == {"__init__.py"}
+
+
+def test_every_folder_is_a_package_that_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    paths = {
+        file.parent.relative_to(ROOT).as_posix() for room in ROOMS for file in (ROOT / room).rglob("*.py")
+    }
+    found = {"zoo" if path == "zoo" else f"zoo.{path.replace('/', '.')}" for path in paths}
+    assert {name for name in listed if not name.startswith("zoo.configs.")} == {
+        name for name in found if not name.startswith("zoo.configs.")
+    }
 
 
 @pytest.mark.parametrize("file", FILES + TESTS)
@@ -70,6 +137,6 @@ def test_a_model_imports_another_only_to_vary_it(file: str) -> None:
         if (
             isinstance(node, ast.ImportFrom)
             and (node.module or "").startswith("zoo.models.")
-            and node.module != "zoo.models.layers"
+            and node.module not in ("zoo.models.blocks", "zoo.models.decoder")
         ):
             assert {alias.name for alias in node.names} <= bases

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
-from zoo.models.layers import Block, FeedForward, Streaming
+from zoo.models.blocks import Block, FeedForward
+from zoo.models.decoder import Streaming
 
 CHUNK = 16  # tokens whose decays are held at once
 

@@ -1,0 +1,1 @@
+"""Memories that are matrices, written by outer products."""

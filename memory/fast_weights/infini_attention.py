@@ -1,0 +1,202 @@
+"""Infini-attention: beside attention inside a segment, a memory of fixed size of all segments before.
+
+Munkhdalai, Faruqui & Gopal 2024, arXiv:2404.07143, equations 5-11.  Per head, sigma(x) = ELU(x) + 1:
+
+    A_mem = sigma(Q) M / (sigma(Q) z)                                  the memory is read first, then written
+    M <- M + sigma(K)^T V                                              linear
+    M <- M + sigma(K)^T (V - sigma(K) M / (sigma(K) z))                delta
+    z <- z + sum_t sigma(K_t)
+    A = g A_mem + (1 - g) softmax(Q' K'^T / sqrt(K)) V                 g = sigmoid(beta), Q' and K' rotated
+
+Carried: M and z without positions, and how many segments each row has written.
+
+Of many segments at once z is a sum over the earlier ones, and so is M by the linear rule; by the delta rule
+M <- (I - P) M + sigma(K)^T V with P = sigma(K)^T diag(1 / (sigma(K) z)) sigma(K), and every P is known
+beforehand: one product of (K, K) and (K, V) is all that a segment waits for.
+Differs from the paper, which divides by sqrt(D) and doesn't define the empty memory: it is 0, A_mem is 0
+while nothing is written, and the gate is applied nevertheless.
+"""
+
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.attention.core import rotary
+from zoo.memory.mixer import Mixer
+
+Rule = Literal["linear", "delta"]
+LEAST = 1e-15  # what a memory says to features as far from all its keys as this is 0, not 0 / 0
+
+
+class MemoryState(NamedTuple):
+    matrix: Float[Tensor, "rows heads head_width value_width"]  # M
+    normaliser: Float[Tensor, "rows heads head_width"]  # z
+    written: Int[Tensor, " rows"]  # segments, since the row was fresh
+
+
+class _Sigma(torch.autograd.Function):
+    """Keeps its result alone: the slope is the same number, and 1 above 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        y = x.clamp(max=0).exp_().add_(x.relu())
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (y,) = ctx.saved_tensors
+        return grad * y.clamp(max=1)
+
+
+def sigma(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """ELU(x) + 1 = exp(x) below 0, without the rounding of adding 1 to it."""
+    y: Tensor = _Sigma.apply(x)
+    return y
+
+
+def scales(
+    features: Float[Tensor, "*any time head_width"],
+    normaliser: Float[Tensor, "*any head_width"],
+    written: Int[Tensor, "*any_or_one"],
+) -> Float[Tensor, "*any time 1"]:
+    """1 / (sigma(Q) z); 0, so that the answer is, where nothing is there."""
+    sums = features @ normaliser[..., None]
+    there = (written[..., None, None] > 0) & (sums > LEAST)
+    return torch.where(there, sums, torch.inf).reciprocal()
+
+
+def read_and_write_loop(
+    q: Float[Tensor, "rows segments heads time head_width"],
+    k: Float[Tensor, "rows segments heads time head_width"],
+    v: Float[Tensor, "rows segments heads time value_width"],
+    state: MemoryState,
+    rule: Rule,
+) -> tuple[Float[Tensor, "rows segments heads time value_width"], MemoryState]:
+    """The definition, segment after segment: A_mem, and the memory after the last."""
+    matrix, normaliser, written = state
+    said = []
+    for queries, keys, values in zip(sigma(q).unbind(1), sigma(k).unbind(1), v.unbind(1), strict=True):
+        said.append(queries @ matrix * scales(queries, normaliser, written[:, None]))
+        if rule == "delta":
+            values = values - keys @ matrix * scales(keys, normaliser, written[:, None])
+        matrix, normaliser, written = matrix + keys.mT @ values, normaliser + keys.sum(-2), written + 1
+    return torch.stack(said, dim=1), MemoryState(matrix, normaliser, written)
+
+
+def read_and_write(
+    q: Float[Tensor, "rows segments heads time head_width"],
+    k: Float[Tensor, "rows segments heads time head_width"],
+    v: Float[Tensor, "rows segments heads time value_width"],
+    state: MemoryState,
+    rule: Rule,
+) -> tuple[Float[Tensor, "rows segments heads time value_width"], MemoryState]:
+    """The same of all segments at once, in the state's dtype, also under autocast."""
+    segments = q.shape[1]
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, v = (part.to(state.matrix.dtype) for part in (q, k, v))
+        queries, keys = sigma(q), sigma(k)
+        count = (state.written[:, None] + torch.arange(segments, device=q.device))[..., None]
+        normalisers = list(accumulate(keys.sum(-2).unbind(1), initial=state.normaliser))
+        before = torch.stack(normalisers[:-1], dim=1)
+        news = (keys.mT @ v).unbind(1)
+        if rule == "linear":
+            matrices = list(accumulate(news, initial=state.matrix))
+        else:
+            forgotten = (keys.mT @ (keys * scales(keys, before, count))).unbind(1)
+            matrices = [state.matrix]
+            for p, new in zip(forgotten, news, strict=True):
+                matrices.append(matrices[-1] + new - p @ matrices[-1])
+        said = queries @ torch.stack(matrices[:-1], dim=1) * scales(queries, before, count)
+        return said, MemoryState(matrices[-1], normalisers[-1], state.written + segments)
+
+
+class CompressiveAttention(Mixer):
+    """Reads a segment of any length, or many whole ones of length `segment`, without a bias anywhere."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        segment: int,
+        rule: Rule = "delta",
+        head_width: int | None = None,
+        value_width: int | None = None,
+        position: Literal["rope", "none"] = "rope",
+        rope_base: float = 10000.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if head_width is None and width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads, self.head_width = heads, head_width or width // heads
+        self.value_width = value_width or self.head_width
+        if position == "rope" and self.head_width % 2:
+            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        self.segment, self.rule, self.position, self.rope_base = segment, rule, position, rope_base
+        self.parts = [heads * part for part in (self.head_width, self.head_width, self.value_width)]
+        self.qkv = nn.Linear(width, sum(self.parts), bias=False)
+        self.out = nn.Linear(self.parts[-1], width, bias=False)
+        self.gate = nn.Parameter(torch.zeros(heads))  # beta
+        self.dropout = nn.Dropout(dropout)
+
+    def init_state(self, rows: int) -> MemoryState:
+        weight = self.qkv.weight
+        kept = torch.promote_types(weight.dtype, torch.float32)  # sums over a whole text
+        return MemoryState(
+            weight.new_zeros(rows, self.heads, self.head_width, self.value_width, dtype=kept),
+            weight.new_zeros(rows, self.heads, self.head_width, dtype=kept),
+            torch.zeros(rows, dtype=torch.long, device=weight.device),
+        )
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: MemoryState
+    ) -> tuple[Float[Tensor, "rows time width"], MemoryState]:
+        segments = max(1, x.shape[1] // self.segment)
+        q, k, v = self.project(rearrange(x, "b (n s) d -> (b n) s d", n=segments))
+        queries, keys, values = (rearrange(x, "(b n) h s k -> b n h s k", n=segments) for x in (q, k, v))
+        far, state = read_and_write(queries, keys, values, state, self.rule)
+        y = self.mix(rearrange(far, "b n h s k -> (b n) h s k"), self.attend(q, k, v)).to(x.dtype)
+        y = self.out(rearrange(y, "b h s k -> b s (h k)"))
+        return rearrange(y, "(b n) s d -> b (n s) d", n=segments), state
+
+    def project(
+        self, x: Float[Tensor, "rows time width"]
+    ) -> tuple[
+        Float[Tensor, "rows heads time head_width"],
+        Float[Tensor, "rows heads time head_width"],
+        Float[Tensor, "rows heads time value_width"],
+    ]:
+        """Queries, keys and values, without positions."""
+        q, k, v = (
+            rearrange(part, "b s (h k) -> b h s k", h=self.heads)
+            for part in self.qkv(x).split(self.parts, dim=-1)
+        )
+        return q, k, v
+
+    def attend(
+        self,
+        q: Float[Tensor, "rows heads time head_width"],
+        k: Float[Tensor, "rows heads time head_width"],
+        v: Float[Tensor, "rows heads time value_width"],
+    ) -> Float[Tensor, "rows heads time value_width"]:
+        """Causal attention inside each segment; positions are counted from its first token."""
+        if self.position == "rope":
+            places = torch.arange(q.shape[2], device=q.device)
+            q, k = (rotary(part, places, self.rope_base) for part in (q, k))
+        dropout = self.dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+    def mix(
+        self,
+        far: Float[Tensor, "rows heads time value_width"],
+        near: Float[Tensor, "rows heads time value_width"],
+    ) -> Float[Tensor, "rows heads time value_width"]:
+        """g A_mem + (1 - g) A_dot."""
+        return torch.lerp(near.to(far.dtype), far, self.gate.sigmoid().to(far.dtype)[:, None, None])

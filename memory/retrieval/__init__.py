@@ -1,0 +1,1 @@
+"""Memories that are searched: banks of keys and values."""

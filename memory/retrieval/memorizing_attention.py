@@ -1,0 +1,127 @@
+"""Memorizing Transformer's attention: over the segment, and gated beside it over the nearest stored keys.
+
+Wu, Rabe, Hutchins & Szegedy 2022, arXiv:2203.08913, section 3.  In every head, with queries and keys of
+length 1, R_i the turn by position i and N_i the k keys of the memory M that are nearest to q_i:
+
+    near_i = softmax(s R_i q_i . R_j k_j) v_j        over j <= i of the segment
+    far_i  = softmax(s q_i . k_j) v_j                over j in N_i; 0 while M is empty
+    y_i    = g far_i + (1 - g) near_i                g = sigmoid(b)
+    M     <- the last `capacity` of M and the segment's (k_j, v_j)
+
+Carried: M (memory/retrieval/bank.py), which is read first and then written.  It is constant to the gradient.
+Differs from the paper: see models/memorizing.py.
+"""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.memory.attention.core import Attention
+from zoo.memory.retrieval.bank import KNN, Bank
+
+AT_ONCE = 2**26  # numbers that are gathered from the bank at a time
+
+
+def look_near(
+    q: Float[Tensor, "rows heads time head_width"],
+    k: Float[Tensor, "rows heads time head_width"],
+    v: Float[Tensor, "rows heads time head_width"],
+    scale: Float[Tensor, " heads"],
+    bias: Float[Tensor, "heads time time"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "rows heads time head_width"]:
+    """near: causal attention inside the segment, `bias` added to the scaled scores."""
+    q = q * scale.to(q.dtype)[:, None, None]
+    if bias is not None:
+        later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        bias = bias.masked_fill(later, -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=bias is None, scale=1.0)
+
+
+def look_far(
+    knn: KNN,
+    bank: Bank,
+    q: Float[Tensor, "rows heads time head_width"],
+    scale: Float[Tensor, " heads"],
+    dropout: float = 0.0,
+) -> Float[Tensor, "rows heads time head_width"]:
+    """far: attention over the nearest keys of the bank, so many queries at a time that the keys fit; in the
+    backward pass they are gathered again."""
+    ids, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
+    size = max(1, AT_ONCE // max(1, ids[:, :, :1].numel() * q.shape[3]))
+    weigh = partial(_weigh, knn, bank, dropout=dropout)
+    if size < q.shape[2]:
+        weigh = partial(checkpoint, weigh, use_reentrant=False)
+    return torch.cat(
+        [weigh(*part) for part in zip(scaled.split(size, dim=2), ids.split(size, dim=2), strict=True)], dim=2
+    )
+
+
+def _weigh(
+    knn: KNN,
+    bank: Bank,
+    q: Float[Tensor, "rows heads time head_width"],
+    ids: Int[Tensor, "rows heads time neighbours"],
+    dropout: float,
+) -> Float[Tensor, "rows heads time head_width"]:
+    keys, values = knn.gather(bank, ids)
+    assert values is not None
+    keys, values = keys.detach().to(q.dtype), values.detach().to(q.dtype)
+    scores = (keys @ q[..., None])[..., 0]
+    found = ids >= 0  # none at all: then every value is 0
+    scores = scores.masked_fill(~found & found.any(-1, keepdim=True), -torch.inf)
+    weights = F.dropout(scores.softmax(-1).to(q.dtype), dropout)
+    return (weights[..., None, :] @ values)[..., 0, :]
+
+
+def blend(
+    near: Float[Tensor, "rows heads time head_width"],
+    far: Float[Tensor, "rows heads time head_width"],
+    gate: Float[Tensor, " heads"],
+) -> Float[Tensor, "rows heads time head_width"]:
+    """g far + (1 - g) near."""
+    return torch.lerp(near, far.to(near.dtype), gate.sigmoid().to(near.dtype)[:, None, None])
+
+
+class MemorizingAttention(Attention):
+    """Reads one segment of each row, or several: then the segments of a row are rows of x, in their order."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        knn: KNN,
+        *,
+        rope_base: float = 10000.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(width, heads, rope_base=rope_base, dropout=dropout)
+        self.knn = knn
+        # at first the logits are as large as those of keys and queries of unit variance
+        self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_width) / 2))
+        self.gate = nn.Parameter(torch.zeros(heads))  # b
+
+    def init_state(self, rows: int) -> Bank:
+        return self.knn.init_state(rows, self.qkv.weight)
+
+    def forward(
+        self, x: Float[Tensor, "rows_and_segments time width"], state: Bank
+    ) -> tuple[Float[Tensor, "rows_and_segments time width"], Bank]:
+        q, k, v = self.project(x)
+        q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
+        scale, dropout = self.sharpness.exp(), self.dropout.p if self.training else 0.0
+        positions = torch.arange(x.shape[1], device=x.device)
+        near = look_near(self.turn(q, positions), self.turn(k, positions), v, scale, dropout=dropout)
+        far = []
+        segments = (part.unflatten(0, (len(state.written), -1)).unbind(1) for part in (q, k, v))
+        for queries, keys, values in zip(*segments, strict=True):
+            far.append(look_far(self.knn, state, queries, scale, dropout))
+            state = self.knn.add(state, keys, values)
+        y = blend(near, torch.stack(far, dim=1).flatten(0, 1), self.gate)
+        return self.out(rearrange(y, "b h t k -> b t (h k)")), state

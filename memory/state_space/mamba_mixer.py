@@ -1,0 +1,112 @@
+"""Mamba's mixer: short convolution, selective scan, gate.
+
+Gu & Dao 2023, arXiv:2312.00752, section 3.4; Jamba's norms on dt, B and C: Lieber et al. 2024,
+arXiv:2403.19887, section 6.4.
+
+    x, z = W_in u        x = silu(conv(x))        r, B, C = W_x x        dt = softplus(W_dt r + b_dt)
+    y = scan(x, dt, A = -exp(A_log), B, C, D) silu(z)        out = W_out y
+
+Carried: the convolution's last K-1 inputs and the scan's h.
+Differs from the paper: nothing.
+"""
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.memory import kernels
+from zoo.memory.mixer import Mixer
+from zoo.memory.state_space.conv import CausalConv
+from zoo.memory.state_space.selective_scan import Backend, selective_scan
+
+
+class MambaState(NamedTuple):
+    tail: Float[Tensor, "rows earlier channels"]  # the last taps - 1 inputs of the convolution, oldest first
+    hidden: Float[Tensor, "rows channels states"]  # h, in float32 at least
+
+
+def inverse_softplus_of_steps(count: int) -> Float[Tensor, " count"]:
+    """b with softplus(b) = dt, dt drawn log-uniformly from [1e-3, 1e-1] (arXiv:2312.00752, section 3.6)."""
+    dt = torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+    return dt + (-torch.expm1(-dt)).log()
+
+
+class MambaMixer(Mixer):
+    """`channels` is the inner width E; `norm_eps` turns on Jamba's RMS norms of dt's input, B and C.
+
+    No parameter of its own is touched by models.layers.init_weights but the three projections'.
+    """
+
+    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
+
+    def __init__(
+        self,
+        width: int,
+        channels: int,
+        *,
+        states: int = 16,
+        taps: int = 4,
+        rank: int | None = None,
+        bias: bool = False,
+        conv_bias: bool = True,
+        norm_eps: float | None = None,
+        backend: Backend = "torch",
+    ) -> None:
+        super().__init__()
+        self.channels, self.states, self.rank = channels, states, rank or math.ceil(width / 16)
+        self.backend: Backend = backend
+        self.enter = nn.Linear(width, 2 * channels, bias=bias)
+        self.conv = CausalConv(channels, taps, conv_bias, kernels.for_conv(backend))
+        self.select = nn.Linear(channels, self.rank + 2 * states, bias=False)
+        self.dt_weight = nn.Parameter(torch.empty(channels, self.rank))
+        self.dt_bias = nn.Parameter(torch.empty(channels))
+        self.A_log = nn.Parameter(torch.empty(channels, states))
+        self.D = nn.Parameter(torch.empty(channels))
+        self.out = nn.Linear(channels, width, bias=bias)
+        normed = norm_eps is not None
+        self.dt_norm, self.write_norm, self.read_norm = (
+            nn.RMSNorm(size, eps=norm_eps) if normed else nn.Identity()
+            for size in (self.rank, states, states)
+        )
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """dt_weight U(-R^-1/2, R^-1/2); dt_bias the inverse softplus of a log-uniform step; A = -1 .. -N in
+        every channel; D = 1."""
+        self.dt_weight.uniform_(-(self.rank**-0.5), self.rank**-0.5)
+        self.dt_bias.copy_(inverse_softplus_of_steps(self.channels))
+        self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
+        self.D.fill_(1.0)
+
+    def init_state(self, rows: int) -> MambaState:
+        kept = torch.promote_types(self.A_log.dtype, torch.float32)
+        hidden = self.A_log.new_zeros(rows, self.channels, self.states, dtype=kept)
+        return MambaState(self.conv.init_state(rows), hidden)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: MambaState
+    ) -> tuple[Float[Tensor, "rows time width"], MambaState]:
+        x, gate = self.enter(x).chunk(2, dim=-1)
+        x, tail = self.conv(x, state.tail)
+        x = F.silu(x)
+        low, write, read = self.select(x).split([self.rank, self.states, self.states], dim=-1)
+        delta = F.linear(self.dt_norm(low), self.dt_weight)
+        write, read = self.write_norm(write)[:, :, None], self.read_norm(read)[:, :, None]
+        y, hidden = selective_scan(
+            x,
+            delta,
+            -self.A_log.exp(),
+            write,
+            read,
+            state.hidden,
+            skip=self.D,
+            gate=gate,
+            bias=self.dt_bias,
+            backend=self.backend,
+        )
+        return self.out(y.to(x.dtype)), MambaState(tail, hidden)

@@ -1,0 +1,110 @@
+"""Moving average gated attention: an average and a norm of the whole text, gated attention inside chunks.
+
+Ma et al. 2024, arXiv:2404.08801, sections 3.3 to 3.5.  With x the layer's input, s = silu, K a head's width:
+
+    X = TimestepNorm(x)        C = RMSNorm(CEMA(X))        V = s(W_v X + b_v)
+    Z = W_z C + b_z, each head over its own root mean square
+    q, k = Z (gamma + 1) / sqrt(K) + beta, each with a gamma and a beta of its own
+    O = attention in chunks (q, k, V)
+    y = W_h C + b_h + U (O * s(W_r C + b_r)) + x
+
+Carried: the statistics of the norm, the state of the average, and the open chunk's keys and values.
+Differs from the paper, as its code does: C has an RMSNorm; the rest stands in the parts' files, ema.py,
+timestepnorm.py and chunk.py.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from zoo.memory.attention.chunked import ChunkState, attend_in_chunks
+from zoo.memory.mixer import Mixer
+from zoo.memory.state_space.complex_ema import ComplexEMA
+from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
+
+
+class MegalodonState(NamedTuple):
+    norm: TimestepState
+    average: Complex[Tensor, "rows width states"]
+    chunk: ChunkState
+
+
+def gained_rms(
+    x: Float[Tensor, "*rows width"], gain: Tensor | None, eps: float
+) -> Float[Tensor, "*rows width"]:
+    """x over its root mean square, times 1 + gain."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, x.shape[-1:], None if gain is None else (1 + gain).to(x.dtype), eps)
+
+
+class GatedAttention(Mixer):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        key_width: int,
+        value_width: int,
+        chunk: int,
+        states: int,
+        norm_groups: int,
+        norm_affine: bool = True,
+        eps: float = 1e-5,
+        rope_base: float = 10000.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if key_width % (2 * heads):
+            raise ValueError(f"key_width {key_width} is not an even number for each of {heads} heads")
+        if value_width % heads:
+            raise ValueError(f"value_width {value_width} is not a multiple of heads {heads}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+        self.heads, self.chunk, self.eps, self.rope_base = heads, chunk, eps, rope_base
+        self.timestep_norm = TimestepNorm(width, norm_groups, eps=eps)
+        self.average = ComplexEMA(width, states)
+        self.average_gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
+        self.shared = nn.Linear(width, key_width)  # z
+        self.gain, self.shift = (nn.Parameter(torch.zeros(2, key_width)) for _ in range(2))  # query's, key's
+        self.value = nn.Linear(width, value_width)
+        self.gate = nn.Linear(width, value_width)
+        self.straight = nn.Linear(width, width)
+        self.mixed = nn.Linear(value_width, width, bias=False)
+        self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
+        self.attention_dropout = nn.Dropout(attention_dropout)
+
+    def init_state(self, rows: int) -> MegalodonState:
+        weight, cache = self.shared.weight, self.chunk - 1
+        keys, values = (
+            weight.new_zeros(rows, self.heads, cache, part.out_features // self.heads)
+            for part in (self.shared, self.value)
+        )
+        chunk = ChunkState(keys, values, torch.zeros(rows, dtype=torch.long, device=weight.device))
+        return MegalodonState(self.timestep_norm.init_state(rows), self.average.init_state(rows), chunk)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: MegalodonState
+    ) -> tuple[Float[Tensor, "rows time width"], MegalodonState]:
+        normed, norm = self.timestep_norm(x, state.norm)
+        averaged, average = self.average(normed, state.average)
+        averaged = self.hidden_dropout(gained_rms(averaged, self.average_gain, self.eps))
+        z = rearrange(self.shared(averaged), "b t (h k) -> b t h k", h=self.heads)
+        z = rearrange(gained_rms(z, None, self.eps), "b t h k -> b t (h k)")
+        q, k = (
+            rearrange(
+                z * (gain + 1) * (self.heads / len(gain)) ** 0.5 + shift, "b t (h k) -> b h t k", h=self.heads
+            )
+            for gain, shift in zip(self.gain, self.shift, strict=True)
+        )
+        v = rearrange(F.silu(self.value(normed)), "b t (h k) -> b h t k", h=self.heads)
+        dropped = self.attention_dropout.p if self.training else 0.0
+        y, chunk = attend_in_chunks(q, k, v, state.chunk, self.chunk, self.rope_base, dropped)
+        y = self.hidden_dropout(rearrange(y, "b h t k -> b t (h k)") * F.silu(self.gate(averaged)))
+        y = self.dropout(self.straight(averaged) + self.mixed(y)) + x
+        return y, MegalodonState(norm, average, chunk)

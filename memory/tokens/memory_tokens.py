@@ -1,0 +1,55 @@
+"""Memory tokens: a few positions before and after a segment's own, through which a transformer hands text on.
+
+Bulatov et al. 2022, arXiv:2207.06881, section 3.
+
+    [M_s ; x_1 .. x_S ; M_s]  ->  transformer  ->  [ _ ; y_1 .. y_S ; M_{s+1} ]
+
+The first copy is read by the segment's tokens, the second one reads them and becomes the next memory.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.memory.attention.core import Attention, Position
+
+MemoryAttention = Literal["causal", "block"]
+
+
+def surround(
+    memory: Float[Tensor, "rows slots width"], x: Float[Tensor, "rows time width"]
+) -> Float[Tensor, "rows augmented width"]:
+    """The segment with the memory before and after it."""
+    memory = memory.to(x.dtype)
+    return torch.cat([memory, x, memory], dim=1)
+
+
+def block_visible(time: int, slots: int, device: torch.device) -> Bool[Tensor, "time time"]:
+    """Causal, but the read memory's positions see one another, and so do the write memory's (the paper's
+    mask)."""
+    visible = torch.ones(time, time, dtype=torch.bool, device=device).tril()
+    visible[:slots, :slots] = True
+    visible[time - slots :, time - slots :] = True
+    return visible
+
+
+class BlockMemoryAttention(Attention):
+    """Attention over a segment surrounded by `slots` memory tokens, with the paper's mask."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        slots: int,
+        *,
+        position: Position = "rope",
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(width, heads, position=position, bias=bias, dropout=dropout)
+        self.slots = slots
+
+    def visible(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
+        return block_visible(time, self.slots, device)

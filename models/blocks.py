@@ -1,0 +1,184 @@
+"""What architectures are put together from: norms, feed-forwards, blocks, stacks, the decoder around them.
+
+A mixer is a module (x, state) -> (y, state) with `init_state(rows)`; it mixes positions and may carry
+something.  A feed-forward is a module x -> y.  A hybrid is a pattern of blocks: `Stack([mamba, mamba,
+attention] * 4)`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.mixer import Mixer
+from zoo.module import written_for
+from zoo.state import State
+
+Kind = TypeVar("Kind", bound=str)
+Norm = Literal["rms", "layer"]
+Activation = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh", "relu"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+GATED = ("swiglu", "geglu_tanh")
+
+
+def make_norm(kind: Norm, width: int) -> nn.Module:
+    """LayerNorm (biased variance, eps 1e-5) or RMSNorm (eps 1e-6), with learned scale."""
+    return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width, eps=1e-5)
+
+
+def sinusoid(distances: Int[Tensor, " time"], width: int, like: Tensor) -> Float[Tensor, "time width"]:
+    """[sin(t w_0) .. sin(t w_{D/2-1}), cos(t w_0) ..] with w_n = 10000^(-2n/D): sines, then cosines."""
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
+    angles = distances.to(like.dtype)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class FeedForward(nn.Module):
+    """W_2 act(W_1 x), or gated, W_2 (act(W_g x) * W_1 x), for SwiGLU and GeGLU (Shazeer 2020,
+    arXiv:2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Activation = "swiglu",
+        bias: bool = False,
+        dropout: float = 0.0,
+        inner_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.gated, self.activation = activation in GATED, ACTIVATIONS[activation]
+        self.enter = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=bias)
+        self.out = nn.Linear(hidden, width, bias=bias)
+        self.inner_dropout, self.dropout = nn.Dropout(inner_dropout), nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        if self.gated:
+            gate, up = self.enter(x).chunk(2, dim=-1)
+            x = self.activation(gate) * up
+        else:
+            x = self.activation(self.enter(x))
+        return self.dropout(self.out(self.inner_dropout(x)))
+
+
+class Block(Mixer):
+    """Pre-norm residual block: x += mixer(norm(x)), then x += mlp(norm(x)) where there is one."""
+
+    def __init__(
+        self, mixer: Mixer, mlp: nn.Module | None, width: int, norm: Norm = "rms", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.mixer, self.mixer_norm = mixer, make_norm(norm, width)
+        self.mlp = mlp
+        self.mlp_norm = make_norm(norm, width) if mlp else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def init_state(self, rows: int) -> State:
+        return self.mixer.init_state(rows)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        y, state = self.mixer(self.mixer_norm(x), state)
+        return self._join(x, y), state
+
+    def _join(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.dropout(y)
+        return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
+
+    @property
+    def _asks_mixer(self) -> bool:
+        return isinstance(self.mixer, Mixer) and written_for(self, "go_on", "forward")
+
+    def open_segment(self, state: State) -> Any:
+        return self.mixer.open_segment(state) if self._asks_mixer else super().open_segment(state)
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        if not self._asks_mixer:
+            return super().go_on(x, cache)
+        y, cache = self.mixer.go_on(self.mixer_norm(x), cache)
+        return self._join(x, y), cache
+
+
+def layout(pattern: Sequence[Kind], depth: int) -> list[Kind]:
+    """A hybrid's mixers: the pattern over and over, cut at `depth`; what the cut would leave out altogether
+    comes last, so that no size is without it."""
+    for spare in range(depth + 1):
+        kinds = [pattern[place % len(pattern)] for place in range(depth - spare)]
+        missing = [kind for kind in dict.fromkeys(pattern) if kind not in kinds]
+        if len(missing) == spare:
+            return kinds + missing
+    raise ValueError(f"{depth} blocks can't hold each of {', '.join(dict.fromkeys(pattern))}")
+
+
+def layers_with_memory(depth: int, chosen: object) -> list[int]:
+    """Which layers hold a kNN memory: those chosen, or one at three quarters of the depth, the 9th of 12 in
+    the Memorizing Transformer.  ValueError if what was chosen isn't a list of some of 0 .. depth - 1."""
+    if chosen is None:
+        return [(3 * depth - 1) // 4]
+    layers = list(chosen) if isinstance(chosen, Sequence) else []
+    if not layers or not all(type(layer) is int and 0 <= layer < depth for layer in layers):
+        raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {chosen}")
+    return layers
+
+
+class Stack(nn.ModuleList):
+    """Blocks one after another; the state is the tuple of theirs."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Mixer]: ...  # type: ignore[override]  # a ModuleList knows only modules
+
+    def init_state(self, rows: int) -> State:
+        return tuple(block.init_state(rows) for block in self)
+
+    def forward(
+        self, x: Float[Tensor, "rows time width"], states: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        after = []
+        for block, state in zip(self, states, strict=True):
+            x, state = block(x, state)
+            after.append(state)
+        return x, tuple(after)
+
+    def open_segment(self, states: State) -> tuple[Any, ...]:
+        """A cache for `go_on` (see Mixer), of every block."""
+        return tuple(block.open_segment(state) for block, state in zip(self, states, strict=True))
+
+    def go_on(
+        self, x: Float[Tensor, "rows time width"], caches: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, "rows time width"], tuple[Any, ...]]:
+        after = []
+        for block, cache in zip(self, caches, strict=True):
+            x, cache = block.go_on(x, cache)
+            after.append(cache)
+        return x, tuple(after)
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, depth: int) -> None:
+    """The initial weights of every architecture of ours, so that they start alike.
+
+    Embeddings have variance 1/D; every matrix 1/width_in, over 2 depth if it ends a branch (named `out`),
+    so that the residual stream doesn't grow with depth; biases are 0, norms 1.
+    """
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
+        elif isinstance(part, nn.Linear):
+            ends = 2 * depth if name.endswith(".out") else 1
+            nn.init.normal_(part.weight, std=(part.in_features * ends) ** -0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

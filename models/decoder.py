@@ -1,0 +1,160 @@
+"""The decoder: token embedding, a stack of blocks, the output projection; and how it reads a long text."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.memory.mixer import Mixer
+from zoo.models.blocks import Norm, Stack, init_weights, make_norm
+from zoo.module import SequenceModule, written_for
+from zoo.state import State
+
+
+class Decoder(SequenceModule):
+    """Token embedding, a stack of blocks, a last norm, the output projection (tied by default).
+
+    `positions` > 0 adds a learned table of that many positions, counted from the start of each call of
+    `body`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_len: int,
+        width: int,
+        blocks: Iterable[Mixer],
+        *,
+        norm: Norm = "rms",
+        positions: int = 0,
+        tied: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
+        self.embed = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(positions, width)) if positions else None
+        self.dropout = nn.Dropout(dropout)
+        self.stack = Stack(blocks)
+        self.norm = make_norm(norm, width)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As `init_weights` of this file says; positions like embeddings."""
+        init_weights(self, len(self.stack))
+        if self.positions is not None:
+            nn.init.normal_(self.positions, std=self.width**-0.5)
+
+    def init_state(self, rows: int) -> State:
+        return self.stack.init_state(rows)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices decay, but for those that a part names in `undecayed`; the rest doesn't."""
+        spared = {
+            id(getattr(part, name)) for part in self.modules() for name in getattr(part, "undecayed", ())
+        }
+        matrices, rest = super().parameter_groups()
+        matrices["params"], kept = (
+            [weight for weight in matrices["params"] if (id(weight) in spared) == out]
+            for out in (False, True)
+        )
+        return [matrices, {**rest, "params": rest["params"] + kept}]
+
+    def body(
+        self, x: Float[Tensor, "rows time width"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """From embeddings to what the output projection reads."""
+        if self.positions is not None:
+            x = x + self.positions[: x.shape[1]]
+        x, state = self.stack(self.dropout(x), state)
+        return self.norm(x), state
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        x, state = self.body(self.embed(tokens), state)
+        return self.head(x), state
+
+    def open_segment(self, state: State) -> Any:
+        """How many positions `body_on` has read, and the blocks' caches.  None where a subclass has other
+        ways with a segment and doesn't say how to go on in it."""
+        if not written_for(self, "open_segment", "segment", "body"):
+            return None
+        if not all(isinstance(block, Mixer) for block in self.stack):
+            return None
+        return 0, self.stack.open_segment(state)
+
+    def go_on(
+        self, tokens: Int[Tensor, "rows time"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
+        x, cache = self.body_on(self.embed(tokens), cache)
+        return self.head(x), cache
+
+    def body_on(
+        self, x: Float[Tensor, "rows time width"], cache: Any
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        """`body`, behind the positions that the cache knows."""
+        read, blocks = cache
+        if self.positions is not None:
+            x = x + self.positions[read : read + x.shape[1]]
+        x, blocks = self.stack.go_on(self.dropout(x), blocks)
+        return self.norm(x), (read + x.shape[1], blocks)
+
+
+class Streaming(Decoder):
+    """A decoder whose mixers all read any number of tokens at once and go on anywhere: its parallel form is
+    one long segment."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        return self.segment(tokens, self.init_state(len(tokens)) if state is None else state)
+
+
+def by_segments(
+    tokens: Int[Tensor, "rows time"], segment_len: int
+) -> tuple[Int[Tensor, "rows_and_segments segment"], Callable[[Tensor], Tensor]]:
+    """A text's segments as rows of one batch (the last one filled up with token 0), and the way back."""
+    rows, time = tokens.shape
+    segments = max(1, math.ceil(time / segment_len))
+    tokens = F.pad(tokens, (0, segments * segment_len - time))
+    return tokens.view(rows * segments, segment_len), lambda y: y.unflatten(0, (rows, segments)).flatten(
+        1, 2
+    )[:, :time]
+
+
+class Parallel(Decoder):
+    """A decoder whose layers read all whole segments of a text at once, and then the short last one.
+
+    `segment` gets them as they are, or with `segments_as_rows` each as a row of its own, those of a text in
+    their order.
+    """
+
+    segments_as_rows = False
+
+    def forward(
+        self, tokens: Int[Tensor, "rows time"], state: State | None = None
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        state = self.init_state(len(tokens)) if state is None else state
+        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
+        if whole and self.segments_as_rows:
+            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
+            said, state = self.segment(pieces, state)
+            logits.append(back(said))
+        elif whole:
+            said, state = self.segment(tokens[:, :whole], state)
+            logits.append(said)
+        if whole < tokens.shape[1]:
+            said, state = self.segment(tokens[:, whole:], state)
+            logits.append(said)
+        return torch.cat(logits, dim=1), state

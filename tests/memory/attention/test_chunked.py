@@ -1,0 +1,174 @@
+"""Attention in chunks: rows that stand anywhere in theirs, texts read in any calls."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from zoo.memory.attention.chunked import ChunkState, attend_in_chunks, placed
+from zoo.memory.state_space.megalodon_attention import GatedAttention
+from zoo.state import each, leaves, replace_rows
+
+WIDTH, BASE = 6, 50.0
+
+
+def made(chunk: int, **options: Any) -> GatedAttention:
+    torch.manual_seed(0)
+    layer = GatedAttention(
+        WIDTH, 2, key_width=8, value_width=6, chunk=chunk, states=2, norm_groups=2, **options
+    ).double()
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.3)
+    return layer.eval()
+
+
+def text(rows: int, time: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, time, WIDTH, generator=generator, dtype=torch.float64)
+
+
+def slow_attention(q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
+    """One row's heads (heads, time, width) from the start of its text: each token with its chunk's keys,
+    turned as complex numbers by their distance."""
+    rates = BASE ** (-torch.arange(0, q.shape[2], 2, dtype=torch.float64) / q.shape[2])
+    pairs_q, pairs_k = (torch.view_as_complex(x.unflatten(2, (-1, 2)).contiguous()) for x in (q, k))
+    out = torch.zeros_like(v)
+    for head in range(len(q)):
+        for i in range(q.shape[1]):
+            seen = range(i // chunk * chunk, i + 1)
+            turns = [torch.polar(torch.ones_like(rates), (i - j) * rates) for j in seen]
+            scores = [
+                (pairs_q[head, i] * pairs_k[head, j].conj() * turn).real.sum()
+                for j, turn in zip(seen, turns, strict=True)
+            ]
+            out[head, i] = torch.stack(scores).softmax(0) @ v[head, seen.start : i + 1]
+    return out
+
+
+def heads_of(rows: int, time: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(rows, 2, time, width, generator=generator, dtype=torch.float64) for width in (4, 4, 3)
+    )
+    return q, k, v
+
+
+def empty(rows: int, chunk: int) -> ChunkState:
+    keys, values = (torch.zeros(rows, 2, chunk - 1, width, dtype=torch.float64) for width in (4, 3))
+    return ChunkState(keys, values, torch.zeros(rows, dtype=torch.long))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    chunk=st.integers(1, 7),
+    calls=st.lists(st.tuples(st.integers(1, 9), st.sets(st.integers(0, 2))), min_size=1, max_size=5),
+)
+@torch.no_grad()
+def test_rows_anywhere_in_their_chunks(chunk: int, calls: list[tuple[int, set[int]]]) -> None:
+    """Before each call some rows begin anew: all rows are right all the time."""
+    state = empty(3, chunk)
+    past = [[torch.empty(2, 0, width, dtype=torch.float64) for width in (4, 4, 3)] for _ in range(3)]
+    for number, (time, fresh) in enumerate(calls):
+        state = replace_rows(state, empty(3, chunk), torch.tensor([row in fresh for row in range(3)]))
+        new = heads_of(3, time, number)
+        y, state = attend_in_chunks(*new, state, chunk, BASE)
+        for row in range(3):
+            before = [part[:, :0] for part in past[row]] if row in fresh else past[row]
+            past[row] = [torch.cat([old, part[row]], dim=1) for old, part in zip(before, new, strict=True)]
+            q, k, v = past[row]
+            expected = slow_attention(q, k, v, chunk)[:, -time:]
+            torch.testing.assert_close(y[row], expected, rtol=1e-9, atol=1e-9)
+            filled = v.shape[1] % chunk
+            assert state.filled[row] == filled
+            torch.testing.assert_close(state.values[row, :, :filled], v[:, v.shape[1] - filled :])
+            assert not state.values[row, :, filled:].any()
+            assert not state.keys[row, :, filled:].any()
+
+
+@torch.no_grad()
+def test_no_key_crosses_a_chunk() -> None:
+    """Another value at the first token is heard until its chunk ends, and not after."""
+    q, k, v = heads_of(1, 11, 0)
+    changed = v.clone()
+    changed[:, :, 0] += 1
+    said, other = (attend_in_chunks(q, k, values, empty(1, 4), 4, BASE)[0] for values in (v, changed))
+    assert (said - other).abs().amax((0, 1, 3)).gt(1e-12).tolist() == [True] * 4 + [False] * 7
+
+
+def test_slots_hold_the_cache_then_the_new() -> None:
+    cached, new = torch.tensor([[1.0, 2, 0], [3, 0, 0]]), torch.tensor([[5.0, 6], [7, 8]])
+    found = placed(
+        new[:, None, :, None],
+        cached[:, None, :, None],
+        torch.tensor([2, 1]),
+        torch.tensor([[0, 1, 2, 3], [2, 1, 0, 1]]),
+    )
+    assert found.squeeze().tolist() == [[1, 2, 5, 6], [8, 7, 3, 7]]
+
+
+def leaf(part: Tensor) -> Tensor:
+    return part.detach().clone().requires_grad_(part.is_floating_point() or part.is_complex())
+
+
+def weigh(part: Tensor) -> Tensor:
+    flat = (torch.view_as_real(part) if part.is_complex() else part).flatten()
+    return flat @ torch.linspace(1, 2, len(flat), dtype=flat.dtype)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 20])
+def test_any_calls_say_and_learn_the_same(chunk: int) -> None:
+    """The whole mixer, from a state whose rows stand at different places."""
+    layer = made(chunk)
+    _, begin = layer(text(2, 5, seed=1), layer.init_state(2))
+    begin = replace_rows(begin, layer.init_state(2), torch.tensor([True, False]))
+    begin = layer(text(2, 2, seed=2), begin)[1]
+    results = []
+    for lengths in ([13], [1] * 13, [4, 4, 5], [2, 11], [12, 1]):
+        x, state, said = text(2, 13).requires_grad_(), each(leaf, begin), []
+        learns = [x, *(part for part in leaves(state) if part.requires_grad), *layer.parameters()]
+        for piece in x.split(lengths, dim=1):
+            y, state = layer(piece, state)
+            said.append(y)
+        out = [torch.cat(said, dim=1), *leaves(state)]
+        total = torch.stack([weigh(part) for part in out if part.requires_grad]).sum()
+        grads = torch.autograd.grad(total, learns, allow_unused=True)  # a chunk of 1 has no cache
+        results.append([*out, *(torch.zeros(1) if grad is None else grad for grad in grads)])
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_the_three_dropouts_are_in_their_places() -> None:
+    x = text(2, 9)
+    quiet = made(4)
+    expected = quiet(x, quiet.init_state(2))[0]
+    for name in ("dropout", "attention_dropout", "hidden_dropout"):
+        layer = made(4, **{name: 0.5})
+        torch.testing.assert_close(layer(x, layer.init_state(2))[0], expected)
+        assert (layer.train()(x, layer.init_state(2))[0] - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key_width": 6}, "key_width 6 is not an even number for each of 2 heads"),
+        ({"value_width": 5}, "value_width 5 is not a multiple of heads 2"),
+        ({"chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"norm_groups": 4}, "width 6 is not a multiple of norm groups 4"),
+        ({"norm_groups": 6}, "prior_count must be at least 2, not 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    shape: dict[str, Any] = {
+        "key_width": 8,
+        "value_width": 6,
+        "chunk": 4,
+        "states": 2,
+        "norm_groups": 2,
+    } | options
+    with pytest.raises(ValueError, match=message):
+        GatedAttention(WIDTH, 2, **shape)

@@ -1,0 +1,195 @@
+"""Unlimiformer's attention against its definition, and what its bank holds."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.memory.watch import Watch
+from zoo.memory.attention.core import Attention
+from zoo.memory.retrieval import unlimiformer_attention
+from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
+from zoo.state import each, leaves, replace_rows, take_rows
+
+WIDTH, HEADS = 8, 4
+
+
+def made(capacity: int = 12, block: int = 4, neighbours: int = 3, **options: Any) -> UnlimiformerAttention:
+    torch.manual_seed(0)
+    mixer = UnlimiformerAttention(WIDTH, HEADS, KNN(capacity, 1, WIDTH, 0, neighbours, block), **options)
+    for weight in mixer.parameters():
+        torch.nn.init.normal_(weight, std=0.7)
+    return mixer.double().eval()
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def filled(mixer: UnlimiformerAttention, rows: int, tokens: int) -> Bank:
+    bank: Bank = mixer.init_state(rows)
+    return mixer.knn.add(bank, draw(rows, 1, tokens, WIDTH)) if tokens else bank
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 12, 17, 40])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": True, "kv_heads": 2},
+        {"kv_heads": 1, "position": "alibi", "neighbours": 1},
+        {"neighbours": 50, "position": "none", "bias": True},
+        {"capacity": 5, "block": 5, "neighbours": 2},
+    ],
+    ids=repr,
+)
+def test_sums_are_what_recomputed_keys_and_values_give(
+    options: dict[str, Any], tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of all gradients, the bank's among them; gathered at once or a query at a time."""
+    mixer = made(**options)
+    x, bank = draw(3, 5, WIDTH), filled(mixer, 3, tokens)
+    bank = replace_rows(bank, mixer.init_state(3), torch.tensor([False, True, False]))
+    cotangent = draw(3, HEADS, 5, WIDTH // HEADS)
+    found = []
+    for form, at_once in (("look_back_loop", 1), *(("look_back", size) for size in (2**26, 1, 100))):
+        monkeypatch.setattr(unlimiformer_attention, "AT_ONCE", at_once)
+        given = bank._replace(keys=each(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
+        q, k, v = mixer.project(x)
+        y = getattr(mixer, form)(q, mixer.score(q, k), v, given)
+        learns = [mixer.qkv.weight, *given.keys] + ([] if mixer.qkv.bias is None else [mixer.qkv.bias])
+        grads = torch.autograd.grad((y * cotangent).sum(), learns, allow_unused=True)
+        found.append(
+            [y, *(torch.zeros_like(w) if g is None else g for w, g in zip(learns, grads, strict=True))]
+        )
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+def test_an_empty_bank_changes_nothing(position: Any) -> None:
+    mixer = made(position=position, kv_heads=2, bias=True)
+    x = draw(2, 5, WIDTH)
+    torch.testing.assert_close(mixer(x, mixer.init_state(2))[0], Attention.forward(mixer, x, ())[0])
+
+
+def test_in_training_nothing_is_read_or_kept() -> None:
+    mixer = made().train()
+    x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 9)
+    y, after = mixer(x, bank)
+    assert after is bank
+    assert torch.equal(y, Attention.forward(mixer, x, ())[0])
+
+
+def test_one_index_of_the_inputs_themselves() -> None:
+    mixer = made()
+    x = draw(2, 7, WIDTH)
+    bank = mixer(x, mixer.init_state(2))[1]
+    assert [block.shape for block in bank.keys] == [(2, 1, 4, WIDTH)] * 3
+    assert bank.values == ()
+    assert torch.equal(torch.cat(bank.keys, dim=2)[:, 0, :7], x)
+
+
+def test_the_oldest_make_room() -> None:
+    mixer = made()
+    x = draw(2, 4 * 5, WIDTH)
+    bank = mixer.init_state(2)
+    for piece in x.split(5, dim=1):
+        bank = mixer(piece, bank)[1]
+    slots = torch.cat(bank.keys, dim=2)[:, 0]
+    for token in range(8, 20):
+        assert torch.equal(slots[:, token % 12], x[:, token])
+
+
+def test_what_is_kept_has_no_place() -> None:
+    """Slots in another order, and as much read before, say the same: only what is kept counts."""
+    mixer = made(neighbours=4)
+    x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 12)
+    order = torch.randperm(12)
+    turned = torch.cat(bank.keys, dim=2)[:, :, order].split(4, dim=2)
+    moved = bank._replace(keys=turned, written=bank.written + 7, stamp=bank.stamp + 1)
+    torch.testing.assert_close(mixer(x, moved)[0], mixer(x, bank)[0])
+
+
+def test_the_query_that_searches_has_no_place() -> None:
+    """The same input twice in a segment finds the same with the same scores, wherever it stands."""
+    mixer = made()
+    ids = []
+    search = mixer.knn.search
+    mixer.knn.search = lambda q, bank: ids.append((q, search(q, bank))) or ids[-1][1]  # type: ignore[method-assign]
+    mixer(draw(1, 1, WIDTH).expand(1, 5, WIDTH), filled(mixer, 1, 12))
+    for part in (part.unflatten(2, (HEADS, 5)) for part in ids[0]):
+        torch.testing.assert_close(part, part[:, :, :, :1].expand_as(part))
+
+
+def test_segments_of_a_row_are_rows_of_one_batch() -> None:
+    mixer = made()
+    x, bank = draw(2, 3 * 5, WIDTH), filled(mixer, 2, 3)
+    pieces, end = x.view(6, 5, WIDTH), bank
+    said = []
+    for piece in x.split(5, dim=1):
+        y, end = mixer(piece, end)
+        said.append(y)
+    y, after = mixer(pieces, bank)
+    torch.testing.assert_close(y.view(2, 15, WIDTH), torch.cat(said, dim=1))
+    torch.testing.assert_close(after.keys, end.keys)
+    assert torch.equal(after.written, end.written)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_gradient_reaches_what_was_kept_in_retrieval_training_alone(training: bool) -> None:
+    mixer = made(retrieval_training=True).train(training)
+    early, late = draw(2, 5, WIDTH).requires_grad_(), draw(2, 5, WIDTH).requires_grad_()
+    bank = mixer(early, mixer.init_state(2))[1]
+    assert bank.keys[0].requires_grad == training
+    y, _ = mixer(late, bank)
+    to_early, to_late = torch.autograd.grad(y.sum(), [early, late], allow_unused=True)
+    assert to_late.any()
+    assert (to_early is not None and bool(to_early.any())) == training
+
+
+def test_dropout_is_drawn_again_alike_in_the_backward_pass() -> None:
+    mixer = made(retrieval_training=True, dropout=0.4, bias=True).train()
+    x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 12)
+    kept = bank.keys[0].clone().requires_grad_()
+
+    def said(first: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        return mixer(x, bank._replace(keys=(first, *bank.keys[1:])))[0]
+
+    assert not torch.equal(said(kept), mixer.eval()(x, bank)[0])
+    mixer.train()
+    assert torch.autograd.gradcheck(said, (kept,), fast_mode=True)
+
+
+def bytes_of_a_segment(capacity: int) -> int:
+    """Without those of the search."""
+    mixer = made(capacity=capacity, neighbours=3)
+    x, bank = draw(2, 16, WIDTH), filled(mixer, 2, 9)
+    ids = torch.randint(-1, capacity, (2, 1, HEADS * 16, 3), generator=torch.Generator().manual_seed(0))
+    mixer.knn.search = lambda _queries, _bank: ids  # type: ignore[method-assign]
+    with Watch() as watch, torch.no_grad():
+        mixer(x, bank)
+    return watch.nbytes
+
+
+def test_a_segment_costs_the_same_with_any_bank() -> None:
+    """The bank isn't copied, only what was found in it."""
+    assert bytes_of_a_segment(4096) < 1.1 * bytes_of_a_segment(128)
+
+
+def test_faiss_finds_the_same() -> None:
+    mixer = made(neighbours=4)
+    x, bank = draw(3, 5, WIDTH), filled(mixer, 3, 9)
+    expected = mixer(x, bank)[0]
+    mixer.knn = KNN(12, 1, WIDTH, 0, 4, 4, backend="faiss")
+    torch.testing.assert_close(mixer(x, bank)[0], expected)
+    later = mixer.knn.add(bank, draw(3, 1, 6, WIDTH))
+    torch.testing.assert_close(mixer(x, bank)[0], expected)  # the bank given, not what came after it
+    alone = mixer(x[2:], take_rows(later, torch.tensor([2])))[0]
+    torch.testing.assert_close(alone, mixer(x, later)[0][2:])
+    fresh = replace_rows(later, mixer.init_state(3), torch.tensor([True, False, False]))
+    torch.testing.assert_close(mixer(x, fresh)[0][:1], mixer(x, mixer.init_state(3))[0][:1])
+    assert len(leaves(later)) == 6

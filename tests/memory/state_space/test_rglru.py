@@ -1,0 +1,160 @@
+"""The RG-LRU: its fast form against the loop that defines it, and in float32 where decays are extreme."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from zoo.memory.state_space.griffin_block import RecurrentBlock
+from zoo.memory.state_space.rglru import RGLRU, rglru, rglru_loop, room
+from zoo.state import leaves
+
+Form = Callable[..., tuple[Tensor, Tensor]]
+WIDTH, LONG = 3, 8192
+DECAYS = {  # a between exp of these
+    "near 1": (-1e-5, -1e-9),
+    "exactly 1": (0.0, 0.0),
+    "near 0": (-80.0, -20.0),
+    "all there are": (-200.0, -1e-8),
+    "as at birth": (-0.8, -1e-3),
+}
+
+
+def drawn(rows: int, time: int, least: float, most: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, log decays (between the two), and an initial state, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    log_decay = least + (most - least) * torch.rand(
+        rows, time, WIDTH, generator=generator, dtype=torch.float64
+    )
+    return draw(rows, time, WIDTH), log_decay, draw(rows, WIDTH)
+
+
+def answers(form: Form, given: tuple[Tensor, Tensor, Tensor], starts: Tensor) -> list[Tensor]:
+    """All h, the last, and the gradients of inputs, decays and initial state."""
+    x, log_decay, initial = (part.clone().requires_grad_() for part in given)
+    y, last = form(x, log_decay, starts, initial)
+    weights = torch.linspace(1, 2, y.numel(), dtype=torch.float64).view_as(y)
+    total = (y.double() * weights).sum() + (last.double() * torch.linspace(-1, 3, WIDTH)).sum()
+    return [y.detach(), last.detach(), *torch.autograd.grad(total, [x, log_decay, initial])]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    time=st.integers(1, 70),
+    decays=st.sampled_from(list(DECAYS.values())),
+    often=st.sampled_from([0.0, 0.1, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_fast_form_is_the_loop(
+    rows: int, time: int, decays: tuple[float, float], often: float, seed: int
+) -> None:
+    parts = drawn(rows, time, *decays, seed=seed)
+    starts = torch.rand(rows, time, generator=torch.Generator().manual_seed(seed)) < often
+    for fast, slow in zip(answers(rglru, parts, starts), answers(rglru_loop, parts, starts), strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["near 1", "near 0", "all there are"])
+def test_8192_tokens_in_float32_and_bfloat16(name: str) -> None:
+    """Of the largest entry, against the loop in float64: 1e-5 in float32, outputs and gradients; bfloat16
+    inputs add their own rounding, 4e-3, and no more."""
+    x, log_decay, initial = (part.float().double() for part in drawn(1, LONG, *DECAYS[name]))
+    starts = torch.zeros(1, LONG, dtype=torch.bool)
+    with torch.enable_grad():
+        exact = answers(rglru_loop, (x, log_decay, initial), starts)
+        found = answers(rglru, (x.float(), log_decay.float(), initial.float()), starts)
+    assert all(part.isfinite().all() for part in found)
+    for ours, theirs in zip(found, exact, strict=True):
+        assert error(ours, theirs) < 1e-5
+
+    short, scale = x.bfloat16(), exact[0].abs().max()
+    said, last = rglru(short, log_decay.float(), starts, initial.float())
+    assert said.dtype == last.dtype == torch.float32
+    assert (said - rglru_loop(short.double(), log_decay, starts, initial)[0]).abs().max() < 1e-5 * scale
+    assert (said - exact[0]).abs().max() < 4e-3 * scale
+
+
+def test_the_square_root_s_gradient_is_clipped() -> None:
+    """d sqrt(1 - a^2) / d log a is -2 a^2 / sqrt(max(4 (1 - a^2), 1e-6)): -2000 at a = 1."""
+    log_decay = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+    one, none = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    y, _ = rglru(one, log_decay, torch.zeros(1, 1, dtype=torch.bool), none)
+    assert not y.any()
+    y.sum().backward()
+    assert log_decay.grad is not None
+    torch.testing.assert_close(log_decay.grad, torch.full_like(log_decay, -2000.0))
+
+
+def test_1_minus_a_squared_in_float64_has_a_squared_rounded_to_nearest() -> None:
+    """On every processor: whether exp(-1e-17) is 1 or 1 - 2^-53 makes 1e-8 of sqrt(1 - a^2)."""
+    log_decay = -torch.tensor([1e-17, 3e-17, 2**-54 * 1.01, 2**-52, 0.1], dtype=torch.float64)
+    expected = [1 - math.exp(2 * float(log_a)) for log_a in log_decay]
+    assert room(log_decay).tolist() == pytest.approx(expected, rel=1e-15, abs=0)
+
+
+def test_a_text_that_begins_inside_forgets_what_was_before() -> None:
+    torch.manual_seed(0)
+    unit, x = RGLRU(6, 2).double(), torch.randn(2, 11, 6, dtype=torch.float64)
+    starts = torch.zeros(2, 11, dtype=torch.bool)
+    starts[1, 4] = True
+    y, last = unit(x, torch.randn(2, 6, dtype=torch.float64), starts)
+    begins = torch.zeros(1, 7, dtype=torch.bool)
+    begins[0, 0] = True
+    alone, end = unit(x[1:, 4:], torch.zeros(1, 6, dtype=torch.float64), begins)
+    torch.testing.assert_close(y[1:, 4:], alone)
+    torch.testing.assert_close(last[1:], end)
+
+
+def test_the_gates_start_as_stated_and_a_squared_is_uniform() -> None:
+    torch.manual_seed(0)
+    unit = RGLRU(20_000, 200)
+    squared = (-2 * torch.nn.functional.softplus(unit.rate.detach().double())).exp()
+    assert 0.9**2 - 1e-4 < float(squared.min()) < 0.9**2 + 1e-3
+    assert 0.999**2 - 1e-3 < float(squared.max()) < 0.999**2 + 1e-4
+    assert abs(float(squared.mean()) - (0.9**2 + 0.999**2) / 2) < 1e-3
+    for gate in (unit.input_gate, unit.decay_gate):
+        assert abs(float(gate.weight.detach().var()) - 1 / 100) < 1e-3
+        assert not gate.bias.any()
+    with pytest.raises(ValueError, match="7 is not a multiple of blocks 2"):
+        RGLRU(7, 2)
+
+
+def test_the_block_counts_what_each_row_has_read() -> None:
+    """A fresh row's first token isn't scaled, a continuing row's is, side by side."""
+    torch.manual_seed(0)
+    block = RecurrentBlock(4, 6, 2).double()
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    fresh, (_, going) = block.init_state(1), block(x[1:, :3], block.init_state(1))
+    both = type(going)(*(torch.cat(pair) for pair in zip(fresh, going, strict=True)))
+    y, state = block(x, both)
+    torch.testing.assert_close(y[:1], block(x[:1], fresh)[0])
+    torch.testing.assert_close(y[1:], block(x[1:], going)[0])
+    assert state.read.tolist() == [5, 8]
+
+
+def test_under_bfloat16_the_state_keeps_its_precision() -> None:
+    torch.manual_seed(0)
+    block = RecurrentBlock(16, 16, 4)
+    x = torch.randn(2, 300, 16)
+    exact, _ = block.double()(x.double(), block.init_state(2))
+    block.float()
+    state = block.init_state(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = block(x, state)
+    assert [leaf.dtype for leaf in leaves(after)] == [leaf.dtype for leaf in leaves(state)]
+    assert after.hidden.dtype == torch.float32
+    assert error(y, exact) < 0.03

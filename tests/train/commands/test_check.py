@@ -1,0 +1,113 @@
+"""`zoo check`: one line a law; 0 where all hold, 1 where one is broken, 2 for a slip."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoo import contract
+from zoo.train.commands import check
+
+MODEL = "zoo.models.transformer.Transformer"
+WORDS = ("depth=1", "width=8", "heads=2", "hidden=8", "window=16")
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["zoo check", *words])
+    try:
+        check.main()
+        code = 0
+    except SystemExit as left:
+        code = left.code or 0
+    return (code, *capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "words", [(MODEL, *WORDS), ("model=sliding_window", *(f"model.{word}" for word in WORDS))]
+)
+def test_a_line_a_law(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: Any
+) -> None:
+    code, out, err = run(capsys, monkeypatch, *words)
+    *lines, last = out.splitlines()
+    assert (code, err, last) == (0, "", "every law holds")
+    names = [name for name, _ in contract.laws(check.builder(list(words)))]
+    assert [line.split()[0] for line in lines] == names
+    assert all(line.endswith(" s  holds") for line in lines)
+
+
+def test_a_broken_law(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "model_that_forgets.py").write_text(
+        "from zoo.models.transformer import Transformer\n"
+        "class Old(Transformer):\n"
+        "    def segment(self, tokens, state):\n"
+        "        return super().segment(tokens, state)[0], state\n"
+        "    forward = Transformer.fold\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, err = run(capsys, monkeypatch, "model_that_forgets.Old", *WORDS)
+    *lines, last = out.splitlines()
+    broken = [line for line in lines if " s  BROKEN: " in line]
+    assert (code, err) == (1, "")
+    assert last == f"{len(broken)} laws broken"
+    assert 0 < len(broken) < len(lines)
+    assert all(len(line) > 60 for line in broken)  # it says what was expected
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("return torch.cat([logits, logits[..., 0]]), state", "RuntimeError: "),
+        ("assert logits.ndim == 2", "AssertionError: "),
+    ],
+)
+def test_a_crash_is_told_once_with_its_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, kind: str
+) -> None:
+    monkeypatch.delitem(sys.modules, "model_that_crashes", raising=False)
+    importlib.invalidate_caches()
+    (tmp_path / "model_that_crashes.py").write_text(
+        "import torch\n"
+        "from zoo.models.transformer import Transformer\n"
+        "class Wide(Transformer):\n"
+        "    def segment(self, tokens, state):\n"
+        "        logits, state = super().segment(tokens, state)\n"
+        f"        {line}\n"
+        "    forward = Transformer.fold\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, err = run(capsys, monkeypatch, "model_that_crashes.Wide", *WORDS)
+    assert (code, err) == (1, "")
+    told = [line.partition("BROKEN: ")[2] for line in out.splitlines() if "BROKEN" in line]
+    assert told[0].startswith(kind)
+    assert told[0].endswith(" (model_that_crashes.py:6)")
+    assert "as shapes" in told[1:]
+    assert not any(told[0] == other for other in told[1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((MODEL,), "model: Transformer also needs depth, width, heads"),
+        ((MODEL, *WORDS, "wdth=3"), "model.wdth: unknown; Transformer takes"),
+        ((MODEL, *WORDS[1:], "depth=one"), "model.depth: expected int, found 'one'"),
+        (("nowhere.Model",), "model: can't import nowhere.Model: No module named 'nowhere'"),
+        (("Model",), "model: can't import Model"),
+        (("torch.nn.Linear",), "model: expected a SequenceModule, found torch.nn.Linear"),
+        (("model=rtm",), "Could not find 'model/rtm'"),
+    ],
+)
+def test_a_slip(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: Any, says: str
+) -> None:
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err

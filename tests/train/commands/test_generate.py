@@ -1,0 +1,159 @@
+"""`zoo generate`: what it writes, and what it refuses."""
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.train.conftest import Ended, Zoo
+from zoo.generate import greedy
+from zoo.train.commands import generate as command
+from zoo.train.evaluation import sampling
+from zoo.train.runs.load import trained
+from zoo.train.tasks.lm import END
+
+
+def generate(zoo: Zoo, capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
+    code = 0
+    with zoo.monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["zoo generate", *words])
+        try:
+            command.main()
+        except SystemExit as left:
+            code = left.code  # type: ignore[assignment]
+    said = capsys.readouterr()
+    return Ended(code, said.out, said.err)
+
+
+@pytest.fixture
+def run(zoo: Zoo) -> str:
+    zoo.whole()
+    return "run=whole"
+
+
+@torch.no_grad()
+def test_greedy_text_is_what_the_model_says_of_it(
+    zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = generate(zoo, capsys, run, "prompt=the ké", "tokens=40", "temperature=0", "echo=false")
+    assert ended.code == 0
+    _, model, _ = trained(Path("whole"))
+    tokens = [END, *"the ké".encode()]
+    made: list[int] = []
+    while len(made) < 40:
+        token = int(greedy(model(torch.tensor([tokens + made]))[0][:, -1]))
+        if token == END:
+            break
+        made.append(token)
+    assert ended.out == bytes(made).decode("utf-8", "replace") + "\n"
+    echoed = generate(zoo, capsys, run, "prompt=the ké", "tokens=40", "temperature=0")
+    assert echoed.out == "the ké" + ended.out
+
+
+def test_a_seed_says_what_is_drawn(zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [
+        generate(zoo, capsys, run, "tokens=30", f"seed={seed}", "temperature=1.3").out for seed in (1, 1, 2)
+    ]
+    assert said[0] == said[1] != said[2]
+    sure = [generate(zoo, capsys, run, "tokens=30", f"seed={seed}", "top_p=0.000001").out for seed in (1, 2)]
+    assert sure[0] == sure[1] == generate(zoo, capsys, run, "tokens=30", "temperature=0").out
+
+
+def test_a_prompt_from_a_file_or_from_standard_input(
+    zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "She counts. " * 20  # more than a segment
+    words = ("tokens=5", "temperature=0")
+    expected = generate(zoo, capsys, run, f"prompt={line}", *words).out
+    assert expected.startswith(line)
+    Path("line.txt").write_text(line)
+    assert generate(zoo, capsys, run, "prompt_file=line.txt", *words).out == expected
+    zoo.monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(line.encode())))
+    assert generate(zoo, capsys, run, "prompt=-", *words).out == expected
+
+
+def test_tasks_that_are_no_bytes_have_numbers(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo.run("task=induction", "task.length=32", "data.window=32", "run_dir=heads", "steps=2").code == 0
+    ended = generate(zoo, capsys, "run=heads", "prompt=3 1, 15", "tokens=20")
+    assert ended.code == 0
+    assert ended.out.startswith("3 1, 15 ")
+    made = [int(word) for word in ended.out.replace(",", "").split()[3:]]
+    assert len(made) == 20
+    assert all(0 <= token < 16 for token in made)
+    for prompt, found in (
+        ("prompt=3 16", "'16'"),
+        ("prompt=a", "'a'"),
+        ("prompt=-1", "'-1'"),
+        ("echo=true", ""),
+    ):
+        ended = generate(zoo, capsys, "run=heads", prompt)
+        assert ended.code == 2
+        assert "from 0 to 15, found" in ended.err
+        assert found in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("tokens=5",), "expected run="),
+        (("run=nowhere",), "expected a run's folder with a config.yaml, found none in 'nowhere'"),
+        (
+            ("run=whole", "temprature=1"),
+            "unknown key 'temprature'; expected one of run, .*did you mean temper",
+        ),
+        (("run=whole", "prompt"), "unknown key 'prompt'"),
+        (("run=whole", "temperature=-1"), "temperature: expected a number from 0 on, found -1"),
+        (("run=whole", "temperature=nan"), "temperature: expected a number from 0 on, found nan"),
+        (("run=whole", "top_p=0"), "top_p: expected a number from 1e-06 to 1, found 0"),
+        (("run=whole", "top_p=1.1"), "top_p: expected .*, found 1.1"),
+        (("run=whole", "tokens=1.5"), "tokens: expected a whole number from 0 on, found 1.5"),
+        (("run=whole", "seed=x"), "seed: expected a whole number .*, found x"),
+        (("run=whole", "echo=maybe"), "echo: expected true . false, found maybe"),
+        (("run=whole", "checkpoint=first"), "checkpoint: expected last . best, found first"),
+        (("run=whole", "prompt=a", "prompt_file=b"), "can't use b|found both"),
+        (("run=whole", "prompt_file=nothing.txt"), "can't use nothing.txt: No such file"),
+    ],
+)
+def test_a_slip_is_one_line(
+    zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    ended = generate(zoo, capsys, *words)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert re.match(rf"error: .*(?:{says})", ended.err)
+    assert ended.err.count("\n") == 1
+
+
+def test_weights_that_say_nothing(zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("whole/checkpoints/last.ckpt")
+    kept = torch.load(path, weights_only=True)
+    kept["state_dict"]["norm.weight"].fill_(float("nan"))
+    torch.save(kept, path)
+    ended = generate(zoo, capsys, run, "tokens=3")
+    assert ended.code == 2
+    assert "not finite" in ended.err
+
+
+def spelled(tokens: list[int], of_bytes: bool = True) -> list[str]:
+    def given() -> Iterator[int]:
+        yield from tokens
+
+    return [piece for _, piece in sampling.spell(given(), of_bytes)]
+
+
+def test_characters_are_written_when_they_are_whole() -> None:
+    assert spelled([*"aé€".encode()]) == ["a", "", "é", "", "", "€", ""]
+    assert "".join(spelled([0xC3, 0x28, 0xFF, 0x41])) == "�(�A"
+    assert spelled([0xE2, 0x82])[-1] == "�"  # cut short
+    assert spelled([0x61, END, 0x62]) == ["a", ""]
+    assert spelled([3, 256, 7], of_bytes=False)[:3] == ["3 ", "256 ", "7 "]
+
+
+def test_only_tokens_of_the_task() -> None:
+    logits = torch.tensor([[0.0, 1.0, 9.0]])
+    assert sampling.among(2, greedy)(logits).item() == 1

@@ -1,0 +1,172 @@
+"""What stops a run: signals, and what is not finite."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+
+from zoo.train.commands import train
+
+SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+
+
+def send(number: signal.Signals) -> Any:
+    return lambda trainer, pl_module: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "hook", "step", "saved"),
+    [
+        (*SIGNALS[0], "on_train_batch_start", 4, 5),  # the step it has begun is finished
+        (*SIGNALS[1], "on_validation_batch_start", 6, 6),
+        (*SIGNALS[1], "on_train_batch_end", 6, 6),
+        (*SIGNALS[0], "on_validation_batch_start", 8, 8),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+    zoo: Any, same_checkpoints: Any, number: signal.Signals, code: int, hook: str, step: int, saved: int
+) -> None:
+    zoo.whole("model.dropout=0.1")
+    ended = zoo.run("model.dropout=0.1", "run_dir=cut", callbacks=[zoo.At(hook, step, send(number))])
+    assert ended.code == code
+    assert ended.err == f"{number.name}: saved; go on with resume=cut\n"
+    assert zoo.checkpoint("cut")["global_step"] == saved
+    assert not (zoo.folder / "cut" / "metrics.json").exists()
+    assert signal.getsignal(number) is train.leave  # no longer the loop's
+    assert zoo.run("resume=cut").code == 0
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
+    assert zoo.scalars("cut") == zoo.scalars("whole")
+
+
+def test_a_signal_waits_for_the_end_of_an_accumulated_step(zoo: Any, same_checkpoints: Any) -> None:
+    words = ("model.dropout=0.1", "trainer.accumulate=2")
+    zoo.whole(*words)
+    stop = zoo.At("on_train_batch_start", 4, send(signal.SIGTERM))  # of the first of two batches
+    assert zoo.run(*words, "run_dir=cut", callbacks=[stop]).code == 143
+    assert zoo.checkpoint("cut")["global_step"] == 5
+    assert zoo.run("resume=cut").code == 0
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
+    assert zoo.scalars("cut") == zoo.scalars("whole")
+
+
+def test_a_second_signal_leaves_at_once(zoo: Any) -> None:
+    twice = [zoo.At("on_train_batch_start", step, send(signal.SIGINT)) for step in (4, 4)]
+    ended = zoo.run(callbacks=twice)
+    assert ended.code == 130
+    assert zoo.checkpoint("run")["global_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "hook"),
+    [(*SIGNALS[0], "setup"), (*SIGNALS[1], "on_fit_start"), (*SIGNALS[0], "on_fit_end")],
+)
+def test_a_signal_outside_the_loop(
+    zoo: Any, same_checkpoints: Any, hook: str, number: signal.Signals, code: int
+) -> None:
+    zoo.whole()
+    step = 8 if hook == "on_fit_end" else 0
+    ended = zoo.run("run_dir=cut", callbacks=[zoo.At(hook, step, send(number))])
+    assert ended.code == code
+    assert ended.err == "interrupted; go on with resume=cut\n"
+    assert zoo.run("resume=cut").code == 0 or hook == "on_fit_end"
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_before_there_is_a_run(
+    zoo: Any, number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.train.runs.config.check", lambda cfg: os.kill(os.getpid(), number))
+    ended = zoo.run()
+    assert ended == (code, "", "interrupted before the first step; nothing was saved\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_signal_to_a_process(
+    zoo: Any, same_checkpoints: Any, number: signal.Signals, code: int, resumed: bool
+) -> None:
+    words = ("model.dropout=0.1", "steps=40", "val_every=5")
+    zoo.whole(*words)
+    if resumed:
+        zoo.start_and_signal(signal.SIGKILL, 6, *words, "run_dir=cut")
+    again = ("resume=cut",) if resumed else (*words, "run_dir=cut")
+    ended = zoo.start_and_signal(number, 12, *again)
+    assert ended.code == code
+    assert ended.err == f"{number.name}: saved; go on with resume=cut\n"
+    assert zoo.checkpoint("cut")["global_step"] in range(12, 40)
+    assert zoo.finish("resume=cut").code == 0
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
+
+
+def spoil(value: float) -> Any:
+    """Put something not finite into one weight of the second block's feed-forward."""
+
+    def do(trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            dict(pl_module.named_parameters())["stack.1.mlp.enter.weight"].view(-1)[3] = value
+
+    return do
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stops_the_run(zoo: Any, value: float) -> None:
+    ended = zoo.run(callbacks=[zoo.At("on_train_batch_start", 5, spoil(value))])
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith(
+        "error: step 6: the loss or a gradient is not finite; first in layer stack.1.mlp.enter"
+    )
+    assert zoo.checkpoint("run")["global_step"] == 4
+    assert_finite(zoo)
+    assert zoo.run("resume=run").code == 0
+
+
+def test_a_held_out_loss_that_is_not_finite(zoo: Any) -> None:
+    ended = zoo.run(callbacks=[zoo.At("on_train_batch_end", 8, spoil(float("nan")))])
+    assert ended.code == 2
+    assert ended.err.startswith("error: step 8: the held-out loss is not finite but nan. The last checkpoint")
+    assert not (zoo.folder / "run/metrics.json").exists()
+    assert_finite(zoo)
+
+
+def assert_finite(zoo: Any) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        if (zoo.folder / "run/checkpoints" / name).exists():
+            for weight in zoo.checkpoint("run", name)["state_dict"].values():
+                assert weight.isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "step 2: the loss or a gradient is not finite; first in layer"),
+        (("optim.weight_decay=1e30",), "step 1: memory is not finite; it is not saved"),
+    ],
+)
+def test_a_learning_rate_that_explodes(zoo: Any, words: Any, says: str) -> None:
+    ended = zoo.run("optim.lr=1e30", "optim.warmup=0", "checkpoint_every=1", *words)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (zoo.folder / "run/metrics.json").exists()
+    assert_finite(zoo)
+
+
+def test_gradients_are_clipped_together(zoo: Any) -> None:
+    norms = []
+
+    class Watch(zoo.At):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            grads = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
+            norms.extend([torch.cat([grad.flatten() for grad in grads]).norm().item()] if grads else [])
+
+    ended = zoo.run("optim.clip=0.01", callbacks=[Watch("on_exception", -1, print)])
+    assert ended.code == 0
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+    assert len(norms) == 5  # the others were cleared before a validation
+    assert min(value for _, value in zoo.scalars("run")["train/grad_norm"]) > 0.01  # said as they were

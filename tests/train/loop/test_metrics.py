@@ -1,0 +1,104 @@
+"""Figures of a run: what they show, and where they lie."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from zoo.train.evaluation.intervals import share
+from zoo.train.evaluation.results import Row, pooled, worth
+from zoo.train.loop.tensorboard import position_figure
+from zoo.train.plotting import charts
+from zoo.train.plotting.charts import add_images
+from zoo.train.tasks.base import BUCKETS, RANGES
+
+
+def labels(figure: Figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_xticklabels()]
+
+
+def cell(length: int, depth: float, hits: int, of: int = 50) -> Row:
+    return {"axes": {"length": length, "depth": depth}, "exact": share(hits, of)}
+
+
+def test_loss_by_position_of_the_last_validation() -> None:
+    assert RANGES[0] == (0, 512)
+    assert BUCKETS[-1] == "131072-end"
+    latest = {"val/loss_by_position/0-512": 2.5, "val/loss_by_position/512-2048": 2.0, "val/loss": 2.2}
+    figure = position_figure(latest)
+    assert labels(figure) == ["0-512", "512-2k"]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2.5, 2.0]
+    assert "nats" in figure.axes[0].get_ylabel()
+
+
+def test_images_stand_at_the_run_s_last_step(tmp_path: Path) -> None:
+    add_images(tmp_path, {"evaluation/one": position_figure({"val/loss_by_position/0-512": 1.0})}, 4000)
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
+    (image,) = events.Images("evaluation/one")
+    assert image.step == 4000
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_a_heat_map_says_every_cell() -> None:
+    rows = [cell(64, 0.0, 50), cell(64, 100.0, 25), cell(4096, 0.0, 0)]
+    figure = charts.heat_maps({"mamba": rows, "rmt": rows[:1]}, "passkey")
+    left, right = figure.axes[:2]
+    assert left.get_title() == "mamba"
+    assert {(*text.get_position(), text.get_text()) for text in left.texts} == {
+        (0, 0, "100"),
+        (0, 1, "50"),
+        (1, 0, "0"),
+    }
+    assert len(right.texts) == 1  # a cell that was not measured stays empty
+    assert labels(figure) == ["64", "4k"]
+
+
+def test_accuracy_by_length_of_several_models() -> None:
+    series = {
+        name: pooled([cell(64, 0.0, hits), cell(64, 50.0, 10), cell(256, 0.0, 1)], "length")
+        for name, hits in (("rmt", 20), ("mamba", 50))
+    }
+    assert series["rmt"][64] == share(30, 100)
+    figure = charts.by_axis(series, "length", "title", {"chance": 0.1}, trained_at=64)
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert names == ["rmt", "mamba", "training length", "chance 10.0%"]
+    assert labels(figure) == ["64", "256"]
+    assert figure.axes[0].lines[1].get_ydata().tolist() == [0.6, 0.02]
+
+
+def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
+    def row(memory: str, loss: float, **others: int) -> Row:
+        return {
+            "axes": {"memory": memory, **others},
+            "by_position": [{"from": 0, "to": None, "tokens": 9, "loss": loss}],
+        }
+
+    kept, reset = row("kept", 2.0), row("reset", 2.5)
+    assert worth([kept, reset]) == {(0, None): pytest.approx(0.5)}
+    assert worth([row("kept", 2.0, first=50), reset]) == {}
+    assert worth([kept]) == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (7, "7"),
+        (512, "512"),
+        (2048, "2k"),
+        (1 << 20, "1M"),
+        (4_000_000, "4000000"),
+        (12.5, "12.5"),
+        (50.0, "50"),
+    ],
+)
+def test_short_numbers(number: float, said: str) -> None:
+    assert charts.short(number) == said
+
+
+@pytest.mark.parametrize("model", ["focused", "memorizing", "unlimiformer"])
+def test_recall_is_logged_where_the_index_is_read(zoo: Any, model: str) -> None:
+    """Also of a memory that fills in validation alone."""
+    assert zoo.run(f"model={model}", "model.backend=faiss", "steps=2", "val_every=2").code == 0
+    assert [0.5 < value <= 1 for _, value in zoo.scalars("run")["memory/recall"]][-1:] == [True]

@@ -1,0 +1,271 @@
+"""A run from its first step to metrics.json: what is counted, logged and kept, against sums done by hand."""
+
+import math
+import os
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from omegaconf import OmegaConf
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from zoo.optim import Optim
+from zoo.train.runs import build
+from zoo.train.runs.checkpoint import read_checkpoint
+from zoo.train.tasks.lm import END
+
+TAGS = {
+    "train/loss",
+    "train/bits_per_byte",
+    "train/learning_rate",
+    "train/grad_norm",
+    "val/loss",
+    "val/bits_per_byte",
+    "val/accuracy",
+    "val/loss_by_position/0-512",
+    "cost/tokens_per_s",
+    "cost/peak_gib",
+    "cost/state_bytes",
+    "cost/parameters",
+}
+
+
+def rebuilt(zoo: Any, run: str = "whole") -> tuple[Any, Any]:
+    """The model of a finished run, from its config.yaml and last.ckpt alone."""
+    cfg = OmegaConf.load(zoo.folder / run / "config.yaml")
+    model = build.model(cfg)
+    model.load_state_dict(read_checkpoint(zoo.folder / run / "checkpoints/last.ckpt")["state_dict"])
+    return cfg, model.eval()
+
+
+def test_metrics_json(zoo: Any) -> None:
+    zoo.whole()
+    said = zoo.metrics("whole")
+    _, model = rebuilt(zoo)
+    assert {key: said[key] for key in ("model", "task", "size", "seed", "steps", "corpus")} == {
+        "model": "rmt",
+        "task": "lm",
+        "size": "nano",
+        "seed": 0,
+        "steps": 8,
+        "corpus": "text",
+    }
+    assert said["unit"] == "bits per byte"
+    total = sum(weight.numel() for weight in model.parameters())
+    assert said["parameters_total"] == total
+    assert said["parameters"] == total - 257 * 32  # the tied embedding
+    assert said["state_bytes"] == 2 * 32 * 4  # slots, width, float32
+    assert said["wall_s"] >= said["train_s"] > 0
+    assert said["tokens_per_s"] == pytest.approx(said["tokens_seen"] / said["train_s"])
+    assert said["peak_memory_bytes"] > 10**7
+    assert said["val_bytes"] == 150
+    assert set(said["reference"]) == {"xz -9", "order-0"}
+    assert {tag for tag in TAGS if tag.startswith("val/")} <= set(said)
+    for key in ("date", "commit", "torch", "threads", "device", "task_version"):
+        assert key in said
+
+
+def test_bits_per_byte_by_hand(zoo: Any) -> None:
+    """150 bytes are held out: a text of 100 with its END, and the first 50 of one of 80, with none."""
+    zoo.whole()
+    _, model = rebuilt(zoo)
+    texts = [path.read_bytes() for path in sorted((zoo.folder / "text/val").iterdir())]
+    said, nats, asked, hits = zoo.metrics("whole"), 0.0, 0, 0
+    long, short = texts if zoo_order(zoo) else texts[::-1]
+    for line in ([END, *long, END], [END, *short[: 150 - len(long)]]):
+        logits, _ = model(torch.tensor([line[:-1]]))
+        targets = torch.tensor(line[1:])
+        nats += F.cross_entropy(logits[0].double(), targets, reduction="sum").item()
+        hits += int((logits[0].argmax(-1) == targets).sum())
+        asked += len(targets)
+    assert said["val/loss"] == pytest.approx(nats / asked, rel=1e-6)
+    assert said["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / 150, rel=1e-6)
+    assert said["val/accuracy"] == pytest.approx(hits / asked)
+
+
+def zoo_order(zoo: Any) -> bool:
+    """Whether the first text comes first: held-out texts stand in the order of a hash of their names."""
+    from zoo.train.corpora.catalog import open_corpus
+
+    return open_corpus("text", "data").split("val").lengths.tolist() == [100, 80]
+
+
+def test_tokens_seen_are_targets_asked(zoo: Any) -> None:
+    asked = []
+
+    class Watch(zoo.At):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: Any
+        ) -> None:
+            asked.append(int((batch.targets != -100).sum()))
+
+    assert (
+        zoo.run("trainer.log_every=3", "val_every=5", callbacks=[Watch("on_exception", -1, print)]).code == 0
+    )
+    assert zoo.metrics("run")["tokens_seen"] == sum(asked)
+    assert len(asked) == 8
+    assert len(set(asked)) > 1  # the last window of a document is short
+    before = [sum(asked[:step]) for step in range(9)]
+    series = zoo.scalars("run")
+    assert [x for x, _ in series["train/loss"]] == [before[3], before[6], before[8]]
+    assert [x for x, _ in series["val/loss"]] == [before[5], before[8]]
+
+
+def test_the_config_that_is_kept(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOO_DATA", str(zoo.folder))
+    zoo.whole()
+    text = (zoo.folder / "whole/config.yaml").read_text()
+    assert str(zoo.folder) not in text
+    assert os.path.expanduser("~") not in text
+    kept = yaml.safe_load(text)
+    assert kept["data"]["root"] == "${oc.env:ZOO_DATA,data}"
+    assert not {"run_dir", "resume"} & set(kept)
+    del kept["data"]["root"], kept["task"]["root"]
+    assert "${" not in yaml.safe_dump(kept)
+    assert kept["names"] == {"model": "rmt", "task": "lm", "size": "nano"}
+
+
+def test_the_config_has_the_width_that_was_solved(zoo: Any) -> None:
+    ended = zoo.run("size=micro", "steps=1", "data.window=64", "data.rows=1")
+    assert ended.code == 0, ended.err
+    cfg, model = rebuilt(zoo, "run")
+    assert isinstance(cfg.model.hidden, int)
+    assert model.count_parameters() == zoo.metrics("run")["parameters"]
+    assert abs(model.count_parameters() - 200_000) <= 0.03 * 200_000
+
+
+def test_what_tensorboard_shows(zoo: Any) -> None:
+    zoo.whole()
+    assert len(os.listdir(zoo.folder / "whole/tb")) == 1
+    events, said = zoo.events("whole"), zoo.metrics("whole")
+    tags = events.Tags()
+    assert set(tags["scalars"]) >= TAGS
+    assert all(tag in TAGS or tag.startswith("memory/") for tag in tags["scalars"])
+    for tag in (tag for tag in TAGS if tag.startswith("val/")):
+        assert events.Scalars(tag)[-1].value == pytest.approx(said[tag], rel=1e-6)
+        assert events.Scalars(tag)[-1].step == said["tokens_seen"]
+    assert len(events.Scalars("train/loss")) == 8
+    assert len(events.Scalars("val/loss")) == 3
+    assert tags["images"] == ["val/loss_by_position"]
+    assert len(events.Images("val/loss_by_position")[0].encoded_image_string) > 1000
+    (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
+    assert (zoo.folder / "whole/config.yaml").read_text() in text.decode()
+
+
+def test_its_charts_name_tags_that_are_logged(zoo: Any) -> None:
+    zoo.whole()
+    events = zoo.events("whole")
+    (packed,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
+    layout = layout_pb2.Layout.FromString(packed)
+    named = {tag for part in layout.category for chart in part.chart for tag in chart.multiline.tag}
+    for pattern in named:  # each a regular expression for one tag; a short text has no far positions
+        found = [tag for tag in events.Tags()["scalars"] if re.search(pattern, tag)]
+        assert len(found) == 1 or (not found and "position" in pattern)
+    assert {"^val/loss$", "^val/bits_per_byte$", "^train/loss$", "^cost/state_bytes$"} <= named
+
+
+def test_its_row_in_the_hparams_tab(zoo: Any) -> None:
+    zoo.whole()
+    metadata = zoo.events("whole").summary_metadata
+    data = [
+        plugin_data_pb2.HParamsPluginData.FromString(one.plugin_data.content)
+        for one in metadata.values()
+        if one.plugin_data.plugin_name == "hparams"
+    ]
+    (experiment,) = [one.experiment for one in data if one.HasField("experiment")]
+    (start,) = [one.session_start_info for one in data if one.HasField("session_start_info")]
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert metrics == {
+        "val/loss",
+        "val/bits_per_byte",
+        "val/accuracy",
+        "train/loss",
+        "cost/tokens_per_s",
+        "cost/peak_gib",
+        "cost/state_bytes",
+        "cost/parameters",
+    }
+    assert metrics <= set(zoo.events("whole").Tags()["scalars"])
+    values = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert values["model"] == "rmt"
+    assert values["model.width"] == 32
+    assert values["steps"] == 8
+    assert not any(str(zoo.folder) in str(value) for value in values.values())
+
+
+def test_two_models_overlay(zoo: Any) -> None:
+    zoo.whole()
+    assert zoo.run("model=transformer_xl").code == 0
+    ours, theirs = (
+        {tag for tag in zoo.scalars(run) if not tag.startswith("memory/")} for run in ("whole", "run")
+    )
+    assert ours == theirs
+    assert [x for x, _ in zoo.scalars("whole")["train/loss"]] == [
+        x for x, _ in zoo.scalars("run")["train/loss"]
+    ]
+
+
+def test_the_learning_rate_ends_on_its_floor(zoo: Any) -> None:
+    assert zoo.run("optim.lr=0.01", "optim.warmup=2", "optim.floor=0.2").code == 0
+    rates = [value for _, value in zoo.scalars("run")["train/learning_rate"]]
+    assert rates == pytest.approx([Optim(8, 0.01, 2, 0.2).factor(step) * 0.01 for step in range(8)])
+    assert rates[:2] == pytest.approx([0.005, 0.01])
+    assert rates[-1] == pytest.approx(0.002)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+
+
+def test_a_seed_is_a_run(zoo: Any, same_checkpoints: Any) -> None:
+    zoo.whole("model.dropout=0.1")
+    assert zoo.run("model.dropout=0.1").code == 0
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("run")) == []
+    assert zoo.run("model.dropout=0.1", "seed=1", "run_dir=other").code == 0
+    assert (
+        same_checkpoints(zoo.checkpoint("whole")["state_dict"], zoo.checkpoint("other")["state_dict"]) != []
+    )
+
+
+@pytest.mark.parametrize("model", ["rmt", "transformer_xl"])
+def test_bf16(zoo: Any, model: str) -> None:
+    assert zoo.run(f"model={model}", "trainer.precision=bf16-mixed").code == 0
+    losses = [value for _, value in zoo.scalars("run")["train/loss"]]
+    assert losses[-1] < losses[0] < 10
+    state = zoo.checkpoint("run")["zoo"]["ranks"][0]["carried"]
+    assert {leaf.dtype for leaf in state if leaf.is_floating_point()} <= {torch.float32, torch.bfloat16}
+
+
+def test_accumulated_gradients_are_those_of_one_batch(zoo: Any) -> None:
+    """Four rows in two batches: every document is a multiple of the window long, so that all weigh alike."""
+    for path in (zoo.folder / "text/train").iterdir():
+        path.unlink()
+    for number in range(4):
+        (zoo.folder / f"text/train/{number}.txt").write_text(f"{number}" * 63)
+    given = {}
+
+    def keep(name: str) -> Any:
+        def do(trainer: Any, pl_module: Any) -> None:
+            given[name] = [weight.grad.clone() for weight in pl_module.parameters()]
+
+        return do
+
+    for name, words in {"one": ("data.rows=4",), "two": ("data.rows=2", "trainer.accumulate=2")}.items():
+        at = zoo.At("on_before_optimizer_step", 0, keep(name))
+        words = (*words, "steps=1", "data.window=64", "optim.clip=1000", f"run_dir={name}")
+        assert zoo.run(*words, callbacks=[at]).code == 0
+        assert zoo.checkpoint(name)["global_step"] == 1
+    torch.testing.assert_close(given["one"], given["two"])
+
+
+def test_a_run_says_what_it_does(zoo: Any) -> None:
+    ended = zoo.run()
+    lines = ended.out.splitlines()
+    assert lines[0] == ("rmt on lm: 17,632 parameters (25,856 with embeddings), 256 bytes of state per row")
+    assert any(line.startswith("step 8/8  loss ") for line in lines)
+    assert sum("held-out text: loss" in line for line in lines) == 3
+    assert "bits per byte on 150 bytes of held-out text (there: xz -9 " in lines[-2]
+    assert lines[-1].startswith("run: run   curves: tensorboard --logdir ")
+    assert ended.err == ""
+    assert "step 8/8" in (zoo.folder / "run/train.log").read_text()

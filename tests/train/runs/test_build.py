@@ -1,0 +1,78 @@
+"""From a configuration to a model: budgets, and arguments that don't fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf, open_dict
+
+import zoo.configs
+from zoo.errors import UserError
+from zoo.train.runs import budget as runs_budget
+from zoo.train.runs import build
+from zoo.train.runs.config import compose, plain
+
+MODELS = sorted(path.stem for path in Path(zoo.configs.__path__[0], "model").glob("*.yaml"))
+BUDGETS = {
+    "micro": (200_000, 0.03),
+    "tiny": (1_500_000, 0.01),
+    "small": (25_000_000, 0.01),
+    "base": (125_000_000, 0.01),
+}
+
+
+@pytest.mark.parametrize(
+    "size", ["micro", "tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in ("small", "base"))]
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_keeps_to_the_budget(model: str, size: str) -> None:
+    budget, tolerance = BUDGETS[size]
+    cfg = compose([f"model={model}", f"size={size}"])
+    assert cfg.size.budget == budget
+    cfg.model = runs_budget.solved(cfg)
+    assert isinstance(cfg.model[cfg.model.free], int)
+    with torch.device("meta"):
+        made = build.model(cfg)
+    assert abs(made.count_parameters() - budget) <= tolerance * budget
+    assert cfg.data.window % made.segment_len == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_solved_is_kept(model: str) -> None:
+    cfg = compose([f"model={model}", "size=micro"])
+    cfg.model = runs_budget.solved(cfg)
+    assert runs_budget.solved(cfg) == plain(cfg.model)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["size=tiny", "size.budget=1000"], "too far from the budget of 1,000"),
+        (["size=tiny", "size.budget=-5"], "too far from the budget of -5"),
+        (["size=micro", "model.depth=0"], "model.depth: expected at least 1"),
+        (["size=micro", "size.width=66"], "width 66 is not a multiple of heads 4"),
+    ],
+)
+def test_a_budget_that_nothing_meets(words: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        runs_budget.solved(compose(["model=transformer", *words]))
+
+
+def test_a_number_where_words_are_one_of_few() -> None:
+    cfg = compose(["model=rmt", "size=nano"])
+    with pytest.raises(UserError, match=r"model.position: expected rope \| learned \| none, found 'alibi'"):
+        build.model(OmegaConf.merge(cfg, {"model": {"position": "alibi"}}))
+
+
+def test_missing_arguments() -> None:
+    cfg = compose(["model=rmt", "size=nano"])
+    with open_dict(cfg):
+        del cfg.model["slots"]
+    with pytest.raises(UserError, match="model: RMT also needs slots"):
+        build.model(cfg)
+
+
+def test_a_memory_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="negative dimension -1"):
+        build.model(compose(["model=transformer_xl", "size=nano", "model.memory_len=-1"]))

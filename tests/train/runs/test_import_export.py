@@ -1,0 +1,450 @@
+"""Weights that leave the zoo and come back, and published ones that come in."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.train.conftest import Ended, Zoo
+from zoo.contract import text_for
+from zoo.errors import UserError
+from zoo.models.published.imported import Imported, formats, loaded, stand_ins
+from zoo.module import SequenceModule
+from zoo.train.commands import compare, evaluate, export, generate, import_weights
+from zoo.train.runs import weight_files
+from zoo.train.runs.load import trained
+
+FIXTURES = Path(__file__).parents[2] / "golden" / "fixtures"
+CASES = {
+    "armt_model": "armt",
+    "fot/longllama_inference": "focused",
+    "hybrids/griffin_3layer": "griffin",
+    "hybrids/jamba_nomoe": "jamba",
+    "hybrids/mamba2_attn_mlp": "mamba2_hybrid",
+    "hybrids/samba_4layer": "samba",
+    "infini/infini_model_delta_rope": "infini",
+    "landmark/lm_cache_topk": "landmark",
+    "landmark/llama_cache_topk": "landmark",
+    "mamba1/model_2layer": "mamba",
+    "mamba2/model_2layer": "mamba2",
+    "megalodon/model_2layer": "megalodon",
+    "rmt_cell": "rmt",
+    "rmt_model_gpt2": "rmt",
+    "rmt_xl_model": "rmt",
+    "txl_model_postln_tied": "transformer_xl",
+    "txl_model_preln_samelen_clamp_untied": "transformer_xl",
+}
+
+
+def call(zoo: Zoo, capsys: pytest.CaptureFixture[str], main: Callable[[], None], *words: str) -> Ended:
+    code: Any = 0
+    with zoo.monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["zoo", *words])
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code
+    said = capsys.readouterr()
+    return Ended(code, said.out, said.err)
+
+
+def refused(ended: Ended) -> str:
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert ended.err.count("\n") == 1
+    return ended.err
+
+
+@torch.no_grad()
+def assert_same(one: SequenceModule, two: SequenceModule) -> None:
+    text = text_for(one)
+    assert torch.equal(one(text)[0], two(text)[0])
+
+
+# -- the zoo's own
+
+
+@pytest.fixture
+def exported(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> Path:
+    zoo.whole()
+    assert call(zoo, capsys, export.main, "run=whole", "to=out").code == 0
+    return Path("out")
+
+
+def test_what_is_exported(exported: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
+    config = json.loads((exported / "config.json").read_text())
+    assert config["model"]["_target_"] == "zoo.models.rmt.RMT"
+    assert config["task"]["_target_"] == "zoo.train.tasks.lm.LanguageModelling"
+    assert config["vocabulary"]["size"] == 257
+    assert config["step"] == 8
+    assert config["metrics"] == json.loads(Path("whole/metrics.json").read_text())
+    assert config["commit"] == config["metrics"]["commit"]
+    assert str(Path.cwd()) not in json.dumps(config)
+    _, model, _ = trained(Path("whole"))
+    weights = load_file(exported / "model.safetensors")
+    assert config["weights"]["tied"] == {"head.weight": "embed.weight"}
+    assert weights.keys() | {"head.weight"} == model.state_dict().keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, model.state_dict()[name])
+
+
+def test_there_and_back(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
+    (_, before, far), (_, after, same) = trained(Path("whole")), trained(Path("back"))
+    assert far == same
+    assert_same(before, after)
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert (Path("back") / "metrics.json").read_text() == (Path("whole") / "metrics.json").read_text()
+    words = ("prompt=the", "tokens=20")
+    said = [call(zoo, capsys, generate.main, f"run={run}", *words).out for run in ("whole", "back")]
+    assert said[0] == said[1]
+    tables = [call(zoo, capsys, evaluate.main, f"run={run}", "split=val") for run in ("whole", "back")]
+    assert [ended.code for ended in tables] == [0, 0], tables[1].err
+    rows = [
+        json.loads(Path(run, "evaluation.json").read_text())["evaluations"][0]["results"][0]["bits_per_byte"]
+        for run in ("whole", "back")
+    ]
+    assert rows[0] == rows[1]
+    assert call(zoo, capsys, compare.main, "back", "out=side").code == 0
+    assert call(zoo, capsys, export.main, "run=back", "to=again").code == 0
+    one, two = (json.loads(Path(at, "config.json").read_text()) for at in ("out", "again"))
+    assert one == two
+
+
+def test_a_run_that_came_in_has_nothing_to_resume_from(
+    zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
+    kept = Path("back/checkpoints/last.ckpt").read_bytes()
+    ended = zoo.run("resume=back", "steps=10")
+    assert ended.code == 2
+    assert "optimizer_states: expected one optimiser" in ended.err
+    assert ended.err.count("\n") == 1
+    assert Path("back/checkpoints/last.ckpt").read_bytes() == kept
+
+
+def test_nothing_is_overwritten(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("all of it")
+    Path("file").write_text("x")
+    for main, words in (
+        (export.main, ("run=whole", "to=mine")),
+        (export.main, ("run=whole", "to=out")),
+        (export.main, ("run=whole", "to=file")),
+        (import_weights.main, ("from=out", "run_dir=mine")),
+        (import_weights.main, ("from=out", "run_dir=whole")),
+    ):
+        assert "nothing is overwritten" in refused(call(zoo, capsys, main, *words))
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["thesis.txt"]
+    Path("empty").mkdir()
+    assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=empty").code == 0
+    assert not list(Path().glob(".*.[0-9]*"))
+
+
+def change(key: str, value: Any) -> Callable[[Path], None]:
+    def do(folder: Path) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        node = config
+        *way, last = key.split(".")
+        for part in way:
+            node = node[part]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+        path.write_text(json.dumps(config))
+
+    return do
+
+
+def flip(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-9] ^= 1
+    path.write_bytes(whole)
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (flip, "is damaged: expected sha256"),
+        (cut, "is damaged: expected sha256"),
+        (lambda folder: (folder / "config.json").unlink(), "expected the model's config.json at"),
+        (lambda folder: (folder / "config.json").write_text("{"), "expected json in"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "expected an object in"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            "expected one file of weights in out, found none",
+        ),
+        (change("version", 2), "version 1, found format 'zoo', version 2"),
+        (change("run", None), "is no whole one of zoo export"),
+        (change("run.names", 3), "is no whole one of zoo export"),
+        (change("weights.tied", {"head.weight": "tail"}), "tied to tail"),
+        (change("model.slots", 3), "weight memory expected (3, 32), found (2, 32)"),
+        (change("model.slots", "${oc.env:HOME}"), "expected plain values, found '${oc.env:HOME}'"),
+        (change("model.slots", "many"), "model.slots: expected int, found 'many'"),
+        (change("model._target_", "os.system"), "names a class of no installed plug-in: os.system"),
+        (change("task._target_", "shutil.rmtree"), "names a class of no installed plug-in: shutil.rmtree"),
+    ],
+)
+def test_spoilt_exports(
+    zoo: Zoo,
+    exported: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], None],
+    says: str,
+) -> None:
+    spoil(exported)
+    assert says in refused(call(zoo, capsys, import_weights.main, "from=out", "run_dir=back"))
+    assert not Path("back").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "says"),
+    [
+        (export.main, ("to=x",), "export: expected run=…"),
+        (export.main, ("run=nowhere", "to=x"), "found none in 'nowhere'"),
+        (export.main, ("run=whole", "to=x", "form=y"), "unknown key 'form'"),
+        (export.main, ("run=whole", "to=x", "checkpoint=first"), "expected last | best, found first"),
+        (import_weights.main, ("from=out",), "import: expected run_dir=…"),
+        (import_weights.main, ("from=nowhere", "run_dir=x"), "found none at nowhere"),
+        (
+            import_weights.main,
+            ("from=out", "run_dir=x", "data.corpus=text"),
+            "data.corpus is settled by the run",
+        ),
+        (
+            import_weights.main,
+            ("from=out/config.json", "run_dir=x"),
+            "the .safetensors of zoo export, found config.json",
+        ),
+    ],
+)
+def test_slips(
+    zoo: Zoo,
+    exported: Path,
+    capsys: pytest.CaptureFixture[str],
+    main: Callable[[], None],
+    words: tuple[str, ...],
+    says: str,
+) -> None:
+    assert says in refused(call(zoo, capsys, main, *words))
+    assert not Path("x").exists()
+
+
+# -- published ones
+
+
+def published(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = load_file(FIXTURES / f"{case}.safetensors")
+    weights = {
+        name.removeprefix("param/").removeprefix("w.").removeprefix("w/"): tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith(("param/", "w.", "w/"))
+    }
+    return weights, json.loads((FIXTURES / f"{case}.json").read_text())["config"]
+
+
+def checkpoint(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> Path:
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_all_formats_have_a_case() -> None:
+    assert set(CASES.values()) == set(formats())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_model_becomes_a_run(zoo: Zoo, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    weights, config = published(case)
+    checkpoint(Path("there"), weights, config)
+    words = ("from=there", "run_dir=here", f"format={CASES[case]}")
+    ended = call(zoo, capsys, import_weights.main, *words)
+    assert ended.code == 0, ended.err
+    _, model, far = trained(Path("here"))
+    assert far == {"step": 0, "tokens_seen": 0}
+    direct = loaded(CASES[case], {name: x.float() for name, x in weights.items()}, config).eval()
+    assert isinstance(model, Imported)
+    assert_same(direct, model)
+    ended = call(zoo, capsys, generate.main, "run=here", "prompt=1 2 3", "tokens=12", "temperature=0")
+    assert ended.code == 0, ended.err
+    assert len(ended.out.split()) == 15
+
+
+def test_files_of_every_kind(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, config = published("mamba1/model_2layer")
+    folder = checkpoint(Path("there"), weights, config)
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, some in parts.items():
+        save_file({name: weights[name] for name in some}, folder / file)
+    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    half = {name: x.bfloat16() for name, x in weights.items()}
+    torch.save(weights, folder / "plain.bin")
+    torch.save({"state_dict": weights, "epoch": 3}, folder / "wrapped.ckpt")
+    torch.save(half, folder / "half.pt")
+    sources = ("there", "there/plain.bin", "there/wrapped.ckpt", "there/half.pt")
+    models = []
+    for number, source in enumerate(sources):
+        ended = call(
+            zoo, capsys, import_weights.main, f"from={source}", f"run_dir=run{number}", "format=mamba"
+        )
+        assert ended.code == 0, ended.err
+        models.append(trained(Path(f"run{number}"))[1])
+    for model in models[1:3]:
+        assert_same(models[0], model)
+    assert {weight.dtype for weight in models[3].parameters()} == {torch.float32}
+
+
+def test_one_that_speaks_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a task it is evaluated, with fields of its own it is another model, and it can be exported."""
+    weights, config = published("txl_model_postln_tied")
+    config["n_token"] = 257
+    wide = torch.randn(257, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name in ("word_emb.emb_layers.0.weight", "crit.out_layers.0.weight"):
+        weights[name] = wide.clone()
+    weights["crit.out_layers.0.bias"] = torch.zeros(257, dtype=torch.float64)
+    checkpoint(Path("there"), weights, config)
+    words = ("from=there", "format=transformer_xl", "task=lm", "size=nano", "data.corpus=text")
+    ended = call(zoo, capsys, import_weights.main, *words, "run_dir=here", "config.tgt_len=7")
+    assert ended.code == 0, ended.err
+    cfg, model, _ = trained(Path("here"))
+    assert model.segment_len == 7
+    assert cfg.names.model == "transformer_xl"
+    ended = call(zoo, capsys, evaluate.main, "run=here", "split=val")
+    assert ended.code == 0, ended.err
+    assert call(zoo, capsys, generate.main, "run=here", "prompt=the", "tokens=5").out.startswith("the")
+    assert call(zoo, capsys, export.main, "run=here", "to=out").code == 0
+    ended = call(zoo, capsys, import_weights.main, "from=out", "run_dir=back")
+    assert ended.code == 0, ended.err
+    assert_same(model, trained(Path("back"))[1])
+
+
+def test_one_without_a_task_says_so(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(Path("there"), *published("mamba1/model_2layer"))
+    assert call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba").code == 0
+    assert "name a task in its tokens" in refused(call(zoo, capsys, evaluate.main, "run=here"))
+    words = ("from=there", "run_dir=bytes", "format=mamba", "task=lm")
+    assert "model.vocab_size: expected at least the task's 257" in refused(
+        call(zoo, capsys, import_weights.main, *words)
+    )
+    assert not Path("bytes").exists()
+
+
+class Runs:
+    """What a pickle may ask for."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("it-ran"),)
+
+
+def foreign(path: Path) -> None:
+    torch.save({"weights": Runs()}, path / "model.pt")
+
+
+def spoil(name: str, by: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def do(folder: Path) -> None:
+        (folder / name).write_bytes(by((folder / name).read_bytes()))
+
+    return do
+
+
+def without(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "words", "says"),
+    [
+        (lambda f: None, ("format=gpt5",), "format: expected zoo or one of armt, .*, found gpt5"),
+        (lambda f: None, (), "format: expected zoo or one of .*, found none"),
+        (
+            lambda f: None,
+            ("format=zoo",),
+            "expected a config.json of zoo export, version 1, found format None",
+        ),
+        (lambda f: None, ("format=jamba",), "config: expected hidden_size"),
+        (lambda f: None, ("format=mamba", "config.n_layer=3"), "expected backbone.layers.2.* found none"),
+        (lambda f: None, ("format=mamba", "config.n_layer=two"), "expected n_layer, .*, found 'two'"),
+        (lambda f: None, ("format=mamba", "config.x=${oc.env:HOME}"), "expected plain values, found"),
+        (lambda f: None, ("format=mamba", "task.length=3"), "setting of no task"),
+        (
+            lambda f: None,
+            ("format=mamba", "config=elsewhere.json"),
+            "config.json at elsewhere.json, found none",
+        ),
+        (spoil("model.safetensors", lambda b: b[:-8]), ("format=mamba",), "found a damaged or foreign file"),
+        (spoil("model.safetensors", lambda b: b"\xff" * 40), ("format=mamba",), "damaged or foreign file"),
+        (spoil("model.safetensors", lambda b: b""), ("format=mamba",), "found a damaged or foreign file"),
+        (foreign, ("format=mamba", "from=there/model.pt"), "holds more than tensors and plain data"),
+        (without, ("format=mamba",), "expected one file of weights in there, found none"),
+    ],
+)
+def test_spoilt_checkpoints(
+    zoo: Zoo,
+    capsys: pytest.CaptureFixture[str],
+    how: Callable[[Path], None],
+    words: tuple[str, ...],
+    says: str,
+) -> None:
+    how(checkpoint(Path("there"), *published("mamba1/model_2layer")))
+    given = {word.partition("=")[0] for word in words}
+    usual = [word for word in ("from=there", "run_dir=here") if word.partition("=")[0] not in given]
+    assert re.search(says, refused(call(zoo, capsys, import_weights.main, *usual, *words)))
+    assert not Path("here").exists()
+    assert not Path("it-ran").exists()
+
+
+def test_weights_that_are_not_finite(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, config = published("mamba1/model_2layer")
+    weights["backbone.norm_f.weight"][0] = float("inf")
+    checkpoint(Path("there"), weights, config)
+    said = refused(call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba"))
+    assert "not finite" in said
+
+
+def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    wrong: list[Any] = [{"a": "../other.safetensors"}, {"a": "/etc/passwd"}, {"a": 3}, {}, []]
+    for weight_map in wrong:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(UserError, match="is no index of weights"):
+            weight_files.weight_files(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(UserError, match=r"names gone.safetensors, which isn't there"):
+        weight_files.weight_files(tmp_path)
+
+
+def test_stand_ins_are_alike_where_they_are_tied() -> None:
+    made = stand_ins({"a": [2, 3], "b": [2, 3], "c": [2, 3], "d": [4], "e": []}, [["a", "c"]])
+    assert torch.equal(made["a"], made["c"])
+    assert not torch.equal(made["a"], made["b"])
+    assert not made["d"].any()
+    assert made["e"].shape == ()
+
+
+def test_a_config_names_no_code(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(Path("there"), *published("mamba1/model_2layer"))
+    assert call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba").code == 0
+    path = Path("here/config.yaml")
+    path.write_text(path.read_text().replace("format: mamba", "format: os"))
+    with pytest.raises(UserError, match="format: expected one of"):
+        trained(Path("here"))

@@ -1,0 +1,218 @@
+"""Bytes as a task: what is asked, what is counted, what it is compared with."""
+
+import inspect
+import lzma
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import zoo.configs
+from zoo.errors import UserError
+from zoo.module import IGNORE
+from zoo.train.corpora.documents import Documents
+from zoo.train.data.loaders import Lanes, Reading
+from zoo.train.data.module import DataModule
+from zoo.train.tasks.lm import END, ByteTexts, LanguageModelling, count_words, prefix, references
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("bytes")
+
+
+def byte_texts(place, contents):
+    """Byte texts of these documents, without a corpus."""
+    path = place / "data.bin"
+    path.write_bytes(b"".join(contents))
+    lengths = np.array([len(content) for content in contents], np.int64)
+    return ByteTexts(Documents(path, np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)))
+
+
+contents = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(contents, st.data())
+def test_a_window_is_a_slice_of_the_document_between_its_ends(place, documents, data):
+    texts = byte_texts(place, documents)
+    assert texts.lengths.tolist() == [len(document) + 1 for document in documents]
+    for index, document in enumerate(documents):
+        line = [END, *document, END]
+        start = data.draw(st.integers(0, len(document)))
+        stop = data.draw(st.integers(start + 1, len(document) + 1))
+        tokens, targets = texts.window(index, start, stop)
+        assert tokens.tolist() == line[start:stop]
+        assert targets.tolist() == line[start + 1 : stop + 1]
+        assert texts.text(index) == document
+        for beyond in ((0, len(document) + 2), (-1, 1)):
+            with pytest.raises(IndexError):
+                texts.window(index, *beyond)
+
+
+@settings(max_examples=40, deadline=None)
+@given(contents, st.integers(1, 3), st.integers(1, 8))
+def test_documents_can_be_put_together_from_batches(place, documents, rows, window):
+    texts = byte_texts(place, documents)
+    found, rows_now = [], {}
+    for batch in Reading(texts, rows, window):
+        for row in range(len(batch.fresh)):
+            asked = batch.targets[row] != IGNORE
+            if batch.fresh[row] and asked.any():
+                assert batch.tokens[row, 0] == END
+                rows_now[row] = []
+                found.append(rows_now[row])
+            if asked.any():
+                rows_now[row] += batch.targets[row][asked].tolist()
+    assert Counter(map(bytes, (ids[:-1] for ids in found))) == Counter(documents)
+    assert all(ids[-1] == END for ids in found)
+
+
+def test_another_document_moves_nothing(place):
+    contents_ = [bytes([65 + i]) * (20 + 7 * i) for i in range(5)]
+    before = list(Lanes(byte_texts(place, contents_), 3, 8, seed=1))
+    whose = list(Lanes(_Whose(byte_texts(place, contents_)), 3, 8, seed=1))
+    contents_[2] = bytes([122]) * len(contents_[2])
+    after = list(Lanes(byte_texts(place, contents_), 3, 8, seed=1))
+    moved = 0
+    for one, other, owner in zip(before, after, whose, strict=True):
+        assert torch.equal(one.fresh, other.fresh)
+        changed = (one.tokens != other.tokens) | (one.targets != other.targets)
+        assert (owner.targets[changed] == 2).all()
+        moved += int(changed.sum())
+    assert moved
+
+
+class _Whose(ByteTexts):
+    """The same schedule, every position asking for its document's number."""
+
+    def __init__(self, texts):
+        super().__init__(texts.documents)
+
+    def window(self, document, start, stop):
+        line = np.full(stop - start, document, np.int64)
+        return line, line
+
+
+@settings(max_examples=60, deadline=None)
+@given(contents, st.integers(1, 200))
+def test_a_prefix_asks_its_bytes_and_no_end_of_what_it_cuts(place, documents, limit):
+    texts = prefix(byte_texts(place, documents), limit)
+    asked = [texts.window(i, 0, int(length))[1].tolist() for i, length in enumerate(texts.lengths)]
+    expected, left = [], limit
+    for document in documents:
+        if left > 0:
+            expected.append([*document, END] if len(document) <= left else [*document[:left]])
+            left -= len(document)
+    assert asked == expected
+    text = b"".join(texts.text(i) for i in range(len(texts.lengths)))
+    assert text == b"".join(documents)[:limit]
+
+
+def test_a_prefix_of_nothing_is_refused(place):
+    with pytest.raises(UserError, match="at least 1 byte"):
+        prefix(byte_texts(place, [b"a"]), 0)
+
+
+def test_references():
+    assert references(b"ab" * 500)["order-0"] == pytest.approx(1.0)
+    assert references(bytes(range(256)) * 4)["order-0"] == pytest.approx(8.0)
+    assert references(b"a")["order-0"] == 0.0
+    text = Path(__file__).read_bytes()
+    shares = [count / len(text) for count in Counter(text).values()]
+    assert references(text)["order-0"] == pytest.approx(-sum(share * math.log2(share) for share in shares))
+    assert references(text)["xz -9"] == 8 * len(lzma.compress(text, lzma.FORMAT_XZ, preset=9)) / len(text)
+    with pytest.raises(UserError, match="0 bytes"):
+        references(b"")
+
+
+@pytest.fixture
+def task(tmp_path):
+    folder = tmp_path / "mine"
+    for split, count in (("train", 4), ("val", 3), ("test", 1)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            (folder / split / f"{i}.txt").write_bytes(bytes([97 + i]) * (50 + i))
+    return LanguageModelling(str(folder), tmp_path)
+
+
+def test_end_symbols_are_no_bytes(task):
+    targets = torch.tensor([[1, END, IGNORE], [0, 255, IGNORE]])
+    assert task.byte_count(targets) == 3
+    bytes_, ends = 0, 0
+    for batch in DataModule(task, 2, 16, 8, seed=0).val_dataloader():
+        bytes_ += int(task.byte_count(batch.targets))
+        ends += int((batch.targets == END).sum())
+    assert (bytes_, ends) == (50 + 51 + 52, 3)
+
+
+def test_validation_reads_exactly_val_text(task):
+    data = DataModule(task, 2, 16, 8, seed=0, val_bytes=70)
+    assert len(data.val_text) == 70
+    asked = torch.cat([batch.targets[batch.targets < END] for batch in data.val_dataloader()])
+    assert Counter(bytes(asked[asked != IGNORE].tolist())) == Counter(data.val_text)
+    assert task.references(data.val_texts()) == references(data.val_text)
+    assert len(DataModule(task, 2, 16, 8, seed=0, val_bytes=10**9).val_text) == 153
+    assert len(DataModule(task, 2, 16, 8, seed=0).val_text) == 153
+    assert sum(int(task.byte_count(batch.targets)) for batch in data.test_dataloader()) == 50
+
+
+def test_less_than_a_step_reads_is_said(task, caplog):
+    positions = int(task.split("train").lengths.sum())
+    for rows, said in (
+        (1, []),
+        (2, [f"training has {positions} positions, less than the {2 * positions} a step reads"]),
+    ):
+        DataModule(task, rows, positions, positions, seed=0).train_dataloader()
+        assert caplog.messages == said
+
+
+def test_what_does_not_fit_is_refused(task, tmp_path):
+    with pytest.raises(UserError, match="multiple of segment_len=64, found 100; take 64 or 128"):
+        DataModule(task, 2, 100, 64, seed=0)
+    with pytest.raises(UserError, match=r"multiple of segment_len=64, found 10; take 64$"):
+        DataModule(task, 2, 10, 64, seed=0)
+    with pytest.raises(UserError, match="at least 1, found 0 and 64"):
+        DataModule(task, 0, 64, 64, seed=0)
+    with pytest.raises(UserError, match=r"expected vocab_size 257 .*, found 256"):
+        LanguageModelling("stdlib", tmp_path, vocab_size=256)
+
+
+def test_the_config_is_of_this_task():
+    cfg = OmegaConf.load(Path(zoo.configs.__file__).parent / "task" / "lm.yaml")
+    assert cfg["_target_"] == f"{LanguageModelling.__module__}.{LanguageModelling.__name__}"
+    assert cfg.vocab_size == inspect.signature(LanguageModelling).parameters["vocab_size"].default
+    assert OmegaConf.to_container(cfg, resolve=False)["corpus"] == "${data.corpus}"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text("ab \t\n\r\x0b\x0c", min_size=1, max_size=40), min_size=1, max_size=4), st.integers(1, 9)
+)
+def test_words_are_those_of_split_wherever_a_document_is_cut(place, documents, chunk):
+    raw = [document.encode() for document in documents]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.train.tasks.lm.CHUNK", chunk)
+        words, lines = count_words(byte_texts(place, raw))
+    assert words == sum(len(document.split()) for document in raw)
+    assert lines == sum(document.count(b"\n") for document in raw)
+
+
+def test_the_unit_of_a_corpus(task):
+    assert task.words(task.split("val")) == (3, "word between white space")
+    assert task.words(prefix(task.split("val"), 50))[0] == 1
+    task.corpus.name = "wikitext-103"
+    count, unit = task.words(task.split("val"))
+    assert count == 3
+    assert "<eos>" in unit

@@ -1,0 +1,40 @@
+"""The command that trains a group of runs again."""
+
+import shlex
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo import plugins
+from zoo.train.comparison.groups import Row, Run, in_yaml
+from zoo.train.runs import budget
+from zoo.train.runs.config import compose
+from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat
+
+
+def command(row: Row) -> str:
+    """What trains a row's runs today; "" where its configs aren't installed."""
+    config = row.runs[0].config
+    words = [f"{group}={config[f'names.{group}']}" for group in ("model", "task", "size")]
+    words.append(f"steps={config['steps']}")
+    try:
+        usual = flat(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
+        found = differences(config, usual, (*BESIDE, "seed", "run_dir", "resume", "task.corpus"))
+        if is_solved(row.runs[0]):
+            found.pop(f"model.{config['model.free']}", None)
+    except Exception:  # a plug-in that isn't there may raise anything
+        return ""
+    words += [f"{key}={in_yaml(value)}" for key, (value, _) in found.items() if value != ABSENT]
+    return shlex.join(
+        ["zoo", "sweep", *words, f"seeds={','.join(str(run.config['seed']) for run in row.runs)}"]
+    )
+
+
+def is_solved(run: Run) -> bool:
+    """Whether the budget gives a run its free width, and nobody's hand did."""
+    free, target = run.config.get("model.free"), run.config["model._target_"]
+    if free is None or run.config.get("size.budget") is None or not plugins.trusted(target):
+        return False
+    stored = OmegaConf.load(run.folder / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    stored.model[free] = None
+    return bool(budget.solved(stored)[free] == run.config[f"model.{free}"])

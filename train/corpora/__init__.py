@@ -1,0 +1,1 @@
+"""Text on disk: where it lies, how it is read, split and cached."""

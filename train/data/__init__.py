@@ -1,0 +1,1 @@
+"""Batches: documents laid out in rows, resumable."""

@@ -1,0 +1,124 @@
+"""Checkpoints from which a killed run goes on bit for bit; the last whole one is never lost."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loops.fit_loop import _FitLoop
+
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.state import each, from_leaves, leaves
+from zoo.train.loop.metrics import Metrics
+from zoo.train.runs.checkpoint import VERSION, random_states, set_random_states
+
+
+class Checkpoints(L.Callback):
+    """last.ckpt every so many steps, before each validation and at the end; best.ckpt by held-out loss.
+
+    A run that was killed in its validation resumes right before it.
+    """
+
+    def __init__(self, folder: Path, every: int, metrics: Metrics) -> None:
+        self.folder, self.every, self.metrics = folder, every, metrics
+        self.best = float("inf")
+        self.saved_step = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for left in self.folder.glob(".*.ckpt.*"):  # by a run that was killed while it saved
+                left.unlink(missing_ok=True)
+        if self.metrics.validation_is_due(trainer):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # or it would skip as much as an earlier validation has read
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def save_last(self, trainer: L.Trainer) -> None:
+        """Unless this step is saved already; all ranks together.
+
+        UserError where a weight is not finite: an update may overflow although its gradient is finite.
+        """
+        if self.saved_step != trainer.global_step:
+            for name, weight in trainer.lightning_module.named_parameters():
+                if not weight.isfinite().all():
+                    raise UserError(f"step {trainer.global_step}: {name} is not finite; it is not saved")
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self.saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 or step % self.metrics.val_every == 0 or step == trainer.max_steps:
+            self.save_last(trainer)
+        # Lightning counts batches, of which an optimiser step may be several, and at the end of a pass fewer
+        trainer.val_check_batch = 1 if self.metrics.validation_is_due(trainer) else sys.maxsize
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = self.metrics.latest["val/loss"]
+        if loss < self.best:
+            self.best = loss
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class Begins(_FitLoop):
+    """A fit loop that begins also where no step is left: what is due at its start is the last validation, of
+    a run that was killed in it."""
+
+    @property
+    def skip(self) -> bool:
+        return False
+
+
+class ExactResume(L.Callback):
+    """Keeps what Lightning doesn't: the carried state and the random generators of every rank."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self.seed, self.rows = seed, rows
+        self.kept: list[dict[str, Any]] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        carried = pl_module.carried
+        own = {
+            "carried": None if carried is None else [leaf.cpu().clone() for leaf in leaves(carried)],
+            "random": random_states(),
+        }
+        ranks: list[Any] = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(ranks, own)
+        checkpoint["zoo"] = {"version": VERSION, "ranks": ranks}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.kept = checkpoint["zoo"]["ranks"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        if self.kept is None:  # ranks start from the same weights, but drop out differently
+            L.seed_everything((self.seed + 7919 * trainer.global_rank) % 2**32, verbose=False)
+            return
+        if len(self.kept) != trainer.world_size:
+            raise UserError(
+                f"expected {len(self.kept)} ranks as in the checkpoint, found {trainer.world_size}"
+            )
+        own, self.kept = self.kept[trainer.global_rank], None
+        if own["carried"] is not None:
+            born = pl_module.init_state(self.rows)
+            carried = from_leaves(born, own["carried"])
+            pl_module.carried = each(lambda leaf, like: leaf.to(like.device), carried, born)
+        set_random_states(own["random"])

@@ -1,0 +1,73 @@
+"""Clipping, and a stop with the layer's name where a gradient is not finite."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from zoo.errors import UserError
+from zoo.module import Batch, SequenceModule
+from zoo.train.loop.metrics import Metrics
+
+REMEDY = "The last checkpoint is untouched: a smaller optim.lr, or resume= with another precision"
+
+
+class Gradients(L.Callback):
+    """Clips by the norm of all gradients together; stops the run before one that isn't finite is used."""
+
+    def __init__(self, clip: float, metrics: Metrics) -> None:
+        self.clip, self.metrics = clip, metrics
+        self._batch: Batch | None = None
+        self._entered: Any = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch, self._entered = batch, pl_module.carried
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert isinstance(pl_module, SequenceModule)
+        assert self._batch is not None
+        weights = [weight for weight in pl_module.parameters() if weight.grad is not None]
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        if not norm.isfinite():
+            where = first_non_finite(pl_module, self._batch, self._entered)
+            raise UserError(
+                f"step {trainer.global_step + 1}: the loss or a gradient is not finite; first in {where}. "
+                + REMEDY
+            )
+        clip_grads_with_norm_(weights, self.clip, norm)
+        self.metrics.grad_norm, self.metrics.learning_rate = norm, optimizer.param_groups[0]["lr"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not math.isfinite(loss := self.metrics.latest["val/loss"]):
+            raise UserError(
+                f"step {trainer.global_step}: the held-out loss is not finite but {loss}. {REMEDY}"
+            )
+
+
+def first_non_finite(model: SequenceModule, batch: Batch, carried: Any) -> str:
+    """The innermost module that first puts out something not finite when the batch is read again."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def look(part: nn.Module, given: Any, said: Any) -> None:
+            outputs = said if isinstance(said, tuple) else (said,)
+            if any(isinstance(out, Tensor) and not out.isfinite().all() for out in outputs):
+                found.append(name)
+
+        return look
+
+    hooks = [part.register_forward_hook(watch(name)) for name, part in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model.read(batch, carried)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"layer {found[0]}" if found else "the backward pass"

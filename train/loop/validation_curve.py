@@ -1,0 +1,54 @@
+"""What a run remembers of its validations: held-out loss by tokens seen, and how fast text is read."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from zoo.module import IGNORE
+from zoo.train.loop.metrics import Metrics
+
+SCORES = ("val/loss", "val/bits_per_byte", "val/accuracy")
+
+
+class Validations(L.Callback):
+    """`curve` holds a point per validation, also across resumes; stands behind Metrics, which measures."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.curve: list[dict[str, float]] = []
+        self.tokens_per_s = 0.0
+        """Held-out targets asked per second in the last validation, over all ranks."""
+        self._began, self._asked = 0.0, torch.zeros(())
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.perf_counter()
+        self._asked = torch.zeros((), dtype=torch.long, device=pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._asked += (batch.targets != IGNORE).sum()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        asked = (
+            trainer.strategy.reduce(self._asked, reduce_op="sum") if trainer.world_size > 1 else self._asked
+        )
+        self.tokens_per_s = int(asked) / max(time.perf_counter() - self._began, 1e-9)
+        latest = self.metrics.latest
+        point: dict[str, float] = {"step": trainer.global_step, "tokens_seen": int(self.metrics.tokens_seen)}
+        point |= {tag: latest[tag] for tag in SCORES if tag in latest}
+        self.curve = [old for old in self.curve if old["step"] < point["step"]] + [point]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curve": self.curve}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.curve = state_dict["curve"]

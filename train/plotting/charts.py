@@ -1,0 +1,218 @@
+"""Charts of losses and accuracies, for one run or several side by side; matplotlib without a display."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator, PercentFormatter
+from torch.utils.tensorboard import SummaryWriter
+
+from zoo.train.plotting.render import GREY, canvas, legend_below
+
+
+def add_images(run_dir: Path, drawn: dict[str, Figure], step: int) -> None:
+    """Figures made after a run has ended, beside its curves in TensorBoard."""
+    with SummaryWriter(str(run_dir / "tb")) as writer:
+        for tag, figure in drawn.items():
+            writer.add_figure(tag, figure, step)
+
+
+Row = dict[str, Any]
+Number = int | float
+Shares = dict[Number, dict[str, Any]]  # point of an axis -> a share with its interval
+Buckets = dict[tuple[int, int | None], float]  # positions -> loss
+
+
+def by_axis(
+    series: dict[str, Shares],
+    axis: str,
+    title: str,
+    reference: dict[str, float] | None = None,
+    trained_at: Number | None = None,
+    what: str = "accuracy",
+) -> Figure:
+    """Accuracy along an axis, each with its 95 % interval as a band; `trained_at` is a length."""
+    figure, axes = _plain((7, 4), title)
+    for name, shares in series.items():
+        points = sorted(shares)
+        line = axes.plot(points, [shares[p]["share"] for p in points], marker="o", markersize=4, label=name)
+        low, high = ([shares[p][bound] for p in points] for bound in ("low", "high"))
+        axes.fill_between(points, low, high, color=line[0].get_color(), alpha=0.15, linewidth=0)
+    points = sorted({point for shares in series.values() for point in shares})
+    if axis == "length":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(_thinned(points), [short(point) for point in _thinned(points)])
+        axes.set_xlabel("length of a sample (tokens)")
+        if trained_at is not None:
+            axes.axvline(trained_at, color=GREY, linestyle="--", linewidth=1, label="training length")
+    else:
+        axes.set_xticks(points)
+        axes.set_xlabel(f"{axis} (% of the filler before the key)" if axis == "depth" else axis)
+    _references(axes, reference or {})
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel(what)
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def heat_maps(grids: dict[str, list[Row]], title: str, kind: str = "exact") -> Figure:
+    """Length across, depth down, one map for each of the names; a cell says its share in per cent."""
+    lengths = sorted({row["axes"]["length"] for rows in grids.values() for row in rows})
+    depths = sorted({row["axes"]["depth"] for rows in grids.values() for row in rows})
+    count, wide = len(grids), 1.6 + 0.62 * len(lengths)
+    figure = Figure(figsize=(max(4.5, wide * count + 0.8), 1.7 + 0.38 * len(depths)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    every = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    for axes, (name, rows) in zip(every, grids.items(), strict=True):
+        values = np.full((len(depths), len(lengths)), np.nan)
+        for row in rows:
+            at = depths.index(row["axes"]["depth"]), lengths.index(row["axes"]["length"])
+            values[at] = row[kind]["share"]
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for (down, across), value in np.ndenumerate(values):
+            if not math.isnan(value):
+                colour = "black" if value > 0.6 else "white"
+                said = f"{100 * value:.0f}"
+                axes.text(across, down, said, ha="center", va="center", fontsize=8, color=colour)
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(len(lengths)), [short(length) for length in lengths])
+        axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+        axes.set_xlabel("length (tokens)")
+    every[0].set_ylabel("depth (%)")
+    bar = figure.colorbar(image, ax=list(every), fraction=0.05, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def by_position(series: dict[str, Buckets], title: str) -> Figure:
+    """Loss by bucket of positions in a document."""
+    figure, axes = _plain((7, 4), title)
+    edges = sorted({pair for buckets in series.values() for pair in buckets}, key=lambda pair: pair[0])
+    for name, buckets in series.items():
+        places = [place for place, pair in enumerate(edges) if pair in buckets]
+        axes.plot(places, [buckets[edges[p]] for p in places], marker="o", markersize=4, label=name)
+    axes.set_xticks(range(len(edges)), [bucket(*pair) for pair in edges])
+    axes.set_xlabel("position in the document (tokens)")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def by_group(
+    members: Sequence[Row], name: str, title: str, reference: dict[str, float], kind: str = "targets"
+) -> Figure:
+    """A bar with its 95 % interval for every label of a group."""
+    figure, axes = _plain((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
+    shares = [member[kind] for member in members]
+    errors = [
+        [max(0.0, one["share"] - one["low"]) for one in shares],
+        [max(0.0, one["high"] - one["share"]) for one in shares],
+    ]
+    places = range(len(members))
+    axes.bar(places, [one["share"] for one in shares], yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
+    axes.set_xticks(places, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
+    _references(axes, reference)
+    if reference:
+        axes.legend(fontsize=8, loc="best")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel(name)
+    axes.set_ylabel("accuracy")
+    return figure
+
+
+def bucket(low: int, high: int | None) -> str:
+    """A range of positions, in short: 512-2k, 128k on."""
+    return f"{short(low)} on" if high is None else f"{short(low)}-{short(high)}"
+
+
+def short(number: Number) -> str:
+    """Powers of two as people say them: 4k, 1M."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= unit and number % unit == 0:
+            return f"{int(number) // unit}{name}"
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def _plain(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _references(axes: Axes, reference: dict[str, float]) -> None:
+    """What is reached without learning, as dotted lines."""
+    for number, (name, value) in enumerate(reference.items()):
+        style = (0, (1, 1 + number))
+        axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {value:.1%}")
+
+
+def _thinned(points: Sequence[Number], most: int = 12) -> list[Number]:
+    """Every point, or every second, third … where they are too many to be read."""
+    step = math.ceil(len(points) / most)
+    return list(points[::step])
+
+
+class Line(NamedTuple):
+    """A curve with its interval, where there is one."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+class Spot(NamedTuple):
+    """A point with half the width of its interval; 0 where there is none."""
+
+    x: float
+    y: float
+    half: float
+
+
+def curves(lines: dict[str, Line], across: str, up: str) -> Figure:
+    """A curve per name, with the interval as a band."""
+    figure, axes = canvas(across, up)
+    for name, line in lines.items():
+        drawn = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
+        axes.fill_between(line.x, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    heights = [height for line in lines.values() for height in line.y]
+    spread = max(heights) - min(heights)
+    if spread:  # two seeds may have an interval that would flatten every curve
+        axes.set_ylim(min(heights) - spread / 4, max(heights) + spread / 4)
+    if all(len(line.x) < 2 for line in lines.values()):
+        axes.margins(0.3)
+    axes.legend()
+    return legend_below(figure)
+
+
+def scatter(spots: dict[str, Spot], across: str, up: str, share: bool) -> Figure:
+    """A point per name over a logarithmic axis that begins at 0."""
+    figure, axes = canvas(across, up)
+    least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
+    for name, spot in spots.items():
+        axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)
+        axes.annotate(name, (spot.x, spot.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    most = max([least, *(spot.x for spot in spots.values())])
+    first, last = math.floor(math.log10(least)), math.floor(math.log10(4 * most))
+    axes.set_xscale("symlog", linthresh=10**first, linscale=0.7)
+    axes.set_xticks([0, *(10**power for power in range(first, last + 1))])
+    axes.set_xlim(-(10**first) / 2, 4 * most)  # room for the names
+    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.15)
+    if share:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure

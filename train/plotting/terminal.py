@@ -1,0 +1,3 @@
+"""Tables on a terminal."""
+
+WIDE = 180  # columns where nobody looks at a terminal

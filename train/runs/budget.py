@@ -1,0 +1,62 @@
+"""The width that the budget of parameters leaves free, solved on the meta device."""
+
+import bisect
+import functools
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.overrides import TorchFunctionMode
+
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.train.runs.config import plain
+from zoo.train.runs.construct import _call, _class
+
+BUDGET_TOLERANCE = 0.03  # the smallest step of a micro model's free width is 1 or 2 % of it
+
+
+def solved(cfg: DictConfig) -> dict[str, Any]:
+    """The keys of `cfg.model` with the free width filled in from the budget, where it isn't given."""
+    keys = plain(cfg.model)
+    free = keys.get("free")
+    if free is not None and not isinstance(free, str):
+        raise UserError(f"model.free: expected the name of one of the model's widths, found {free!r}")
+    if free is not None and keys.get(free) is None:
+        arguments = {key: value for key, value in keys.items() if key not in ("free", "base", "_target_")}
+        made = _class(keys.get("_target_"), SequenceModule, "model")
+        keys[free] = _solve(made, arguments, free, cfg.size.budget)
+    return keys
+
+
+def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: int | None) -> int:
+    """The value of the free width that comes nearest to the budget of parameters, on the meta device."""
+    if budget is None:
+        raise UserError(
+            f"model.{free}: expected a number, as this size has no budget to solve it from, found none"
+        )
+
+    @functools.cache
+    def count(width: int) -> int:
+        with torch.device("meta"), _NoInitialisation():
+            return _call(made, {**keys, free: width}, "model").count_parameters()
+
+    most = 1
+    while count(most) < budget:
+        most *= 2
+    above = bisect.bisect_left(range(most + 1), budget, lo=most // 2 + 1, key=count)
+    best = min((max(1, above - 1), above), key=lambda width: abs(count(width) - budget))
+    if abs(count(best) - budget) > BUDGET_TOLERANCE * budget:
+        raise UserError(
+            f"model: {count(best):,} parameters at {free}={best}, too far from the budget of {budget:,}"
+        )
+    return best
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """What is only counted needs no numbers: drawing them takes most of a constructor's time on meta."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,80 @@
+"""From a composed configuration to the objects it names: the one place where classes are looked up."""
+
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.optim import Optim
+from zoo.train.runs.budget import solved
+from zoo.train.runs.checkpoint import check_weights, read_checkpoint
+from zoo.train.runs.config import plain
+from zoo.train.runs.construct import _call, _class, _first_line
+from zoo.train.runs.folder import no_run
+from zoo.train.tasks.base import Task
+
+
+def model(cfg: DictConfig) -> SequenceModule:
+    """The model of `cfg.model`: `_target_` is its class, `free` names the width that the budget decides,
+    `base` is the folder of a run whose weights it starts from, the other keys are its arguments.  Raises
+    UserError for whatever doesn't fit, in one line."""
+    keys = solved(cfg)
+    keys.pop("free", None)
+    base = keys.pop("base", None)
+    built = _call(_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
+    if built.vocab_size < cfg.task.vocab_size:
+        raise UserError(
+            f"model.vocab_size: expected at least the task's {cfg.task.vocab_size}, found {built.vocab_size}"
+        )
+    try:
+        built.init_state(1)
+    except RuntimeError as error:  # a memory of a length below 0
+        raise UserError(f"model: its state can't be made: {_first_line(error)}") from error
+    if base is not None and _starts(cfg):
+        _start_from(Path(str(base)), built, keys)
+    return built
+
+
+def _starts(cfg: DictConfig) -> bool:
+    """Whether no weights of the run itself follow: a run's config.yaml, which has no `resume`, is read before
+    its own checkpoint, and so is that of a run that goes on."""
+    return "resume" in cfg and not (cfg.resume and any(Path(cfg.resume, "checkpoints").glob("*.ckpt")))
+
+
+def _start_from(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> None:
+    """Give the model the weights of a trained run of the class that it extends, if their arguments agree."""
+    path, last = run_dir / "config.yaml", run_dir / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"model.base: {no_run(run_dir)}")
+    try:
+        theirs = plain(typing.cast(DictConfig, OmegaConf.load(path)).model)
+        target = theirs["_target_"]
+    except Exception as error:  # not yaml, or not a run's
+        raise UserError(f"model.base: {path} is no run's config: {_first_line(error)}") from error
+    made, extended = type(built), type(built).__mro__[1]
+    if target != (wanted := f"{extended.__module__}.{extended.__name__}"):
+        raise UserError(f"model.base: {made.__name__} starts from a run of {wanted}, found one of {target}")
+    ours = inspect.signature(made).parameters
+    for name, parameter in inspect.signature(extended).parameters.items():
+        expected = keys.get(name, (ours.get(name) or parameter).default)
+        found = theirs.get(name, parameter.default)
+        if found != expected and not name.endswith("dropout"):
+            raise UserError(f"model.base: expected a run with {name} {expected}, found {found} in {path}")
+    checkpoint = read_checkpoint(last)
+    check_weights(built, checkpoint, last)
+    built.load_state_dict(checkpoint["state_dict"])
+
+
+def optim(cfg: DictConfig) -> Optim:
+    keys = cfg.optim
+    return Optim(cfg.steps, keys.lr, keys.warmup, keys.floor, keys.weight_decay, list(keys.betas))
+
+
+def task(cfg: DictConfig) -> Task:
+    """The task of `cfg.task`."""
+    keys = plain(cfg.task)
+    return _call(_class(keys.pop("_target_", None), Task, "task"), keys, "task")

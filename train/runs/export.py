@@ -1,0 +1,71 @@
+"""A run as safetensors and json, which `zoo import` reads again."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors.torch import save
+from torch import Tensor
+
+from zoo.train.runs.files import appearing, free, replacing, write_text
+from zoo.train.runs.folder import read_json
+from zoo.train.runs.load import quiet, trained
+from zoo.train.runs.provenance import commit
+from zoo.train.tasks.lm import END, VOCABULARY
+
+FORMAT, VERSION = "zoo", 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+APART = ("model", "task")  # settings that config.json has at its top; the rest is its `run`
+
+
+def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[str, ...] = ()) -> None:
+    """UserError: no run, or something in `to` already."""
+    quiet()
+    free(to)
+    cfg, model, far = trained(run_dir, checkpoint, overrides)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for group in ("data", "task"):
+        if "root" in settings[group]:
+            settings[group]["root"] = None  # a path of this machine
+    finished = run_dir / "metrics.json"
+    metrics = read_json(finished) if finished.exists() else None
+    weights, tied = untied(model.state_dict())
+    blob = save(weights, metadata={"format": "pt"})
+    of_bytes = cfg.task.vocab_size == VOCABULARY
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": settings["model"],
+        "task": settings["task"],
+        "vocabulary": {
+            "size": int(cfg.task.vocab_size),
+            "tokens": f"bytes; {END} opens and closes a document" if of_bytes else "numbers",
+        },
+        "step": far["step"],
+        "tokens_seen": far["tokens_seen"],
+        "checkpoint": checkpoint,
+        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(blob).hexdigest(), "tied": tied},
+        "metrics": metrics,
+        "commit": metrics.get("commit", "") if isinstance(metrics, dict) else commit(),
+        "run": {key: value for key, value in settings.items() if key not in APART},
+    }
+    with appearing(to) as folder:
+        with replacing(folder / WEIGHTS) as file:
+            file.write(blob)
+        write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+def untied(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and which further names stand for which."""
+    first: dict[tuple[Any, ...], str] = {}
+    kept, tied = {}, {}
+    for name, weight in weights.items():
+        place = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
+        same = first.setdefault(place, name) if weight.numel() else name
+        if same == name:
+            kept[name] = weight.detach().cpu().contiguous().clone()
+        else:
+            tied[name] = same
+    return kept, tied

@@ -1,0 +1,79 @@
+"""A trained run's model, ready to read."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from zoo import plugins
+from zoo.errors import UserError, one_line
+from zoo.module import SequenceModule
+from zoo.train.runs import build
+from zoo.train.runs.checkpoint import check_weights, read_checkpoint
+from zoo.train.runs.config import compose, plain
+from zoo.train.runs.folder import no_run
+
+APART = ("data.root=", "task.root=", "model._target_=", "task._target_=")  # say nothing of what is measured
+
+
+def quiet() -> None:
+    """Lightning's banners and advertisements say nothing about the run."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+# -- the run -------------------------------------------------------------------------------------------------
+def trained(
+    run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = (), architecture: str | None = None
+) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
+    """A run's configuration, its model with the weights of a checkpoint, ready to read, and how far that was
+    trained: `step` and `tokens_seen`.  `architecture`: another model that these weights fit."""
+    plugins.register()
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise no_run(run_dir)
+    try:
+        cfg = OmegaConf.load(path)
+        targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}  # type: ignore[index]
+        assert isinstance(cfg, DictConfig)
+        plain(cfg)
+        cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
+    except Exception as error:
+        raise UserError(f"{path} is no run's config: {one_line(error)}") from error
+    for key, target in targets.items():
+        if not plugins.trusted(target) and f"{key}={target}" not in overrides:
+            raise UserError(
+                f"{path} names a class of no installed plug-in: {target}; if you trust it, add {key}={target}"
+            )
+    of_model = [word for word in overrides if word.startswith("model.") and not word.startswith(APART)]
+    if architecture is not None:
+        read_by(cfg, architecture, of_model)
+    elif of_model:
+        raise UserError(f"evaluate: {of_model[0]} changes a setting of model=NAME, which isn't given")
+    model = build.model(cfg)
+    file = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    kept = read_checkpoint(file)
+    check_weights(model, kept, file)
+    model.load_state_dict(kept["state_dict"])
+    far = {"step": int(kept["global_step"]), "tokens_seen": int(kept["metrics"]["tokens_seen"])}
+    return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), far
+
+
+def read_by(cfg: DictConfig, name: str, overrides: list[str]) -> None:
+    """Put another architecture in the place of the run's, in the run's shape."""
+    names = [f"{group}={cfg.names[group]}" for group in ("task", "size")]
+    other = compose([f"model={name}", *names, *overrides])
+    given = {word.partition("=")[0].removeprefix("model.") for word in overrides} | {
+        "_target_",
+        "free",
+        "base",
+    }
+    shared = {key: value for key, value in cfg.model.items() if key in other.model and key not in given}
+    cfg.model = plain(OmegaConf.merge(other, {"model": shared}).model)
+    cfg.model.pop("base", None)

@@ -1,0 +1,132 @@
+"""Which runs a sweep is made of: every combination of its words, composed and checked, with a folder each."""
+
+import hashlib
+import itertools
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from zoo.errors import UserError
+from zoo.train.runs import budget, build
+from zoo.train.runs.config import check, compose, stored_config
+from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat, in_words, read_config, read_json
+from zoo.train.runs.provenance import code_fingerprint
+
+AXES = ("model", "task", "size")
+OWN = {"seeds": "0", "jobs": "", "runs": "runs", "results": "results/runs", "keep": ""}
+REFUSED = {"seed": "seeds=", "run_dir": "runs=", "resume": "nothing: a dead run is resumed by itself"}
+
+
+@dataclass
+class Job:
+    """One run of the matrix, and how it stands."""
+
+    folder: Path
+    words: list[str]
+    config: dict[str, Any]
+    asked: set[str]
+    version: int
+    code: dict[str, str]
+    """Of metrics.json: what the classes are that aren't the zoo's."""
+    state: str = "waiting"  # waiting | elsewhere | running | done | failed | stopped
+    note: str = ""
+    where: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+    slot: int = 0
+    began: float = 0.0
+    took: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        names = [self.config[f"names.{axis}"] for axis in ("task", "model", "size")]
+        return f"{'/'.join(names)}-s{self.config['seed']}"
+
+
+def arguments(words: list[str]) -> tuple[dict[str, str], list[list[str]]]:
+    """The sweep's own settings, and the words of every run but its seed and folder, seed last."""
+    own, axes, others = dict(OWN), dict[str, list[str]](), list[str]()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"sweep: expected key=value, found {word!r}")
+        if key in REFUSED:
+            raise UserError(f"sweep: {key} can't be set here; take {REFUSED[key]}")
+        if key in OWN:
+            own[key] = value
+        elif key in AXES:
+            if key in axes:
+                raise UserError(f"sweep: {key} is given twice; several stand behind one {key}=, with commas")
+            axes[key] = listed(key, value)
+        else:
+            others.append(word)
+    if own["jobs"] and (not own["jobs"].isdigit() or int(own["jobs"]) < 1):
+        raise UserError(f"sweep: jobs: expected a whole number of at least 1, found {own['jobs']!r}")
+    combined = itertools.product(*([f"{axis}={one}" for one in values] for axis, values in axes.items()))
+    seeds = seeds_of(own["seeds"])
+    return own, [[*words, *others, f"seed={seed}"] for words in map(list, combined) for seed in seeds]
+
+
+def listed(key: str, value: str) -> list[str]:
+    values = value.strip("[]").split(",")
+    if "" in values or len(set(values)) < len(values):
+        raise UserError(f"sweep: {key}: expected names with commas between, each once, found {value!r}")
+    return values
+
+
+def seeds_of(value: str) -> list[int]:
+    """0:5 is 0 1 2 3 4, as in Python."""
+    first, colon, end = value.partition(":")
+    numbers = [first or "0", end] if colon else listed("seeds", value)
+    if not all(number.isdigit() for number in numbers) or (colon and int(numbers[1]) <= int(numbers[0])):
+        raise UserError(f"sweep: seeds: expected 0:5 (0 to 4) or 0,3,7, found {value!r}")
+    return list(range(int(numbers[0]), int(numbers[1]))) if colon else [int(number) for number in numbers]
+
+
+def plan(matrix: list[list[str]], own: dict[str, str]) -> list[Job]:
+    """Every run composed and checked before any starts: a slip in one stops all of them."""
+    jobs = []
+    for words in matrix:
+        cfg = compose([*words, "run_dir=."])
+        check(cfg)
+        cfg.model = budget.solved(cfg)
+        with torch.device("meta"):
+            model = build.model(cfg)
+        given = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *BESIDE)]
+        code = (
+            f"-{hashlib.blake2b(' '.join(sorted(given)).encode(), digest_size=3).hexdigest()}"
+            if given
+            else ""
+        )
+        names = cfg.names
+        folder = Path(own["runs"]) / names.task / names.model / f"{names.size}-s{cfg.seed}{code}"
+        config = flat(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False))
+        asked = {word.lstrip("+~").partition("=")[0] for word in given}
+        task = get_class(cfg.task._target_)
+        made_by = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)}
+        jobs.append(Job(folder, words, config, asked, getattr(task, "VERSION", 0), made_by))
+    twice = [job.folder for n, job in enumerate(jobs) if job.folder in [old.folder for old in jobs[:n]]]
+    if twice:
+        raise UserError(f"sweep: two runs of the matrix are the same, {twice[0]}")
+    return jobs
+
+
+def unlike(job: Job, folder: Path, finished: bool) -> str:
+    """In what the run in a folder isn't the one that is asked for; "" where it is.
+
+    A setting that the zoo didn't have yet when a run was made counts as its default.
+    """
+    found = differences(read_config(folder), job.config)
+    newer = {key for key, (theirs, _) in found.items() if theirs == ABSENT and key not in job.asked}
+    found = {key: pair for key, pair in found.items() if key not in newer}
+    if finished:
+        wanted = {"task_version": job.version, **job.code}
+        result = read_json(folder / "metrics.json")
+        theirs = {key: result.get(key, value) for key, value in wanted.items()}
+        found |= {key.replace("_", " "): pair for key, pair in differences(theirs, wanted).items()}
+    return in_words(found, "there", "asked for")
