@@ -83,7 +83,7 @@ def measure(name: str, size: str, at: list[int], steps: int) -> str:
     if model.cuts_anywhere:
         kind = "goes on"
     else:
-        kind = "reads again" if model.open_segment(model.init_state(1)) is None else "cache"
+        kind = "reads again" if model.init_decode_cache(model.init_state(1)) is None else "cache"
     figures = " | ".join(f"{1e3 * cost:.2f}" for cost in costs)
     return f"| {name} | {kind} | {figures} | {1e3 * reread:.2f} | {(held[-1] - held[-2:][0]) / 2**20:+.1f} |"
 

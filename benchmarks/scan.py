@@ -77,7 +77,7 @@ def transformers_mamba() -> Read:
 
 
 def mamba2() -> Read:
-    return ours("mamba2", all_heads=DEPTH * CHANNELS // 64, states=64)
+    return ours("mamba2", all_heads=DEPTH * CHANNELS // 64, state_size=64)
 
 
 def mamba2_loop() -> Read:
@@ -111,8 +111,8 @@ def transformers_mamba2() -> Read:
 
 
 def megalodon() -> Read:
-    shape = {"key_width": 64, "value_width": CHANNELS, "hidden": 512, "chunk": 128, "norm_groups": 8}
-    return ours("megalodon", heads=1, states=16, **shape)
+    shape = {"key_width": 64, "value_width": CHANNELS, "mlp_width": 512, "chunk_size": 128, "norm_groups": 8}
+    return ours("megalodon", heads=1, state_size=16, **shape)
 
 
 def megalodon_loop() -> Read:

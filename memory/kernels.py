@@ -60,38 +60,38 @@ def causal_conv(
     bias: Float[Tensor, " channels"] | None,
     tail: Float[Tensor, "rows earlier channels"],
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
-    """As zoo.memory.state_space.conv.causal_conv; 2 to 4 taps, and channels in multiples of 8."""
-    (channels, taps), package = weight.shape, require("causal-conv1d")
-    if channels % 8 or not 2 <= taps <= 4:
+    """As zoo.memory.state_space.conv.causal_conv; `conv_size` 2 to 4, and channels in multiples of 8."""
+    (channels, conv_size), package = weight.shape, require("causal-conv1d")
+    if channels % 8 or not 2 <= conv_size <= 4:
         raise UserError(
-            "backend: expected channels in multiples of 8 and 2 to 4 taps for causal-conv1d, found "
-            f"{channels} channels and {taps} taps"
+            "backend: expected channels in multiples of 8 and a conv_size of 2 to 4 for causal-conv1d, found "
+            f"{channels} channels and a conv_size of {conv_size}"
         )
     _on_gpu("causal-conv1d", x)
     x = x.contiguous()  # channels last: the layout whose initial states the kernel knows
     before = tail.to(x.dtype).contiguous()
     y = package.causal_conv1d_fn(x.mT, weight, bias, initial_states=before.mT)
-    after = torch.cat([before, x[:, max(0, x.shape[1] - taps + 1) :]], dim=1)[:, 1 - taps :]
+    after = torch.cat([before, x[:, max(0, x.shape[1] - conv_size + 1) :]], dim=1)[:, 1 - conv_size :]
     return y.mT, after.to(tail.dtype)
 
 
 def ssd(
-    x: Float[Tensor, "rows time heads head_width"],
+    x: Float[Tensor, "rows time heads head_dim"],
     dt: Float[Tensor, "rows time heads"],
     rates: Float[Tensor, " heads"],
     write: Float[Tensor, "rows time groups states"],
     read: Float[Tensor, "rows time groups states"],
-    state: Float[Tensor, "rows heads head_width states"],
+    state: Float[Tensor, "rows heads head_dim states"],
     *,
     skip: Float[Tensor, "heads ..."] | None,
-    gate: Float[Tensor, "rows time heads head_width"] | None,
+    gate: Float[Tensor, "rows time heads head_dim"] | None,
     bias: Float[Tensor, " heads"] | None,
     softplus: bool,
     limits: tuple[float, float] | None,
-    chunk: int,
-) -> tuple[Float[Tensor, "rows time heads head_width"], Float[Tensor, "rows heads head_width states"]]:
-    """As zoo.memory.state_space.ssd.ssd, by mamba_ssm's `mamba_chunk_scan_combined`; `chunk` is a power of 2
-    from 16."""
+    chunk_size: int,
+) -> tuple[Float[Tensor, "rows time heads head_dim"], Float[Tensor, "rows heads head_dim states"]]:
+    """As zoo.memory.state_space.ssd.ssd, by mamba_ssm's `mamba_chunk_scan_combined`; `chunk_size` is a power
+    of 2 from 16."""
     package = require("mamba-ssm", "mamba_ssm.ops.triton.ssd_combined")
     _on_gpu("mamba-ssm", x)
     y, after = package.mamba_chunk_scan_combined(
@@ -100,7 +100,7 @@ def ssd(
         rates.float(),
         write.to(x.dtype),
         read.to(x.dtype),
-        max(16, 1 << (chunk - 1).bit_length()),
+        max(16, 1 << (chunk_size - 1).bit_length()),
         D=None if skip is None else skip.float(),
         z=None if gate is None else gate.to(x.dtype),
         dt_bias=None if bias is None else bias.float(),
@@ -148,14 +148,14 @@ def with_ends(
     Token n of the N before the text has B = e_n and dt u = h[n], raised by what h[n] loses until the text
     begins; token n of the N after it has dt = 0, which keeps the state, and C = e_n, which says h[n].
     """
-    time, states = u.shape[1], rates.shape[1]
-    each = repeat(torch.eye(states).to(u), "t n -> b t g n", b=len(u), g=write.shape[2])
-    later = torch.arange(states - 1, -1, -1).to(u)
+    time, state_size = u.shape[1], rates.shape[1]
+    each = repeat(torch.eye(state_size).to(u), "t n -> b t g n", b=len(u), g=write.shape[2])
+    later = torch.arange(state_size - 1, -1, -1).to(u)
     first = rearrange(state * (-STEP * rates * later).exp() / STEP, "b e n -> b n e")
-    ends = (0, 0, 0, states)
+    ends = (0, 0, 0, state_size)
     u = torch.cat([first, F.pad(u, ends)], dim=1)
     dt = torch.cat([torch.full_like(first, STEP), F.pad(dt, ends)], dim=1)
     write = torch.cat([each, F.pad(write, (0, 0, *ends))], dim=1)
     read = torch.cat([torch.zeros_like(each), read, each], dim=1)
     y = scan(u, dt, rates, write, read)
-    return y[:, states : states + time], rearrange(y[:, states + time :], "b n e -> b e n")
+    return y[:, state_size : state_size + time], rearrange(y[:, state_size + time :], "b n e -> b e n")

@@ -19,11 +19,11 @@ class Mixer(nn.Module):
         """The state before the first token: every tensor has the rows first."""
         return ()
 
-    def open_segment(self, state: State) -> Any:
-        """An empty cache of the segment after `state`, for `go_on`."""
+    def init_decode_cache(self, state: State) -> Any:
+        """An empty cache of the segment after `state`, for `decode`."""
         return (state, None)
 
-    def go_on(
+    def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         """Read on inside an open segment.

@@ -26,11 +26,11 @@ from zoo.state import State
 
 
 class AssociativeBlock(Mixer):
-    """A block that asks its memory about all positions and then writes its last `slots` positions."""
+    """A block that asks its memory about all positions and then writes its last `memory_tokens` positions."""
 
-    def __init__(self, block: Block, memory: AssociativeMemory, slots: int) -> None:
+    def __init__(self, block: Block, memory: AssociativeMemory, memory_tokens: int) -> None:
         super().__init__()
-        self.block, self.memory, self.slots = block, memory, slots
+        self.block, self.memory, self.memory_tokens = block, memory, memory_tokens
 
     def init_state(self, rows: int) -> AssociativeState:
         return self.memory.init_state(rows)
@@ -40,16 +40,16 @@ class AssociativeBlock(Mixer):
     ) -> tuple[Float[Tensor, "rows time width"], AssociativeState]:
         x = x + self.memory.read(x, state)
         x, _ = self.block(x, ())
-        return x, self.memory.write(x[:, -self.slots :], state)
+        return x, self.memory.write(x[:, -self.memory_tokens :], state)
 
-    def open_segment(self, state: AssociativeState) -> Any:
-        return state, self.block.open_segment(())
+    def init_decode_cache(self, state: AssociativeState) -> Any:
+        return state, self.block.init_decode_cache(())
 
-    def go_on(
+    def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         state, inner = cache
-        x, inner = self.block.go_on(x + self.memory.read(x, state), inner)
+        x, inner = self.block.decode(x + self.memory.read(x, state), inner)
         return x, (state, inner)
 
 
@@ -63,8 +63,8 @@ class ARMT(Decoder):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
-        slots: int,
+        mlp_width: int,
+        memory_tokens: int,
         key_width: int,
         nu: int = 3,
         correction: bool = True,
@@ -76,16 +76,18 @@ class ARMT(Decoder):
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots must be at least 1, not {slots}: the memory is written through them")
+        if memory_tokens < 1:
+            raise ValueError(
+                f"memory_tokens must be at least 1, not {memory_tokens}: the memory is written through them"
+            )
         place: Position = "none" if position == "learned" else position
 
         def block() -> AssociativeBlock:
             attention = Attention(width, heads, position=place, bias=bias, dropout=dropout)
             inner = Block(
-                attention, FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout
+                attention, FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout
             )
-            return AssociativeBlock(inner, AssociativeMemory(width, key_width, nu, correction), slots)
+            return AssociativeBlock(inner, AssociativeMemory(width, key_width, nu, correction), memory_tokens)
 
         super().__init__(
             vocab_size,
@@ -93,12 +95,12 @@ class ARMT(Decoder):
             width,
             [block() for _ in range(depth)],
             norm=norm,
-            positions=segment_len + slots if position == "learned" else 0,
+            positions=segment_len + memory_tokens if position == "learned" else 0,
             tied=tied,
             dropout=dropout,
         )
-        self.slots, self.wrap_positions = slots, wrap_positions
-        self.memory = nn.Parameter(torch.randn(slots, width) * self.embed.weight.std().detach())
+        self.memory_tokens, self.wrap_positions = memory_tokens, wrap_positions
+        self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -114,8 +116,8 @@ class ARMT(Decoder):
         """With learned positions the memory tokens stand on the table's last rows, in short segments too, or
         (`wrap_positions=false`) right behind the segment."""
         if self.positions is not None and self.wrap_positions:
-            time = x.shape[1] - self.slots
-            table = torch.cat([self.positions[:time], self.positions[-self.slots :]])
+            time = x.shape[1] - self.memory_tokens
+            table = torch.cat([self.positions[:time], self.positions[-self.memory_tokens :]])
             x, state = self.stack(self.dropout(x + table), state)
             return self.norm(x), state
         return super().body(x, state)
@@ -127,8 +129,8 @@ class ARMT(Decoder):
         x, state = self.body(x, state)
         return self.head(x[:, : tokens.shape[1]]), state
 
-    def open_segment(self, state: State) -> Any:
+    def init_decode_cache(self, state: State) -> Any:
         """The memory tokens come behind the text, which doesn't see them."""
         if not written_for(self, "open_segment", "segment", "body"):
             return None
-        return 0, self.stack.open_segment(state)
+        return 0, self.stack.init_decode_cache(state)

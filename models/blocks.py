@@ -50,7 +50,7 @@ class FeedForward(nn.Module):
     def __init__(
         self,
         width: int,
-        hidden: int,
+        mlp_width: int,
         activation: Activation = "swiglu",
         bias: bool = False,
         dropout: float = 0.0,
@@ -58,8 +58,8 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.gated, self.activation = activation in GATED, ACTIVATIONS[activation]
-        self.enter = nn.Linear(width, 2 * hidden if self.gated else hidden, bias=bias)
-        self.out = nn.Linear(hidden, width, bias=bias)
+        self.enter = nn.Linear(width, 2 * mlp_width if self.gated else mlp_width, bias=bias)
+        self.out = nn.Linear(mlp_width, width, bias=bias)
         self.inner_dropout, self.dropout = nn.Dropout(inner_dropout), nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
@@ -100,15 +100,15 @@ class Block(Mixer):
     def _asks_mixer(self) -> bool:
         return isinstance(self.mixer, Mixer) and written_for(self, "go_on", "forward")
 
-    def open_segment(self, state: State) -> Any:
-        return self.mixer.open_segment(state) if self._asks_mixer else super().open_segment(state)
+    def init_decode_cache(self, state: State) -> Any:
+        return self.mixer.init_decode_cache(state) if self._asks_mixer else super().init_decode_cache(state)
 
-    def go_on(
+    def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         if not self._asks_mixer:
-            return super().go_on(x, cache)
-        y, cache = self.mixer.go_on(self.mixer_norm(x), cache)
+            return super().decode(x, cache)
+        y, cache = self.mixer.decode(self.mixer_norm(x), cache)
         return self._join(x, y), cache
 
 
@@ -153,16 +153,16 @@ class Stack(nn.ModuleList):
             after.append(state)
         return x, tuple(after)
 
-    def open_segment(self, states: State) -> tuple[Any, ...]:
-        """A cache for `go_on` (see Mixer), of every block."""
-        return tuple(block.open_segment(state) for block, state in zip(self, states, strict=True))
+    def init_decode_cache(self, states: State) -> tuple[Any, ...]:
+        """A cache for `decode` (see Mixer), of every block."""
+        return tuple(block.init_decode_cache(state) for block, state in zip(self, states, strict=True))
 
-    def go_on(
+    def decode(
         self, x: Float[Tensor, "rows time width"], caches: tuple[Any, ...]
     ) -> tuple[Float[Tensor, "rows time width"], tuple[Any, ...]]:
         after = []
         for block, cache in zip(self, caches, strict=True):
-            x, cache = block.go_on(x, cache)
+            x, cache = block.decode(x, cache)
             after.append(cache)
         return x, tuple(after)
 

@@ -82,29 +82,29 @@ class Decoder(SequenceModule):
         x, state = self.body(self.embed(tokens), state)
         return self.head(x), state
 
-    def open_segment(self, state: State) -> Any:
-        """How many positions `body_on` has read, and the blocks' caches.  None where a subclass has other
+    def init_decode_cache(self, state: State) -> Any:
+        """How many positions `decode_body` has read, and the blocks' caches.  None where a subclass has other
         ways with a segment and doesn't say how to go on in it."""
         if not written_for(self, "open_segment", "segment", "body"):
             return None
         if not all(isinstance(block, Mixer) for block in self.stack):
             return None
-        return 0, self.stack.open_segment(state)
+        return 0, self.stack.init_decode_cache(state)
 
-    def go_on(
+    def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
-        x, cache = self.body_on(self.embed(tokens), cache)
+        x, cache = self.decode_body(self.embed(tokens), cache)
         return self.head(x), cache
 
-    def body_on(
+    def decode_body(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         """`body`, behind the positions that the cache knows."""
         read, blocks = cache
         if self.positions is not None:
             x = x + self.positions[read : read + x.shape[1]]
-        x, blocks = self.stack.go_on(self.dropout(x), blocks)
+        x, blocks = self.stack.decode(self.dropout(x), blocks)
         return self.norm(x), (read + x.shape[1], blocks)
 
 

@@ -52,7 +52,7 @@ class Focused(Parallel):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         capacity: int,
         neighbours: int = 32,
         block: int | None = None,
@@ -101,7 +101,7 @@ class Focused(Parallel):
             segment_len,
             width,
             [
-                Block(mixer(layer), FeedForward(width, hidden, dropout=dropout), width, dropout=dropout)
+                Block(mixer(layer), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
                 for layer in range(depth)
             ],
             tied=tied,

@@ -37,18 +37,18 @@ class Griffin(Streaming):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         window: int,
         pattern: Sequence[Literal["recurrent", "attention"]] = ("recurrent", "recurrent", "attention"),
         lru_width: int | None = None,
-        taps: int = 4,
+        conv_size: int = 4,
         scaled_embeddings: bool = True,
         soft_cap: float | None = None,
         dropout: float = 0.0,
     ) -> None:
         def mixer(kind: str) -> Mixer:
             if kind == "recurrent":
-                return RecurrentBlock(width, lru_width or width, heads, taps=taps)
+                return RecurrentBlock(width, lru_width or width, heads, conv_size=conv_size)
             rotated = width // heads // 2
             return WindowAttention(
                 width, heads, window=window, kv_heads=1, rotated=rotated, out_bias=True, dropout=dropout
@@ -56,7 +56,10 @@ class Griffin(Streaming):
 
         blocks = (
             Block(
-                mixer(kind), FeedForward(width, hidden, "geglu_tanh", True, dropout), width, dropout=dropout
+                mixer(kind),
+                FeedForward(width, mlp_width, "geglu_tanh", True, dropout),
+                width,
+                dropout=dropout,
             )
             for kind in layout(pattern, depth)
         )

@@ -36,9 +36,9 @@ class Infini(Parallel):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         rule: Rule = "delta",
-        head_width: int | None = None,
+        head_dim: int | None = None,
         value_width: int | None = None,
         position: Literal["rope", "none"] = "rope",
         rope_base: float = 10000.0,
@@ -54,7 +54,7 @@ class Infini(Parallel):
                 heads,
                 segment=segment_len,
                 rule=rule,
-                head_width=head_width,
+                head_dim=head_dim,
                 value_width=value_width,
                 position=position,
                 rope_base=rope_base,
@@ -66,7 +66,7 @@ class Infini(Parallel):
             segment_len,
             width,
             [
-                Block(mixer(), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout)
+                Block(mixer(), FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout)
                 for _ in range(depth)
             ],
             norm=norm,

@@ -34,7 +34,7 @@ class Jamba(Streaming):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         context: int,
         pattern: Sequence[Literal["mamba", "attention"]] = (
             "mamba",
@@ -48,9 +48,9 @@ class Jamba(Streaming):
         ),
         kv_heads: int | None = None,
         channels: int | None = None,
-        states: int = 16,
-        taps: int = 4,
-        rank: int | None = None,
+        state_size: int = 16,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
         bias: bool = False,
         conv_bias: bool = True,
         tied: bool = True,
@@ -65,9 +65,9 @@ class Jamba(Streaming):
             return MambaMixer(
                 width,
                 channels or 2 * width,
-                states=states,
-                taps=taps,
-                rank=rank,
+                state_size=state_size,
+                conv_size=conv_size,
+                dt_rank=dt_rank,
                 bias=bias,
                 conv_bias=conv_bias,
                 norm_eps=1e-6,
@@ -75,7 +75,7 @@ class Jamba(Streaming):
             )
 
         blocks = (
-            Block(mixer(kind), FeedForward(width, hidden, dropout=dropout), width, dropout=dropout)
+            Block(mixer(kind), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
             for kind in layout(pattern, depth)
         )
         super().__init__(vocab_size, segment_len, width, blocks, tied=tied, dropout=dropout)

@@ -25,7 +25,7 @@ from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
 from zoo.models.decoder import Parallel
 from zoo.module import Batch, written_for
-from zoo.state import State, each, take_rows
+from zoo.state import State, take_rows, tree_map
 
 
 class Landmark(Parallel):
@@ -38,7 +38,7 @@ class Landmark(Parallel):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         mem_freq: int,
         capacity: int,
         topk: int,
@@ -82,7 +82,11 @@ class Landmark(Parallel):
             width,
             [
                 Block(
-                    mixer(layer), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout
+                    mixer(layer),
+                    FeedForward(width, mlp_width, activation, bias, dropout),
+                    width,
+                    norm,
+                    dropout,
                 )
                 for layer in range(depth)
             ],
@@ -113,24 +117,24 @@ class Landmark(Parallel):
         x, state = self.body(x, state)
         return self.head(x.take_along_dim(places[..., None], dim=1)), state
 
-    def open_segment(self, state: State) -> Any:
-        """How far each row is into its block, and what `body_on` knows.  None where rows stand at different
-        places, or choose with a segment's later tokens."""
+    def init_decode_cache(self, state: State) -> Any:
+        """How far each row is into its block, and what `decode_body` knows.  None where rows stand at
+        different places, or choose with a segment's later tokens."""
         here = state[0].read % (self.mem_freq + 1)
         if not written_for(self, "open_segment", "segment", "insert") or (here != here[:1]).any():
             return None
         if any(isinstance(part, LandmarkAttention) and part.selection == "head" for part in self.modules()):
             return None
-        return here, (0, self.stack.open_segment(state))
+        return here, (0, self.stack.init_decode_cache(state))
 
-    def go_on(
+    def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         here, known = cache
         time = tokens.shape[1]
         count = (int(here[0]) + time) // self.mem_freq if len(here) else 0
         x, places = self.insert(tokens, here, time + count)
-        x, known = self.body_on(x, known)
+        x, known = self.decode_body(x, known)
         return self.head(x.take_along_dim(places[..., None], dim=1)), ((here + time) % self.mem_freq, known)
 
     def insert(
@@ -157,9 +161,11 @@ class Landmark(Parallel):
         (one, after_one), (two, after_two) = (
             self.segment(tokens[rows], take_rows(state, rows)) for rows in groups
         )
-        return torch.cat([one, two])[back], each(lambda x, y: torch.cat([x, y])[back], after_one, after_two)
+        return torch.cat([one, two])[back], tree_map(
+            lambda x, y: torch.cat([x, y])[back], after_one, after_two
+        )
 
-    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], Any]:
+    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], Any]:
         """In train mode an empty bank for every row would only be moved about: nothing is carried."""
-        said, state = super().read(batch, None if self.training else carried)
+        said, state = super().compute_loss(batch, None if self.training else carried)
         return said, None if self.training else state

@@ -3,7 +3,7 @@
 Gu & Dao 2023, arXiv:2312.00752; the mixer: memory/state_space/mamba_mixer.py, its scan:
 memory/state_space/selective_scan.py.
 
-    x += mamba(norm(x))        (x += swiglu(norm(x)), with `hidden`)        logits = E norm(x)
+    x += mamba(norm(x))        (x += swiglu(norm(x)), with `mlp_width`)        logits = E norm(x)
     mamba: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t,  with dt, B, C made of the token
 
 Carried from segment to segment: in every block the scan's h (channels, states), and the last `taps - 1`
@@ -18,7 +18,7 @@ from zoo.models.decoder import Streaming
 
 
 class Mamba(Streaming):
-    """`channels` is the inner width, 2 D in the paper; `rank` that of dt, D / 16 by default."""
+    """`channels` is the inner width, 2 D in the paper; `dt_rank` that of dt, D / 16 by default."""
 
     def __init__(
         self,
@@ -27,10 +27,10 @@ class Mamba(Streaming):
         depth: int,
         width: int,
         channels: int,
-        states: int = 16,
-        taps: int = 4,
-        rank: int | None = None,
-        hidden: int = 0,
+        state_size: int = 16,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
+        mlp_width: int = 0,
         norm: Norm = "rms",
         bias: bool = False,
         conv_bias: bool = True,
@@ -42,14 +42,14 @@ class Mamba(Streaming):
             mixer = MambaMixer(
                 width,
                 channels,
-                states=states,
-                taps=taps,
-                rank=rank,
+                state_size=state_size,
+                conv_size=conv_size,
+                dt_rank=dt_rank,
                 bias=bias,
                 conv_bias=conv_bias,
                 backend=backend,
             )
-            mlp = FeedForward(width, hidden, dropout=dropout) if hidden else None
+            mlp = FeedForward(width, mlp_width, dropout=dropout) if mlp_width else None
             return Block(mixer, mlp, width, norm, dropout)
 
         blocks = [block() for _ in range(depth)]

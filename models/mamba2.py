@@ -3,10 +3,10 @@
 Dao & Gu 2024, arXiv:2405.21060; the mixer: memory/state_space/mamba2_mixer.py, its recurrence:
 memory/state_space/ssd.py.
 
-    x += mamba2(norm(x))        (x += swiglu(norm(x)), with `hidden`)        logits = E norm(x)
+    x += mamba2(norm(x))        (x += swiglu(norm(x)), with `mlp_width`)        logits = E norm(x)
     mamba2: S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,  y_t = S_t C_t + D x_t,  per head, A a number
 
-Carried from segment to segment: in every block each head's S (head_width, states), and the last `taps - 1`
+Carried from segment to segment: in every block each head's S (head_dim, states), and the last `taps - 1`
 inputs of its short convolution.
 Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
 """
@@ -28,16 +28,16 @@ class Mamba2(Streaming):
         depth: int,
         width: int,
         all_heads: int,
-        head_width: int = 64,
-        states: int = 128,
+        head_dim: int = 64,
+        state_size: int = 128,
         groups: int = 1,
-        taps: int = 4,
+        conv_size: int = 4,
         gated_width: int = 0,
         gated_norm: GatedNorm = "after_gate",
         skip_per_channel: bool = False,
         dt_limit: tuple[float, float] | None = None,
-        chunk: int = 64,
-        hidden: int = 0,
+        chunk_size: int = 64,
+        mlp_width: int = 0,
         norm: Norm = "rms",
         bias: bool = False,
         conv_bias: bool = True,
@@ -49,20 +49,20 @@ class Mamba2(Streaming):
             mixer = Mamba2Mixer(
                 width,
                 heads,
-                head_width=head_width,
-                states=states,
+                head_dim=head_dim,
+                state_size=state_size,
                 groups=groups,
-                taps=taps,
+                conv_size=conv_size,
                 gated_width=gated_width,
                 norm=gated_norm,
                 skip_per_channel=skip_per_channel,
                 dt_limit=dt_limit,
-                chunk=chunk,
+                chunk_size=chunk_size,
                 bias=bias,
                 conv_bias=conv_bias,
                 backend=backend,
             )
-            mlp = FeedForward(width, hidden, dropout=dropout) if hidden else None
+            mlp = FeedForward(width, mlp_width, dropout=dropout) if mlp_width else None
             return Block(mixer, mlp, width, norm, dropout)
 
         blocks = [block(max(1, (all_heads + place) // depth)) for place in reversed(range(depth))]

@@ -23,7 +23,7 @@ from zoo.models.decoder import Streaming
 
 class Mamba2Hybrid(Streaming):
     """`context` counts the tokens before the current one that attention sees; the recurrence has
-    `channels` (2 D by default) in heads of `head_width`."""
+    `channels` (2 D by default) in heads of `head_dim`."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Mamba2Hybrid(Streaming):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         context: int,
         pattern: Sequence[Literal["mamba2", "attention"]] = (
             "mamba2",
@@ -46,17 +46,17 @@ class Mamba2Hybrid(Streaming):
         ),
         kv_heads: int | None = None,
         channels: int | None = None,
-        head_width: int = 64,
-        states: int = 64,
+        head_dim: int = 64,
+        state_size: int = 64,
         groups: int = 1,
-        taps: int = 4,
-        chunk: int = 64,
+        conv_size: int = 4,
+        chunk_size: int = 64,
         dropout: float = 0.0,
         backend: Backend = "torch",
     ) -> None:
         inner = channels or 2 * width
-        if inner % head_width:
-            raise ValueError(f"channels {inner} is not a multiple of head_width {head_width}")
+        if inner % head_dim:
+            raise ValueError(f"channels {inner} is not a multiple of head_dim {head_dim}")
 
         def mixer(kind: str) -> Mixer:
             if kind == "attention":
@@ -65,17 +65,17 @@ class Mamba2Hybrid(Streaming):
                 )
             return Mamba2Mixer(
                 width,
-                inner // head_width,
-                head_width=head_width,
-                states=states,
+                inner // head_dim,
+                head_dim=head_dim,
+                state_size=state_size,
                 groups=groups,
-                taps=taps,
-                chunk=chunk,
+                conv_size=conv_size,
+                chunk_size=chunk_size,
                 backend=backend,
             )
 
         blocks = (
-            Block(mixer(kind), FeedForward(width, hidden, dropout=dropout), width, dropout=dropout)
+            Block(mixer(kind), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
             for kind in layout(pattern, depth)
         )
         super().__init__(vocab_size, segment_len, width, blocks, dropout=dropout)

@@ -40,7 +40,7 @@ class NormedFeedForward(nn.Module):
     def __init__(
         self,
         width: int,
-        hidden: int,
+        mlp_width: int,
         *,
         swiglu: bool,
         norm_affine: bool = True,
@@ -53,19 +53,19 @@ class NormedFeedForward(nn.Module):
         self.eps = eps
         self.gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
         self.shift = nn.Parameter(torch.zeros(width)) if norm_affine else None
-        self.enter = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False) if swiglu else None
-        self.out = nn.Linear(hidden, width, bias=False)
+        self.enter = nn.Linear(width, mlp_width, bias=False)
+        self.up = nn.Linear(width, mlp_width, bias=False) if swiglu else None
+        self.out = nn.Linear(mlp_width, width, bias=False)
         self.scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
         self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
 
     def forward(self, x: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
         gain = None if self.gain is None else 1 + self.gain
         x = F.layer_norm(x, x.shape[-1:], gain, self.shift, self.eps)
-        hidden = F.silu(self.enter(x))
+        mlp_width = F.silu(self.enter(x))
         if self.up is not None:
-            hidden = hidden * self.up(x)
-        y = self.dropout(self.out(self.hidden_dropout(hidden)))
+            mlp_width = mlp_width * self.up(x)
+        y = self.dropout(self.out(self.hidden_dropout(mlp_width)))
         return y if self.scale is None else y * self.scale
 
 
@@ -95,11 +95,11 @@ class Megalodon(SequenceModule):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         key_width: int,
         value_width: int,
-        chunk: int,
-        states: int = 16,
+        chunk_size: int,
+        state_size: int = 16,
         norm_groups: int = 1,
         norm_affine: bool = True,
         norm_eps: float = 1e-5,
@@ -124,8 +124,8 @@ class Megalodon(SequenceModule):
                 heads,
                 key_width=key_width,
                 value_width=value_width,
-                chunk=chunk,
-                states=states,
+                chunk_size=chunk_size,
+                state_size=state_size,
                 norm_groups=norm_groups,
                 norm_affine=norm_affine,
                 eps=norm_eps,
@@ -136,7 +136,7 @@ class Megalodon(SequenceModule):
             )
             mlp = NormedFeedForward(
                 width,
-                hidden,
+                mlp_width,
                 swiglu=swiglu,
                 norm_affine=norm_affine,
                 scale=0.1 * 0.5**layer if rescaled else None,

@@ -39,8 +39,8 @@ class RMT(Decoder):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
-        slots: int,
+        mlp_width: int,
+        memory_tokens: int,
         memory_attention: MemoryAttention = "causal",
         position: Literal["rope", "learned", "none"] = "rope",
         norm: Norm = "rms",
@@ -49,15 +49,17 @@ class RMT(Decoder):
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        if slots < 1:
+        if memory_tokens < 1:
             raise ValueError(
-                f"slots must be at least 1, not {slots}: without memory tokens this is model=transformer"
+                f"memory_tokens must be at least 1, not {memory_tokens}: with none this is model=transformer"
             )
         place: Position = "none" if position == "learned" else position
 
         def mixer() -> Attention:
             if memory_attention == "block":
-                return BlockMemoryAttention(width, heads, slots, position=place, bias=bias, dropout=dropout)
+                return BlockMemoryAttention(
+                    width, heads, memory_tokens, position=place, bias=bias, dropout=dropout
+                )
             return Attention(width, heads, position=place, bias=bias, dropout=dropout)
 
         super().__init__(
@@ -65,17 +67,17 @@ class RMT(Decoder):
             segment_len,
             width,
             [
-                Block(mixer(), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout)
+                Block(mixer(), FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout)
                 for _ in range(depth)
             ],
             norm=norm,
-            positions=segment_len + 2 * slots if position == "learned" else 0,
+            positions=segment_len + 2 * memory_tokens if position == "learned" else 0,
             tied=tied,
             dropout=dropout,
         )
-        self.slots = slots
+        self.memory_tokens = memory_tokens
         # as strong as the embeddings it stands beside (the published code's rule)
-        self.memory = nn.Parameter(torch.randn(slots, width) * self.embed.weight.std().detach())
+        self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
 
     def init_state(self, rows: int) -> RMTState:
         return RMTState(self.memory.expand(rows, -1, -1))
@@ -85,14 +87,14 @@ class RMT(Decoder):
     ) -> tuple[Float[Tensor, "rows time vocab"], RMTState]:
         x = surround(state.memory, self.embed(tokens))
         x, _ = self.body(x, self.stack.init_state(len(tokens)))
-        end = self.slots + tokens.shape[1]
-        return self.head(x[:, self.slots : end]), RMTState(x[:, end:].to(self.memory.dtype))
+        end = self.memory_tokens + tokens.shape[1]
+        return self.head(x[:, self.memory_tokens : end]), RMTState(x[:, end:].to(self.memory.dtype))
 
-    def open_segment(self, state: RMTState) -> Any:
+    def init_decode_cache(self, state: RMTState) -> Any:
         """With the memory tokens read; none by the paper's mask, which tells the last positions by counting
         from the end."""
         counts = any(isinstance(part, BlockMemoryAttention) for part in self.modules())
         if counts or not written_for(self, "open_segment", "segment", "body"):
             return None
-        cache = 0, self.stack.open_segment(self.stack.init_state(len(state.memory)))
-        return self.body_on(state.memory.to(self.embed.weight.dtype), cache)[1]
+        cache = 0, self.stack.init_decode_cache(self.stack.init_state(len(state.memory)))
+        return self.decode_body(state.memory.to(self.embed.weight.dtype), cache)[1]

@@ -35,13 +35,13 @@ class RMTXL(TransformerXL):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         memory_len: int,
-        slots: int,
+        memory_tokens: int,
         write_at_end: bool = True,
         read_cache: bool = False,
         wrapped: bool = False,
-        head_width: int | None = None,
+        head_dim: int | None = None,
         prenorm: bool = False,
         same_length: bool = False,
         clamp_len: int = -1,
@@ -57,9 +57,9 @@ class RMTXL(TransformerXL):
             depth,
             width,
             heads,
-            hidden,
+            mlp_width,
             memory_len,
-            head_width,
+            head_dim,
             prenorm,
             same_length,
             clamp_len,
@@ -67,12 +67,12 @@ class RMTXL(TransformerXL):
             dropout,
             attention_dropout,
         )
-        if slots < 1:
+        if memory_tokens < 1:
             raise ValueError(
-                f"slots must be at least 1, not {slots}: without memory tokens this is transformer_xl"
+                f"memory_tokens must be at least 1, not {memory_tokens}: with none this is transformer_xl"
             )
-        self.slots, self.write_at_end, self.read_cache, self.same_length = (
-            slots,
+        self.memory_tokens, self.write_at_end, self.read_cache, self.same_length = (
+            memory_tokens,
             write_at_end,
             read_cache,
             same_length,
@@ -82,7 +82,7 @@ class RMTXL(TransformerXL):
                 part.wrapped = wrapped
         # as strong as the embeddings it stands beside
         scale = self.embed.weight.std().detach() * width**0.5
-        self.memory = nn.Parameter(torch.randn(slots, width) * scale)
+        self.memory = nn.Parameter(torch.randn(memory_tokens, width) * scale)
         self.remembers = True
         self.learns_through_memory = (
             ("memory",) if write_at_end else ()
@@ -96,9 +96,9 @@ class RMTXL(TransformerXL):
         only with `read_cache`.  With `same_length` the published code leaves its mask as it is."""
         if self.same_length:
             return None
-        cache, slots = self.memory_len, self.slots
+        cache, memory_tokens = self.memory_len, self.memory_tokens
         allowed = torch.ones(time, cache + time, dtype=torch.bool, device=self.memory.device).tril(cache)
-        for block in (slice(0, slots), slice(time - slots, time))[: 1 + self.write_at_end]:
+        for block in (slice(0, memory_tokens), slice(time - memory_tokens, time))[: 1 + self.write_at_end]:
             allowed[block, cache:][:, block] = True
             allowed[block, :cache] = self.read_cache
         return allowed
@@ -113,8 +113,8 @@ class RMTXL(TransformerXL):
             else torch.cat([state.memory.to(x.dtype), x], dim=1)
         )
         h, layers = self.body(x, state.layers, x.shape[1], self.allowed(x.shape[1]))
-        said = h[:, self.slots : self.slots + tokens.shape[1]]
-        written = h[:, -self.slots :] if self.write_at_end else h[:, : self.slots]
+        said = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
+        written = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
         return self.head(said), RMTXLState(written.to(self.memory.dtype), layers)
 
     def forward(

@@ -34,14 +34,14 @@ class Samba(Streaming):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         window: int,
         pattern: Sequence[Literal["mamba", "attention"]] = ("mamba", "attention"),
         kv_heads: int | None = None,
         channels: int | None = None,
-        states: int = 16,
-        taps: int = 4,
-        rank: int | None = None,
+        state_size: int = 16,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
         rotated: int | None = None,
@@ -54,7 +54,9 @@ class Samba(Streaming):
         def mixer(kind: str) -> Mixer:
             if kind == "mamba":
                 inner = channels or 2 * width
-                return MambaMixer(width, inner, states=states, taps=taps, rank=rank, backend=backend)
+                return MambaMixer(
+                    width, inner, state_size=state_size, conv_size=conv_size, dt_rank=dt_rank, backend=backend
+                )
             return WindowAttention(
                 width,
                 heads,
@@ -68,7 +70,7 @@ class Samba(Streaming):
             )
 
         blocks = (
-            Block(mixer(kind), FeedForward(width, hidden, dropout=dropout), width, norm, dropout)
+            Block(mixer(kind), FeedForward(width, mlp_width, dropout=dropout), width, norm, dropout)
             for kind in layout(pattern, depth)
         )
         super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)

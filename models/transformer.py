@@ -33,7 +33,7 @@ class Transformer(Decoder):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         window: int | None = None,
         sinks: int = 0,
         kv_heads: int | None = None,
@@ -84,7 +84,7 @@ class Transformer(Decoder):
             segment_len,
             width,
             [
-                Block(mixer(), FeedForward(width, hidden, activation, bias, dropout), width, norm, dropout)
+                Block(mixer(), FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout)
                 for _ in range(depth)
             ],
             norm=norm,

@@ -42,10 +42,10 @@ class XLLayer(nn.Module):
         y, state = self.attention(h, state, table, segment_len, allowed)
         return self._feed(y), state
 
-    def go_on(
+    def decode(
         self, h: Float[Tensor, "rows time width"], cache: OpenSegment
     ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
-        y, cache = self.attention.go_on(h, cache)
+        y, cache = self.attention.decode(h, cache)
         return self._feed(y), cache
 
     def _feed(self, y: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
@@ -62,9 +62,9 @@ class TransformerXL(SequenceModule):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         memory_len: int,
-        head_width: int | None = None,
+        head_dim: int | None = None,
         prenorm: bool = False,
         same_length: bool = False,
         clamp_len: int = -1,
@@ -73,7 +73,7 @@ class TransformerXL(SequenceModule):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if head_width is None and width % heads:
+        if head_dim is None and width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         if width % 2:
             raise ValueError(f"sinusoid positions need an even width, not {width}")
@@ -81,19 +81,19 @@ class TransformerXL(SequenceModule):
             raise ValueError(
                 "same_length lets a query see memory_len keys, itself included: memory_len=0 leaves none"
             )
-        head_width = head_width or width // heads
+        head_dim = head_dim or width // heads
         self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
         self.memory_len, self.clamp_len, self.remembers = memory_len, clamp_len, memory_len > 0
         self.embed = nn.Embedding(vocab_size, width)
-        self.content_bias = nn.Parameter(torch.empty(heads, head_width))
-        self.position_bias = nn.Parameter(torch.empty(heads, head_width))
+        self.content_bias = nn.Parameter(torch.empty(heads, head_dim))
+        self.position_bias = nn.Parameter(torch.empty(heads, head_dim))
         self.dropout = nn.Dropout(dropout)
 
         def layer() -> XLLayer:
             attention = RelativeAttention(
                 width,
                 heads,
-                head_width,
+                head_dim,
                 memory_len,
                 self.content_bias,
                 self.position_bias,
@@ -102,7 +102,7 @@ class TransformerXL(SequenceModule):
                 dropout=dropout,
                 attention_dropout=attention_dropout,
             )
-            mlp = FeedForward(width, hidden, "relu", True, dropout, inner_dropout=dropout)
+            mlp = FeedForward(width, mlp_width, "relu", True, dropout, inner_dropout=dropout)
             return XLLayer(attention, mlp, width, prenorm)
 
         self.layers = nn.ModuleList(layer() for _ in range(depth))
@@ -138,21 +138,21 @@ class TransformerXL(SequenceModule):
             distances = distances.clamp(max=self.clamp_len)
         return self.dropout(sinusoid(distances, self.width, like))
 
-    def open_segment(self, state: State) -> Any:
+    def init_decode_cache(self, state: State) -> Any:
         """Every layer's memory, projected once; None where a subclass reads its segments in another way."""
         if not written_for(self, "open_segment", "segment"):
             return None
         table = self.table(self.segment_len, self.embed.weight)
         pairs: Any = zip(self.layers, state, strict=True)
-        return tuple(layer.attention.open_segment(kept, table) for layer, kept in pairs)
+        return tuple(layer.attention.init_decode_cache(kept, table) for layer, kept in pairs)
 
-    def go_on(
+    def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         h, after = self.dropout(self.read_embeddings(tokens)), []
         layers: Any = self.layers
         for layer, kept in zip(layers, cache, strict=True):
-            h, kept = layer.go_on(h, kept)
+            h, kept = layer.decode(h, kept)
             after.append(kept)
         return self.head(self.dropout(h)), tuple(after)
 

@@ -46,7 +46,7 @@ class Unlimiformer(Transformer, Parallel):
         depth: int,
         width: int,
         heads: int,
-        hidden: int,
+        mlp_width: int,
         capacity: int,
         neighbours: int = 32,
         block: int | None = None,
@@ -73,7 +73,7 @@ class Unlimiformer(Transformer, Parallel):
             depth,
             width,
             heads,
-            hidden,
+            mlp_width,
             kv_heads=kv_heads,
             position=position,
             rope_base=rope_base,
@@ -122,7 +122,7 @@ class Unlimiformer(Transformer, Parallel):
             return super().forward(tokens, state)
         return Parallel.forward(self, tokens, state)
 
-    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
+    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Where segments are read alone, empty memories would only be moved about: nothing is carried."""
-        said, state = super().read(batch, None if self.reads_alone else carried)
+        said, state = super().compute_loss(batch, None if self.reads_alone else carried)
         return said, None if self.reads_alone else state

@@ -25,13 +25,13 @@ from zoo.module import SequenceModule
 from zoo.state import (
     State,
     contents,
-    each,
     from_leaves,
     leaves,
-    named,
+    named_leaves,
     nbytes,
-    restart_rows,
+    reset_rows,
     take_rows,
+    tree_map,
     unread,
 )
 
@@ -66,7 +66,7 @@ def learnable(state: State) -> list[tuple[str, Tensor]]:
     """The floating and complex tensors of a state that hold anything, by name."""
     return [
         (name, leaf)
-        for name, leaf in named(state)
+        for name, leaf in named_leaves(state)
         if leaf.numel() and (leaf.is_floating_point() or leaf.is_complex())
     ]
 
@@ -83,7 +83,9 @@ def shapes(model: SequenceModule) -> None:
     assert logits.shape == (*text.shape, model.vocab_size), (
         f"logits {tuple(logits.shape)} for a text {tuple(text.shape)}"
     )
-    for (name, leaf), (_, born) in zip(named(state), named(model.init_state(ROWS)), strict=True):
+    for (name, leaf), (_, born) in zip(
+        named_leaves(state), named_leaves(model.init_state(ROWS)), strict=True
+    ):
         assert leaf.shape[:1] == (ROWS,), f"state `{name}` {tuple(leaf.shape)} has not {ROWS} rows first"
         assert leaf.shape == born.shape, (
             f"state `{name}` was {tuple(born.shape)} and became {tuple(leaf.shape)}"
@@ -161,7 +163,7 @@ def memory_is_alive(model: SequenceModule) -> None:
     to write, where any was written.
     """
     text, born = text_for(model, segments=5), model.init_state(ROWS)
-    dead, empty = {name for name, _ in learnable(born)}, dict(named(born))
+    dead, empty = {name for name, _ in learnable(born)}, dict(named_leaves(born))
     untouched = {name for name in dead if name.startswith(tuple(f"{bank}." for bank in unread(born)))}
     assert dead or not model.remembers, "remembers=True, but the state has no floating tensor"
     for cut in memory_cuts(model):
@@ -171,7 +173,7 @@ def memory_is_alive(model: SequenceModule) -> None:
         if not model.remembers:
             equal(said, model(after)[0], "what a model without memory says after a text, and after none")
             continue
-        mine, others = dict(named(state)), dict(named(another))
+        mine, others = dict(named_leaves(state)), dict(named_leaves(another))
         untouched = {
             name for name in untouched if all(torch.equal(held[name], empty[name]) for held in (mine, others))
         }
@@ -189,7 +191,7 @@ def memory_is_alive(model: SequenceModule) -> None:
     )
 
 
-def rows_are_strangers(model: SequenceModule) -> None:
+def batch_invariance(model: SequenceModule) -> None:
     """A row's answers and state do not depend on its neighbours in the batch."""
     text = text_for(model)
     logits, state = model(text)
@@ -210,7 +212,7 @@ def fresh_rows_forget(model: SequenceModule) -> None:
     text, rows = text_for(model), torch.tensor([True, False, True])
     for cut in memory_cuts(model):
         _, state = model(text[:, :cut])
-        said, _ = model(text, restart_rows(state, model.init_state(ROWS), rows))
+        said, _ = model(text, reset_rows(state, model.init_state(ROWS), rows))
         equal(said[rows], model(text)[0][rows], "a fresh row amid continuing ones")
         equal(said[~rows], model(text, state)[0][~rows], "a continuing row amid fresh ones")
 
@@ -252,13 +254,13 @@ def parallel_equals_fold(model: SequenceModule) -> None:
     """`forward` says, carries and learns what the fold of `segment` does, from fresh and carried states."""
     text = text_for(model)
     start = model(text_for(model, seed=1)[:, : memory_cuts(model)[1]])[1]
-    mixed = restart_rows(start, model.init_state(ROWS), torch.tensor([True, False, False]))
+    mixed = reset_rows(start, model.init_state(ROWS), torch.tensor([True, False, False]))
     ragged = text[:, : text.shape[1] - 3]
     for tokens, begin in ((text, None), (ragged, start), (ragged, mixed)):
         results = []
         for read in (model.fold, model.forward):
             with torch.enable_grad():
-                given = None if begin is None else each(_leaf, begin)
+                given = None if begin is None else tree_map(_leaf, begin)
                 logits, state = read(tokens, given)
                 total = torch.stack([_weigh(part) for part in (logits, *leaves(state)) if part.requires_grad])
                 learns = [*model.parameters(), *([] if given is None else leaves(given))]
@@ -311,7 +313,9 @@ def bf16_is_finite(model: SequenceModule) -> None:
         grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     assert logits.isfinite().all(), "logits are not finite"
     assert all(grad is None or grad.isfinite().all() for grad in grads), "a gradient is not finite"
-    for (name, leaf), (_, born) in zip(named(state), named(model.init_state(ROWS)), strict=True):
+    for (name, leaf), (_, born) in zip(
+        named_leaves(state), named_leaves(model.init_state(ROWS)), strict=True
+    ):
         assert leaf.dtype == born.dtype, f"state `{name}` was {born.dtype} and became {leaf.dtype}"
         assert leaf.isfinite().all(), f"state `{name}` is not finite"
 
@@ -340,7 +344,7 @@ LAWS: tuple[Law, ...] = (
     streaming,
     purity,
     memory_is_alive,
-    rows_are_strangers,
+    batch_invariance,
     fresh_rows_forget,
     bounded_state,
     parallel_equals_fold,
@@ -351,7 +355,7 @@ BOTH_MODES = {
     odd_lengths,
     causality,
     streaming,
-    rows_are_strangers,
+    batch_invariance,
     fresh_rows_forget,
     parallel_equals_fold,
     bf16_is_finite,
@@ -410,7 +414,7 @@ def laws(build: Build) -> Iterator[tuple[str, Callable[[], None]]]:
 
         def check(law: Law = law, training: bool = training) -> None:
             model = shaken(build).train(training)
-            if training and model.mixes_rows_in_training and law in (rows_are_strangers, fresh_rows_forget):
+            if training and model.mixes_rows_in_training and law in (batch_invariance, fresh_rows_forget):
                 return
             with torch.no_grad():
                 law(model)

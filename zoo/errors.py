@@ -1,7 +1,5 @@
 """What a user can do wrong, said in one line."""
 
-from hydra.errors import HydraException
-
 
 class UserError(Exception):
     """A slip of the user's: the command line prints its one line and exits with code 2, without a traceback.
@@ -11,11 +9,12 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The whole message on one line, with its cause, without the trailers of Hydra and OmegaConf."""
-    cause = error.__cause__ if isinstance(error, HydraException) else None
-    said = [line.strip() for one in (error, cause) if one for line in str(one).splitlines()]
-    if "Config search path:" in said:
-        said = said[: said.index("Config search path:")]
+    """The message on one line, with Hydra's cause, without the trailers of Hydra and OmegaConf."""
+    hydras = type(error).__module__.startswith("hydra.")
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines += [line.strip() for line in str(error.__cause__ or "").splitlines()] if hydras else []
+    if "Config search path:" in lines:
+        lines = lines[: lines.index("Config search path:")]
     noise = (
         "full_key:",
         "object_type=",
@@ -23,4 +22,4 @@ def one_line(error: BaseException) -> str:
         "See https://hydra.cc",
         "To append to your config",
     )
-    return " ".join(line for line in said if line and not line.startswith(noise)) or type(error).__name__
+    return " ".join(line for line in lines if line and not line.startswith(noise)) or type(error).__name__

@@ -81,10 +81,10 @@ class Reader:
     def _read_open(self, new: int) -> Float[Tensor, "rows time vocab"]:
         """Of the open segment, whose last `new` tokens the cache doesn't know."""
         if self.cache is None:
-            self.cache = self.model.open_segment(self.state)
+            self.cache = self.model.init_decode_cache(self.state)
         if self.cache is None:
             return self.model(self.open, self.state)[0]
-        logits, self.cache = self.model.go_on(self.open[:, -new:], self.cache)
+        logits, self.cache = self.model.decode(self.open[:, -new:], self.cache)
         return logits
 
 

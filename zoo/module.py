@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.optim import Optim
-from zoo.state import State, detach, restart_rows
+from zoo.state import State, detach, reset_rows
 
 IGNORE = -100  # the target of a position that asks nothing
 
@@ -51,8 +51,8 @@ class SequenceModule(L.LightningModule, ABC):
     """Parts that a budget of parameters doesn't count: token embedding, position table, output projection."""
 
     optim: Optim
-    carried: State | None = None  # the training state between two steps, detached
-    heard: State | None = None  # the same in validation, never shared with training
+    train_state: State | None = None  # carried from one training step to the next, detached
+    val_state: State | None = None  # the same in validation, never shared with training
 
     @abstractmethod
     def init_state(self, rows: int) -> State:
@@ -82,12 +82,12 @@ class SequenceModule(L.LightningModule, ABC):
         """The fold, or a parallel form that equals it, gradients included."""
         return self.fold(tokens, state)
 
-    def open_segment(self, state: State) -> Any:
-        """An empty cache of the segment after `state`, for `go_on`; None: this model has none, and an open
+    def init_decode_cache(self, state: State) -> Any:
+        """An empty cache of the segment after `state`, for `decode`; None: this model has none, and an open
         segment is read again from its beginning at every piece, which is what going on in it means."""
         return None
 
-    def go_on(
+    def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         """Read on inside an open segment: the logits that `segment` would give at these tokens, and the cache
@@ -116,12 +116,12 @@ class SequenceModule(L.LightningModule, ABC):
 
     # -- the loop's side
 
-    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
+    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Read one window: loss in nats per asked target, `nats` (rows, time) (0 where nothing is asked) and
         `hits` (rows, time), and the state to carry on, detached."""
         # Also where no row is fresh: the weights of an initial state have their gradient, 0, on every rank.
         empty = self.init_state(len(batch.tokens))
-        carried = empty if carried is None else restart_rows(carried, empty, batch.fresh)
+        carried = empty if carried is None else reset_rows(carried, empty, batch.fresh)
         logits, state = self(batch.tokens, carried)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.mT, batch.targets, ignore_index=IGNORE, reduction="none")
@@ -131,18 +131,18 @@ class SequenceModule(L.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         self.set_progress(self.trainer.global_step, self.trainer.max_steps)
-        said, self.carried = self.read(batch, self.carried)
+        said, self.train_state = self.compute_loss(batch, self.train_state)
         return said
 
     def on_validation_epoch_start(self) -> None:
-        self.heard = None
+        self.val_state = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        said, self.heard = self.read(batch, self.heard)
+        said, self.val_state = self.compute_loss(batch, self.val_state)
         return said
 
     def on_validation_epoch_end(self) -> None:
-        self.heard = None
+        self.val_state = None
 
     def configure_optimizers(self) -> Any:
         return self.optim.build(self.parameter_groups())

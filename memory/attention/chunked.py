@@ -21,14 +21,14 @@ from zoo.memory.attention.core import rotary
 
 
 class ChunkState(NamedTuple):
-    keys: Float[Tensor, "rows heads cache head_width"]  # up to chunk - 1, the chunk's first first, 0 behind
+    keys: Float[Tensor, "rows heads cache head_dim"]  # up to chunk - 1, the chunk's first first, 0 behind
     values: Float[Tensor, "rows heads cache value_width"]
     filled: Int[Tensor, " rows"]  # how many of them are there
 
 
 def attend_in_chunks(
-    q: Float[Tensor, "rows heads time head_width"],
-    k: Float[Tensor, "rows heads time head_width"],
+    q: Float[Tensor, "rows heads time head_dim"],
+    k: Float[Tensor, "rows heads time head_dim"],
     v: Float[Tensor, "rows heads time value_width"],
     state: ChunkState,
     chunk: int,
@@ -86,7 +86,7 @@ def placed(
     return torch.cat([cached.to(new.dtype), new], dim=2).take_along_dim(index[:, None, :, None], 2)
 
 
-def _turned(x: Float[Tensor, "*rows time head_width"], places: Tensor, base: float) -> Tensor:
+def _turned(x: Float[Tensor, "*rows time head_dim"], places: Tensor, base: float) -> Tensor:
     """Rotary positions on the pairs (2i, 2i + 1)."""
     halves = rotary(rearrange(x, "... (k two) -> ... (two k)", two=2), places, base)
     return rearrange(halves, "... (two k) -> ... (k two)", two=2)

@@ -23,8 +23,8 @@ Position = Literal["rope", "alibi", "none"]
 
 
 def rotary(
-    x: Float[Tensor, "*rows time head_width"], positions: Int[Tensor, "*rows_or_none time"], base: float
-) -> Float[Tensor, "*rows time head_width"]:
+    x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"], base: float
+) -> Float[Tensor, "*rows time head_dim"]:
     """Turn the pairs (i, i + K/2) by the angle position * base^(-2i/K) (arXiv:2104.09864, eq. 34).
 
     `positions` are the same for all rows, (time), or differ between them, (rows, 1, time).
@@ -58,7 +58,7 @@ class Attention(Mixer):
         heads: int,
         *,
         kv_heads: int | None = None,
-        head_width: int | None = None,
+        head_dim: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
         rotated: int | None = None,
@@ -68,26 +68,26 @@ class Attention(Mixer):
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads = heads, kv_heads or heads
-        self.head_width = head_width or width // heads
-        if head_width is None and width % heads:
+        self.head_dim = head_dim or width // heads
+        if head_dim is None and width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         if heads % self.kv_heads:
             raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
-        self.rotated = self.head_width if rotated is None else rotated
-        if position == "rope" and (self.rotated % 2 or not 0 < self.rotated <= self.head_width):
+        self.rotated = self.head_dim if rotated is None else rotated
+        if position == "rope" and (self.rotated % 2 or not 0 < self.rotated <= self.head_dim):
             raise ValueError(
-                f"rotary positions need an even head width, not {self.rotated} of {self.head_width}"
+                f"rotary positions need an even head width, not {self.rotated} of {self.head_dim}"
             )
         self.position, self.rope_base, self.dropout = position, rope_base, nn.Dropout(dropout)
-        self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=bias)
-        self.out = nn.Linear(heads * self.head_width, width, bias=bias if out_bias is None else out_bias)
+        self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
 
     def project(
         self, x: Float[Tensor, "rows time width"]
     ) -> tuple[
-        Float[Tensor, "rows heads time head_width"],
-        Float[Tensor, "rows kv_heads time head_width"],
-        Float[Tensor, "rows kv_heads time head_width"],
+        Float[Tensor, "rows heads time head_dim"],
+        Float[Tensor, "rows kv_heads time head_dim"],
+        Float[Tensor, "rows kv_heads time head_dim"],
     ]:
         """Queries, keys and values, without positions."""
         return self.separate(self.qkv(x))
@@ -95,34 +95,34 @@ class Attention(Mixer):
     def separate(
         self, qkv: Float[Tensor, "rows time all_heads"]
     ) -> tuple[
-        Float[Tensor, "rows heads time head_width"],
-        Float[Tensor, "rows kv_heads time head_width"],
-        Float[Tensor, "rows kv_heads time head_width"],
+        Float[Tensor, "rows heads time head_dim"],
+        Float[Tensor, "rows kv_heads time head_dim"],
+        Float[Tensor, "rows kv_heads time head_dim"],
     ]:
         """All queries' heads, then the keys', then the values'."""
-        qkv = rearrange(qkv, "b t (h k) -> b h t k", k=self.head_width)
+        qkv = rearrange(qkv, "b t (h k) -> b h t k", k=self.head_dim)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         return q, k, v
 
     def turn(
         self,
-        x: Float[Tensor, "*rows time head_width"],
+        x: Float[Tensor, "*rows time head_dim"],
         positions: Int[Tensor, "*rows_or_none time"],
-    ) -> Float[Tensor, "*rows time head_width"]:
+    ) -> Float[Tensor, "*rows time head_dim"]:
         """Queries or keys with rotary positions; the features that aren't `rotated` stay."""
-        if self.rotated == self.head_width:
+        if self.rotated == self.head_dim:
             return rotary(x, positions, self.rope_base)
         turned, rest = x.tensor_split([self.rotated], dim=-1)
         return torch.cat([rotary(turned, positions, self.rope_base), rest], dim=-1)
 
     def attend(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
-        k: Float[Tensor, "rows kv_heads keys head_width"],
-        v: Float[Tensor, "rows kv_heads keys head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads keys head_dim"],
+        v: Float[Tensor, "rows kv_heads keys head_dim"],
         allowed: Bool[Tensor, "*masks time keys"],
         distance: Int[Tensor, "time keys"],
-    ) -> Float[Tensor, "rows heads time head_width"]:
+    ) -> Float[Tensor, "rows heads time head_dim"]:
         """Softmax attention over the allowed pairs; `distance` (query - key) feeds the linear biases.
 
         A query that may see nothing (padding) reads zeros.
@@ -154,20 +154,20 @@ class Attention(Mixer):
 
     @property
     def _keeps_keys(self) -> bool:
-        """Whether `go_on` below holds of this attention: a memory with another `forward` reads again."""
+        """Whether `decode` below holds of this attention: a memory with another `forward` reads again."""
         return written_for(self, "go_on", "forward", "visible", "attend", "separate", "turn")
 
-    def open_segment(self, state: State) -> Any:
+    def init_decode_cache(self, state: State) -> Any:
         if not self._keeps_keys:
-            return super().open_segment(state)
+            return super().init_decode_cache(state)
         return ()
 
-    def go_on(
+    def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         """From the keys (with their positions) and values of the segment so far."""
         if not self._keeps_keys:
-            return super().go_on(x, cache)
+            return super().decode(x, cache)
         q, k, v = self.project(x)
         before = cache[0].shape[2] if cache else 0
         places = torch.arange(before + x.shape[1], device=x.device)

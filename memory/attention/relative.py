@@ -27,9 +27,9 @@ class RecurrenceState(NamedTuple):
 class OpenSegment(NamedTuple):
     """What going on inside a segment needs of the memory and of the segment so far."""
 
-    keys: Float[Tensor, "rows heads keys head_width"]
-    values: Float[Tensor, "rows heads keys head_width"]
-    distances: Float[Tensor, "heads distances head_width"]  # W_R R, of falling distance, the last is 0
+    keys: Float[Tensor, "rows heads keys head_dim"]
+    values: Float[Tensor, "rows heads keys head_dim"]
+    distances: Float[Tensor, "heads distances head_dim"]  # W_R R, of falling distance, the last is 0
     filled: Int[Tensor, " rows"]  # of the memory
 
 
@@ -48,7 +48,7 @@ class RelativeAttention(nn.Module):
         self,
         width: int,
         heads: int,
-        head_width: int,
+        head_dim: int,
         memory_len: int,
         content_bias: nn.Parameter,
         position_bias: nn.Parameter,
@@ -59,16 +59,16 @@ class RelativeAttention(nn.Module):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.width, self.heads, self.head_width, self.memory_len = width, heads, head_width, memory_len
+        self.width, self.heads, self.head_dim, self.memory_len = width, heads, head_dim, memory_len
         self.prenorm, self.same_length = prenorm, same_length
         self.wrapped = True  # False: a key that `allowed` shows ahead of its query stands at distance 0
         self.content_bias, self.position_bias = (
             content_bias,
             position_bias,
-        )  # u, v (heads, head_width), of all layers
-        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
-        self.relative = nn.Linear(width, heads * head_width, bias=False)  # W_R
-        self.out = nn.Linear(heads * head_width, width, bias=False)
+        )  # u, v (heads, head_dim), of all layers
+        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.relative = nn.Linear(width, heads * head_dim, bias=False)  # W_R
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
 
@@ -106,7 +106,7 @@ class RelativeAttention(nn.Module):
         k, v = (rearrange(part, "b h n m k -> (b n) h m k") for part in (k, v))
 
         r = F.pad(self._split(self.relative(table)), (0, 0, 0, 1))  # (heads, keys + 1, head width)
-        scale = self.head_width**-0.5
+        scale = self.head_dim**-0.5
         raw = torch.matmul((q + self.position_bias[:, None]) * scale, r.mT)
         by_place = shift(raw)
         if allowed is not None:  # nothing else shows a query what is ahead of it
@@ -118,12 +118,14 @@ class RelativeAttention(nn.Module):
         y = h + self.dropout(self.out(y))
         return (y if self.prenorm else self.norm(y)), after
 
-    def open_segment(self, state: RecurrenceState, table: Float[Tensor, "distances width"]) -> OpenSegment:
-        """A cache for `go_on`, of the memory alone; `table` as in `forward`, for a whole segment."""
+    def init_decode_cache(
+        self, state: RecurrenceState, table: Float[Tensor, "distances width"]
+    ) -> OpenSegment:
+        """A cache for `decode`, of the memory alone; `table` as in `forward`, for a whole segment."""
         keys, values = self._memory(state.hidden.to(table.dtype))
         return OpenSegment(keys, values, self._split(self.relative(table)), state.filled)
 
-    def go_on(
+    def decode(
         self, h: Float[Tensor, "rows time width"], cache: OpenSegment
     ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
         """`forward` of a segment, causal, at the tokens behind those that the cache holds."""
@@ -132,7 +134,7 @@ class RelativeAttention(nn.Module):
         places = torch.arange(keys.shape[2], device=h.device)  # the memory's oldest is 0
         distance = places[keys.shape[2] - h.shape[1] :, None] - places
         farthest = cache.distances.shape[1] - 1
-        scale = self.head_width**-0.5
+        scale = self.head_dim**-0.5
         raw = torch.matmul((q + self.position_bias[:, None]) * scale, cache.distances.mT)
         column = (farthest - distance.clamp(0, farthest)).expand(*raw.shape[:2], -1, -1)
         scores = torch.matmul((q + self.content_bias[:, None]) * scale, keys.mT) + raw.gather(-1, column)
@@ -144,7 +146,7 @@ class RelativeAttention(nn.Module):
 
     def _split(
         self, x: Float[Tensor, "*rows time heads_width"]
-    ) -> Float[Tensor, "*rows heads time head_width"]:
+    ) -> Float[Tensor, "*rows heads time head_dim"]:
         return rearrange(x, "... t (h k) -> ... h t k", h=self.heads)
 
     def _heads(self, layer: nn.Linear, h: Float[Tensor, "rows time width"], parts: int) -> list[Tensor]:
@@ -154,12 +156,12 @@ class RelativeAttention(nn.Module):
     def _memory(self, before: Float[Tensor, "rows time width"]) -> list[Tensor]:
         """Keys and values of what earlier segments left: the weights learn from it, the past doesn't."""
         x = self.norm(before) if self.prenorm else before
-        x = F.linear(x, self.qkv.weight[self.heads * self.head_width :])
+        x = F.linear(x, self.qkv.weight[self.heads * self.head_dim :])
         return [self._split(part) for part in x.chunk(2, dim=-1)]
 
     def _windows(
-        self, old: Float[Tensor, "rows heads time head_width"], segment_len: int
-    ) -> Float[Tensor, "rows heads segments memory head_width"]:
+        self, old: Float[Tensor, "rows heads time head_dim"], segment_len: int
+    ) -> Float[Tensor, "rows heads segments memory head_dim"]:
         """Each segment's memory: the `memory_len` positions before it."""
         if not self.memory_len:
             return old.new_empty(*old.shape[:2], old.shape[2] // segment_len + 1, 0, old.shape[3])

@@ -23,10 +23,10 @@ from zoo.memory.attention.core import Attention, Position, alibi_slopes
 
 
 class WindowState(NamedTuple):
-    keys: Float[Tensor, "rows heads cache head_width"]  # the last W-1, newest last
-    values: Float[Tensor, "rows heads cache head_width"]
-    sink_keys: Float[Tensor, "rows heads sinks head_width"]  # the text's first
-    sink_values: Float[Tensor, "rows heads sinks head_width"]
+    keys: Float[Tensor, "rows heads cache head_dim"]  # the last W-1, newest last
+    values: Float[Tensor, "rows heads cache head_dim"]
+    sink_keys: Float[Tensor, "rows heads sinks head_dim"]  # the text's first
+    sink_values: Float[Tensor, "rows heads sinks head_dim"]
     read: Int[Tensor, " rows"]  # tokens read since the row was fresh
 
 
@@ -41,7 +41,7 @@ class WindowAttention(Attention):
         window: int,
         sinks: int = 0,
         kv_heads: int | None = None,
-        head_width: int | None = None,
+        head_dim: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
         rotated: int | None = None,
@@ -53,7 +53,7 @@ class WindowAttention(Attention):
             width,
             heads,
             kv_heads=kv_heads,
-            head_width=head_width,
+            head_dim=head_dim,
             position=position,
             rope_base=rope_base,
             rotated=rotated,
@@ -69,7 +69,7 @@ class WindowAttention(Attention):
         weight = self.qkv.weight
 
         def empty(length: int) -> Tensor:
-            return weight.new_zeros(rows, self.kv_heads, length, self.head_width)
+            return weight.new_zeros(rows, self.kv_heads, length, self.head_dim)
 
         cache, sinks = self.window - 1, self.sinks
         read = torch.zeros(rows, dtype=torch.long, device=weight.device)
@@ -84,9 +84,9 @@ class WindowAttention(Attention):
 
     def mix(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
-        k: Float[Tensor, "rows kv_heads time head_width"],
-        v: Float[Tensor, "rows kv_heads time head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads time head_dim"],
+        v: Float[Tensor, "rows kv_heads time head_dim"],
         state: WindowState,
     ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
         """In chunks of `window` queries that are all attended at once."""
@@ -152,16 +152,16 @@ class WindowAttention(Attention):
 
     def _attend_with_sinks(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
-        q_chunks: Float[Tensor, "pieces heads chunk head_width"],
-        k_chunks: Float[Tensor, "pieces kv_heads keys head_width"],
-        v_chunks: Float[Tensor, "pieces kv_heads keys head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
+        q_chunks: Float[Tensor, "pieces heads chunk head_dim"],
+        k_chunks: Float[Tensor, "pieces kv_heads keys head_dim"],
+        v_chunks: Float[Tensor, "pieces kv_heads keys head_dim"],
         allowed: Tensor,
         distance: Int[Tensor, "chunk keys"],
-        sink_keys: Float[Tensor, "rows kv_heads sinks head_width"],
-        sink_values: Float[Tensor, "rows kv_heads sinks head_width"],
+        sink_keys: Float[Tensor, "rows kv_heads sinks head_dim"],
+        sink_values: Float[Tensor, "rows kv_heads sinks head_dim"],
         state: WindowState,
-    ) -> Float[Tensor, "pieces heads chunk head_width"]:
+    ) -> Float[Tensor, "pieces heads chunk head_dim"]:
         """One softmax over sinks and window.  The sinks' distances differ from the window's, so the two are
         scored apart; a query's place in the cache stops growing once the cache is full."""
         groups, chunk = self.heads // self.kv_heads, q_chunks.shape[2]
@@ -178,12 +178,12 @@ class WindowAttention(Attention):
         near = q_chunks @ k_chunks.mT
         if self.position == "alibi":
             slopes = alibi_slopes(self.heads, q)[:, None, None]
-            to_sinks = to_sinks - slopes * (cached[:, None, :, None] - slots) * self.head_width**0.5
-            near = near - slopes * distance * self.head_width**0.5
+            to_sinks = to_sinks - slopes * (cached[:, None, :, None] - slots) * self.head_dim**0.5
+            near = near - slopes * distance * self.head_dim**0.5
         to_sinks = to_sinks.masked_fill((slots > place[..., None])[:, None], -torch.inf)
         near = near.masked_fill(~allowed, -torch.inf)
         to_sinks = rearrange(to_sinks, "b h (n c) s -> (b n) h c s", c=chunk)
-        weights = (torch.cat([to_sinks, near], dim=-1) * self.head_width**-0.5).softmax(-1)
+        weights = (torch.cat([to_sinks, near], dim=-1) * self.head_dim**-0.5).softmax(-1)
         weights = self.dropout(weights)
         chunks = len(q_chunks) // len(q)
         sink_values = sink_values.repeat_interleave(chunks, dim=0)

@@ -34,8 +34,8 @@ LEAST = 1e-15  # what a memory says to features as far from all its keys as this
 
 
 class MemoryState(NamedTuple):
-    matrix: Float[Tensor, "rows heads head_width value_width"]  # M
-    normaliser: Float[Tensor, "rows heads head_width"]  # z
+    matrix: Float[Tensor, "rows heads head_dim value_width"]  # M
+    normaliser: Float[Tensor, "rows heads head_dim"]  # z
     written: Int[Tensor, " rows"]  # segments, since the row was fresh
 
 
@@ -61,8 +61,8 @@ def sigma(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def scales(
-    features: Float[Tensor, "*any time head_width"],
-    normaliser: Float[Tensor, "*any head_width"],
+    features: Float[Tensor, "*any time head_dim"],
+    normaliser: Float[Tensor, "*any head_dim"],
     written: Int[Tensor, "*any_or_one"],
 ) -> Float[Tensor, "*any time 1"]:
     """1 / (sigma(Q) z); 0, so that the answer is, where nothing is there."""
@@ -72,8 +72,8 @@ def scales(
 
 
 def read_and_write_loop(
-    q: Float[Tensor, "rows segments heads time head_width"],
-    k: Float[Tensor, "rows segments heads time head_width"],
+    q: Float[Tensor, "rows segments heads time head_dim"],
+    k: Float[Tensor, "rows segments heads time head_dim"],
     v: Float[Tensor, "rows segments heads time value_width"],
     state: MemoryState,
     rule: Rule,
@@ -90,8 +90,8 @@ def read_and_write_loop(
 
 
 def read_and_write(
-    q: Float[Tensor, "rows segments heads time head_width"],
-    k: Float[Tensor, "rows segments heads time head_width"],
+    q: Float[Tensor, "rows segments heads time head_dim"],
+    k: Float[Tensor, "rows segments heads time head_dim"],
     v: Float[Tensor, "rows segments heads time value_width"],
     state: MemoryState,
     rule: Rule,
@@ -126,21 +126,21 @@ class CompressiveAttention(Mixer):
         *,
         segment: int,
         rule: Rule = "delta",
-        head_width: int | None = None,
+        head_dim: int | None = None,
         value_width: int | None = None,
         position: Literal["rope", "none"] = "rope",
         rope_base: float = 10000.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if head_width is None and width % heads:
+        if head_dim is None and width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.heads, self.head_width = heads, head_width or width // heads
-        self.value_width = value_width or self.head_width
-        if position == "rope" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        self.heads, self.head_dim = heads, head_dim or width // heads
+        self.value_width = value_width or self.head_dim
+        if position == "rope" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head width, not {self.head_dim}")
         self.segment, self.rule, self.position, self.rope_base = segment, rule, position, rope_base
-        self.parts = [heads * part for part in (self.head_width, self.head_width, self.value_width)]
+        self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)
         self.out = nn.Linear(self.parts[-1], width, bias=False)
         self.gate = nn.Parameter(torch.zeros(heads))  # beta
@@ -150,8 +150,8 @@ class CompressiveAttention(Mixer):
         weight = self.qkv.weight
         kept = torch.promote_types(weight.dtype, torch.float32)  # sums over a whole text
         return MemoryState(
-            weight.new_zeros(rows, self.heads, self.head_width, self.value_width, dtype=kept),
-            weight.new_zeros(rows, self.heads, self.head_width, dtype=kept),
+            weight.new_zeros(rows, self.heads, self.head_dim, self.value_width, dtype=kept),
+            weight.new_zeros(rows, self.heads, self.head_dim, dtype=kept),
             torch.zeros(rows, dtype=torch.long, device=weight.device),
         )
 
@@ -169,8 +169,8 @@ class CompressiveAttention(Mixer):
     def project(
         self, x: Float[Tensor, "rows time width"]
     ) -> tuple[
-        Float[Tensor, "rows heads time head_width"],
-        Float[Tensor, "rows heads time head_width"],
+        Float[Tensor, "rows heads time head_dim"],
+        Float[Tensor, "rows heads time head_dim"],
         Float[Tensor, "rows heads time value_width"],
     ]:
         """Queries, keys and values, without positions."""
@@ -182,8 +182,8 @@ class CompressiveAttention(Mixer):
 
     def attend(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
-        k: Float[Tensor, "rows heads time head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows heads time head_dim"],
         v: Float[Tensor, "rows heads time value_width"],
     ) -> Float[Tensor, "rows heads time value_width"]:
         """Causal attention inside each segment; positions are counted from its first token."""

@@ -38,15 +38,15 @@ def earlier_rows(rows: int, reach: int, packing: int = 1, stepping: bool = False
 
 
 def crossbatch(
-    q: Float[Tensor, "rows heads time head_width"],
-    k: Float[Tensor, "rows heads time head_width"],
-    v: Float[Tensor, "rows heads time head_width"],
-    other_keys: Float[Tensor, "rows heads segment head_width"],
-    other_values: Float[Tensor, "rows heads segment head_width"],
+    q: Float[Tensor, "rows heads time head_dim"],
+    k: Float[Tensor, "rows heads time head_dim"],
+    v: Float[Tensor, "rows heads time head_dim"],
+    other_keys: Float[Tensor, "rows heads segment head_dim"],
+    other_values: Float[Tensor, "rows heads segment head_dim"],
     filled: Int[Tensor, " rows"],
     seen: Int[Tensor, "rows contexts"],
     dropout: float = 0.0,
-) -> Float[Tensor, "rows heads time head_width"]:
+) -> Float[Tensor, "rows heads time head_dim"]:
     """One softmax over the row's own tokens, causally, and the first `filled` others of each row `seen` (-1:
     none).  Scores are q k / sqrt(K)."""
     rows, time = len(q), q.shape[2]
@@ -60,14 +60,14 @@ def crossbatch(
 
 
 def crossbatch_loop(
-    q: Float[Tensor, "rows heads time head_width"],
-    k: Float[Tensor, "rows heads time head_width"],
-    v: Float[Tensor, "rows heads time head_width"],
-    other_keys: Float[Tensor, "rows heads segment head_width"],
-    other_values: Float[Tensor, "rows heads segment head_width"],
+    q: Float[Tensor, "rows heads time head_dim"],
+    k: Float[Tensor, "rows heads time head_dim"],
+    v: Float[Tensor, "rows heads time head_dim"],
+    other_keys: Float[Tensor, "rows heads segment head_dim"],
+    other_values: Float[Tensor, "rows heads segment head_dim"],
     filled: Int[Tensor, " rows"],
     seen: Int[Tensor, "rows contexts"],
-) -> Float[Tensor, "rows heads time head_width"]:
+) -> Float[Tensor, "rows heads time head_dim"]:
     """What `crossbatch` means, query by query."""
     said = []
     for row, others in enumerate(seen.tolist()):

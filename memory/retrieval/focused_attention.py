@@ -25,12 +25,12 @@ from zoo.errors import UserError
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import KNN, Bank, attend
 from zoo.memory.retrieval.crossbatch import crossbatch, lanes
-from zoo.state import each
+from zoo.state import tree_map
 
 
 class FocusedState(NamedTuple):
-    previous_keys: Float[Tensor, "rows heads segment head_width"]  # of the last segment, without positions
-    previous_values: Float[Tensor, "rows heads segment head_width"]
+    previous_keys: Float[Tensor, "rows heads segment head_dim"]  # of the last segment, without positions
+    previous_values: Float[Tensor, "rows heads segment head_dim"]
     filled: Int[Tensor, " rows"]  # tokens of the last segment, 0 in a fresh row
     bank: Bank  # what came before the last segment
 
@@ -56,7 +56,7 @@ class FocusedAttention(Attention):
         self.schedule, self.share = dict(schedule), 0.0  # how far training is
         self.sharpness = None
         if normalised:  # at first the logits are as large as those of keys and queries of unit variance
-            self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_width) / 2))
+            self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_dim) / 2))
 
     @property
     def contexts(self) -> int:
@@ -65,7 +65,7 @@ class FocusedAttention(Attention):
 
     def init_state(self, rows: int) -> FocusedState:
         weight = self.qkv.weight
-        keys, values = weight.new_zeros(2, rows, self.heads, self.segment_len, self.head_width)
+        keys, values = weight.new_zeros(2, rows, self.heads, self.segment_len, self.head_dim)
         filled = torch.zeros(rows, dtype=torch.long, device=weight.device)
         return FocusedState(keys, values, filled, self.knn.init_state(rows, weight))
 
@@ -75,7 +75,7 @@ class FocusedAttention(Attention):
         q, k, v = self.project(x)
         if self.sharpness is not None:
             q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
-            q = q * (self.sharpness.exp() * self.head_width**0.5).to(v.dtype)[:, None, None]
+            q = q * (self.sharpness.exp() * self.head_dim**0.5).to(v.dtype)[:, None, None]
         near = k
         if self.position == "rope":
             positions = torch.arange(x.shape[1], device=x.device)
@@ -91,12 +91,12 @@ class FocusedAttention(Attention):
 
     def contrast(
         self,
-        q: Float[Tensor, "rows_and_segments heads time head_width"],
-        near: Float[Tensor, "rows_and_segments heads time head_width"],
-        k: Float[Tensor, "rows_and_segments heads time head_width"],
-        v: Float[Tensor, "rows_and_segments heads time head_width"],
+        q: Float[Tensor, "rows_and_segments heads time head_dim"],
+        near: Float[Tensor, "rows_and_segments heads time head_dim"],
+        k: Float[Tensor, "rows_and_segments heads time head_dim"],
+        v: Float[Tensor, "rows_and_segments heads time head_dim"],
         state: FocusedState,
-    ) -> tuple[Float[Tensor, "rows_and_segments heads time head_width"], Bank]:
+    ) -> tuple[Float[Tensor, "rows_and_segments heads time head_dim"], Bank]:
         """In training: all segments at once, each among the previous segments of d rows.  `near` are the keys
         with positions, `k` those without.  UserError if the schedule asks for more contexts than rows."""
         rows, most = len(state.filled), max(self.schedule.values())
@@ -109,12 +109,12 @@ class FocusedAttention(Attention):
 
     def look_back(
         self,
-        q: Float[Tensor, "rows_and_segments heads time head_width"],
-        near: Float[Tensor, "rows_and_segments heads time head_width"],
-        k: Float[Tensor, "rows_and_segments heads time head_width"],
-        v: Float[Tensor, "rows_and_segments heads time head_width"],
+        q: Float[Tensor, "rows_and_segments heads time head_dim"],
+        near: Float[Tensor, "rows_and_segments heads time head_dim"],
+        k: Float[Tensor, "rows_and_segments heads time head_dim"],
+        v: Float[Tensor, "rows_and_segments heads time head_dim"],
         state: FocusedState,
-    ) -> tuple[Float[Tensor, "rows_and_segments heads time head_width"], Bank]:
+    ) -> tuple[Float[Tensor, "rows_and_segments heads time head_dim"], Bank]:
         """In evaluation: segment after segment, each with its row's past, and the bank after them; `near` and
         `k` as in training."""
         bank, rows, said = state.bank, len(state.filled), []
@@ -126,14 +126,14 @@ class FocusedAttention(Attention):
 
     def look_up(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
-        near: Float[Tensor, "rows heads time head_width"],
-        v: Float[Tensor, "rows heads time head_width"],
-        last_k: Float[Tensor, "rows heads segment head_width"],
-        last_v: Float[Tensor, "rows heads segment head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
+        near: Float[Tensor, "rows heads time head_dim"],
+        v: Float[Tensor, "rows heads time head_dim"],
+        last_k: Float[Tensor, "rows heads segment head_dim"],
+        last_v: Float[Tensor, "rows heads segment head_dim"],
         filled: Int[Tensor, " rows"],
         bank: Bank,
-    ) -> Float[Tensor, "rows heads time head_width"]:
+    ) -> Float[Tensor, "rows heads time head_dim"]:
         """One segment with the nearest keys of the last segment's first `filled` and the bank; if all are
         asked for, nothing is searched."""
         (rows, _, time, _), length, device = q.shape, last_k.shape[2], q.device
@@ -161,30 +161,30 @@ class FocusedAttention(Attention):
             nearest = torch.zeros_like(there).scatter_(-1, nearest, True)
             real, found = (there & nearest).tensor_split([length], dim=-1)
         allowed = torch.cat([causal.expand(-1, q.shape[1], -1, -1), real], dim=3)
-        return attend(q, keys, values, allowed, found_k, found_v, found, self.head_width**-0.5)
+        return attend(q, keys, values, allowed, found_k, found_v, found, self.head_dim**-0.5)
 
     def remember(
         self,
         bank: Bank,
-        keys: Float[Tensor, "rows heads segment head_width"],
-        values: Float[Tensor, "rows heads segment head_width"],
+        keys: Float[Tensor, "rows heads segment head_dim"],
+        values: Float[Tensor, "rows heads segment head_dim"],
         filled: Int[Tensor, " rows"],
     ) -> Bank:
         """The bank with each row's first `filled` keys; rows of other lengths are written apart."""
         for length in filled.unique().tolist():
             if length:
                 written = self.knn.add(bank, keys[:, :, :length], values[:, :, :length])
-                bank = each(partial(_where, filled == length), written, bank)
+                bank = tree_map(partial(_where, filled == length), written, bank)
         return bank
 
 
 def previous(
-    k: Float[Tensor, "rows_and_segments heads time head_width"],
-    v: Float[Tensor, "rows_and_segments heads time head_width"],
+    k: Float[Tensor, "rows_and_segments heads time head_dim"],
+    v: Float[Tensor, "rows_and_segments heads time head_dim"],
     state: FocusedState,
 ) -> tuple[
-    Float[Tensor, "rows_and_segments heads segment head_width"],
-    Float[Tensor, "rows_and_segments heads segment head_width"],
+    Float[Tensor, "rows_and_segments heads segment head_dim"],
+    Float[Tensor, "rows_and_segments heads segment head_dim"],
     Int[Tensor, " rows_and_segments"],
 ]:
     """Keys and values before each segment, and how many: what is carried, then the others of this call."""

@@ -40,8 +40,8 @@ class OpenLine(NamedTuple):
     """Of an open segment: the state before it, and its slots' keys, without positions, and values."""
 
     state: BankState
-    keys: Float[Tensor, "rows heads slots head_width"]
-    values: Float[Tensor, "rows heads slots head_width"]
+    keys: Float[Tensor, "rows heads slots head_dim"]
+    values: Float[Tensor, "rows heads slots head_dim"]
 
 
 def allowed_softmax(
@@ -119,15 +119,15 @@ class LandmarkAttention(Attention):
         """Zeros that take no memory until something is written."""
         nought, head = self.qkv.weight.new_zeros(()), (rows, self.heads)
         size = math.gcd(self.blocks, max(1, self.segment // self.block))  # whole segments fill whole pieces
-        piece = nought.expand(*head, size, self.block, self.head_width)
-        still_open = nought.expand(*head, self.block - 1, self.head_width)
+        piece = nought.expand(*head, size, self.block, self.head_dim)
+        still_open = nought.expand(*head, self.block - 1, self.head_dim)
         read = torch.zeros(rows, dtype=torch.long, device=nought.device)
         ring = (piece,) * (self.blocks // size)
         return BankState(ring, ring, still_open, still_open, read)
 
     def turn(
-        self, x: Float[Tensor, "*rows time head_width"], positions: Int[Tensor, "*rows_or_none time"]
-    ) -> Float[Tensor, "*rows time head_width"]:
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+    ) -> Float[Tensor, "*rows time head_dim"]:
         if not self.interleaved:
             return super().turn(x, positions)
         halves = super().turn(rearrange(x, "... (k two) -> ... (two k)", two=2), positions)
@@ -163,22 +163,22 @@ class LandmarkAttention(Attention):
         weights = self._weigh(self._score(q, k), visible, queries // self.block)
         return self._leave(weights @ v)
 
-    def _leave(self, y: Float[Tensor, "rows heads time head_width"]) -> Float[Tensor, "rows time width"]:
+    def _leave(self, y: Float[Tensor, "rows heads time head_dim"]) -> Float[Tensor, "rows time width"]:
         return self.out(rearrange(y, "b h t k -> b t (h k)"))
 
     def _score(self, q: Tensor, k: Tensor) -> Tensor:
-        return (q * self.head_width**-0.5) @ k.mT
+        return (q * self.head_dim**-0.5) @ k.mT
 
     def _weigh(self, scores: Tensor, visible: Tensor, own: Tensor) -> Tensor:
         """Grouped softmax over keys in a line."""
         scores, visible = (x.unflatten(-1, (-1, self.block)) for x in (scores, visible))
         return self.dropout(grouped_softmax(scores, visible, own).to(scores.dtype)).flatten(-2)
 
-    def open_segment(self, state: BankState) -> OpenLine:
+    def init_decode_cache(self, state: BankState) -> OpenLine:
         nothing = state.open_keys[:, :, :0]
         return OpenLine(state, nothing, nothing)
 
-    def go_on(
+    def decode(
         self, x: Float[Tensor, "rows time width"], cache: OpenLine
     ) -> tuple[Float[Tensor, "rows time width"], OpenLine]:
         """Not by selection `head`, which asks the whole segment at once."""
@@ -206,7 +206,7 @@ class LandmarkAttention(Attention):
             return self._weigh(self._score(turned, keys), visible, queries // block) @ values, line, values
 
         chosen = self.choose(turned, state)
-        size = max(1, GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_width))
+        size = max(1, GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_dim))
         said = []
         for piece, asked, ids, at, seen in zip(
             *(part.split(size, dim=2) for part in (q, turned, chosen, queries, visible)), strict=True
@@ -230,7 +230,7 @@ class LandmarkAttention(Attention):
 
     @torch.no_grad()
     def choose(
-        self, q: Float[Tensor, "rows heads time head_width"], state: BankState
+        self, q: Float[Tensor, "rows heads time head_dim"], state: BankState
     ) -> Int[Tensor, "rows heads time topk"]:
         """Which blocks of the bank each query reads, as places in `state.keys`, oldest first; before them -1
         for what isn't there."""

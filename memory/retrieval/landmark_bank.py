@@ -17,14 +17,14 @@ from torch import Tensor
 
 from zoo.memory.attention.chunked import placed
 
-Ring = tuple[Float[Tensor, "rows heads piece block head_width"], ...]
+Ring = tuple[Float[Tensor, "rows heads piece block head_dim"], ...]
 
 
 class BankState(NamedTuple):
     closed_keys: Ring  # without positions; a block's landmark last
     closed_values: Ring
-    open_keys: Float[Tensor, "rows heads open head_width"]  # of the open block, its first first, 0 behind
-    open_values: Float[Tensor, "rows heads open head_width"]
+    open_keys: Float[Tensor, "rows heads open head_dim"]  # of the open block, its first first, 0 behind
+    open_values: Float[Tensor, "rows heads open head_dim"]
     read: Int[Tensor, " rows"]  # slots read since the row was fresh: tokens, landmarks included
 
     @property
@@ -47,12 +47,12 @@ class BankState(NamedTuple):
         return self.read % self.block
 
     @property
-    def keys(self) -> Float[Tensor, "rows heads blocks block head_width"]:
+    def keys(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
         """A copy of the whole bank, the newest block last."""
         return by_age(self.closed_keys, self.closed)
 
     @property
-    def values(self) -> Float[Tensor, "rows heads blocks block head_width"]:
+    def values(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
         """As `keys`."""
         return by_age(self.closed_values, self.closed)
 
@@ -68,12 +68,12 @@ def by_age(
 
 def lines(
     state: BankState,
-    k: Float[Tensor, "rows heads time head_width"],
-    v: Float[Tensor, "rows heads time head_width"],
+    k: Float[Tensor, "rows heads time head_dim"],
+    v: Float[Tensor, "rows heads time head_dim"],
 ) -> tuple[
     Int[Tensor, "rows line"],
-    Float[Tensor, "rows heads line head_width"],
-    Float[Tensor, "rows heads line head_width"],
+    Float[Tensor, "rows heads line head_dim"],
+    Float[Tensor, "rows heads line head_dim"],
 ]:
     """The places 0, 1, .. of each row's line, and the keys and values there; behind the last one whatever."""
     count = -(-(state.block - 1 + k.shape[2]) // state.block)
@@ -87,8 +87,8 @@ def lines(
 @torch.no_grad()
 def add(
     state: BankState,
-    keys: Float[Tensor, "rows heads line head_width"],
-    values: Float[Tensor, "rows heads line head_width"],
+    keys: Float[Tensor, "rows heads line head_dim"],
+    values: Float[Tensor, "rows heads line head_dim"],
     time: int,
 ) -> BankState:
     """The state with the lines of `time` new slots: what they close goes into the bank, the rest is open."""
@@ -135,8 +135,8 @@ def _put(new: Tensor, ring: Ring, before: Tensor, after: Tensor) -> Ring:
 def gather(
     state: BankState, ids: Int[Tensor, "rows heads time topk"]
 ) -> tuple[
-    Float[Tensor, "found block head_width"],
-    Float[Tensor, "found block head_width"],
+    Float[Tensor, "found block head_dim"],
+    Float[Tensor, "found block head_dim"],
     Int[Tensor, "rows heads time topk"],
 ]:
     """Keys and values of the blocks named, each once and no others, and which of them each id is.

@@ -29,13 +29,13 @@ AT_ONCE = 2**26  # numbers that are gathered from the bank at a time
 
 
 def look_near(
-    q: Float[Tensor, "rows heads time head_width"],
-    k: Float[Tensor, "rows heads time head_width"],
-    v: Float[Tensor, "rows heads time head_width"],
+    q: Float[Tensor, "rows heads time head_dim"],
+    k: Float[Tensor, "rows heads time head_dim"],
+    v: Float[Tensor, "rows heads time head_dim"],
     scale: Float[Tensor, " heads"],
     bias: Float[Tensor, "heads time time"] | None = None,
     dropout: float = 0.0,
-) -> Float[Tensor, "rows heads time head_width"]:
+) -> Float[Tensor, "rows heads time head_dim"]:
     """near: causal attention inside the segment, `bias` added to the scaled scores."""
     q = q * scale.to(q.dtype)[:, None, None]
     if bias is not None:
@@ -47,10 +47,10 @@ def look_near(
 def look_far(
     knn: KNN,
     bank: Bank,
-    q: Float[Tensor, "rows heads time head_width"],
+    q: Float[Tensor, "rows heads time head_dim"],
     scale: Float[Tensor, " heads"],
     dropout: float = 0.0,
-) -> Float[Tensor, "rows heads time head_width"]:
+) -> Float[Tensor, "rows heads time head_dim"]:
     """far: attention over the nearest keys of the bank, so many queries at a time that the keys fit; in the
     backward pass they are gathered again."""
     ids, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
@@ -66,10 +66,10 @@ def look_far(
 def _weigh(
     knn: KNN,
     bank: Bank,
-    q: Float[Tensor, "rows heads time head_width"],
+    q: Float[Tensor, "rows heads time head_dim"],
     ids: Int[Tensor, "rows heads time neighbours"],
     dropout: float,
-) -> Float[Tensor, "rows heads time head_width"]:
+) -> Float[Tensor, "rows heads time head_dim"]:
     keys, values = knn.gather(bank, ids)
     assert values is not None
     keys, values = keys.detach().to(q.dtype), values.detach().to(q.dtype)
@@ -81,10 +81,10 @@ def _weigh(
 
 
 def blend(
-    near: Float[Tensor, "rows heads time head_width"],
-    far: Float[Tensor, "rows heads time head_width"],
+    near: Float[Tensor, "rows heads time head_dim"],
+    far: Float[Tensor, "rows heads time head_dim"],
     gate: Float[Tensor, " heads"],
-) -> Float[Tensor, "rows heads time head_width"]:
+) -> Float[Tensor, "rows heads time head_dim"]:
     """g far + (1 - g) near."""
     return torch.lerp(near, far.to(near.dtype), gate.sigmoid().to(near.dtype)[:, None, None])
 
@@ -104,7 +104,7 @@ class MemorizingAttention(Attention):
         super().__init__(width, heads, rope_base=rope_base, dropout=dropout)
         self.knn = knn
         # at first the logits are as large as those of keys and queries of unit variance
-        self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_width) / 2))
+        self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_dim) / 2))
         self.gate = nn.Parameter(torch.zeros(heads))  # b
 
     def init_state(self, rows: int) -> Bank:

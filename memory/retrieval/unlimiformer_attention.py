@@ -76,14 +76,14 @@ class UnlimiformerAttention(Attention):
 
     def score(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
-        k: Float[Tensor, "rows kv_heads time head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads time head_dim"],
     ) -> Float[Tensor, "rows heads time time"]:
         """near / sqrt(K), and -inf for what comes later."""
         positions = torch.arange(q.shape[2], device=q.device)
         if self.position == "rope":
             q, k = self.turn(q, positions), self.turn(k, positions)
-        scores = self.head_width**-0.5 * q @ self.spread(k).mT
+        scores = self.head_dim**-0.5 * q @ self.spread(k).mT
         if self.position == "alibi":
             slopes = alibi_slopes(self.heads, scores)
             scores = scores - slopes[:, None, None] * (positions[:, None] - positions)
@@ -96,10 +96,10 @@ class UnlimiformerAttention(Attention):
         return part.repeat_interleave(groups, dim) if groups > 1 else part
 
     def recomputing(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each head's W_k and W_v (heads, head_width, width), b_k and b_v (heads, head_width)."""
+        """Each head's W_k and W_v (heads, head_dim, width), b_k and b_v (heads, head_dim)."""
         bias = self.qkv.weight.new_zeros(len(self.qkv.weight)) if self.qkv.bias is None else self.qkv.bias
         w_k, w_v, b_k, b_v = (
-            self.spread(rearrange(part, "(h k) ... -> h k ...", k=self.head_width)[self.heads :][kept], 0)
+            self.spread(rearrange(part, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :][kept], 0)
             for part in (self.qkv.weight, bias)
             for kept in (slice(None, self.kv_heads), slice(self.kv_heads, None))
         )
@@ -107,11 +107,11 @@ class UnlimiformerAttention(Attention):
 
     def look_back(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
         near: Float[Tensor, "rows heads time segment"],
-        v: Float[Tensor, "rows kv_heads segment head_width"],
+        v: Float[Tensor, "rows kv_heads segment head_dim"],
         bank: Bank,
-    ) -> Float[Tensor, "rows heads time head_width"]:
+    ) -> Float[Tensor, "rows heads time head_dim"]:
         """y before W_o, of one segment: keys and values of what is found are never made, only their sums."""
         w_k, w_v, b_k, b_v = self.recomputing()
         z = einsum(q, w_k, "b h t k, h k d -> b h t d")
@@ -148,7 +148,7 @@ class UnlimiformerAttention(Attention):
         """p over the segment; sum p_ij h_j and sum p_ij over what is found."""
         hidden = self.knn.gather(bank, ids[:, None])[0][:, 0].to(z.dtype)
         far = einsum(z, hidden, "b n d, b n k d -> b n k") + offset[..., None]
-        far = (self.head_width**-0.5 * far).masked_fill(ids < 0, -torch.inf)
+        far = (self.head_dim**-0.5 * far).masked_fill(ids < 0, -torch.inf)
         scores = torch.cat([near, far], dim=-1)
         p = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(z.dtype)
         p_near, p_far = self.dropout(p).tensor_split([near.shape[-1]], dim=-1)
@@ -156,11 +156,11 @@ class UnlimiformerAttention(Attention):
 
     def look_back_loop(
         self,
-        q: Float[Tensor, "rows heads time head_width"],
+        q: Float[Tensor, "rows heads time head_dim"],
         near: Float[Tensor, "rows heads time segment"],
-        v: Float[Tensor, "rows kv_heads segment head_width"],
+        v: Float[Tensor, "rows kv_heads segment head_dim"],
         bank: Bank,
-    ) -> Float[Tensor, "rows heads time head_width"]:
+    ) -> Float[Tensor, "rows heads time head_dim"]:
         """`look_back` by its definition, query by query, with keys and values recomputed; without dropout."""
         w_k, w_v, b_k, b_v = self.recomputing()
         y = torch.empty_like(q)
@@ -169,7 +169,7 @@ class UnlimiformerAttention(Attention):
             kept = torch.cat(bank.keys, dim=2)[row, 0, :alive].to(q.dtype)
             nearest = (kept @ (q[row, head, time] @ w_k[head])).topk(min(self.knn.neighbours, alive))[1]
             keys = kept[nearest] @ w_k[head].T + b_k[head]
-            far = self.head_width**-0.5 * keys @ q[row, head, time]
+            far = self.head_dim**-0.5 * keys @ q[row, head, time]
             values = torch.cat([self.spread(v)[row, head], kept[nearest] @ w_v[head].T + b_v[head]])
             y[row, head, time] = torch.cat([near[row, head, time], far]).softmax(0) @ values
         return y

@@ -99,13 +99,13 @@ def ema(
 
 
 class ComplexEMA(Mixer):
-    def __init__(self, width: int, states: int = 16) -> None:
+    def __init__(self, width: int, state_size: int = 16) -> None:
         super().__init__()
-        self.width, self.states = width, states
-        self.alpha = nn.Parameter(torch.empty(width, states))
-        self.delta = nn.Parameter(torch.empty(width, states))
+        self.width, self.state_size = width, state_size
+        self.alpha = nn.Parameter(torch.empty(width, state_size))
+        self.delta = nn.Parameter(torch.empty(width, state_size))
         self.theta = nn.Parameter(torch.empty(width))
-        self.gamma = nn.Parameter(torch.empty(width, states, 2))  # real and imaginary part
+        self.gamma = nn.Parameter(torch.empty(width, state_size, 2))  # real and imaginary part
         self.omega = nn.Parameter(torch.empty(width))
         self.init_weights()
 
@@ -123,7 +123,7 @@ class ComplexEMA(Mixer):
 
     def init_state(self, rows: int) -> Complex[Tensor, "rows width states"]:
         exact = torch.promote_types(self.alpha.dtype, torch.float32).to_complex()
-        return self.alpha.new_zeros(rows, self.width, self.states, dtype=exact)
+        return self.alpha.new_zeros(rows, self.width, self.state_size, dtype=exact)
 
     def coefficients(self) -> Coefficients:
         alpha, delta, theta, gamma, omega = (
@@ -131,9 +131,9 @@ class ComplexEMA(Mixer):
         )
         enter = alpha.sigmoid()
         lost = (enter * delta.sigmoid()).clamp(max=1 - 2**-53)  # both may round to 1, and log 0 is no decay
-        turns = torch.arange(1, self.states + 1, device=theta.device, dtype=theta.dtype)
-        angle = turns * (theta.sigmoid() * 2 * math.pi / self.states)[:, None]
-        leave = torch.view_as_complex(gamma) * self.states**-0.5
+        turns = torch.arange(1, self.state_size + 1, device=theta.device, dtype=theta.dtype)
+        angle = turns * (theta.sigmoid() * 2 * math.pi / self.state_size)[:, None]
+        leave = torch.view_as_complex(gamma) * self.state_size**-0.5
         return Coefficients(enter, torch.log1p(-lost), angle, leave, omega)
 
     def forward(

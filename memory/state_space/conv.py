@@ -63,9 +63,9 @@ class _Conv(torch.autograd.Function):
         bias: Float[Tensor, " channels"] | None,
     ) -> Float[Tensor, "rows time channels"]:
         ctx.save_for_backward(seen, weight)
-        (first, *rest), taps = weight.t().contiguous(), _shifts(seen, weight)
-        y = first * taps[0] if bias is None else torch.addcmul(bias, first, taps[0])
-        for w, x in zip(rest, taps[1:], strict=True):
+        (first, *rest), conv_size = weight.t().contiguous(), _shifts(seen, weight)
+        y = first * conv_size[0] if bias is None else torch.addcmul(bias, first, conv_size[0])
+        for w, x in zip(rest, conv_size[1:], strict=True):
             y.addcmul_(w, x)
         return y
 
@@ -83,26 +83,32 @@ class _Conv(torch.autograd.Function):
 
 def _shifts(seen: Tensor, weight: Tensor) -> list[Tensor]:
     """What each tap sees, the oldest first."""
-    taps = weight.shape[1]
-    return [seen[:, k : seen.shape[1] - taps + 1 + k] for k in range(taps)]
+    conv_size = weight.shape[1]
+    return [seen[:, k : seen.shape[1] - conv_size + 1 + k] for k in range(conv_size)]
 
 
 class CausalConv(nn.Module):
     """The convolution's weights, drawn as PyTorch's Conv1d draws them: U(-1/sqrt(K), 1/sqrt(K))."""
 
-    def __init__(self, channels: int, taps: int, bias: bool = True, backend: Backend = "torch") -> None:
+    def __init__(self, channels: int, conv_size: int, bias: bool = True, backend: Backend = "torch") -> None:
         super().__init__()
-        if taps < 1:
-            raise ValueError(f"taps must be at least 1, not {taps}")
+        if conv_size < 1:
+            raise ValueError(f"conv_size must be at least 1, not {conv_size}")
         if backend == "causal_conv1d":
             kernels.require("causal-conv1d")
         self.backend: Backend = backend
-        self.weight = nn.Parameter(torch.empty(channels, taps).uniform_(-(taps**-0.5), taps**-0.5))
-        self.bias = nn.Parameter(torch.empty(channels).uniform_(-(taps**-0.5), taps**-0.5)) if bias else None
+        self.weight = nn.Parameter(
+            torch.empty(channels, conv_size).uniform_(-(conv_size**-0.5), conv_size**-0.5)
+        )
+        self.bias = (
+            nn.Parameter(torch.empty(channels).uniform_(-(conv_size**-0.5), conv_size**-0.5))
+            if bias
+            else None
+        )
 
     def init_state(self, rows: int) -> Float[Tensor, "rows earlier channels"]:
-        channels, taps = self.weight.shape
-        return self.weight.new_zeros(rows, taps - 1, channels)
+        channels, conv_size = self.weight.shape
+        return self.weight.new_zeros(rows, conv_size - 1, channels)
 
     def forward(
         self, x: Float[Tensor, "rows time channels"], tail: Float[Tensor, "rows earlier channels"]

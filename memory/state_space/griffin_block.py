@@ -30,11 +30,11 @@ class RecurrentState(NamedTuple):
 class RecurrentBlock(Mixer):
     """`lru_width` channels; the unit's gates are block-diagonal in `blocks` blocks."""
 
-    def __init__(self, width: int, lru_width: int, blocks: int, *, taps: int = 4) -> None:
+    def __init__(self, width: int, lru_width: int, blocks: int, *, conv_size: int = 4) -> None:
         super().__init__()
         self.gate = nn.Linear(width, lru_width)  # W_y
         self.enter = nn.Linear(width, lru_width)  # W_x
-        self.conv = CausalConv(lru_width, taps)
+        self.conv = CausalConv(lru_width, conv_size)
         self.unit = RGLRU(lru_width, blocks)
         self.out = nn.Linear(lru_width, width)
 

@@ -28,11 +28,11 @@ GatedNorm = Literal["after_gate", "before_gate", "none"]
 
 class Mamba2State(NamedTuple):
     tail: Float[Tensor, "rows earlier channels"]  # the last taps - 1 inputs of the convolution: x, B and C
-    hidden: Float[Tensor, "rows heads head_width states"]  # S, in float32 at least
+    hidden: Float[Tensor, "rows heads head_dim states"]  # S, in float32 at least
 
 
 class Mamba2Mixer(Mixer):
-    """`heads` of `head_width` channels each, in `groups` that share B and C; `gated_width` channels pass the
+    """`heads` of `head_dim` channels each, in `groups` that share B and C; `gated_width` channels pass the
     recurrence by, as silu(z0) x0."""
 
     undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
@@ -42,16 +42,16 @@ class Mamba2Mixer(Mixer):
         width: int,
         heads: int,
         *,
-        head_width: int = 64,
-        states: int = 64,
+        head_dim: int = 64,
+        state_size: int = 64,
         groups: int = 1,
-        taps: int = 4,
+        conv_size: int = 4,
         gated_width: int = 0,
         norm: GatedNorm = "after_gate",
         norm_eps: float = 1e-5,
         skip_per_channel: bool = False,
         dt_limit: tuple[float, float] | None = None,
-        chunk: int = 64,
+        chunk_size: int = 64,
         bias: bool = False,
         conv_bias: bool = True,
         backend: Backend = "torch",
@@ -59,17 +59,17 @@ class Mamba2Mixer(Mixer):
         super().__init__()
         if heads % groups:
             raise ValueError(f"heads {heads} is not a multiple of groups {groups}")
-        self.heads, self.head_width, self.states, self.groups = heads, head_width, states, groups
+        self.heads, self.head_dim, self.state_size, self.groups = heads, head_dim, state_size, groups
         self.gated_width, self.norm, self.norm_eps = gated_width, norm, norm_eps
-        self.dt_limit, self.chunk = dt_limit, chunk
+        self.dt_limit, self.chunk = dt_limit, chunk_size
         self.backend: Backend = backend
-        inner, mixed = heads * head_width, heads * head_width + 2 * groups * states
+        inner, mixed = heads * head_dim, heads * head_dim + 2 * groups * state_size
         self.parts = [gated_width, gated_width, inner, mixed, heads]  # z0, x0, z, xBC, dt
         self.enter = nn.Linear(width, sum(self.parts), bias=bias)
-        self.conv = CausalConv(mixed, taps, conv_bias, kernels.for_conv(backend))
+        self.conv = CausalConv(mixed, conv_size, conv_bias, kernels.for_conv(backend))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
-        self.D = nn.Parameter(torch.empty(heads, head_width) if skip_per_channel else torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads, head_dim) if skip_per_channel else torch.empty(heads))
         self.norm_weight = None if norm == "none" else nn.Parameter(torch.empty(inner))
         self.out = nn.Linear(gated_width + inner, width, bias=bias)
         self.reset()
@@ -85,7 +85,7 @@ class Mamba2Mixer(Mixer):
 
     def init_state(self, rows: int) -> Mamba2State:
         kept = torch.promote_types(self.A_log.dtype, torch.float32)
-        hidden = self.A_log.new_zeros(rows, self.heads, self.head_width, self.states, dtype=kept)
+        hidden = self.A_log.new_zeros(rows, self.heads, self.head_dim, self.state_size, dtype=kept)
         return Mamba2State(self.conv.init_state(rows), hidden)
 
     def forward(
@@ -93,7 +93,7 @@ class Mamba2Mixer(Mixer):
     ) -> tuple[Float[Tensor, "rows time width"], Mamba2State]:
         z0, x0, gate, mixed, dt = self.enter(u).split(self.parts, dim=-1)
         mixed, tail = self.conv(mixed, state.tail)
-        shared = self.groups * self.states
+        shared = self.groups * self.state_size
         x, write, read = F.silu(mixed).split([mixed.shape[-1] - 2 * shared, shared, shared], dim=-1)
         y, hidden = ssd(
             rearrange(x, "b t (h k) -> b t h k", h=self.heads),
@@ -105,7 +105,7 @@ class Mamba2Mixer(Mixer):
             skip=self.D,
             bias=self.dt_bias,
             limits=self.dt_limit,
-            chunk=self.chunk,
+            chunk_size=self.chunk,
             backend=self.backend,
         )
         y = self._gated(rearrange(y, "b t h k -> b t (h k)").to(u.dtype), gate)

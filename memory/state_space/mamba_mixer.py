@@ -48,29 +48,29 @@ class MambaMixer(Mixer):
         width: int,
         channels: int,
         *,
-        states: int = 16,
-        taps: int = 4,
-        rank: int | None = None,
+        state_size: int = 16,
+        conv_size: int = 4,
+        dt_rank: int | None = None,
         bias: bool = False,
         conv_bias: bool = True,
         norm_eps: float | None = None,
         backend: Backend = "torch",
     ) -> None:
         super().__init__()
-        self.channels, self.states, self.rank = channels, states, rank or math.ceil(width / 16)
+        self.channels, self.state_size, self.dt_rank = channels, state_size, dt_rank or math.ceil(width / 16)
         self.backend: Backend = backend
         self.enter = nn.Linear(width, 2 * channels, bias=bias)
-        self.conv = CausalConv(channels, taps, conv_bias, kernels.for_conv(backend))
-        self.select = nn.Linear(channels, self.rank + 2 * states, bias=False)
-        self.dt_weight = nn.Parameter(torch.empty(channels, self.rank))
+        self.conv = CausalConv(channels, conv_size, conv_bias, kernels.for_conv(backend))
+        self.select = nn.Linear(channels, self.dt_rank + 2 * state_size, bias=False)
+        self.dt_weight = nn.Parameter(torch.empty(channels, self.dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(channels))
-        self.A_log = nn.Parameter(torch.empty(channels, states))
+        self.A_log = nn.Parameter(torch.empty(channels, state_size))
         self.D = nn.Parameter(torch.empty(channels))
         self.out = nn.Linear(channels, width, bias=bias)
         normed = norm_eps is not None
         self.dt_norm, self.write_norm, self.read_norm = (
             nn.RMSNorm(size, eps=norm_eps) if normed else nn.Identity()
-            for size in (self.rank, states, states)
+            for size in (self.dt_rank, state_size, state_size)
         )
         self.reset()
 
@@ -78,14 +78,14 @@ class MambaMixer(Mixer):
     def reset(self) -> None:
         """dt_weight U(-R^-1/2, R^-1/2); dt_bias the inverse softplus of a log-uniform step; A = -1 .. -N in
         every channel; D = 1."""
-        self.dt_weight.uniform_(-(self.rank**-0.5), self.rank**-0.5)
+        self.dt_weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
         self.dt_bias.copy_(inverse_softplus_of_steps(self.channels))
-        self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
+        self.A_log.copy_(torch.arange(1, self.state_size + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)
 
     def init_state(self, rows: int) -> MambaState:
         kept = torch.promote_types(self.A_log.dtype, torch.float32)
-        hidden = self.A_log.new_zeros(rows, self.channels, self.states, dtype=kept)
+        hidden = self.A_log.new_zeros(rows, self.channels, self.state_size, dtype=kept)
         return MambaState(self.conv.init_state(rows), hidden)
 
     def forward(
@@ -94,7 +94,7 @@ class MambaMixer(Mixer):
         x, gate = self.enter(x).chunk(2, dim=-1)
         x, tail = self.conv(x, state.tail)
         x = F.silu(x)
-        low, write, read = self.select(x).split([self.rank, self.states, self.states], dim=-1)
+        low, write, read = self.select(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         delta = F.linear(self.dt_norm(low), self.dt_weight)
         write, read = self.write_norm(write)[:, :, None], self.read_norm(read)[:, :, None]
         y, hidden = selective_scan(

@@ -49,8 +49,8 @@ class GatedAttention(Mixer):
         *,
         key_width: int,
         value_width: int,
-        chunk: int,
-        states: int,
+        chunk_size: int,
+        state_size: int,
         norm_groups: int,
         norm_affine: bool = True,
         eps: float = 1e-5,
@@ -64,11 +64,11 @@ class GatedAttention(Mixer):
             raise ValueError(f"key_width {key_width} is not an even number for each of {heads} heads")
         if value_width % heads:
             raise ValueError(f"value_width {value_width} is not a multiple of heads {heads}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, not {chunk}")
-        self.heads, self.chunk, self.eps, self.rope_base = heads, chunk, eps, rope_base
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+        self.heads, self.chunk_size, self.eps, self.rope_base = heads, chunk_size, eps, rope_base
         self.timestep_norm = TimestepNorm(width, norm_groups, eps=eps)
-        self.average = ComplexEMA(width, states)
+        self.average = ComplexEMA(width, state_size)
         self.average_gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
         self.shared = nn.Linear(width, key_width)  # z
         self.gain, self.shift = (nn.Parameter(torch.zeros(2, key_width)) for _ in range(2))  # query's, key's
@@ -80,7 +80,7 @@ class GatedAttention(Mixer):
         self.attention_dropout = nn.Dropout(attention_dropout)
 
     def init_state(self, rows: int) -> MegalodonState:
-        weight, cache = self.shared.weight, self.chunk - 1
+        weight, cache = self.shared.weight, self.chunk_size - 1
         keys, values = (
             weight.new_zeros(rows, self.heads, cache, part.out_features // self.heads)
             for part in (self.shared, self.value)
@@ -104,7 +104,7 @@ class GatedAttention(Mixer):
         )
         v = rearrange(F.silu(self.value(normed)), "b t (h k) -> b h t k", h=self.heads)
         dropped = self.attention_dropout.p if self.training else 0.0
-        y, chunk = attend_in_chunks(q, k, v, state.chunk, self.chunk, self.rope_base, dropped)
+        y, chunk = attend_in_chunks(q, k, v, state.chunk, self.chunk_size, self.rope_base, dropped)
         y = self.hidden_dropout(rearrange(y, "b h t k -> b t (h k)") * F.silu(self.gate(averaged)))
         y = self.dropout(self.straight(averaged) + self.mixed(y)) + x
         return y, MegalodonState(norm, average, chunk)

@@ -24,19 +24,19 @@ Backend = Literal["torch", "mamba_ssm"]
 
 
 def ssd_loop(
-    x: Float[Tensor, "rows time heads head_width"],
+    x: Float[Tensor, "rows time heads head_dim"],
     dt: Float[Tensor, "rows time heads"],
     rates: Float[Tensor, " heads"],
     write: Float[Tensor, "rows time groups states"],
     read: Float[Tensor, "rows time groups states"],
-    state: Float[Tensor, "rows heads head_width states"],
+    state: Float[Tensor, "rows heads head_dim states"],
     *,
     skip: Float[Tensor, "heads ..."] | None = None,
-    gate: Float[Tensor, "rows time heads head_width"] | None = None,
+    gate: Float[Tensor, "rows time heads head_dim"] | None = None,
     bias: Float[Tensor, " heads"] | None = None,
     softplus: bool = True,
     limits: tuple[float, float] | None = None,
-) -> tuple[Float[Tensor, "rows time heads head_width"], Float[Tensor, "rows heads head_width states"]]:
+) -> tuple[Float[Tensor, "rows time heads head_dim"], Float[Tensor, "rows heads head_dim states"]]:
     """The definition, token by token."""
     dt = dt if bias is None else dt + bias
     dt = F.softplus(dt) if softplus else dt
@@ -52,26 +52,26 @@ def ssd_loop(
 
 
 def ssd(
-    x: Float[Tensor, "rows time heads head_width"],
+    x: Float[Tensor, "rows time heads head_dim"],
     dt: Float[Tensor, "rows time heads"],
     rates: Float[Tensor, " heads"],
     write: Float[Tensor, "rows time groups states"],
     read: Float[Tensor, "rows time groups states"],
-    state: Float[Tensor, "rows heads head_width states"],
+    state: Float[Tensor, "rows heads head_dim states"],
     *,
     skip: Float[Tensor, "heads ..."] | None = None,
-    gate: Float[Tensor, "rows time heads head_width"] | None = None,
+    gate: Float[Tensor, "rows time heads head_dim"] | None = None,
     bias: Float[Tensor, " heads"] | None = None,
     softplus: bool = True,
     limits: tuple[float, float] | None = None,
-    chunk: int = 64,
+    chunk_size: int = 64,
     backend: Backend = "torch",
-) -> tuple[Float[Tensor, "rows time heads head_width"], Float[Tensor, "rows heads head_width states"]]:
+) -> tuple[Float[Tensor, "rows time heads head_dim"], Float[Tensor, "rows heads head_dim states"]]:
     """The recurrence from a given state, and the state after it, with gradients through both.
 
     `rates` is A, `write` B, `read` C, `skip` D (per head, or per head and width), `gate` z; head h belongs to
-    group h // (heads / groups).  All is computed in the state's dtype, also under autocast; `chunk` changes
-    the cost alone.
+    group h // (heads / groups).  All is computed in the state's dtype, also under autocast; `chunk_size`
+    changes the cost alone.
     """
     if backend == "mamba_ssm":
         return kernels.ssd(
@@ -86,36 +86,36 @@ def ssd(
             bias=bias,
             softplus=softplus,
             limits=limits,
-            chunk=chunk,
+            chunk_size=chunk_size,
         )
     with torch.autocast(x.device.type, enabled=False):
         x, dt, rates, write, read = (part.to(state.dtype) for part in (x, dt, rates, write, read))
         dt = dt if bias is None else dt + bias.to(state.dtype)
         dt = F.softplus(dt) if softplus else dt
         dt = dt if limits is None else dt.clamp(*limits)
-        y, after = _chunked(x, dt, rates, write, read, state, min(chunk, x.shape[1]))
+        y, after = _chunked(x, dt, rates, write, read, state, min(chunk_size, x.shape[1]))
         y = y if skip is None else torch.addcmul(y, skip.to(state.dtype).view(x.shape[2], -1), x)
         return (y if gate is None else y * F.silu(gate.to(state.dtype))), after
 
 
 @torch.compiler.disable  # compiled for a CPU by torch 2.13 it writes outside its buffers
 def _chunked(
-    x: Tensor, dt: Tensor, rates: Tensor, write: Tensor, read: Tensor, state: Tensor, chunk: int
+    x: Tensor, dt: Tensor, rates: Tensor, write: Tensor, read: Tensor, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Figure 5 of the paper.  A token added to fill the last chunk has dt = 0, which changes nothing."""
     time, heads, groups = x.shape[1], x.shape[2], write.shape[2]
-    spare = -time % chunk
+    spare = -time % chunk_size
     if spare:
         x, dt, write, read = (
             F.pad(part, (0, 0) * (part.ndim - 2) + (0, spare)) for part in (x, dt, write, read)
         )
-    x = rearrange(x * dt[..., None], "b (c q) (g h) p -> b c g h q p", q=chunk, g=groups)
-    write, read = (rearrange(part, "b (c q) g n -> b c g q n", q=chunk) for part in (write, read))
-    sums = rearrange(dt.double() * rates.double(), "b (c q) (g h) -> b c g h q", q=chunk, g=groups)
+    x = rearrange(x * dt[..., None], "b (c q) (g h) p -> b c g h q p", q=chunk_size, g=groups)
+    write, read = (rearrange(part, "b (c q) g n -> b c g q n", q=chunk_size) for part in (write, read))
+    sums = rearrange(dt.double() * rates.double(), "b (c q) (g h) -> b c g h q", q=chunk_size, g=groups)
     sums = sums.cumsum(-1)
     whole = sums[..., -1:]
 
-    ahead = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
+    ahead = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=x.device).triu(1)
     kept = _Differences.apply(sums, x.dtype).masked_fill_(ahead, -torch.inf).exp_()
     y = (kept * (read @ write.mT)[:, :, :, None]) @ x  # inside the chunks
 

@@ -26,30 +26,30 @@ def surround(
     return torch.cat([memory, x, memory], dim=1)
 
 
-def block_visible(time: int, slots: int, device: torch.device) -> Bool[Tensor, "time time"]:
+def block_visible(time: int, memory_tokens: int, device: torch.device) -> Bool[Tensor, "time time"]:
     """Causal, but the read memory's positions see one another, and so do the write memory's (the paper's
     mask)."""
     visible = torch.ones(time, time, dtype=torch.bool, device=device).tril()
-    visible[:slots, :slots] = True
-    visible[time - slots :, time - slots :] = True
+    visible[:memory_tokens, :memory_tokens] = True
+    visible[time - memory_tokens :, time - memory_tokens :] = True
     return visible
 
 
 class BlockMemoryAttention(Attention):
-    """Attention over a segment surrounded by `slots` memory tokens, with the paper's mask."""
+    """Attention over a segment surrounded by `memory_tokens` memory tokens, with the paper's mask."""
 
     def __init__(
         self,
         width: int,
         heads: int,
-        slots: int,
+        memory_tokens: int,
         *,
         position: Position = "rope",
         bias: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(width, heads, position=position, bias=bias, dropout=dropout)
-        self.slots = slots
+        self.memory_tokens = memory_tokens
 
     def visible(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
-        return block_visible(time, self.slots, device)
+        return block_visible(time, self.memory_tokens, device)

@@ -49,7 +49,7 @@ def load(weights: dict[str, Tensor], config: Config) -> ARMT:
     }
     model = built(ARMTFromTheEnd if gpt2.from_the_end(config) else ARMT, **shape)
     positions = number(config, "n_positions")
-    enlarged = positions + model.slots  # what the published code makes of its table when it wraps
+    enlarged = positions + model.memory_tokens  # what the published code makes of its table when it wraps
     rows = len(weights.get(f"{prefix}model.transformer.wpe.weight", ()))
     gpt2.finish(model, config, enlarged if model.wrap_positions or rows == enlarged else positions)
     fill(model, weights, under(prefix, "", TABLE))

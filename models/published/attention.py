@@ -13,7 +13,7 @@ from zoo.models.published.weights import Table, View
 
 def parts(attention: Attention, theirs: str, ours: str) -> Table:
     """Three linear maps, `theirs` with q, k and v for {}, that are one here."""
-    lengths = [heads * attention.head_width for heads in (attention.heads, *[attention.kv_heads] * 2)]
+    lengths = [heads * attention.head_dim for heads in (attention.heads, *[attention.kv_heads] * 2)]
 
     def part(place: int) -> View:
         return lambda weight: weight.split(lengths)[place]
@@ -25,16 +25,16 @@ def parts(attention: Attention, theirs: str, ours: str) -> Table:
     }
 
 
-def by_group(weight: Tensor, groups: int, head_width: int) -> Tensor:
+def by_group(weight: Tensor, groups: int, head_dim: int) -> Tensor:
     """Of our rows (all queries, all keys, all values): each group's queries, its key, its value."""
-    heads = weight.unflatten(0, (-1, head_width))
+    heads = weight.unflatten(0, (-1, head_dim))
     q, k, v = heads.split([len(heads) - 2 * groups, groups, groups])
     return torch.cat([q.unflatten(0, (groups, -1)), k[:, None], v[:, None]], dim=1).flatten(0, 2)
 
 
-def by_part(weight: Tensor, groups: int, head_width: int) -> Tensor:
+def by_part(weight: Tensor, groups: int, head_dim: int) -> Tensor:
     """The inverse of `by_group`."""
-    heads = weight.unflatten(0, (groups, -1, head_width))
+    heads = weight.unflatten(0, (groups, -1, head_dim))
     return torch.cat([heads[:, :-2].flatten(0, 2), heads[:, -2].flatten(0, 1), heads[:, -1].flatten(0, 1)])
 
 

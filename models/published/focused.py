@@ -94,7 +94,7 @@ class EarlierRows(FocusedAttention):
 
     def contrast(
         self, q: Tensor, near: Tensor, k: Tensor, v: Tensor, state: FocusedState
-    ) -> tuple[Float[Tensor, "rows heads time head_width"], Bank]:
+    ) -> tuple[Float[Tensor, "rows heads time head_dim"], Bank]:
         seen = earlier_rows(len(q), self.reach, self.packing, self.stepping)[:, 1:].to(q.device)
         full = torch.full_like(state.filled, q.shape[2])
         return crossbatch(q, near, v, k, v, full, seen, self.dropout.p), state.bank
@@ -134,7 +134,7 @@ def shape(config: Config) -> dict[str, Any]:
         "depth": depth,
         "width": number(config, "hidden_size"),
         "heads": heads,
-        "hidden": number(config, "intermediate_size"),
+        "mlp_width": number(config, "intermediate_size"),
         "capacity": capacity,
         "neighbours": number(config, "neighbours", default=capacity + segment_len),
         "memory_layers": list(layers),

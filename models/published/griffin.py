@@ -92,11 +92,11 @@ def load(weights: dict[str, Tensor], config: Config) -> Griffin:
         depth=len(kinds),
         width=width,
         heads=number(config, "num_heads"),
-        hidden=number(config, "mlp_expanded_width"),
+        mlp_width=number(config, "mlp_expanded_width"),
         window=window + 1,
         pattern=kinds,
         lru_width=number(lru_width, "lru_width", default=width),
-        taps=number(config, "conv1d_temporal_width", default=4),
+        conv_size=number(config, "conv1d_temporal_width", default=4),
         scaled_embeddings=flag(config, "embeddings_scale_by_sqrt_dim", True),
         soft_cap=float(cap) if cap else None,
     )

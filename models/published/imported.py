@@ -87,16 +87,16 @@ class Imported(SequenceModule):
         logits, state = self.model(tokens, state)
         return logits, state
 
-    def open_segment(self, state: State) -> Any:
-        return self.model.open_segment(state)
+    def init_decode_cache(self, state: State) -> Any:
+        return self.model.init_decode_cache(state)
 
-    def go_on(
+    def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
-        return self.model.go_on(tokens, cache)
+        return self.model.decode(tokens, cache)
 
-    def read(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
-        return self.model.read(batch, carried)
+    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
+        return self.model.compute_loss(batch, carried)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.parameter_groups()

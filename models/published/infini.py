@@ -62,7 +62,7 @@ def attention_shape(config: Config) -> dict[str, Any]:
     return shape | {
         "width": number(config, "d_model"),
         "heads": number(config, "n_head"),
-        "head_width": number(config, "d_key"),
+        "head_dim": number(config, "d_key"),
         "value_width": number(config, "d_value", default=number(config, "d_key")),
         "rule": rule,
         "dropout": fraction(config, "dropout", 0.0),
@@ -92,7 +92,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Infini:
         "vocab_size": number(config, "vocab"),
         "segment_len": segment_len(config),
         "depth": number(config, "n_layer"),
-        "hidden": number(config, "d_ff"),
+        "mlp_width": number(config, "d_ff"),
         "norm": "layer",
         "activation": "gelu",
         "bias": True,

@@ -65,9 +65,9 @@ def mixer_shape(width: int, config: Config) -> dict[str, Any]:
     rank = {} if config.get("dt_rank", "auto") == "auto" else config
     return {
         "channels": number(config, "expand", default=2) * width,
-        "states": number(config, "d_state", default=16),
-        "taps": number(config, "d_conv", default=4),
-        "rank": number(rank, "dt_rank", default=-(-width // 16)),
+        "state_size": number(config, "d_state", default=16),
+        "conv_size": number(config, "d_conv", default=4),
+        "dt_rank": number(rank, "dt_rank", default=-(-width // 16)),
         "bias": flag(config, "bias", False),
         "conv_bias": flag(config, "conv_bias", True),
     }
@@ -84,7 +84,7 @@ def decoder_shape(config: Config) -> dict[str, Any]:
         "segment_len": number(config, "L", default=2048),
         "depth": number(config, "n_layer"),
         "width": number(config, "d_model"),
-        "hidden": rounded(hidden, 128),
+        "mlp_width": rounded(hidden, 128),
         "norm": "rms" if flag(config, "rms_norm", True) else "layer",
         "tied": flag(config, "tie_embeddings", True),
     }
@@ -98,8 +98,8 @@ def transformers_shape(config: Config) -> dict[str, Any]:
         "segment_len": 2048,
         "depth": number(config, "num_hidden_layers"),
         "width": number(config, "hidden_size"),
-        "states": number(config, "state_size"),
-        "taps": number(config, "conv_kernel", default=4),
+        "state_size": number(config, "state_size"),
+        "conv_size": number(config, "conv_kernel", default=4),
         "bias": flag(config, "use_bias", False),
         "conv_bias": flag(config, "use_conv_bias", True),
     }
@@ -115,7 +115,7 @@ def shape(config: Config) -> dict[str, Any]:
     rank = {} if config.get("time_step_rank", "auto") == "auto" else config
     return transformers_shape(config) | {
         "channels": number(config, "intermediate_size", default=number(config, "expand", default=2) * width),
-        "rank": number(rank, "time_step_rank", default=-(-width // 16)),
+        "dt_rank": number(rank, "time_step_rank", default=-(-width // 16)),
         "tied": flag(config, "tie_word_embeddings", True),
     }
 

@@ -34,25 +34,23 @@ def limits(config: Config, name: str) -> tuple[float, float] | None:
 
 def mixer_shape(width: int, config: Config) -> dict[str, Any]:
     """Mamba2Mixer's keywords from mamba_ssm's `ssm_cfg`."""
-    inner, head_width = number(config, "expand", default=2) * width, number(config, "headdim", default=64)
+    inner, head_dim = number(config, "expand", default=2) * width, number(config, "headdim", default=64)
     own = {} if config.get("d_ssm") is None else config
     recurrent = number(own, "d_ssm", default=inner)
-    if recurrent > inner or recurrent % head_width:
-        raise UserError(
-            f"config: expected d_ssm, a multiple of {head_width} up to {inner}, found {recurrent}"
-        )
+    if recurrent > inner or recurrent % head_dim:
+        raise UserError(f"config: expected d_ssm, a multiple of {head_dim} up to {inner}, found {recurrent}")
     norm: GatedNorm = "before_gate" if flag(config, "norm_before_gate", False) else "after_gate"
     return {
-        "heads": recurrent // head_width,
-        "head_width": head_width,
-        "states": number(config, "d_state", default=128),
+        "heads": recurrent // head_dim,
+        "head_dim": head_dim,
+        "state_size": number(config, "d_state", default=128),
         "groups": number(config, "ngroups", default=1),
-        "taps": number(config, "d_conv", default=4),
+        "conv_size": number(config, "d_conv", default=4),
         "gated_width": inner - recurrent,
         "norm": norm if flag(config, "rmsnorm", True) else "none",
         "skip_per_channel": flag(config, "D_has_hdim", False),
         "dt_limit": limits(config, "dt_limit"),
-        "chunk": number(config, "chunk_size", default=256),
+        "chunk_size": number(config, "chunk_size", default=256),
         "bias": flag(config, "bias", False),
         "conv_bias": flag(config, "conv_bias", True),
     }
@@ -69,16 +67,16 @@ def shape(config: Config) -> dict[str, Any]:
         own |= {"all_heads": heads * number(config, "n_layer"), "gated_norm": norm}
         return mamba.decoder_shape(config) | own
     require(config, rms_norm=True)
-    heads, head_width = number(config, "num_heads"), number(config, "head_dim")
+    heads, head_dim = number(config, "num_heads"), number(config, "head_dim")
     inner = number(config, "expand", default=2) * number(config, "hidden_size")
-    if heads * head_width != inner:
-        raise UserError(f"config: expected num_heads * head_dim {inner}, found {heads} * {head_width}")
+    if heads * head_dim != inner:
+        raise UserError(f"config: expected num_heads * head_dim {inner}, found {heads} * {head_dim}")
     return mamba.transformers_shape(config) | {
         "all_heads": heads * number(config, "num_hidden_layers"),
-        "head_width": head_width,
+        "head_dim": head_dim,
         "groups": number(config, "n_groups"),
         "dt_limit": limits(config, "time_step_limit"),
-        "chunk": number(config, "chunk_size", default=256),
+        "chunk_size": number(config, "chunk_size", default=256),
         "tied": flag(config, "tie_word_embeddings", False),
     }
 

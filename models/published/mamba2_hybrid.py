@@ -60,16 +60,16 @@ class PackedAttention(Mixer):
     feed-forward that shares its two linear maps, `gated` wide."""
 
     def __init__(
-        self, width: int, heads: int, *, taps: int, gated: int, scale: float | None, **options: Any
+        self, width: int, heads: int, *, conv_size: int, gated: int, scale: float | None, **options: Any
     ) -> None:
         super().__init__()
         self.attention = WindowAttention(width, heads, **options)
-        self.scale = 1.0 if scale is None else scale * self.attention.head_width**0.5
+        self.scale = 1.0 if scale is None else scale * self.attention.head_dim**0.5
         packed, mixed = self.attention.qkv.out_features, self.attention.out.in_features
         self.parts = [packed, gated, gated]
         self.attention.qkv = nn.Linear(width, sum(self.parts), bias=options["bias"])
         self.attention.out = nn.Linear(mixed + gated, width, bias=options["out_bias"])
-        self.conv = CausalConv(packed, taps) if taps else None
+        self.conv = CausalConv(packed, conv_size) if conv_size else None
 
     def init_state(self, rows: int) -> PackedState:
         tail = self.attention.qkv.weight.new_zeros(rows, 0, self.parts[0])
@@ -92,22 +92,25 @@ def attention(width: int, config: Config, context: int) -> PackedAttention:
     if config.get("causal") is not True:
         raise UserError("config: expected attn_cfg.causal true: without it attention sees what comes later")
     heads = number(config, "num_heads")
-    kv_heads, head_width = (
-        {} if config.get(name) is None else config for name in ("num_heads_kv", "head_dim")
+    kv_heads, head_dim = ({} if config.get(name) is None else config for name in ("num_heads_kv", "head_dim"))
+    conv_size, gated = (
+        number(config, "d_conv", 0, 0),
+        mamba.rounded(number(config, "mlp_dim", 0, 0), 256) // 2,
     )
-    taps, gated = number(config, "d_conv", 0, 0), mamba.rounded(number(config, "mlp_dim", 0, 0), 256) // 2
     rotated, scale = number(config, "rotary_emb_dim", 0, 0), config.get("softmax_scale")
     options: dict[str, Any] = {
         "window": context + 1,
         "kv_heads": number(kv_heads, "num_heads_kv", default=heads),
-        "head_width": number(head_width, "head_dim", default=width // heads),
+        "head_dim": number(head_dim, "head_dim", default=width // heads),
         "position": "rope" if rotated else "none",
         "rope_base": float(config.get("rotary_emb_base", 10000.0)),
         "rotated": rotated or None,
         "bias": flag(config, "qkv_proj_bias", True),
         "out_bias": flag(config, "out_proj_bias", True),
     }
-    return built(PackedAttention, width=width, heads=heads, taps=taps, gated=gated, scale=scale, **options)
+    return built(
+        PackedAttention, width=width, heads=heads, conv_size=conv_size, gated=gated, scale=scale, **options
+    )
 
 
 def mixer(config: Config, layer: int, context: int) -> Mixer:
@@ -125,7 +128,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Streaming:
     """The published model with its weights, in their dtype; attention sees the config's `context` tokens, by
     default its `L`, by default 2048."""
     shape = mamba.decoder_shape({**config, "attn_layer_idx": []})
-    depth, hidden = shape.pop("depth"), shape.pop("hidden")
+    depth, hidden = shape.pop("depth"), shape.pop("mlp_width")
     context = number(config, "context", default=shape["segment_len"])
 
     def block(layer: int) -> Block:

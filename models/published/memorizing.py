@@ -30,13 +30,13 @@ class JointAttention(Mixer):
     """y = W_o softmax([exp(p) q_i . k_found ; exp(p) q_i . k_j + bias_ij]) [their v], times tanh(gate)."""
 
     def __init__(
-        self, width: int, heads: int, head_width: int, capacity: int, neighbours: int, gated: bool = False
+        self, width: int, heads: int, head_dim: int, capacity: int, neighbours: int, gated: bool = False
     ) -> None:
         super().__init__()
-        self.heads, self.knn = heads, KNN(capacity, 1, head_width, head_width, neighbours)
-        self.q = nn.Linear(width, heads * head_width, bias=False)
-        self.kv = nn.Linear(width, 2 * head_width, bias=False)
-        self.out = nn.Linear(heads * head_width, width, bias=False)
+        self.heads, self.knn = heads, KNN(capacity, 1, head_dim, head_dim, neighbours)
+        self.q = nn.Linear(width, heads * head_dim, bias=False)
+        self.kv = nn.Linear(width, 2 * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
         self.sharpness = nn.Parameter(torch.full((heads, 1, 1), 20.0).log())
         self.gate = nn.Parameter(torch.zeros(1)) if gated else None
 
@@ -78,7 +78,7 @@ def shape(config: Config) -> dict[str, Any]:
     return {
         "width": number(config, "dim"),
         "heads": number(config, "heads", default=8),
-        "head_width": number(config, "dim_head", default=64),
+        "head_dim": number(config, "dim_head", default=64),
         "capacity": number(config, "max_knn_memories", default=max(kept, neighbours)),
         "neighbours": neighbours,
         "gated": flag(config, "gate_output", False),
@@ -96,7 +96,7 @@ def published_gradients(layer: JointAttention) -> dict[str, Tensor]:
     return gradients(layer, TABLE)
 
 
-def published_state(state: Bank) -> Float[Tensor, "rows tokens two head_width"]:
+def published_state(state: Bank) -> Float[Tensor, "rows tokens two head_dim"]:
     """Keys and values in the order in which they came."""
     counts = state.written.unique().tolist()
     if len(counts) != 1:

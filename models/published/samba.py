@@ -71,14 +71,14 @@ def shape(config: Config) -> dict[str, Any]:
         "depth": depth,
         "width": width,
         "heads": heads,
-        "hidden": number(config, "intermediate_size"),
+        "mlp_width": number(config, "intermediate_size"),
         "window": number(config, "local_window"),
         "pattern": ["mamba" if every and layer % every == 0 else "attention" for layer in range(depth)],
         "kv_heads": number(config, "n_query_groups", default=heads),
         "channels": number(config, "expand", default=2) * width,
-        "states": number(config, "d_state", default=16),
-        "taps": number(config, "d_conv", default=4),
-        "rank": number(rank, "dt_rank", default=-(-width // 16)),
+        "state_size": number(config, "d_state", default=16),
+        "conv_size": number(config, "d_conv", default=4),
+        "dt_rank": number(rank, "dt_rank", default=-(-width // 16)),
         "position": "none" if flag(config, "nope", False) or not rotated else "rope",
         "rope_base": float(number(config, "rope_base", default=10000)),
         "rotated": rotated,
@@ -95,12 +95,12 @@ def load(weights: dict[str, Tensor], config: Config) -> Samba:
     for part in model.modules():
         if isinstance(part, (nn.RMSNorm, nn.LayerNorm)):
             part.eps = epsilon
-    groups, head_width = (
+    groups, head_dim = (
         number(config, "n_query_groups", default=config["n_head"]),
         model.width // config["n_head"],
     )
     ours = {
-        name: by_part(weight, groups, head_width) if name.endswith(PACKED) else weight
+        name: by_part(weight, groups, head_dim) if name.endswith(PACKED) else weight
         for name, weight in weights.items()
     }
     fill(model, ours, table(model))
@@ -110,7 +110,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Samba:
 def published_gradients(model: Samba) -> dict[str, Tensor]:
     mixer = next((block.mixer for block in model.stack if isinstance(block.mixer, WindowAttention)), None)
     return {
-        name: by_group(grad, mixer.kv_heads, mixer.head_width) if mixer and name.endswith(PACKED) else grad
+        name: by_group(grad, mixer.kv_heads, mixer.head_dim) if mixer and name.endswith(PACKED) else grad
         for name, grad in gradients(model, table(model)).items()
     }
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.module import SequenceModule
-from zoo.state import State, detach, each
+from zoo.state import State, detach, tree_map
 
 VOCAB, SEGMENT, WIDTH = 7, 6, 5
 
@@ -543,7 +543,7 @@ class SharedAfterACall(Honest):
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         logits, after = super().forward(tokens, state)
-        return logits, each(
+        return logits, tree_map(
             lambda leaf: leaf.mean(0, keepdim=True).expand_as(leaf) if leaf.is_floating_point() else leaf,
             after,
         )

@@ -16,7 +16,7 @@ from zoo.models.rmt_xl import RMTXL
 from zoo.models.transformer import Transformer
 from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
-from zoo.state import named, unread
+from zoo.state import named_leaves, unread
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
@@ -31,11 +31,18 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 }
 """{model or variant: {law: reason}}: laws that it can't keep, as strict xfails."""
 
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
+NANO: dict[str, Any] = {
+    "vocab_size": 23,
+    "segment_len": 8,
+    "depth": 2,
+    "width": 16,
+    "heads": 4,
+    "mlp_width": 20,
+}
 GPT2: dict[str, Any] = {"position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": True}
 WINDOW = partial(Transformer, **NANO)
 XL = partial(TransformerXL, **NANO)
-RMT_ON_XL = partial(RMTXL, **NANO, memory_len=8, slots=2)
+RMT_ON_XL = partial(RMTXL, **NANO, memory_len=8, memory_tokens=2)
 
 VARIANTS: dict[str, Callable[[], SequenceModule]] = {
     "gpt2": partial(Transformer, **NANO, **GPT2, dropout=0.1),
@@ -49,23 +56,23 @@ VARIANTS: dict[str, Callable[[], SequenceModule]] = {
     "window_alibi_sinks": partial(WINDOW, window=5, sinks=2, position="alibi", bias=True),
     "window_alibi": partial(WINDOW, window=5, position="alibi"),
     "window_no_positions": partial(WINDOW, window=5, sinks=1, position="none"),
-    "rmt_gpt2": partial(RMT, **NANO, **GPT2, slots=2, dropout=0.1),
-    "rmt_block": partial(RMT, **NANO, slots=3, memory_attention="block"),
-    "rmt_block_gpt2": partial(RMT, **NANO, **GPT2, slots=3, memory_attention="block"),
-    "armt_gpt2": partial(ARMT, **NANO, **GPT2, slots=2, key_width=4, dropout=0.1),
-    "armt_unwrapped": partial(ARMT, **NANO, **GPT2, slots=2, key_width=4, wrap_positions=False),
-    "armt_uncorrected": partial(ARMT, **NANO, slots=2, key_width=6, nu=1, correction=False),
+    "rmt_gpt2": partial(RMT, **NANO, **GPT2, memory_tokens=2, dropout=0.1),
+    "rmt_block": partial(RMT, **NANO, memory_tokens=3, memory_attention="block"),
+    "rmt_block_gpt2": partial(RMT, **NANO, **GPT2, memory_tokens=3, memory_attention="block"),
+    "armt_gpt2": partial(ARMT, **NANO, **GPT2, memory_tokens=2, key_width=4, dropout=0.1),
+    "armt_unwrapped": partial(ARMT, **NANO, **GPT2, memory_tokens=2, key_width=4, wrap_positions=False),
+    "armt_uncorrected": partial(ARMT, **NANO, memory_tokens=2, key_width=6, nu=1, correction=False),
     "xl_postnorm": partial(XL, memory_len=8, dropout=0.1, attention_dropout=0.1),
     "xl_prenorm_same_length_clamped": partial(XL, memory_len=8, prenorm=True, same_length=True, clamp_len=5),
     "xl_without_memory": partial(XL, memory_len=0),
-    "xl_short_memory": partial(XL, memory_len=3, head_width=5, tied=False),
+    "xl_short_memory": partial(XL, memory_len=3, head_dim=5, tied=False),
     "xl_long_memory": partial(XL, memory_len=21, same_length=True),
     "rmt_xl_writes_first": partial(RMT_ON_XL, write_at_end=False),
     "rmt_xl_reads_cache": partial(RMT_ON_XL, read_cache=True, prenorm=True),
     "rmt_xl_writes_first_reads_cache": partial(RMT_ON_XL, write_at_end=False, read_cache=True),
     "rmt_xl_wrapped": partial(RMT_ON_XL, wrapped=True),
     "rmt_xl_same_length": partial(RMT_ON_XL, same_length=True, clamp_len=6),
-    "rmt_xl_without_cache": partial(RMTXL, **NANO, memory_len=0, slots=2),
+    "rmt_xl_without_cache": partial(RMTXL, **NANO, memory_len=0, memory_tokens=2),
 }
 
 
@@ -92,7 +99,7 @@ def test_the_laws_of_a_shipped_model_write_every_piece_of_its_banks(model: str) 
     made = shaken(partial(built, model)).eval()
     state, born = made(text_for(made)[:, : max(memory_cuts(made))])[1], made.init_state(ROWS)
     banks = tuple(f"{bank}." for bank in unread(born))
-    for (name, leaf), (_, empty) in zip(named(state), named(born), strict=True):
+    for (name, leaf), (_, empty) in zip(named_leaves(state), named_leaves(born), strict=True):
         assert not name.startswith(banks) or not leaf.equal(empty), name
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zoo.module import SequenceModule
-from zoo.state import State, named, nbytes
+from zoo.state import State, named_leaves, nbytes
 from zoo.train.commands import list as listing
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
@@ -83,7 +83,7 @@ def test_state_and_traits(name: str) -> None:
 
     found: Counter[tuple[str, ...]] = Counter()
     sizes: Counter[tuple[str, ...]] = Counter()
-    for path, leaf in named(state):
+    for path, leaf in named_leaves(state):
         if leaf.numel():
             field = [word for word in path.split(".") if not word.isdigit()][-1]
             shape = " \u00d7 ".join(map(str, leaf.shape[1:])) or "1"

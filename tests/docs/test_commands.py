@@ -66,7 +66,7 @@ SMALL = (
     "val_every=2",
     "checkpoint_every=2",
     "data.corpus=text",
-    "data.rows=8",
+    "data.batch_size=8",
     "data.val_bytes=100",
     "trainer.accelerator=cpu",
 )
@@ -291,7 +291,7 @@ def shrunk(words: list[str]) -> list[str]:
     task = next((word[5:] for word in words if word.startswith("task=")), "lm")
     if any("induction" in word for word in words if word.startswith("experiment=")):
         task = "induction"
-    small = [*SMALL, *SMALL_TASKS.get(task, ()), *(["task.held_out=8"] if task != "lm" else [])]
+    small = [*SMALL, *SMALL_TASKS.get(task, ()), *(["task.eval_samples=8"] if task != "lm" else [])]
     if task == "passkey" and "task.form=compact" in words:
         small.append("task.length=64")
     taken = {word.partition("=")[0] for word in small}
@@ -446,10 +446,10 @@ def test_command_of_ours(found: Found, house: House) -> None:
     "line",
     [
         "python -m zoo.train model=rmt modle.slots=3",
-        "python -m zoo.train model=rmt model.slots=many",
+        "python -m zoo.train model=rmt model.memory_tokens=many",
         "python -m zoo.train model=rtm",
         "python -m zoo trian model=rmt",
-        "python -m zoo sweep model=rmt,mamba model.slots=2 seeds=0:3",
+        "python -m zoo sweep model=rmt,mamba model.memory_tokens=2 seeds=0:3",
         "python -m zoo evaluate run=runs/lm/rmt/made lenghts=64",
         "python -m zoo compare runs/lm basline=rmt",
         "zoo generate run=runs/lm/rmt/made token=4",
@@ -464,7 +464,7 @@ def test_a_wrong_command_fails(line: str, house: House) -> None:
 def test_what_counts_as_a_command(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "Say `python -m zoo\ncheck model=rmt` or `zoo compare`; `model.slots=2` is none.\n\n"
+        "Say `python -m zoo\ncheck model=rmt` or `zoo compare`; `model.memory_tokens=2` is none.\n\n"
         "    A=1 python -m zoo.train model=rmt \\\n      size=tiny  # why\n\n"
         "```sh\npip install -e . && zoo list\n```\n```python\nzoo = 1\n```\n\n    zoo/  a folder\n"
     )

@@ -13,7 +13,7 @@ from zoo.memory.fast_weights.infini_attention import CompressiveAttention, Memor
 from zoo.models.infini import Infini
 from zoo.models.published import infini
 from zoo.models.published.weights import fill, gradients
-from zoo.state import State, detach, each, leaves
+from zoo.state import State, detach, leaves, tree_map
 
 SCENARIOS = {"full": False, "detached": True}  # is the state that a segment leaves detached?
 
@@ -113,7 +113,7 @@ def slopes(state: State) -> dict[str, Tensor]:
         grad = leaf.grad if leaf.requires_grad else None
         return torch.zeros_like(leaf) if grad is None else grad
 
-    return infini.published_state(each(slope, state))
+    return infini.published_state(tree_map(slope, state))
 
 
 def check_model(case: Case) -> None:

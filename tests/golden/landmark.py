@@ -79,19 +79,19 @@ class Choices:
 
     def __init__(self, model: LandmarkInTable) -> None:
         self.mixers: list[Any] = [block.mixer for block in model.stack]
-        self.heard: dict[int, Tensor] = {}
+        self.val_state: dict[int, Tensor] = {}
         self.closed = 0  # blocks before this segment
         for layer, mixer in enumerate(self.mixers):
             mixer.choose = partial(self.hear, layer, mixer.choose)
 
     def hear(self, layer: int, choose: Callable[..., Tensor], q: Tensor, state: BankState) -> Tensor:
         (self.closed,) = {read // self.mixers[layer].block for read in state.read.tolist()}
-        self.heard[layer] = choose(q, state)
-        return self.heard[layer]
+        self.val_state[layer] = choose(q, state)
+        return self.val_state[layer]
 
     def named(self, layer: int, base: int | None = None) -> dict[str, Tensor]:
         """Under the files' names; `base` is where the open block stands, if not behind `topk + 1` blocks."""
-        mixer, ids = self.mixers[layer], self.heard[layer]
+        mixer, ids = self.mixers[layer], self.val_state[layer]
         block, size = mixer.block, mixer.blocks
         stored = min(self.closed, size)
         topk = min(mixer.topk, stored)
@@ -114,7 +114,7 @@ class Choices:
 
 
 def compare_choices(case: Case, number: int, choices: Choices, base: int | None = None) -> None:
-    for layer in choices.heard:
+    for layer in choices.val_state:
         for name, found in choices.named(layer, base).items():
             where = f"idx/seg{number}/layer{layer}/{name}"
             if where in case and found.ndim > 1 and case.tensors[where].shape[2] == 1:

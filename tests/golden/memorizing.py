@@ -8,7 +8,7 @@ from tests.golden.cases import Case
 from zoo.memory.retrieval.bank import KNN, Bank
 from zoo.memory.retrieval.memorizing_attention import blend, look_far, look_near
 from zoo.models.published import memorizing
-from zoo.state import restart_rows
+from zoo.state import reset_rows
 
 
 def weights(case: Case) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def check_paper(case: Case) -> None:
     read = 0  # the file counts the tokens of a row through all its documents
     for s in range(c["segments"]):
         fresh = case.read(f"in/seg{s}/start_of_document").bool()
-        bank = restart_rows(bank, knn.init_state(c["B"], scale), fresh)
+        bank = reset_rows(bank, knn.init_state(c["B"], scale), fresh)
         begin = torch.where(fresh, read, begin)
         inputs = {name: case.read(f"in/seg{s}/{name}").clone().requires_grad_() for name in "qkv"}
         q, k = (F.normalize(inputs[name], dim=-1) for name in "qk")

@@ -16,7 +16,7 @@ from zoo.models.published import armt, rmt, transformer_xl
 from zoo.models.published.weights import fill, gradients, same
 from zoo.models.transformer_xl import XLLayer
 from zoo.module import SequenceModule
-from zoo.state import State, each, leaves
+from zoo.state import State, leaves, tree_map
 
 Cut = Callable[[int], bool]  # is the state that segment s leaves detached?
 
@@ -45,7 +45,7 @@ class Reading:
             self.logits.append(logits)
             self.after.append(state)
             if cut(number):
-                state = each(Tensor.detach, state)
+                state = tree_map(Tensor.detach, state)
 
     def _listen(self, model: SequenceModule) -> list[Any]:
         """Parts under the files' names, rows first."""
@@ -93,7 +93,7 @@ def state_gradients(
     return {
         f"{name}_enter_seg{number}": grad
         for number, state in enumerate(states)
-        for name, grad in published(each(slope, state)).items()
+        for name, grad in published(tree_map(slope, state)).items()
     }
 
 
@@ -230,11 +230,11 @@ def check_cell(case: Case) -> None:
 def check_layer(case: Case) -> None:
     """`transformer_xl/layer`: one layer from given inputs and memory; the whole model stops its gradient."""
     config = case.config
-    heads, head_width, memory_len = config["n_head"], config["d_head"], max(config["mem_len"], config["mlen"])
-    biases = [nn.Parameter(torch.empty(heads, head_width)) for _ in range(2)]
+    heads, head_dim, memory_len = config["n_head"], config["d_head"], max(config["mem_len"], config["mlen"])
+    biases = [nn.Parameter(torch.empty(heads, head_dim)) for _ in range(2)]
     width, prenorm, same_length = config["d_model"], config["pre_lnorm"], config["same_length"]
     attention = RelativeAttention(
-        width, heads, head_width, memory_len, *biases, prenorm=prenorm, same_length=same_length
+        width, heads, head_dim, memory_len, *biases, prenorm=prenorm, same_length=same_length
     )
     layer = XLLayer(attention, FeedForward(width, config["d_inner"], "relu", True), width, prenorm)
     table = transformer_xl.LAYER | {

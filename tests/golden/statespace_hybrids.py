@@ -63,7 +63,7 @@ def check_recurrent_block(case: Case) -> None:
     config = case.config
     width, heads = config["width"], config["num_heads"]
     block = RecurrentBlock(
-        width, config.get("lru_width") or width, heads, taps=config.get("conv1d_temporal_width", 4)
+        width, config.get("lru_width") or width, heads, conv_size=config.get("conv1d_temporal_width", 4)
     )
     table = griffin.recurrent(heads)
     fill(block, case.weights, table)

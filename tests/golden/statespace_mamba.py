@@ -81,7 +81,10 @@ def check_ssd(case: Case) -> None:
     names |= {"skip": "D", "gate": "z", "bias": "dt_bias"}
     timed, config = {"x", "dt", "write", "read", "gate"}, case.config
     own = {"softplus": config["dt_softplus"], "limits": mamba2.limits(config, "dt_limit")}
-    forms: list[Function] = [ssd_loop, *(partial(ssd, chunk=q) for q in (config["chunk_size"], 1, 5, 64))]
+    forms: list[Function] = [
+        ssd_loop,
+        *(partial(ssd, chunk_size=q) for q in (config["chunk_size"], 1, 5, 64)),
+    ]
     for form, lengths in product(forms, cuts(case, config["L"])):
         form = partial(form, **own)
         inputs = grown(case, list(names.values()))

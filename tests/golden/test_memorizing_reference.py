@@ -262,7 +262,7 @@ class Reference:
         return torch.stack([p["head.weight"] @ self.norm(x, "norm") for x in xs])
 
 
-MODEL: Config = {"vocab_size": 11, "segment_len": 4, "depth": 2, "width": 8, "heads": 2, "hidden": 6}
+MODEL: Config = {"vocab_size": 11, "segment_len": 4, "depth": 2, "width": 8, "heads": 2, "mlp_width": 6}
 MODEL |= {"capacity": 8, "neighbours": 3, "memory_layers": [1]}
 
 

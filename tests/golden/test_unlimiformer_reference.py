@@ -193,7 +193,7 @@ class Reference:
         return torch.stack(logits)
 
 
-NANO: Config = {"vocab_size": 7, "segment_len": 4, "depth": 2, "width": 8, "heads": 2, "hidden": 5}
+NANO: Config = {"vocab_size": 7, "segment_len": 4, "depth": 2, "width": 8, "heads": 2, "mlp_width": 5}
 NANO |= {"capacity": 8, "neighbours": 3}
 
 

@@ -48,7 +48,7 @@ class Heard:
 def check_core(case: Case) -> None:
     """`unlimiformer/core_retrieval_attention`: one query of each beam among what its row's index holds."""
     c, mixer = case.config, loaded(case)
-    heads, width = c["heads"], mixer.head_width
+    heads, width = c["heads"], mixer.head_dim
     asked, kept = case.read("in/h_dec"), case.read("in/h_enc")
     heard = Heard(mixer)
     q, _, v = mixer.project(asked.reshape(len(kept), -1, c["dim"]))

@@ -25,7 +25,14 @@ from zoo.state import leaves, replace_rows, take_rows
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
+NANO: dict[str, Any] = {
+    "vocab_size": 23,
+    "segment_len": 8,
+    "depth": 2,
+    "width": 16,
+    "heads": 4,
+    "mlp_width": 20,
+}
 MADE = partial(Focused, **NANO, capacity=16, block=8, neighbours=24)
 BUDGETS = {"micro": (200_000, 0.03), "tiny": (1_500_000, 0.01), "small": (25_000_000, 0.01)}
 BUDGETS |= {"base": (125_000_000, 0.01)}

@@ -98,7 +98,7 @@ def test_what_shapes_the_recurrence_does_not_decay(model: str) -> None:
     assert decays == {"weight"} | ({"dt_weight"} if model in ("jamba", "samba") else set())
 
 
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "width": 16, "heads": 4, "hidden": 20}
+NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "width": 16, "heads": 4, "mlp_width": 20}
 
 
 def test_what_a_row_carries() -> None:
@@ -113,13 +113,13 @@ def test_what_a_row_carries() -> None:
         mamba + 4 * 5 * keys // 2 + 8
     )
     mamba2 = 4 * (3 * (32 + 2 * 7) + 32 * 7)
-    hybrid = Mamba2Hybrid(**NANO, depth=2, context=5, states=7, head_width=8)
+    hybrid = Mamba2Hybrid(**NANO, depth=2, context=5, state_size=7, head_dim=8)
     assert nbytes(hybrid.init_state(1)) == mamba2 + 4 * 5 * keys + 8
 
 
 def test_channels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="channels 20 is not a multiple of head_width 8"):
-        Mamba2Hybrid(**NANO, depth=2, context=4, channels=20, head_width=8)
+    with pytest.raises(ValueError, match="channels 20 is not a multiple of head_dim 8"):
+        Mamba2Hybrid(**NANO, depth=2, context=4, channels=20, head_dim=8)
     with pytest.raises(ValueError, match="width 18 is not a multiple of blocks 4"):
         Griffin(**NANO, depth=3, window=4, lru_width=18)
 
@@ -128,24 +128,24 @@ class Packed(Mamba2Hybrid):
     """With the attention of mamba_ssm's checkpoints: short convolution, shared feed-forward, half rotary."""
 
     def __init__(self) -> None:
-        super().__init__(**NANO, depth=2, context=6, states=4, head_width=8)
+        super().__init__(**NANO, depth=2, context=6, state_size=4, head_dim=8)
         block: Any = self.stack[1]
         options: dict[str, Any] = {"window": 7, "rotated": 2, "bias": True, "out_bias": False}
-        block.mixer = PackedAttention(16, 4, taps=3, gated=6, scale=0.4, kv_heads=2, **options)
+        block.mixer = PackedAttention(16, 4, conv_size=3, gated=6, scale=0.4, kv_heads=2, **options)
 
 
 VARIANTS: dict[str, Callable[[], SequenceModule]] = {
     "griffin_capped": partial(
-        Griffin, **NANO, depth=3, window=5, lru_width=24, taps=2, soft_cap=3.0, scaled_embeddings=False
+        Griffin, **NANO, depth=3, window=5, lru_width=24, conv_size=2, soft_cap=3.0, scaled_embeddings=False
     ),
     "griffin_window_of_two": partial(Griffin, **NANO, depth=2, window=2, dropout=0.1),
     "jamba_short_context": partial(
-        Jamba, **NANO, depth=3, context=3, kv_heads=1, states=3, bias=True, tied=False, dropout=0.1
+        Jamba, **NANO, depth=3, context=3, kv_heads=1, state_size=3, bias=True, tied=False, dropout=0.1
     ),
     "samba_plain": partial(Samba, **NANO, depth=2, window=5, position="none", norm="layer", bias=True),
     "samba_half_rotary": partial(Samba, **NANO, depth=2, window=11, rotated=2, kv_heads=2, channels=12),
     "mamba2_hybrid_grouped": partial(
-        Mamba2Hybrid, **NANO, depth=2, context=9, kv_heads=2, head_width=8, states=4, groups=2, chunk=5
+        Mamba2Hybrid, **NANO, depth=2, context=9, kv_heads=2, head_dim=8, state_size=4, groups=2, chunk_size=5
     ),
     "mamba2_hybrid_packed": Packed,
 }

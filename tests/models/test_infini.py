@@ -21,11 +21,18 @@ from zoo.optim import Optim
 from zoo.state import nbytes
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "fixtures" / "infini" / "infini_model_delta_rope"
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
+NANO: dict[str, Any] = {
+    "vocab_size": 23,
+    "segment_len": 8,
+    "depth": 2,
+    "width": 16,
+    "heads": 4,
+    "mlp_width": 20,
+}
 GPT: dict[str, Any] = {"norm": "layer", "activation": "gelu", "bias": True, "tied": False}
 VARIANTS: dict[str, Callable[[], Infini]] = {
-    "linear": partial(Infini, **NANO, rule="linear", position="none", head_width=3, value_width=5),
-    "gpt": partial(Infini, **NANO, **GPT, head_width=6, rope_base=100.0, dropout=0.1),
+    "linear": partial(Infini, **NANO, rule="linear", position="none", head_dim=3, value_width=5),
+    "gpt": partial(Infini, **NANO, **GPT, head_dim=6, rope_base=100.0, dropout=0.1),
 }
 
 
@@ -92,7 +99,7 @@ def test_what_is_reported() -> None:
 @torch.no_grad()
 def test_bytes_of_state(rows: int) -> None:
     """Per layer and head M and z, d_key (d_value + 1) numbers (the paper's table 1), and a count."""
-    model = Infini(**NANO, head_width=6, value_width=5)
+    model = Infini(**NANO, head_dim=6, value_width=5)
     per_row = NANO["depth"] * (4 * 6 * (5 + 1) * 4 + 8)
     assert nbytes(model.init_state(rows)) == nbytes(model(text(24, rows))[1]) == rows * per_row
 

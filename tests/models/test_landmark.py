@@ -18,7 +18,7 @@ from zoo.errors import UserError
 from zoo.models.landmark import Landmark
 from zoo.models.published import landmark
 from zoo.module import Batch
-from zoo.state import State, each, leaves, nbytes, replace_rows, take_rows
+from zoo.state import State, leaves, nbytes, replace_rows, take_rows, tree_map
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
@@ -29,7 +29,7 @@ SHAPE: dict[str, Any] = {
     "depth": 2,
     "width": 16,
     "heads": 2,
-    "hidden": 20,
+    "mlp_width": 20,
 }
 SMALL = partial(Landmark, **SHAPE, mem_freq=4, capacity=40, topk=2)  # 4 leaves a block open in the laws
 GPT2: dict[str, Any] = {"norm": "layer", "activation": "gelu", "bias": True, "interleaved": True}
@@ -81,7 +81,7 @@ def test_in_train_mode_each_segment_is_a_text_of_its_own() -> None:
     model = shaken(SMALL).eval()
     tokens = text(model, 2.5)
     _, state = model(text(model, 3.25, seed=1))
-    kept = each(Tensor.clone, state)
+    kept = tree_map(Tensor.clone, state)
     in_eval, _ = model(tokens, state)
     model.train()
     said, after = model(tokens, state)
@@ -98,15 +98,15 @@ def test_nothing_is_carried_in_training_and_the_bank_in_validation() -> None:
     model = SMALL()
     tokens = text(model, 2)
     batch = Batch(tokens, tokens.roll(-1, 1), torch.tensor([False, True]))
-    said, carried = model.train().read(batch, None)
+    said, carried = model.train().compute_loss(batch, None)
     assert carried is None
     said["loss"].backward()
     assert model.landmark.grad is not None
     assert model.landmark.grad.any(), "the landmark's embedding learns"
     with torch.no_grad():
-        _, carried = model.eval().read(batch, None)
+        _, carried = model.eval().compute_loss(batch, None)
         assert [state.read.tolist() for state in carried] == [[30, 30]] * 2
-        _, carried = model.read(batch, carried)
+        _, carried = model.compute_loss(batch, carried)
         assert [state.read.tolist() for state in carried] == [[60, 30]] * 2
 
 
@@ -134,7 +134,7 @@ def test_more_landmarks_in_some_rows_of_a_short_segment() -> None:
     begun: list[State] = [model.init_state(1)]
     for length in (13, 26, 1, 2):
         begun.append(model(text(model, 3, rows=1, seed=length)[:, :length])[1])
-    together = each(lambda *leaf: torch.cat(leaf), begun[0], *begun[1:])
+    together = tree_map(lambda *leaf: torch.cat(leaf), begun[0], *begun[1:])
     for length in (1, 2, 3, 11, 12, 29):
         tokens = text(model, 3, rows=len(begun), seed=length)[:, :length]
         said, after = model(tokens, together)
@@ -258,7 +258,7 @@ def test_a_window_whose_landmarks_are_elsewhere_is_refused() -> None:
 def test_rows_of_different_lengths_have_no_published_state() -> None:
     weights, config = read("lm_cache_topk")
     model = landmark.load(weights, config)
-    state = each(lambda one, two: torch.cat([one, two]), model.init_state(1), model.init_state(1))
+    state = tree_map(lambda one, two: torch.cat([one, two]), model.init_state(1), model.init_state(1))
     apart = tuple(layer._replace(read=torch.tensor([6, 7])) for layer in state)
     with pytest.raises(UserError, match=r"rows that have read one length, found \[6, 7\]"):
         landmark.published_state(apart, model)

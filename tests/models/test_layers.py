@@ -152,8 +152,8 @@ BORN = {  # the deviations of width 256, hidden 512, depth 2
 @pytest.mark.parametrize(
     ("build", "memory"),
     [
-        (partial(RMT, slots=8, position="learned", norm="layer", bias=True), 1 / 16),
-        (partial(RMTXL, slots=8, memory_len=4), 1.0),  # beside embeddings times sqrt(D)
+        (partial(RMT, memory_tokens=8, position="learned", norm="layer", bias=True), 1 / 16),
+        (partial(RMTXL, memory_tokens=8, memory_len=4), 1.0),  # beside embeddings times sqrt(D)
     ],
 )
 def test_every_kind_of_weight_is_born_as_wide_as_the_table_says(

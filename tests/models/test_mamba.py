@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {"vocab_size": 11, "segment_len": 8, "depth": 3, "width"
     [(6, [2, 2, 2]), (7, [3, 2, 2]), (8, [3, 3, 2]), (3, [1, 1, 1]), (1, [1, 1, 1])],
 )
 def test_heads_are_spread_over_the_blocks(all_heads: int, expected: list[int]) -> None:
-    model = Mamba2(**SHAPE, all_heads=all_heads, head_width=4, states=2)
+    model = Mamba2(**SHAPE, all_heads=all_heads, head_dim=4, state_size=2)
     assert [block.mixer.heads for block in model.stack] == expected
 
 

@@ -18,11 +18,18 @@ from zoo.models.published import megalodon
 from zoo.state import nbytes, replace_rows
 
 FIXTURE = Path(__file__).parents[1] / "golden" / "fixtures" / "megalodon" / "model_2layer"
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 12, "heads": 2, "hidden": 10}
-NANO |= {"key_width": 8, "value_width": 14, "chunk": 8, "states": 3, "norm_groups": 3}
+NANO: dict[str, Any] = {
+    "vocab_size": 23,
+    "segment_len": 8,
+    "depth": 2,
+    "width": 12,
+    "heads": 2,
+    "mlp_width": 10,
+}
+NANO |= {"key_width": 8, "value_width": 14, "chunk_size": 8, "state_size": 3, "norm_groups": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "short_chunks": {"chunk": 3, "dropout": 0.1, "attention_dropout": 0.1, "hidden_dropout": 0.1},
-    "long_chunks": {"chunk": 21, "tied": False, "scaled_embedding": True},
+    "short_chunks": {"chunk_size": 3, "dropout": 0.1, "attention_dropout": 0.1, "hidden_dropout": 0.1},
+    "long_chunks": {"chunk_size": 21, "tied": False, "scaled_embedding": True},
     "as_the_1.3B": {"swiglu": False, "rescaled": True, "norm_affine": False, "heads": 1, "norm_groups": 1},
 }
 MODELS = {name: partial(Megalodon, **(NANO | options)) for name, options in VARIANTS.items()}
@@ -150,7 +157,7 @@ def test_the_state_of_rows_at_different_places_has_no_published_form() -> None:
     model = megalodon.load(*read())
     state = model.init_state(2)
     first = state.layers[0]
-    uneven = first._replace(chunk=first.chunk._replace(filled=torch.tensor([0, 3])))
+    uneven = first._replace(chunk_size=first.chunk._replace(filled=torch.tensor([0, 3])))
     layers = (uneven, *state.layers[1:])
     with pytest.raises(UserError, match=r"found \[0, 3\]"):
         megalodon.published_state(state._replace(layers=layers))

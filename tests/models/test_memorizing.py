@@ -15,11 +15,18 @@ from zoo.contract import shaken
 from zoo.memory.retrieval import memorizing_attention
 from zoo.models.memorizing import Memorizing
 from zoo.models.transformer import Transformer
-from zoo.state import detach, leaves, named, nbytes
+from zoo.state import detach, leaves, named_leaves, nbytes
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
+NANO: dict[str, Any] = {
+    "vocab_size": 23,
+    "segment_len": 8,
+    "depth": 2,
+    "width": 16,
+    "heads": 4,
+    "mlp_width": 20,
+}
 MEMORY: dict[str, Any] = {"capacity": 16, "neighbours": 4, "block": 8}
 MODEL = partial(Memorizing, **NANO, **MEMORY)
 VARIANTS: dict[str, Callable[[], Memorizing]] = {
@@ -162,7 +169,7 @@ def test_bytes_of_state_and_how_many_tokens_there_are() -> None:
     per_row = 4 * 16 * (4 + 4) * 4 + 3 * 8  # keys and values, three counts
     _, state = model(text(5, rows=3))
     assert nbytes(model.init_state(3)) == nbytes(state) == 3 * per_row
-    assert [leaf.tolist() for name, leaf in named(state) if name.endswith("written")] == [[40, 40, 40]]
+    assert [leaf.tolist() for name, leaf in named_leaves(state) if name.endswith("written")] == [[40, 40, 40]]
 
 
 @pytest.mark.parametrize(

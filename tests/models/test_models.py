@@ -19,7 +19,7 @@ from zoo.module import SequenceModule
 from zoo.state import leaves, nbytes
 
 VOCAB, SEGMENT, DEPTH, WIDTH, HEADS = 11, 4, 2, 12, 3
-SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "depth": DEPTH, "width": WIDTH, "heads": HEADS, "hidden": 10}
+SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "depth": DEPTH, "width": WIDTH, "heads": HEADS, "mlp_width": 10}
 FLOAT, COUNT = 4, 8  # bytes of a float32, of an int64
 
 
@@ -43,13 +43,16 @@ STATES: dict[str, tuple[Callable[..., SequenceModule], int]] = {
     "window": (partial(Transformer, window=6, sinks=2), DEPTH * (2 * (5 + 2) * 3 * 4 * FLOAT + COUNT)),
     "grouped": (partial(Transformer, window=6, kv_heads=1), DEPTH * (2 * 5 * 1 * 4 * FLOAT + COUNT)),
     # the memory tokens, whatever the depth
-    "rmt": (partial(RMT, slots=5), 5 * WIDTH * FLOAT),
+    "rmt": (partial(RMT, memory_tokens=5), 5 * WIDTH * FLOAT),
     # per layer: A (2 nu key_width, width), z, and a count
-    "armt": (partial(ARMT, slots=5, key_width=2, nu=3), DEPTH * (12 * WIDTH * FLOAT + 12 * FLOAT + COUNT)),
+    "armt": (
+        partial(ARMT, memory_tokens=5, key_width=2, nu=3),
+        DEPTH * (12 * WIDTH * FLOAT + 12 * FLOAT + COUNT),
+    ),
     # per layer: memory_len inputs, and a count
     "transformer_xl": (partial(TransformerXL, memory_len=7), DEPTH * (7 * WIDTH * FLOAT + COUNT)),
     "rmt_xl": (
-        partial(RMTXL, memory_len=7, slots=2),
+        partial(RMTXL, memory_len=7, memory_tokens=2),
         2 * WIDTH * FLOAT + DEPTH * (7 * WIDTH * FLOAT + COUNT),
     ),
 }
@@ -141,7 +144,7 @@ def test_transformer_xl_hears_one_memory_further_in_each_layer() -> None:
 @torch.no_grad()
 def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
     """Through a plain transformer's layers over [M ; x ; M], with M what the last segment's copy became."""
-    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, slots=3)).eval()
+    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3)).eval()
     tokens, memory = text(2 * SEGMENT + 1), model.memory.expand(2, -1, -1)
     said = []
     for piece in tokens.split(SEGMENT, dim=1):
@@ -161,7 +164,7 @@ def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
 
 
 def test_rmt_learns_its_first_memory_from_the_first_segment() -> None:
-    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, slots=3))
+    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3))
     model(text(SEGMENT))[0].square().sum().backward()
     assert model.memory.grad is not None
     assert model.memory.grad.abs().amin(1).gt(0).all()
@@ -172,7 +175,9 @@ def test_rmt_learns_its_first_memory_from_the_first_segment() -> None:
 def test_a_new_armt_is_its_body_and_forgets(position: Any) -> None:
     """W_v is zero at birth: until training moves it, the memory holds nothing but its normaliser."""
     torch.manual_seed(0)
-    model = ARMT(**SHAPE, segment_len=SEGMENT, slots=3, key_width=2, position=position).double().eval()
+    model = (
+        ARMT(**SHAPE, segment_len=SEGMENT, memory_tokens=3, key_width=2, position=position).double().eval()
+    )
     tokens = text(2 * SEGMENT)
     logits, state = model(tokens)
     same(logits[:, SEGMENT:], model(tokens[:, SEGMENT:])[0])
@@ -197,7 +202,7 @@ def test_armts_memory_tokens_stand_at_the_tables_end_or_behind_the_segment(
     wrap: bool, places: list[int]
 ) -> None:
     model = ARMT(
-        **SHAPE, segment_len=SEGMENT, slots=3, key_width=2, position="learned", wrap_positions=wrap
+        **SHAPE, segment_len=SEGMENT, memory_tokens=3, key_width=2, position="learned", wrap_positions=wrap
     ).double()
     x, seen = torch.zeros(1, 2 + 3, WIDTH, dtype=torch.float64), list[Tensor]()
     model.stack.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -210,7 +215,7 @@ def test_armts_memory_tokens_stand_at_the_tables_end_or_behind_the_segment(
 def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens() -> None:
     """One segment, empty cache, one slot: [M ; x ; M] read by Transformer-XL's own body, causally."""
     model = shaken(
-        partial(RMTXL, **SHAPE, segment_len=SEGMENT, memory_len=6, slots=1, same_length=False)
+        partial(RMTXL, **SHAPE, segment_len=SEGMENT, memory_len=6, memory_tokens=1, same_length=False)
     ).eval()
     tokens = text(SEGMENT)
     embedded = model.embed.weight[tokens] * WIDTH**0.5
@@ -229,9 +234,9 @@ def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens(
     [
         (partial(Transformer, sinks=2), "sinks=2 need a window"),
         (partial(Transformer, window=3, position="learned"), "rope, alibi or none, not learned"),
-        (partial(RMT, slots=0), "slots must be at least 1, not 0"),
-        (partial(ARMT, slots=0, key_width=2), "slots must be at least 1, not 0"),
-        (partial(RMTXL, slots=0, memory_len=2), "slots must be at least 1, not 0"),
+        (partial(RMT, memory_tokens=0), "slots must be at least 1, not 0"),
+        (partial(ARMT, memory_tokens=0, key_width=2), "slots must be at least 1, not 0"),
+        (partial(RMTXL, memory_tokens=0, memory_len=2), "slots must be at least 1, not 0"),
         (partial(TransformerXL, memory_len=0, same_length=True), "memory_len=0 leaves none"),
     ],
 )

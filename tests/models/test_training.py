@@ -17,7 +17,7 @@ def test_every_weight_has_a_gradient_whichever_rows_are_fresh(name: str) -> None
     carried = None
     for fresh in ([True, True], [False, False], [True, False]):
         tokens = torch.randint(model.vocab_size, (2, 4 * model.segment_len), generator=dice)
-        said, carried = model.read(Batch(tokens, tokens, torch.tensor(fresh)), carried)
+        said, carried = model.compute_loss(Batch(tokens, tokens, torch.tensor(fresh)), carried)
         model.zero_grad(set_to_none=True)
         said["loss"].backward()
         assert [key for key, weight in model.named_parameters() if weight.grad is None] == []

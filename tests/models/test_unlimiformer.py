@@ -12,9 +12,16 @@ from tests.laws import law_cases
 from zoo.models.transformer import Transformer
 from zoo.models.unlimiformer import Unlimiformer
 from zoo.module import IGNORE, Batch
-from zoo.state import leaves, named, nbytes
+from zoo.state import leaves, named_leaves, nbytes
 
-NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 16, "heads": 4, "hidden": 20}
+NANO: dict[str, Any] = {
+    "vocab_size": 23,
+    "segment_len": 8,
+    "depth": 2,
+    "width": 16,
+    "heads": 4,
+    "mlp_width": 20,
+}
 MEMORY: dict[str, Any] = {"capacity": 16, "neighbours": 4, "block": 8}
 GPT2: dict[str, Any] = {"position": "learned", "norm": "layer", "activation": "gelu_tanh", "bias": True}
 MODEL = partial(Unlimiformer, **NANO, **MEMORY)
@@ -116,16 +123,20 @@ def batch(fresh: bool) -> Batch:
 
 def test_what_a_training_step_carries() -> None:
     model = MODEL().train()
-    assert model.read(batch(True), None)[1] is None
+    assert model.compute_loss(batch(True), None)[1] is None
     model = MODEL(retrieval_training=True).train()
-    state = model.read(batch(True), None)[1]
+    state = model.compute_loss(batch(True), None)[1]
     assert not any(leaf.requires_grad for leaf in leaves(state))
-    assert [int(leaf[0]) for name, leaf in named(state) if name.endswith("written")] == [16]
+    assert [int(leaf[0]) for name, leaf in named_leaves(state) if name.endswith("written")] == [16]
     assert [
-        int(leaf[0]) for name, leaf in named(model.read(batch(False), state)[1]) if "written" in name
+        int(leaf[0])
+        for name, leaf in named_leaves(model.compute_loss(batch(False), state)[1])
+        if "written" in name
     ] == [32]
     assert [
-        int(leaf[0]) for name, leaf in named(model.eval().read(batch(True), None)[1]) if "written" in name
+        int(leaf[0])
+        for name, leaf in named_leaves(model.eval().compute_loss(batch(True), None)[1])
+        if "written" in name
     ]
 
 
@@ -148,6 +159,6 @@ def test_retrieval_training_learns_more() -> None:
 
 def test_what_faiss_finds_is_measured() -> None:
     model = MODEL(backend="faiss").eval()
-    assert model.diagnostics(model.read(batch(True), None)[1]) == {"recall": 1.0}
+    assert model.diagnostics(model.compute_loss(batch(True), None)[1]) == {"recall": 1.0}
     assert model.diagnostics(None) == {}
     assert MODEL().diagnostics(MODEL().init_state(2)) == {}

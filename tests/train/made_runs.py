@@ -11,7 +11,7 @@ def make_run(folder: Path, model: str = "rmt", seed: int = 0, bits: float = 2.0,
     """`changed` holds settings by their dotted names, and entries of metrics.json behind "metrics"."""
     metrics = changed.pop("metrics", {})
     config: dict[str, Any] = {
-        "model": {"_target_": f"zoo.models.{model}.It", "free": "hidden", "hidden": 48, "width": 32},
+        "model": {"_target_": f"zoo.models.{model}.It", "free": "mlp_width", "mlp_width": 48, "width": 32},
         "task": {
             "_target_": "zoo.train.tasks.lm.LanguageModelling",
             "corpus": "text",

@@ -131,7 +131,7 @@ SHAPE: dict[str, Any] = {
     "depth": 2,
     "width": 16,
     "heads": 4,
-    "hidden": 24,
+    "mlp_width": 24,
 }
 XL: dict[str, Any] = {**SHAPE, "memory_len": 5}
 LANDMARKS: dict[str, Any] = {**SHAPE, "segment_len": 6, "mem_freq": 3, "capacity": 15, "topk": 2}
@@ -168,11 +168,13 @@ CACHED: dict[str, Callable[[], SequenceModule]] = {
     "transformer": lambda: Transformer(**SHAPE),
     "alibi": lambda: Transformer(**SHAPE, position="alibi", kv_heads=2),
     "gpt2": lambda: Transformer(**SHAPE, position="learned", norm="layer", activation="gelu", bias=True),
-    "rmt": lambda: RMT(**SHAPE, slots=3),
-    "rmt_learned": lambda: RMT(**SHAPE, slots=3, position="learned"),
-    "armt": lambda: ARMT(**SHAPE, slots=2, key_width=4),
-    "armt_wrapped": lambda: ARMT(**SHAPE, slots=2, key_width=4, position="learned"),
-    "armt_learned": lambda: ARMT(**SHAPE, slots=2, key_width=4, position="learned", wrap_positions=False),
+    "rmt": lambda: RMT(**SHAPE, memory_tokens=3),
+    "rmt_learned": lambda: RMT(**SHAPE, memory_tokens=3, position="learned"),
+    "armt": lambda: ARMT(**SHAPE, memory_tokens=2, key_width=4),
+    "armt_wrapped": lambda: ARMT(**SHAPE, memory_tokens=2, key_width=4, position="learned"),
+    "armt_learned": lambda: ARMT(
+        **SHAPE, memory_tokens=2, key_width=4, position="learned", wrap_positions=False
+    ),
     "xl": lambda: TransformerXL(**XL),
     "xl_prenorm": lambda: TransformerXL(**XL, prenorm=True, same_length=True),
     "xl_clamped": lambda: TransformerXL(**XL, clamp_len=3),
@@ -196,7 +198,7 @@ class Rereading(Reader):
 @torch.no_grad()
 def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
     model = ready(CACHED[name])
-    assert model.open_segment(model.init_state(2)) is not None
+    assert model.init_decode_cache(model.init_state(2)) is not None
     for pieces in ((1,) * 20, (3, 1, 2, 1, 9, 1, 1), (7, 2, 2, 15, 3), (6, 1, 6, 2)):
         fast, slow = Reader(model, 2), Rereading(model, 2)
         for piece in text(sum(pieces)).split(pieces, dim=1):
@@ -209,9 +211,9 @@ def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
 def test_a_cache_given_in_is_not_changed() -> None:
     for name, made in CACHED.items():
         model, tokens = ready(made), text(5)
-        cache = model.open_segment(model(text(14))[1])
-        _, cache = model.go_on(tokens[:, :3], cache)
-        said = [model.go_on(tokens[:, 3:], cache)[0] for _ in range(2)]
+        cache = model.init_decode_cache(model(text(14))[1])
+        _, cache = model.decode(tokens[:, :3], cache)
+        said = [model.decode(tokens[:, 3:], cache)[0] for _ in range(2)]
         assert torch.equal(said[0], said[1]), name
 
 
@@ -249,23 +251,23 @@ def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
 
     models: list[SequenceModule] = [
         Backwards(**SHAPE),
-        RMT(**SHAPE, slots=2, memory_attention="block"),
-        RMTXL(**XL, slots=2),
+        RMT(**SHAPE, memory_tokens=2, memory_attention="block"),
+        RMTXL(**XL, memory_tokens=2),
         Landmark(**LANDMARKS, selection="head"),
         Honest(),
     ]
     for model in models:
-        assert model.open_segment(model.init_state(1)) is None
+        assert model.init_decode_cache(model.init_state(1)) is None
     apart = Landmark(**LANDMARKS).eval()
     one, two = (apart(text(time))[1] for time in (4, 5))
-    assert apart.open_segment(replace_rows(one, two, torch.tensor([True, False]))) is None
+    assert apart.init_decode_cache(replace_rows(one, two, torch.tensor([True, False]))) is None
 
 
 @torch.no_grad()
 def test_a_cached_segment_is_read_once_more_when_it_is_whole() -> None:
     class Counts(Transformer):
-        def open_segment(self, state: State) -> object:
-            return 0, self.stack.open_segment(state)
+        def init_decode_cache(self, state: State) -> object:
+            return 0, self.stack.init_decode_cache(state)
 
         def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
             calls.append(tokens.shape[1])

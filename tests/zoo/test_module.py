@@ -27,16 +27,16 @@ SHAPE: dict[str, Any] = {
     "depth": 2,
     "width": 12,
     "heads": 2,
-    "hidden": 20,
+    "mlp_width": 20,
 }
 MODELS: dict[str, Callable[..., SequenceModule]] = {
     "transformer": partial(Transformer, **SHAPE),
     "gpt2": partial(Transformer, **SHAPE, position="learned", norm="layer", activation="gelu", bias=True),
     "window": partial(Transformer, **SHAPE, window=5, sinks=2),
-    "rmt": partial(RMT, **SHAPE, slots=3),
-    "armt": partial(ARMT, **SHAPE, slots=3, key_width=4),
+    "rmt": partial(RMT, **SHAPE, memory_tokens=3),
+    "armt": partial(ARMT, **SHAPE, memory_tokens=3, key_width=4),
     "transformer_xl": partial(TransformerXL, **SHAPE, memory_len=8),
-    "rmt_xl": partial(RMTXL, **SHAPE, memory_len=8, slots=3),
+    "rmt_xl": partial(RMTXL, **SHAPE, memory_len=8, memory_tokens=3),
 }
 BOTH = pytest.mark.parametrize("build", [Honest, Recurrent])
 
@@ -51,7 +51,7 @@ def window(seed: int, fresh: list[bool], asked: float = 0.5) -> Batch:
 @BOTH
 def test_the_loss_is_the_mean_over_the_targets_that_are_asked(build: Callable[[], SequenceModule]) -> None:
     model, batch = shaken(build), window(0, [True] * ROWS)
-    said, _ = model.read(batch, None)
+    said, _ = model.compute_loss(batch, None)
     logits = model(batch.tokens)[0].detach()
     total, asked = 0.0, 0
     for row in range(ROWS):
@@ -73,7 +73,7 @@ def test_the_loss_is_the_mean_over_the_targets_that_are_asked(build: Callable[[]
 @BOTH
 def test_a_window_that_asks_nothing_has_no_loss_and_no_gradient(build: Callable[[], SequenceModule]) -> None:
     model = shaken(build)
-    said, carried = model.read(window(0, [True] * ROWS, asked=0.0), None)
+    said, carried = model.compute_loss(window(0, [True] * ROWS, asked=0.0), None)
     said["loss"].backward()
     assert said["loss"].item() == 0
     assert not said["hits"].any()
@@ -85,9 +85,9 @@ def test_a_window_that_asks_nothing_has_no_loss_and_no_gradient(build: Callable[
 def test_fresh_rows_begin_anew_and_the_others_go_on(build: Callable[[], SequenceModule]) -> None:
     model = shaken(build)
     first, second = window(0, [True] * ROWS, 1.0), window(1, [False, True, False], 1.0)
-    carried = model.read(first, None)[1]
-    nats = model.read(second, carried)[0]["nats"]
-    alone = model.read(second, None)[0]["nats"]
+    carried = model.compute_loss(first, None)[1]
+    nats = model.compute_loss(second, carried)[0]["nats"]
+    alone = model.compute_loss(second, None)[0]["nats"]
     both = torch.cat([first.tokens, second.tokens], dim=1)
     logits = model(both)[0][:, WINDOW:].log_softmax(-1)
     on = -logits.gather(2, second.targets[..., None])[..., 0]
@@ -100,10 +100,10 @@ def test_fresh_rows_begin_anew_and_the_others_go_on(build: Callable[[], Sequence
 def test_what_is_carried_is_cut_off_from_the_window_before(build: Callable[[], SequenceModule]) -> None:
     """Truncated back-propagation: a step's gradient is its own window's, from a constant state."""
     model = shaken(build)
-    carried = model.read(window(0, [True] * ROWS), None)[1]
+    carried = model.compute_loss(window(0, [True] * ROWS), None)[1]
     assert not any(leaf.requires_grad for leaf in leaves(carried))
     batch = window(1, [False] * ROWS)
-    model.read(batch, carried)[0]["loss"].backward()
+    model.compute_loss(batch, carried)[0]["loss"].backward()
     logits = model(batch.tokens, carried)[0]
     asked = batch.targets != IGNORE
     loss = torch.nn.functional.cross_entropy(logits[asked], batch.targets[asked])
@@ -114,7 +114,7 @@ def test_what_is_carried_is_cut_off_from_the_window_before(build: Callable[[], S
 
 def test_low_precision_logits_are_weighed_in_float32() -> None:
     model = Honest().bfloat16()
-    said, _ = model.read(window(0, [True] * ROWS), None)
+    said, _ = model.compute_loss(window(0, [True] * ROWS), None)
     assert said["loss"].dtype == said["nats"].dtype == torch.float32
     assert shaken(Honest).read(window(0, [True] * ROWS), None)[0]["loss"].dtype == torch.float64
 
@@ -132,18 +132,18 @@ def test_a_training_step_tells_the_progress_and_carries_on() -> None:
     state = None
     for batch in batches:
         loss = model.training_step(batch, 0)["loss"]
-        expected, state = model.read(batch, state)
+        expected, state = model.compute_loss(batch, state)
         assert torch.equal(loss, expected["loss"])
         assert all(
-            torch.equal(one, two) for one, two in zip(leaves(model.carried), leaves(state), strict=True)
+            torch.equal(one, two) for one, two in zip(leaves(model.train_state), leaves(state), strict=True)
         )
     assert heard == [(trainer.global_step, trainer.max_steps)] * 2
-    assert model.heard is None
+    assert model.val_state is None
 
 
 def test_validation_starts_from_nothing_and_never_touches_the_training_state() -> None:
     model = shaken(Honest)
-    model.carried = kept = model.read(window(0, [True] * ROWS), None)[1]
+    model.train_state = kept = model.compute_loss(window(0, [True] * ROWS), None)[1]
     before = [leaf.clone() for leaf in leaves(kept)]
     batches = [window(at, [False] * ROWS) for at in (1, 2)]  # none fresh: the empty start is the hook's doing
     losses = []
@@ -151,19 +151,19 @@ def test_validation_starts_from_nothing_and_never_touches_the_training_state() -
         model.on_validation_epoch_start()
         losses.append([model.validation_step(batch, at)["loss"].item() for at, batch in enumerate(batches)])
         model.on_validation_epoch_end()
-        assert model.heard is None
-    first, state = model.read(batches[0], None)
-    assert losses == [[first["loss"].item(), model.read(batches[1], state)[0]["loss"].item()]] * 2
-    assert model.carried is kept
+        assert model.val_state is None
+    first, state = model.compute_loss(batches[0], None)
+    assert losses == [[first["loss"].item(), model.compute_loss(batches[1], state)[0]["loss"].item()]] * 2
+    assert model.train_state is kept
     assert all(torch.equal(one, two) for one, two in zip(leaves(kept), before, strict=True))
 
 
 def test_a_validation_that_broke_off_leaves_nothing_to_the_next() -> None:
     model = shaken(Honest)
     model.validation_step(window(0, [True] * ROWS), 0)
-    assert model.heard is not None
+    assert model.val_state is not None
     model.on_validation_epoch_start()
-    assert model.heard is None
+    assert model.val_state is None
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -11,14 +11,14 @@ from torch import Tensor
 from zoo.state import (
     State,
     detach,
-    each,
     from_leaves,
     leaves,
-    named,
+    named_leaves,
     nbytes,
     replace_rows,
-    restart_rows,
+    reset_rows,
     take_rows,
+    tree_map,
 )
 
 ROWS = 3
@@ -77,16 +77,16 @@ def example() -> Outer:
 
 def test_names() -> None:
     names = ["layers.0.keys", "layers.0.writes", "layers.1.keys", "layers.1.writes", "memory"]
-    assert [name for name, _ in named(example())] == names
-    assert [name for name, _ in named(torch.zeros(1))] == [""]
-    assert list(named(((), ()))) == []
+    assert [name for name, _ in named_leaves(example())] == names
+    assert [name for name, _ in named_leaves(torch.zeros(1))] == [""]
+    assert list(named_leaves(((), ()))) == []
 
 
 @settings(max_examples=50, deadline=None)
 @given(STATES)
 def test_leaves_and_back(state: State) -> None:
     assert all(one is two for one, two in zip(leaves(state), tensors(state), strict=True))
-    again = from_leaves(each(torch.zeros_like, state), leaves(state))
+    again = from_leaves(tree_map(torch.zeros_like, state), leaves(state))
     assert shape(again) == shape(state)
     assert same(tensors(again), tensors(state))
 
@@ -102,7 +102,7 @@ def test_from_leaves_refuses_another_number_of_tensors(change: int) -> None:
 @given(STATES)
 def test_each_keeps_the_nest_and_takes_counterparts(state: State) -> None:
     before = [leaf.clone() for leaf in tensors(state)]
-    twice = each(lambda one, two: one + two, state, state)
+    twice = tree_map(lambda one, two: one + two, state, state)
     assert shape(twice) == shape(state)
     assert same(tensors(twice), [leaf + leaf for leaf in before])
     assert same(tensors(state), before)
@@ -110,7 +110,7 @@ def test_each_keeps_the_nest_and_takes_counterparts(state: State) -> None:
 
 def test_each_refuses_another_nest() -> None:
     with pytest.raises(ValueError, match="zip"):
-        each(torch.add, (torch.zeros(1), torch.zeros(1)), (torch.zeros(1),))
+        tree_map(torch.add, (torch.zeros(1), torch.zeros(1)), (torch.zeros(1),))
 
 
 @settings(max_examples=50, deadline=None)
@@ -124,7 +124,7 @@ def test_take_rows(state: State, rows: list[int]) -> None:
 @settings(max_examples=50, deadline=None)
 @given(STATES, st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
 def test_replace_rows(state: State, rows: list[bool]) -> None:
-    fresh = each(lambda leaf: leaf + 1, state)
+    fresh = tree_map(lambda leaf: leaf + 1, state)
     before = [leaf.clone() for leaf in tensors(state)]
     mixed = replace_rows(state, fresh, torch.tensor(rows))
     assert shape(mixed) == shape(state)
@@ -149,10 +149,10 @@ class Counted(NamedTuple):
 @given(STATES, st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
 def test_restart_rows(state: State, rows: list[bool]) -> None:
     """What is never read isn't copied, however deep it lies; the rest is what `replace_rows` makes of it."""
-    empty, marked = each(torch.zeros_like, state), torch.tensor(rows)
-    assert same(tensors(restart_rows(state, empty, marked)), tensors(replace_rows(state, empty, marked)))
+    empty, marked = tree_map(torch.zeros_like, state), torch.tensor(rows)
+    assert same(tensors(reset_rows(state, empty, marked)), tensors(replace_rows(state, empty, marked)))
     bank = Counted((torch.ones(ROWS, 2), torch.ones(ROWS, 2)), torch.ones(ROWS))
-    nest = restart_rows((state, (bank,)), (empty, (each(torch.zeros_like, bank),)), marked)
+    nest = reset_rows((state, (bank,)), (empty, (tree_map(torch.zeros_like, bank),)), marked)
     assert type(nest[1][0]) is Counted
     assert [new is old for new, old in zip(nest[1][0].kept, bank.kept, strict=True)] == [True, True]
     assert nest[1][0].written.tolist() == [0 if row else 1 for row in rows]
@@ -169,8 +169,8 @@ def test_replace_rows_carries_gradients_of_both_sides() -> None:
 
 
 def test_detach_cuts_every_tensor_and_copies_none() -> None:
-    state = each(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, example())
-    cut = detach(each(lambda leaf: leaf * 1, state))
+    state = tree_map(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, example())
+    cut = detach(tree_map(lambda leaf: leaf * 1, state))
     assert not any(leaf.requires_grad for leaf in leaves(cut))
     assert all(
         one.data_ptr() == two.data_ptr()

@@ -4,7 +4,7 @@
     size=       nano, micro (default), tiny, small, base
     lengths=    tokens per row and training step, multiples of segment_len (default: the size's window)
     rounds=     how often each is measured (default 3)
-    …           everything else goes to every model: data.rows=4 trainer.precision=bf16-mixed
+    …           everything else goes to every model: data.batch_size=4 trainer.precision=bf16-mixed
 
 Every measurement is a process of its own; models and lengths take turns in each round, so that a slow moment
 of the machine hits all of them alike, and the table says medians over the rounds:
@@ -39,7 +39,7 @@ from zoo.train.runs import config as run_config
 from zoo.train.runs.config import compose
 
 OWN = {"lengths": "", "rounds": "3"}
-REFUSED = ("run_dir", "resume", "steps", "data.window")
+REFUSED = ("run_dir", "resume", "steps", "data.seq_len")
 COLUMNS = ("tokens", "parameters", "train tok/s", "peak MiB", "read tok/s", "write tok/s", "state bytes")
 
 
@@ -85,12 +85,12 @@ def plan(words: list[str]) -> tuple[dict[Case, list[str]], int]:
         raise UserError("bench: expected model=a,b, names with commas between, each once")
     cases: dict[Case, list[str]] = {}
     for model in models:
-        lengths = [f"data.window={length}" for length in whole("lengths", given["lengths"])]
+        lengths = [f"data.seq_len={length}" for length in whole("lengths", given["lengths"])]
         for window in ([length] for length in lengths) if lengths else [[]]:
             asked = [f"model={model}", *others, *window]
             cfg = compose(asked)
             check(cfg)
-            cases[model, cfg.data.window] = asked
+            cases[model, cfg.data.seq_len] = asked
     rounds = whole("rounds", given["rounds"])
     if len(rounds) != 1:
         raise UserError(f"bench: rounds: expected one whole number, found {given['rounds']!r}")
@@ -113,9 +113,9 @@ def check(cfg: DictConfig) -> None:
     device_of(cfg)
     with torch.device("meta"):
         segment_len = build.model(cfg).segment_len
-    if cfg.data.window % segment_len:
+    if cfg.data.seq_len % segment_len:
         raise UserError(
-            f"bench: lengths: expected multiples of segment_len={segment_len}, found {cfg.data.window}"
+            f"bench: lengths: expected multiples of segment_len={segment_len}, found {cfg.data.seq_len}"
         )
 
 

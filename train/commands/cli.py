@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import UserError, one_line
+from zoo.train.runs.stored import renamed_key
 
 
 def in_words(error: Exception) -> str | None:
@@ -19,12 +20,14 @@ def in_words(error: Exception) -> str | None:
         return f"can't use {cause.filename}: {cause.strerror}"
     memory = ("out of memory", "allocate memory")  # torch says so in words alone
     if isinstance(error, MemoryError) or any(words in str(error) for words in memory):
-        return f"{one_line(error)} (a smaller size, data.rows or data.window?)"
+        return f"{one_line(error)} (a smaller size, data.batch_size or data.seq_len?)"
     return None
 
 
 def did_you_mean(message: str) -> str:
-    """The key that comes closest to one that isn't there, as a question."""
+    """For a key that doesn't exist: its new name, or the key that comes closest, as a question."""
+    if new_name := renamed_key(message):
+        return new_name
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
         near = difflib.get_close_matches(option[2], re.findall(r"\S+", message.rpartition("':")[2]), 1)
         return f"; did you mean {near[0]}?" if near else ""

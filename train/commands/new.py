@@ -57,7 +57,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from zoo.memory.mixer import Mixer
-from zoo.models.layers import Block, FeedForward, Streaming
+from zoo.models.blocks import Block, FeedForward
+from zoo.models.decoder import Streaming
 
 
 class MyModelState(NamedTuple):
@@ -92,20 +93,20 @@ class MyModelMemory(Mixer):
 class MyModel(Streaming):
     """A stack of blocks, each with such a memory and a feed-forward."""
 
-    def __init__(self, vocab_size: int, segment_len: int, depth: int, width: int, hidden: int) -> None:
-        blocks = [Block(MyModelMemory(width), FeedForward(width, hidden), width) for _ in range(depth)]
+    def __init__(self, vocab_size: int, segment_len: int, depth: int, width: int, mlp_width: int) -> None:
+        blocks = [Block(MyModelMemory(width), FeedForward(width, mlp_width), width) for _ in range(depth)]
         super().__init__(vocab_size, segment_len, width, blocks)
 '''
 
 YAML = """\
 # Whose idea, which paper, what to expect.
 _target_: my_model.model.MyModel
-free: hidden  # this width is solved from the size's budget of parameters
+free: mlp_width  # this width is solved from the size's budget of parameters
 vocab_size: ${task.vocab_size}
 segment_len: ${size.segment_len}
 depth: ${size.depth}
 width: ${size.width}
-hidden: ${size.hidden}
+mlp_width: ${size.mlp_width}
 """
 
 TESTS = '''\
@@ -122,7 +123,7 @@ from my_model.model import MyModel
 
 
 def small() -> MyModel:
-    return MyModel(vocab_size=20, segment_len=8, depth=2, width=16, hidden=24)
+    return MyModel(vocab_size=20, segment_len=8, depth=2, width=16, mlp_width=24)
 
 
 @pytest.mark.parametrize(("name", "check"), list(laws(small)))
@@ -158,7 +159,7 @@ NEXT = """\
 wrote {name}/: {files}
 
   cd {name}
-  python -m zoo check {name}.model.{made} depth=2 width=32 hidden=48    the laws, a line each
+  python -m zoo check {name}.model.{made} depth=2 width=32 mlp_width=48    the laws, a line each
   python -m pip install -e .                                             so that model={name} is known
   pip install pytest && python -m pytest
   python -m zoo.train model={name}

@@ -25,6 +25,7 @@ from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import did_you_mean, in_words, stop
 from zoo.train.runs import folder
 from zoo.train.runs.config import Config, register
+from zoo.train.runs.stored import load_stored
 
 log = logging.getLogger(__name__)
 KEPT_ON_RESUME = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "resume")
@@ -122,7 +123,7 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
     """The run's own settings, changed only where that leaves its past true."""
     path = run_dir / "config.yaml"
     try:
-        stored: Any = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+        stored: Any = OmegaConf.merge(OmegaConf.structured(Config), load_stored(path))
         targets = {f"{group}._target_": str(stored[group]["_target_"]) for group in ("model", "task")}
     except Exception as error:
         raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error

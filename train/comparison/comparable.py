@@ -17,8 +17,8 @@ def positions(run: Run) -> int:
     config, product = run.config, 1
     for key in (
         "steps",
-        "data.rows",
-        "data.window",
+        "data.batch_size",
+        "data.seq_len",
         "trainer.accumulate",
         "trainer.devices",
         "trainer.num_nodes",

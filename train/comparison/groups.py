@@ -127,7 +127,8 @@ def labels(firsts: list[Run]) -> list[str]:
 
 
 def told_apart(run: Run, others: list[Run], whole: bool) -> list[str]:
-    """The run's settings in which others differ, "slots=8"; without those that follow unless `whole`."""
+    """The run's settings in which others differ ("memory_tokens=8"); without those that follow unless
+    `whole`."""
     pairs = {key: pair[0] for other in others for key, pair in settings_between(run, other).items()}
     follow: tuple[str, ...] = ()
     if "names.task" in pairs:

@@ -2,13 +2,14 @@
 
 import shlex
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from zoo import plugins
 from zoo.train.comparison.groups import Row, Run, in_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat
+from zoo.train.runs.stored import load_stored
 
 
 def command(row: Row) -> str:
@@ -34,7 +35,6 @@ def is_solved(run: Run) -> bool:
     free, target = run.config.get("model.free"), run.config["model._target_"]
     if free is None or run.config.get("size.budget") is None or not plugins.trusted(target):
         return False
-    stored = OmegaConf.load(run.folder / "config.yaml")
-    assert isinstance(stored, DictConfig)
+    stored = load_stored(run.folder / "config.yaml")
     stored.model[free] = None
     return bool(budget.solved(stored)[free] == run.config[f"model.{free}"])

@@ -27,12 +27,14 @@ class DataModule(L.LightningDataModule):
         """
         super().__init__()
         if rows < 1 or window < 1:
-            raise UserError(f"expected data.rows and data.window of at least 1, found {rows} and {window}")
+            raise UserError(
+                f"expected data.batch_size and data.seq_len of at least 1, found {rows} and {window}"
+            )
         if window % segment_len:
             below = window // segment_len * segment_len
             near = " or ".join(str(width) for width in (below, below + segment_len) if width)
             raise UserError(
-                f"data.window: expected a multiple of segment_len={segment_len}, found {window}; take {near}"
+                f"data.seq_len: expected a multiple of segment_len={segment_len}, found {window}; take {near}"
             )
         self.task, self.rows, self.window, self.seed, self.val_bytes = task, rows, window, seed, val_bytes
 

@@ -18,6 +18,7 @@ from zoo.train.runs.config import compose, plain
 from zoo.train.runs.load import APART, quiet, trained
 from zoo.train.runs.provenance import commit
 from zoo.train.runs.resources import state_bytes
+from zoo.train.runs.stored import load_stored
 
 
 def task_config(cfg: DictConfig, asked: Asked) -> tuple[str, DictConfig]:
@@ -63,7 +64,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides, asked.model)
     own, reading = model, None
     if asked.model is not None:
-        run = OmegaConf.load(run_dir / "config.yaml")
+        run = load_stored(run_dir / "config.yaml")
         assert isinstance(run, DictConfig)
         reading = {key: value for key, value in _settings(cfg.model).items() if run.model.get(key) != value}
         own = build.model(run)
@@ -144,7 +145,7 @@ def run_facts(run_dir: Path, cfg: DictConfig, model: SequenceModule) -> dict[str
         "run": run_dir.resolve().name,
         **{group: str(chosen) for group, chosen in cfg.names.items()},
         "seed": cfg.seed,
-        "trained_at": {"window": cfg.data.window}
+        "trained_at": {"window": cfg.data.seq_len}
         | ({"length": cfg.task.length} if "length" in cfg.task else {}),
         "segment_len": model.segment_len,
         "parameters": model.count_parameters(),

@@ -35,7 +35,7 @@ class Reader(NamedTuple):
     def batches(
         self, texts: Texts, reset: bool = False
     ) -> Iterator[tuple[list[Piece | None], Batch, dict[str, Tensor]]]:
-        """What each row reads, the batch, and what the model said of it (see SequenceModule.read).
+        """What each row reads, the batch, and what the model said of it (see SequenceModule.compute_loss).
 
         With `reset` every segment of the model's starts from an empty state.
         """
@@ -50,7 +50,7 @@ class Reader(NamedTuple):
                 if reset:
                     said = _read_apart(self.model, batch)
                 else:
-                    said, state = self.model.read(batch, state)
+                    said, state = self.model.compute_loss(batch, state)
                 yield pieces, batch, said
                 self.tell(sum(piece.stop - piece.start for piece in pieces if piece))
 
@@ -63,7 +63,7 @@ def _read_apart(model: SequenceModule, batch: Batch) -> dict[str, Tensor]:
         for part in (batch.tokens, batch.targets)
     )
     fresh = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    said, _ = model.read(Batch(tokens, targets, fresh), None)
+    said, _ = model.compute_loss(Batch(tokens, targets, fresh), None)
     return {
         name: rearrange(said[name], "(rows segments) time -> rows (segments time)", segments=segments)
         for name in ("nats", "hits")

@@ -79,7 +79,7 @@ def measure(cfg: DictConfig) -> Found:
     model.set_progress(0, cfg.steps)
     if cfg.trainer.compile:
         model.compile()
-    shape = (cfg.data.rows, cfg.data.window)
+    shape = (cfg.data.batch_size, cfg.data.seq_len)
     tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
     batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool, device=device))
     dtype = PRECISIONS[cfg.trainer.precision]
@@ -126,7 +126,7 @@ def training(model: SequenceModule, batch: Batch, clip: float) -> Callable[[], o
 
     def step() -> None:
         nonlocal carried
-        said, carried = model.read(batch, carried)
+        said, carried = model.compute_loss(batch, carried)
         said["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()

@@ -10,7 +10,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
-from zoo.state import each, from_leaves, leaves
+from zoo.state import from_leaves, leaves, tree_map
 from zoo.train.loop.metrics import Metrics
 from zoo.train.runs.checkpoint import VERSION, random_states, set_random_states
 
@@ -92,7 +92,7 @@ class ExactResume(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         assert isinstance(pl_module, SequenceModule)
-        carried = pl_module.carried
+        carried = pl_module.train_state
         own = {
             "carried": None if carried is None else [leaf.cpu().clone() for leaf in leaves(carried)],
             "random": random_states(),
@@ -120,5 +120,5 @@ class ExactResume(L.Callback):
         if own["carried"] is not None:
             born = pl_module.init_state(self.rows)
             carried = from_leaves(born, own["carried"])
-            pl_module.carried = each(lambda leaf, like: leaf.to(like.device), carried, born)
+            pl_module.train_state = tree_map(lambda leaf, like: leaf.to(like.device), carried, born)
         set_random_states(own["random"])

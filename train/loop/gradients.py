@@ -26,7 +26,7 @@ class Gradients(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._batch, self._entered = batch, pl_module.carried
+        self._batch, self._entered = batch, pl_module.train_state
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -66,7 +66,7 @@ def first_non_finite(model: SequenceModule, batch: Batch, carried: Any) -> str:
     hooks = [part.register_forward_hook(watch(name)) for name, part in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model.read(batch, carried)
+            model.compute_loss(batch, carried)
     finally:
         for hook in hooks:
             hook.remove()

@@ -107,7 +107,7 @@ class Metrics(L.Callback):
             "cost/state_bytes": state_bytes(pl_module),
             "cost/parameters": pl_module.count_parameters(),
         }
-        said = {f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.carried).items()}
+        said = {f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.train_state).items()}
         self._said_in_training = said.keys()
         self._log(trainer, values | said)
 
@@ -157,8 +157,10 @@ class Metrics(L.Callback):
         for bucket, total, count in zip(BUCKETS, by_place[: len(EDGES)], by_place[len(EDGES) :], strict=True):
             if count:
                 values[f"val/loss_by_position/{bucket}"] = total / count
-        if pl_module.heard is not None:  # of memories that stay empty in training
-            said = {f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.heard).items()}
+        if pl_module.val_state is not None:  # of memories that stay empty in training
+            said = {
+                f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.val_state).items()
+            }
             values |= {tag: value for tag, value in said.items() if tag not in self._said_in_training}
         self._log(trainer, values)
 

@@ -53,8 +53,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         model.compile()
     data = DataModule(
         task,
-        rows=cfg.data.rows,
-        window=cfg.data.window,
+        rows=cfg.data.batch_size,
+        window=cfg.data.seq_len,
         segment_len=model.segment_len,
         seed=cfg.seed,
         val_bytes=cfg.data.val_bytes,
@@ -77,7 +77,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if goes_on:
         fresh = trainer.fit_loop.state_dict()
         sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
-        check_progress(model, cfg.data.rows, fresh, metrics.KEPT, checkpoint, last, sharded)
+        check_progress(model, cfg.data.batch_size, fresh, metrics.KEPT, checkpoint, last, sharded)
     config = stored_config(cfg)
     if goes_on:
         trainer.callbacks.insert(0, GoesOn(run_dir, config))  # type: ignore[attr-defined]
@@ -129,7 +129,7 @@ def make_trainer(
                 validations,
                 Gradients(cfg.optim.clip, metrics),
                 ProgressReport(metrics),
-                ExactResume(cfg.seed, cfg.data.rows),
+                ExactResume(cfg.seed, cfg.data.batch_size),
                 checkpoints,
                 Interrupts(checkpoints),
             ],

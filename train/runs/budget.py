@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.runs.config import plain
-from zoo.train.runs.construct import _call, _class
+from zoo.train.runs.construct import call, import_class
 
 BUDGET_TOLERANCE = 0.03  # the smallest step of a micro model's free width is 1 or 2 % of it
 
@@ -24,7 +24,7 @@ def solved(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"model.free: expected the name of one of the model's widths, found {free!r}")
     if free is not None and keys.get(free) is None:
         arguments = {key: value for key, value in keys.items() if key not in ("free", "base", "_target_")}
-        made = _class(keys.get("_target_"), SequenceModule, "model")
+        made = import_class(keys.get("_target_"), SequenceModule, "model")
         keys[free] = _solve(made, arguments, free, cfg.size.budget)
     return keys
 
@@ -39,7 +39,7 @@ def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: 
     @functools.cache
     def count(width: int) -> int:
         with torch.device("meta"), _NoInitialisation():
-            return _call(made, {**keys, free: width}, "model").count_parameters()
+            return call(made, {**keys, free: width}, "model").count_parameters()
 
     most = 1
     while count(most) < budget:

@@ -1,11 +1,10 @@
 """From a composed configuration to the objects it names: the one place where classes are looked up."""
 
 import inspect
-import typing
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
@@ -13,8 +12,9 @@ from zoo.optim import Optim
 from zoo.train.runs.budget import solved
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import plain
-from zoo.train.runs.construct import _call, _class, _first_line
+from zoo.train.runs.construct import call, first_line, import_class
 from zoo.train.runs.folder import no_run
+from zoo.train.runs.stored import load_stored
 from zoo.train.tasks.base import Task
 
 
@@ -25,7 +25,7 @@ def model(cfg: DictConfig) -> SequenceModule:
     keys = solved(cfg)
     keys.pop("free", None)
     base = keys.pop("base", None)
-    built = _call(_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
+    built = call(import_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
     if built.vocab_size < cfg.task.vocab_size:
         raise UserError(
             f"model.vocab_size: expected at least the task's {cfg.task.vocab_size}, found {built.vocab_size}"
@@ -33,7 +33,7 @@ def model(cfg: DictConfig) -> SequenceModule:
     try:
         built.init_state(1)
     except RuntimeError as error:  # a memory of a length below 0
-        raise UserError(f"model: its state can't be made: {_first_line(error)}") from error
+        raise UserError(f"model: its state can't be made: {first_line(error)}") from error
     if base is not None and _starts(cfg):
         _start_from(Path(str(base)), built, keys)
     return built
@@ -51,10 +51,10 @@ def _start_from(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> N
     if not path.is_file():
         raise UserError(f"model.base: {no_run(run_dir)}")
     try:
-        theirs = plain(typing.cast(DictConfig, OmegaConf.load(path)).model)
+        theirs = plain(load_stored(path).model)
         target = theirs["_target_"]
     except Exception as error:  # not yaml, or not a run's
-        raise UserError(f"model.base: {path} is no run's config: {_first_line(error)}") from error
+        raise UserError(f"model.base: {path} is no run's config: {first_line(error)}") from error
     made, extended = type(built), type(built).__mro__[1]
     if target != (wanted := f"{extended.__module__}.{extended.__name__}"):
         raise UserError(f"model.base: {made.__name__} starts from a run of {wanted}, found one of {target}")
@@ -77,4 +77,4 @@ def optim(cfg: DictConfig) -> Optim:
 def task(cfg: DictConfig) -> Task:
     """The task of `cfg.task`."""
     keys = plain(cfg.task)
-    return _call(_class(keys.pop("_target_", None), Task, "task"), keys, "task")
+    return call(import_class(keys.pop("_target_", None), Task, "task"), keys, "task")

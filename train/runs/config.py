@@ -19,8 +19,8 @@ from zoo.errors import UserError
 class Data:
     corpus: str = MISSING  # a known name, or a file or folder of text
     root: str = MISSING  # where named corpora lie
-    rows: int = MISSING  # lanes, per device
-    window: int = MISSING  # tokens per step and lane
+    batch_size: int = MISSING  # rows per device
+    seq_len: int = MISSING  # tokens per step and row
     val_bytes: int = MISSING  # of held-out text read by a validation inside a run
 
 
@@ -32,9 +32,9 @@ class Size:
     segment_len: int = MISSING
     capacity: int = MISSING  # tokens per row that a retrieval memory keeps
     budget: int | None = None  # parameters without embeddings and output projection; None: no budget
-    hidden: int | None = None  # the feed-forward's width; None: solved from the budget
-    rows: int = MISSING
-    window: int = MISSING
+    mlp_width: int | None = None  # the feed-forward's width; None: solved from the budget
+    batch_size: int = MISSING
+    seq_len: int = MISSING
     steps: int = MISSING
     lr: float = MISSING
     val_bytes: int = MISSING
@@ -116,8 +116,8 @@ def check(cfg: DictConfig) -> None:
         "steps": 1,
         "val_every": 1,
         "checkpoint_every": 1,
-        "data.rows": 1,
-        "data.window": 1,
+        "data.batch_size": 1,
+        "data.seq_len": 1,
         "data.val_bytes": 1,
     }
     least |= {

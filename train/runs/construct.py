@@ -11,41 +11,43 @@ from typing import Any, Literal, Union, get_args, get_origin
 from zoo.errors import UserError
 
 Kind = typing.TypeVar("Kind")
-AT_LEAST_1 = ("depth", "width", "heads", "hidden", "segment_len")
+AT_LEAST_1 = ("depth", "width", "heads", "mlp_width", "segment_len")
 
 
-def _class(target: Any, kind: type, group: str) -> type[Any]:
+def import_class(target: Any, kind: type, group: str) -> type[Any]:
     if not target or not isinstance(target, str):
         raise UserError(f"{group}: expected a config with `_target_: package.module.Class`, found none")
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever the user's module raises
-        where = " (call from the folder where it lies, or name that in PYTHONPATH)"
+        where = " (run from the folder where it lies, or name that in PYTHONPATH)"
         advice = where if isinstance(error, ModuleNotFoundError) else ""
-        raise UserError(f"{group}: can't import {target}: {_first_line(error)}{advice}") from error
+        raise UserError(f"{group}: can't import {target}: {first_line(error)}{advice}") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
     return found
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
+def call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     """Build with plain keywords, after checking names and types against the constructor's annotations."""
     wanted = inspect.signature(made).parameters
     hints = typing.get_type_hints(made.__init__)
     for name, value in keys.items():
         if name not in wanted:
             raise UserError(f"{group}.{name}: unknown; {made.__name__} takes {', '.join(wanted)}")
-        if name in hints and not _fits(value, hints[name]):
-            found = (
-                f"{group}.{name}: expected {_words(hints[name])}, found {value!r} ({type(value).__name__})"
+        if name in hints and not fits(value, hints[name]):
+            message = (
+                f"{group}.{name}: expected {type_words(hints[name])}, found {value!r} "
+                f"({type(value).__name__})"
             )
-            advice = f"; `free: {name}` in the yaml has the budget decide it"
-            raise UserError(found + advice * (group == "model" and value is None and hints[name] is int))
+            if group == "model" and value is None and hints[name] is int:
+                message += f"; `free: {name}` in the yaml has the budget decide it"
+            raise UserError(message)
         if group == "model" and name in AT_LEAST_1 and isinstance(value, int) and value < 1:
             raise UserError(f"{group}.{name}: expected at least 1, found {value}")
     missing = [name for name, p in wanted.items() if p.default is p.empty and name not in keys]
@@ -54,21 +56,21 @@ def _call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     try:
         return made(**keys)
     except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
-        raise UserError(f"{group}: {_first_line(error)}") from error
+        raise UserError(f"{group}: {first_line(error)}") from error
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a plain value is what an annotation asks for; an int is a float, a bool is no int, and only a
     finite number is a float."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
     if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if origin is Literal:
         return value in inner
     if origin in (list, tuple, typing.get_origin(typing.Sequence[int])):
-        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value)
+        return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is float:
@@ -76,7 +78,9 @@ def _fits(value: Any, kind: Any) -> bool:
     return value is None if kind is type(None) else not isinstance(kind, type) or isinstance(value, kind)
 
 
-def _words(kind: Any) -> str:
+def type_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
-    return " | ".join(map(_words, get_args(kind))) if get_args(kind) else getattr(kind, "__name__", str(kind))
+    if get_args(kind):
+        return " | ".join(map(type_words, get_args(kind)))
+    return getattr(kind, "__name__", str(kind))

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from zoo.errors import UserError
+from zoo.train.runs.stored import load_stored
 
 # Settings that leave a run's final numbers as they are.  The accelerator is one: `auto` is another device on
 # another machine, so it doesn't say where a run was made (metrics.json does), and CPU and GPU differ in the
@@ -28,10 +29,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings of a run's config.yaml on one level; UserError where it isn't one."""
     path = folder / "config.yaml"
     try:
-        stored = OmegaConf.load(path)
+        stored = load_stored(path)
     except Exception as error:  # whatever yaml and the file system raise
         raise UserError(f"{path} is no run's config: {str(error).strip().partition(chr(10))[0]}") from error
-    if not isinstance(stored, DictConfig) or "model" not in stored or "names" not in stored:
+    if "model" not in stored or "names" not in stored:
         raise UserError(f"{path} is no run's config: expected model and names in it")
     return flat(OmegaConf.to_container(stored, resolve=False))
 

@@ -19,6 +19,7 @@ from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
 from zoo.train.runs.files import appearing, free, replacing, write_text
+from zoo.train.runs.stored import update_names
 from zoo.train.runs.weight_files import check_finite, read_weights, weight_files
 from zoo.train.tasks.tokens import Tokens
 
@@ -77,7 +78,7 @@ def from_zoo(files: list[Path], config: dict[str, Any], given: Mapping[str, str]
     if strange := [key for key in given if key.startswith(PREFIXES) and not key.endswith("_target_")]:
         raise UserError(f"import: {strange[0]} is settled by the run that was exported")
     try:
-        settings = {**config["run"], "model": config["model"], "task": config["task"]}
+        settings = update_names({**config["run"], "model": config["model"], "task": config["task"]})
         about, far = config["weights"], {key: int(config[key]) for key in ("step", "tokens_seen")}
         tied, digest = dict(about["tied"]), str(about["sha256"])
         targets = {f"{group}._target_": str(settings[group]["_target_"]) for group in ("model", "task")}

@@ -14,6 +14,7 @@ from zoo.train.runs import build
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import compose, plain
 from zoo.train.runs.folder import no_run
+from zoo.train.runs.stored import load_stored
 
 APART = ("data.root=", "task.root=", "model._target_=", "task._target_=")  # say nothing of what is measured
 
@@ -39,9 +40,8 @@ def trained(
     if not path.is_file():
         raise no_run(run_dir)
     try:
-        cfg = OmegaConf.load(path)
-        targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}  # type: ignore[index]
-        assert isinstance(cfg, DictConfig)
+        cfg = load_stored(path)
+        targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}
         plain(cfg)
         cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
     except Exception as error:

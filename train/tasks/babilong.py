@@ -67,13 +67,13 @@ class Babilong(SampleTask):
         corpus: str = "stdlib",
         root: str | Path = "data",
         samples: int = 1_000_000,
-        held_out: int = 1000,
+        eval_samples: int = 1000,
         seed: int = 0,
         vocab_size: int = END + 1,
     ) -> None:
         """`tasks`: of qa1, qa2 …  `folder`: babi below `root` if None.  `corpus`
         and `root`: see `open_corpus`.  UserError: no such files there."""
-        super().__init__(vocab_size, END + 1, samples, held_out, seed)
+        super().__init__(vocab_size, END + 1, samples, eval_samples, seed)
         if length < 1:
             raise UserError(f"task.length: expected at least 1, found {length}")
         self.length, self.lengths, self.corpus, self.root = length, lengths, corpus, root
@@ -107,7 +107,7 @@ class Babilong(SampleTask):
             corpus=self.corpus,
             root=self.root,
             samples=self.counts["train"],
-            held_out=self.counts["val"],
+            eval_samples=self.counts["val"],
             seed=self.seed,
             vocab_size=self.vocab_size,
         )

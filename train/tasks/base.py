@@ -125,22 +125,22 @@ class SampleTexts(Texts):
 
 
 class SampleTask(Task):
-    """`samples` to train on, `held_out` for val and test each."""
+    """`samples` to train on, `eval_samples` for val and test each."""
 
     metric = "accuracy"
 
-    def __init__(self, vocab_size: int, needed: int, samples: int, held_out: int, seed: int) -> None:
+    def __init__(self, vocab_size: int, needed: int, samples: int, eval_samples: int, seed: int) -> None:
         """UserError: fewer than the `needed` symbols, or a split without samples."""
         if vocab_size < needed:
             raise UserError(f"task.vocab_size: expected at least {needed}, found {vocab_size}")
-        if min(samples, held_out) < 1:
+        if min(samples, eval_samples) < 1:
             raise UserError(
-                f"task.samples and task.held_out: expected at least 1, found {samples} and {held_out}"
+                f"task.samples and task.eval_samples: expected at least 1, found {samples} and {eval_samples}"
             )
         if seed < 0:
             raise UserError(f"task.seed: expected at least 0, found {seed}")
         self.vocab_size, self.seed = vocab_size, seed
-        self.counts = {"train": samples, "val": held_out, "test": held_out}
+        self.counts = {"train": samples, "val": eval_samples, "test": eval_samples}
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return torch.zeros((), dtype=torch.long, device=targets.device)

@@ -18,7 +18,8 @@ BLOCK = 4096  # tokens drawn together: a place far inside a long sample costs no
 
 
 class Induction(SampleTask):
-    """`samples` to train on, more than a run reads: data stays fresh; `held_out` for val and test each."""
+    """`samples` to train on, more than a run reads so that data stays fresh; `eval_samples` for val and
+    test."""
 
     name = "induction"
     VERSION = 1
@@ -28,11 +29,11 @@ class Induction(SampleTask):
         length: int = 256,
         vocab_size: int = 16,
         samples: int = 1_000_000,
-        held_out: int = 512,
+        eval_samples: int = 512,
         seed: int = 0,
     ) -> None:
         """`length` in tokens; the special token is one of `vocab_size`.  UserError: no sample could be so."""
-        super().__init__(vocab_size, 3, samples, held_out, seed)
+        super().__init__(vocab_size, 3, samples, eval_samples, seed)
         if length < 4:
             raise UserError(f"task.length: expected at least 4 (*, x, anything, *), found {length}")
         self.length = length

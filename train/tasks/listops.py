@@ -62,7 +62,7 @@ class Listops(SampleTask):
         max_length: int = 2000,
         max_depth: int = 10,
         samples: int = 96_000,
-        held_out: int = 2_000,
+        eval_samples: int = 2_000,
         seed: int = 0,
         folder: str | Path | None = None,
         vocab_size: int = VOCABULARY,
@@ -71,7 +71,7 @@ class Listops(SampleTask):
 
         UserError: no list could be so.
         """
-        super().__init__(vocab_size, VOCABULARY, samples, held_out, seed)
+        super().__init__(vocab_size, VOCABULARY, samples, eval_samples, seed)
         if max_depth < 2 or min_length < 0 or max_length < max(min_length + 2, 5):
             raise UserError(
                 "task listops: expected max_depth of at least 2 and a length of 4 or more between min_length "

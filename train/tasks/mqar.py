@@ -51,10 +51,10 @@ class Mqar(SampleTask):
         random_non_queries: bool = True,
         mixture: list[list[int]] | None = None,
         samples: int = 100_000,
-        held_out: int = 3_000,
+        eval_samples: int = 3_000,
         seed: int = 0,
     ) -> None:
-        super().__init__(vocab_size, 1, samples, held_out, seed)
+        super().__init__(vocab_size, 1, samples, eval_samples, seed)
         self.length, self.pairs = length, pairs
         self.power_a, self.random_non_queries, self.mixture = power_a, random_non_queries, mixture
         for kind in mixture or ():
@@ -80,7 +80,7 @@ class Mqar(SampleTask):
             power_a=self.power_a,
             random_non_queries=self.random_non_queries,
             samples=self.counts["train"],
-            held_out=self.counts["val"],
+            eval_samples=self.counts["val"],
             seed=self.seed,
         )
 

@@ -96,12 +96,12 @@ class Needle(SampleTask):
         corpus: str = "stdlib",
         root: str | Path = "data",
         samples: int = 1_000_000,
-        held_out: int = 512,
+        eval_samples: int = 512,
         seed: int = 0,
         vocab_size: int = END + 1,
     ) -> None:
         """`corpus` and `root`: see `open_corpus`; `needles` counts those of the kinds with several."""
-        super().__init__(vocab_size, END + 1, samples, held_out, seed)
+        super().__init__(vocab_size, END + 1, samples, eval_samples, seed)
         self.kind, self.length, self.depth, self.lengths = kind, length, depth, lengths
         self.needles, self.distractors, self.corpus, self.root = needles, distractors, corpus, root
         several = 1 if kind == "single" else needles
@@ -142,7 +142,7 @@ class Needle(SampleTask):
             corpus=self.corpus,
             root=self.root,
             samples=self.counts["train"],
-            held_out=self.counts["val"],
+            eval_samples=self.counts["val"],
             seed=self.seed,
             vocab_size=self.vocab_size,
         )

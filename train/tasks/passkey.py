@@ -74,12 +74,12 @@ class Passkey(SampleTask):
         corpus: str = "books",
         root: str | Path = "data",
         samples: int = 1_000_000,
-        held_out: int = 512,
+        eval_samples: int = 512,
         seed: int = 0,
         vocab_size: int = END + 1,
     ) -> None:
         """`corpus` and `root` (see `open_corpus`) are looked at only where books fill."""
-        super().__init__(vocab_size, VOCABULARY[form], samples, held_out, seed)
+        super().__init__(vocab_size, VOCABULARY[form], samples, eval_samples, seed)
         self.length, self.depth, self.lengths, self.form, self.filler = length, depth, lengths, form, filler
         self.corpus, self.root = corpus, root
         self.around = sum(map(len, self.pieces(0))) - 1  # positions that aren't filler
@@ -105,7 +105,7 @@ class Passkey(SampleTask):
             corpus=self.corpus,
             root=self.root,
             samples=self.counts["train"],
-            held_out=self.counts["val"],
+            eval_samples=self.counts["val"],
             seed=self.seed,
             vocab_size=self.vocab_size,
         )

@@ -31,10 +31,10 @@ class SelectiveCopy(SampleTask):
         remembered: int = 16,
         vocab_size: int = 16,
         samples: int = 1_000_000,
-        held_out: int = 512,
+        eval_samples: int = 512,
         seed: int = 0,
     ) -> None:
-        super().__init__(vocab_size, 3, samples, held_out, seed)
+        super().__init__(vocab_size, 3, samples, eval_samples, seed)
         if not 1 <= remembered <= length // 2:
             raise UserError(
                 "task.remembered: expected at least 1 and at most half of task.length, "
@@ -51,7 +51,7 @@ class SelectiveCopy(SampleTask):
             remembered=self.remembered,
             vocab_size=self.vocab_size,
             samples=self.counts["train"],
-            held_out=self.counts["val"],
+            eval_samples=self.counts["val"],
             seed=self.seed,
         )
 

@@ -52,7 +52,7 @@ class GLAMemory(Mixer):
 
 class GLA(Streaming):
     def __init__(
-        self, vocab_size: int, segment_len: int, depth: int, width: int, heads: int, hidden: int
+        self, vocab_size: int, segment_len: int, depth: int, width: int, heads: int, mlp_width: int
     ) -> None:
-        blocks = [Block(GLAMemory(width, heads), FeedForward(width, hidden), width) for _ in range(depth)]
+        blocks = [Block(GLAMemory(width, heads), FeedForward(width, mlp_width), width) for _ in range(depth)]
         super().__init__(vocab_size, segment_len, width, blocks)

@@ -9,7 +9,7 @@ from zoo.contract import laws
 
 
 def small() -> GLA:
-    return GLA(vocab_size=50, segment_len=16, depth=2, width=32, heads=4, hidden=48)
+    return GLA(vocab_size=50, segment_len=16, depth=2, width=32, heads=4, mlp_width=48)
 
 
 @pytest.mark.parametrize(("name", "check"), list(laws(small)))

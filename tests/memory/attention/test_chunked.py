@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.memory.attention.chunked import ChunkState, attend_in_chunks, placed
 from zoo.memory.state_space.megalodon_attention import GatedAttention
-from zoo.state import each, leaves, replace_rows
+from zoo.state import leaves, replace_rows, tree_map
 
 WIDTH, BASE = 6, 50.0
 
@@ -128,7 +128,7 @@ def test_any_calls_say_and_learn_the_same(chunk: int) -> None:
     begin = layer(text(2, 2, seed=2), begin)[1]
     results = []
     for lengths in ([13], [1] * 13, [4, 4, 5], [2, 11], [12, 1]):
-        x, state, said = text(2, 13).requires_grad_(), each(leaf, begin), []
+        x, state, said = text(2, 13).requires_grad_(), tree_map(leaf, begin), []
         learns = [x, *(part for part in leaves(state) if part.requires_grad), *layer.parameters()]
         for piece in x.split(lengths, dim=1):
             y, state = layer(piece, state)
@@ -157,7 +157,7 @@ def test_the_three_dropouts_are_in_their_places() -> None:
     [
         ({"key_width": 6}, "key_width 6 is not an even number for each of 2 heads"),
         ({"value_width": 5}, "value_width 5 is not a multiple of heads 2"),
-        ({"chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"chunk_size": 0}, "chunk must be at least 1, not 0"),
         ({"norm_groups": 4}, "width 6 is not a multiple of norm groups 4"),
         ({"norm_groups": 6}, "prior_count must be at least 2, not 0"),
     ],
@@ -166,8 +166,8 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
     shape: dict[str, Any] = {
         "key_width": 8,
         "value_width": 6,
-        "chunk": 4,
-        "states": 2,
+        "chunk_size": 4,
+        "state_size": 2,
         "norm_groups": 2,
     } | options
     with pytest.raises(ValueError, match=message):

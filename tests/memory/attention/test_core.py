@@ -22,7 +22,7 @@ def turned(x: Tensor, angle: int, base: float) -> Tensor:
 
 def slow(layer: Attention, x: Tensor, sees: Any) -> Tensor:
     """Attention from the layer's weights, one pair at a time."""
-    heads, kv_heads, width = layer.heads, layer.kv_heads, layer.head_width
+    heads, kv_heads, width = layer.heads, layer.kv_heads, layer.head_dim
     bias = torch.zeros(len(layer.qkv.weight)) if layer.qkv.bias is None else layer.qkv.bias
     rows, time, out = x.shape[0], x.shape[1], []
     for row in range(rows):
@@ -86,15 +86,15 @@ def test_slopes_are_the_papers() -> None:
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_width"), [(4, None, None), (4, 2, None), (2, 1, 6), (3, 3, 2)]
+    ("heads", "kv_heads", "head_dim"), [(4, None, None), (4, 2, None), (2, 1, 6), (3, 3, 2)]
 )
 @torch.no_grad()
 def test_attention_against_loops(
-    position: Position, heads: int, kv_heads: int | None, head_width: int | None
+    position: Position, heads: int, kv_heads: int | None, head_dim: int | None
 ) -> None:
-    bias, head_width = heads == 4, head_width or 12 // heads + 12 // heads % 2
+    bias, head_dim = heads == 4, head_dim or 12 // heads + 12 // heads % 2
     layer = Attention(
-        12, heads, kv_heads=kv_heads, head_width=head_width, position=position, bias=bias, rope_base=99.0
+        12, heads, kv_heads=kv_heads, head_dim=head_dim, position=position, bias=bias, rope_base=99.0
     ).double()
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     y, state = layer(x, ())

@@ -16,7 +16,7 @@ from zoo.state import leaves, replace_rows
 def slow(layer: WindowAttention, x: Tensor) -> Tensor:
     """Position p of one text (time, width) sees keys p-W+1 .. p and the first sinks.  StreamingLLM counts
     places in its cache: a sink s is min(p, sinks + W - 1) - s away, a key j of the window p - j."""
-    heads, kv_heads, width = layer.heads, layer.kv_heads, layer.head_width
+    heads, kv_heads, width = layer.heads, layer.kv_heads, layer.head_dim
     projected = layer.qkv(x).unflatten(-1, (heads + 2 * kv_heads, width))
     out = []
     for place in range(len(x)):

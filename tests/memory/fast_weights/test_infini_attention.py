@@ -16,7 +16,7 @@ from zoo.memory.fast_weights.infini_attention import (
     read_and_write_loop,
     sigma,
 )
-from zoo.state import each, leaves, replace_rows, take_rows
+from zoo.state import leaves, replace_rows, take_rows, tree_map
 
 ROWS, HEADS, KEY, VALUE = 3, 2, 4, 3
 WIDTH, SEGMENT = 8, 5
@@ -61,7 +61,9 @@ def test_all_at_once_is_one_after_another(rule: Rule, segments: int, time: int) 
     results = []
     for form in (read_and_write_loop, read_and_write):
         q, k, v = (part.requires_grad_() for part in parts(segments, time))
-        start = each(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, begun(rule))
+        start = tree_map(
+            lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, begun(rule)
+        )
         far, after = form(q, k, v, start, rule)
         total = torch.stack([(draw(*part.shape, seed=7) * part).sum() for part in (far, *after[:2])]).sum()
         grads = torch.autograd.grad(total, [q, k, v, *start[:2]])
@@ -107,7 +109,7 @@ def test_an_empty_memory_says_nothing_and_the_gate_is_applied(rule: Rule) -> Non
 def test_an_empty_memory_has_no_gradient(rule: Rule) -> None:
     """What it would say if anything were in it counts for nothing, in both forms."""
     for form in (read_and_write_loop, read_and_write):
-        start = each(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, empty())
+        start = tree_map(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, empty())
         far, _ = form(*parts(1, 4), start, rule)
         grads = torch.autograd.grad(far.sum(), start[:2], allow_unused=True)
         assert not any(grad is not None and grad.any() for grad in grads)
@@ -261,5 +263,5 @@ def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="width 8 is not a multiple of heads 3"):
         CompressiveAttention(8, 3, segment=4)
     with pytest.raises(ValueError, match="even head width, not 3"):
-        CompressiveAttention(8, 2, segment=4, head_width=3)
-    CompressiveAttention(8, 2, segment=4, head_width=3, position="none")
+        CompressiveAttention(8, 2, segment=4, head_dim=3)
+    CompressiveAttention(8, 2, segment=4, head_dim=3, position="none")

@@ -17,7 +17,7 @@ from zoo.memory.retrieval.landmark_attention import (
     grouped_softmax_reference,
 )
 from zoo.memory.retrieval.landmark_bank import BankState, add, gather, lines
-from zoo.state import each, from_leaves, leaves, nbytes, replace_rows, restart_rows, take_rows
+from zoo.state import from_leaves, leaves, nbytes, replace_rows, reset_rows, take_rows, tree_map
 
 WIDTH, HEADS, BLOCK, SEGMENT = 8, 2, 3, 9
 
@@ -76,7 +76,7 @@ def test_softmax_of_nothing_is_nothing_and_has_a_gradient() -> None:
 def bank(layer: LandmarkAttention, read: list[int], seed: int = 2) -> BankState:
     """A state full of noise, of which `read` tells how much is real."""
     generator = torch.Generator().manual_seed(seed)
-    state = each(
+    state = tree_map(
         lambda leaf: torch.randn(leaf.shape, generator=generator, dtype=torch.float64),
         layer.init_state(len(read))[:4],
     )
@@ -87,7 +87,7 @@ def bank(layer: LandmarkAttention, read: list[int], seed: int = 2) -> BankState:
 def test_of_equal_blocks_the_newest_are_chosen() -> None:
     layer = made(blocks=8, topk=3)
     state = bank(layer, [8 * BLOCK, 20 * BLOCK + 1, 2 * BLOCK + 2, 0])
-    alike = state._replace(closed_keys=each(torch.zeros_like, state.closed_keys))
+    alike = state._replace(closed_keys=tree_map(torch.zeros_like, state.closed_keys))
     q = torch.randn(4, HEADS, 5, WIDTH // HEADS, dtype=torch.float64)
     for selection in ("token_and_head", "token", "head"):
         layer.selection = selection
@@ -103,7 +103,9 @@ def test_the_bank_of_old_blocks_is_searched_by_their_landmarks() -> None:
     layer = made(blocks=40, topk=1)
     state = bank(layer, [40 * BLOCK])
     q = torch.randn(1, HEADS, 6, WIDTH // HEADS, dtype=torch.float64)
-    other = each(lambda piece: torch.cat([piece[..., :-1, :] + 1, piece[..., -1:, :]], 3), state.closed_keys)
+    other = tree_map(
+        lambda piece: torch.cat([piece[..., :-1, :] + 1, piece[..., -1:, :]], 3), state.closed_keys
+    )
     assert torch.equal(layer.choose(q, state._replace(closed_keys=other)), layer.choose(q, state))
 
     near = torch.ones(1, HEADS, 40, BLOCK, WIDTH // HEADS)
@@ -161,7 +163,9 @@ def test_queries_are_read_in_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch
 def test_many_segments_at_once_are_one_after_another(blocks: int, begun: int) -> None:
     """Gradients and the state included; `begun` slots of a block are open."""
     layer = made(blocks=blocks)
-    start = each(Tensor.detach, layer(text(begun), layer.init_state(2))[1]) if begun else layer.init_state(2)
+    start = (
+        tree_map(Tensor.detach, layer(text(begun), layer.init_state(2))[1]) if begun else layer.init_state(2)
+    )
     x, results = text(3 * SEGMENT, seed=3), []
     for pieces in (1, 3):
         given, state, said = x.clone().requires_grad_(), start, []
@@ -181,7 +185,7 @@ def test_rows_stand_where_they_stand() -> None:
     states = [layer.init_state(1)]
     for length in (4, 9, 2, 8, 9):
         states.append(layer(text(length, rows=1, seed=length), states[-1])[1])
-    together = each(lambda *leaf: torch.cat(leaf), states[0], *states[1:])
+    together = tree_map(lambda *leaf: torch.cat(leaf), states[0], *states[1:])
     for time in (1, 2, 7, 9):
         x = text(time, rows=len(states), seed=time)
         y, after = layer(x, together)
@@ -193,8 +197,8 @@ def test_rows_stand_where_they_stand() -> None:
     fresh = torch.tensor([False, True, False, True, False, False])
     y, _ = layer(x, replace_rows(together, layer.init_state(6), fresh))
     torch.testing.assert_close(y[fresh], layer(x[fresh], layer.init_state(2))[0])
-    huge = together._replace(closed_values=each(lambda piece: piece + torch.inf, together.closed_values))
-    restarted = restart_rows(huge, layer.init_state(6), fresh)
+    huge = together._replace(closed_values=tree_map(lambda piece: piece + torch.inf, together.closed_values))
+    restarted = reset_rows(huge, layer.init_state(6), fresh)
     assert restarted.closed_values is huge.closed_values  # what a row has not read isn't cleared, nor read
     torch.testing.assert_close(layer(x, restarted)[0][fresh], y[fresh])
 
@@ -296,7 +300,7 @@ def test_a_new_state_shares_all_pieces_but_those_written() -> None:
         for old, new in ((state.closed_keys, after.closed_keys), (state.closed_values, after.closed_values)):
             apart = [place for place, (x, y) in enumerate(zip(old, new, strict=True)) if x is not y]
             assert apart == written
-    layer(text(SEGMENT), each(Tensor.clone, state))
+    layer(text(SEGMENT), tree_map(Tensor.clone, state))
 
 
 @torch.no_grad()

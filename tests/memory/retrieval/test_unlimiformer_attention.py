@@ -11,7 +11,7 @@ from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval import unlimiformer_attention
 from zoo.memory.retrieval.bank import KNN, Bank
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
-from zoo.state import each, leaves, replace_rows, take_rows
+from zoo.state import leaves, replace_rows, take_rows, tree_map
 
 WIDTH, HEADS = 8, 4
 
@@ -56,7 +56,7 @@ def test_sums_are_what_recomputed_keys_and_values_give(
     found = []
     for form, at_once in (("look_back_loop", 1), *(("look_back", size) for size in (2**26, 1, 100))):
         monkeypatch.setattr(unlimiformer_attention, "AT_ONCE", at_once)
-        given = bank._replace(keys=each(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
+        given = bank._replace(keys=tree_map(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
         q, k, v = mixer.project(x)
         y = getattr(mixer, form)(q, mixer.score(q, k), v, given)
         learns = [mixer.qkv.weight, *given.keys] + ([] if mixer.qkv.bias is None else [mixer.qkv.bias])

@@ -83,12 +83,12 @@ def test_ssd(time: int, groups: int, limits: tuple[float, float] | None, per_cha
     shapes |= {"skip": (4, 64) if per_channel else (4,), "bias": (4,), "gate": (2, time, 4, 64)}
     tensors = drawn(0, **shapes)
     tensors["rates"] = (-tensors["rates"].detach().exp()).requires_grad_()
-    own, kernel = (partial(ssd, backend=b, limits=limits, chunk=64) for b in ("torch", "mamba_ssm"))
+    own, kernel = (partial(ssd, backend=b, limits=limits, chunk_size=64) for b in ("torch", "mamba_ssm"))
     agree(learnt(kernel, tensors), learnt(own, tensors), 1e-2)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("made", [partial(MambaMixer, 32, 64), partial(Mamba2Mixer, 32, 4, head_width=16)])
+@pytest.mark.parametrize("made", [partial(MambaMixer, 32, 64), partial(Mamba2Mixer, 32, 4, head_dim=16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mixers(made: Any, dtype: torch.dtype) -> None:
     """Also under bf16 autocast, and cut anywhere."""

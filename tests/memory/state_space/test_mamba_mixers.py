@@ -18,13 +18,15 @@ from zoo.models.blocks import init_weights
 from zoo.state import leaves, nbytes
 
 MIXERS: dict[str, Callable[[], Mixer]] = {
-    "mamba": partial(MambaMixer, 8, 12, states=3),
-    "mamba, normed": partial(MambaMixer, 8, 12, states=3, norm_eps=1e-6, rank=2, bias=True),
-    "mamba, one tap": partial(MambaMixer, 8, 5, states=2, taps=1, conv_bias=False),
-    "mamba2": partial(Mamba2Mixer, 8, 4, head_width=3, states=2, chunk=5),
-    "mamba2, groups": partial(Mamba2Mixer, 8, 6, head_width=2, states=3, groups=3, gated_width=4, chunk=4),
-    "mamba2, norm first": partial(Mamba2Mixer, 8, 2, head_width=4, norm="before_gate", skip_per_channel=True),
-    "mamba2, no norm": partial(Mamba2Mixer, 8, 2, head_width=4, norm="none", dt_limit=(0.01, 0.02)),
+    "mamba": partial(MambaMixer, 8, 12, state_size=3),
+    "mamba, normed": partial(MambaMixer, 8, 12, state_size=3, norm_eps=1e-6, dt_rank=2, bias=True),
+    "mamba, one tap": partial(MambaMixer, 8, 5, state_size=2, conv_size=1, conv_bias=False),
+    "mamba2": partial(Mamba2Mixer, 8, 4, head_dim=3, state_size=2, chunk_size=5),
+    "mamba2, groups": partial(
+        Mamba2Mixer, 8, 6, head_dim=2, state_size=3, groups=3, gated_width=4, chunk_size=4
+    ),
+    "mamba2, norm first": partial(Mamba2Mixer, 8, 2, head_dim=4, norm="before_gate", skip_per_channel=True),
+    "mamba2, no norm": partial(Mamba2Mixer, 8, 2, head_dim=4, norm="none", dt_limit=(0.01, 0.02)),
 }
 x = torch.randn(2, 13, 8, generator=torch.Generator().manual_seed(0))
 
@@ -70,8 +72,8 @@ def test_under_autocast_the_recurrence_stays_in_float32(name: str) -> None:
 
 
 def test_bytes_of_state() -> None:
-    assert nbytes(MambaMixer(8, 12, states=3, taps=4).init_state(2)) == 2 * 4 * (3 * 12 + 12 * 3)
-    mixer = Mamba2Mixer(8, 4, head_width=3, states=2, groups=2, gated_width=5)
+    assert nbytes(MambaMixer(8, 12, state_size=3, conv_size=4).init_state(2)) == 2 * 4 * (3 * 12 + 12 * 3)
+    mixer = Mamba2Mixer(8, 4, head_dim=3, state_size=2, groups=2, gated_width=5)
     assert nbytes(mixer.init_state(1)) == 4 * (3 * (4 * 3 + 2 * 2 * 2) + 4 * 3 * 2)
 
 
@@ -79,7 +81,7 @@ def test_bytes_of_state() -> None:
 def test_initial_weights(common: bool) -> None:
     """As the papers draw A, D, dt and norms, also after what is common to all models has been drawn."""
     torch.manual_seed(0)
-    one, two = MambaMixer(64, 4096, states=5, rank=16), Mamba2Mixer(64, 4096, head_width=1, states=2)
+    one, two = MambaMixer(64, 4096, state_size=5, dt_rank=16), Mamba2Mixer(64, 4096, head_dim=1, state_size=2)
     if common:
         init_weights(one, 2)
         init_weights(two, 2)
@@ -102,12 +104,12 @@ def test_initial_weights(common: bool) -> None:
 
 def test_a_row_of_ones_forgets_as_A_says() -> None:  # noqa: N802
     """Without input the state only fades: h_n by exp(-n dt)."""
-    mixer = MambaMixer(4, 6, states=3).double()
+    mixer = MambaMixer(4, 6, state_size=3).double()
     empty = torch.zeros(1, 5, 4, dtype=torch.float64)
     state = mixer.init_state(1)
     with torch.no_grad():
         mixer.conv.bias.zero_()  # type: ignore[union-attr]
-        _, after = mixer(empty, state._replace(hidden=torch.ones_like(state.hidden)))
+        _, after = mixer(empty, state._replace(mlp_width=torch.ones_like(state.hidden)))
     dt = F.softplus(mixer.dt_bias)
     expected: Tensor = (-5 * dt[:, None] * torch.arange(1, 4)).exp()
     torch.testing.assert_close(after.hidden[0], expected)

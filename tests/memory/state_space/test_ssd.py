@@ -17,17 +17,17 @@ OPTIONS = ("skip", "gate", "bias")
 
 
 def given(
-    rows: int, time: int, heads: int, head_width: int, states: int, groups: int = 1, seed: int = 0
+    rows: int, time: int, heads: int, head_dim: int, states: int, groups: int = 1, seed: int = 0
 ) -> Tensors:
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
-    tensors = {"x": draw(rows, time, heads, head_width), "dt": draw(rows, time, heads)}
-    tensors |= {"rates": -draw(heads).exp(), "state": draw(rows, heads, head_width, states)}
+    tensors = {"x": draw(rows, time, heads, head_dim), "dt": draw(rows, time, heads)}
+    tensors |= {"rates": -draw(heads).exp(), "state": draw(rows, heads, head_dim, states)}
     tensors |= {name: draw(rows, time, groups, states) for name in ("write", "read")}
-    tensors |= {"skip": draw(heads), "gate": draw(rows, time, heads, head_width), "bias": draw(heads)}
+    tensors |= {"skip": draw(heads), "gate": draw(rows, time, heads, head_dim), "bias": draw(heads)}
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
@@ -44,7 +44,7 @@ def learnt(form: Any, tensors: Tensors) -> list[Tensor]:
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (6, 1), (6, 3)])
 def test_it_is_the_loop(chunk: int, time: int, heads: int, groups: int) -> None:
     tensors = given(2, time, heads, 3, 2, groups)
-    results = [learnt(form, tensors) for form in (partial(ssd, chunk=chunk), ssd_loop)]
+    results = [learnt(form, tensors) for form in (partial(ssd, chunk_size=chunk), ssd_loop)]
     torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
 
 
@@ -56,13 +56,15 @@ def test_options_may_be_left_out(left_out: tuple[str, ...], limits: tuple[float,
         tensors["skip"] = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)  # per channel
     for softplus in (True, False):
         options: dict[str, Any] = {"softplus": softplus, "limits": limits}
-        results = [learnt(partial(form, **options), tensors) for form in (partial(ssd, chunk=4), ssd_loop)]
+        results = [
+            learnt(partial(form, **options), tensors) for form in (partial(ssd, chunk_size=4), ssd_loop)
+        ]
         torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
 
 
 def test_it_is_a_selective_scan_whose_channels_share_a_decay() -> None:
     tensors = given(2, 9, 4, 3, 2)
-    y, after = ssd(**tensors, chunk=4)
+    y, after = ssd(**tensors, chunk_size=4)
     flat = {name: tensors[name].flatten(2, 3) for name in ("x", "gate")}
     dt, rates, skip, bias = (
         tensors[name].repeat_interleave(3, dim=-1) for name in ("dt", "rates", "skip", "bias")
@@ -86,10 +88,10 @@ def test_it_is_a_selective_scan_whose_channels_share_a_decay() -> None:
 def test_it_goes_on_at_any_cut(cut: int) -> None:
     tensors = given(2, 11, 4, 2, 3)
     timed = {name: tensors[name] for name in ("x", "dt", "write", "read", "gate")}
-    first, after = ssd(**{**tensors, **{name: x[:, :cut] for name, x in timed.items()}}, chunk=4)
+    first, after = ssd(**{**tensors, **{name: x[:, :cut] for name, x in timed.items()}}, chunk_size=4)
     rest = {**tensors, **{name: x[:, cut:] for name, x in timed.items()}, "state": after}
-    second, after = ssd(**rest, chunk=4)
-    whole, end = ssd(**tensors, chunk=4)
+    second, after = ssd(**rest, chunk_size=4)
+    whole, end = ssd(**tensors, chunk_size=4)
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(after, end, rtol=1e-12, atol=1e-12)
 
@@ -116,7 +118,7 @@ def test_error_over_8192_tokens(decay: str) -> None:
             name: x.to(torch.float32 if name == "state" else dtype, copy=True).requires_grad_()
             for name, x in tensors.items()
         }
-        results = learnt(partial(ssd, chunk=chunk, softplus=False), mine)
+        results = learnt(partial(ssd, chunk_size=chunk, softplus=False), mine)
         for found, expected in zip(results, exact, strict=True):
             within = 3e-6 if found.dtype == torch.float32 else 2**-8
             floor = 1e-30  # what float32 can say of a gradient that has faded away

@@ -78,7 +78,9 @@ def test_a_prompt_from_a_file_or_from_standard_input(
 
 
 def test_tasks_that_are_no_bytes_have_numbers(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
-    assert zoo.run("task=induction", "task.length=32", "data.window=32", "run_dir=heads", "steps=2").code == 0
+    assert (
+        zoo.run("task=induction", "task.length=32", "data.seq_len=32", "run_dir=heads", "steps=2").code == 0
+    )
     ended = generate(zoo, capsys, "run=heads", "prompt=3 1, 15", "tokens=20")
     assert ended.code == 0
     assert ended.out.startswith("3 1, 15 ")

@@ -195,7 +195,7 @@ def test_every_golden_case_is_one_model_s() -> None:
 )
 def test_traits_in_words(promise: Any, says: str) -> None:
     with torch.device("meta"):
-        model = RMT(9, 8, depth=1, width=8, heads=2, hidden=8, slots=2)
+        model = RMT(9, 8, depth=1, width=8, heads=2, mlp_width=8, memory_tokens=2)
     model.learns_through_memory = promise
     assert listing.gradient(model) == says
     model.mixes_rows_in_training = True

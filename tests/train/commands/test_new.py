@@ -29,7 +29,7 @@ def test_what_is_written_trains_resumes_and_holds_the_laws(
 ) -> None:
     code, out, err = run(monkeypatch, capsys, "gated_thing")
     assert (code, err) == (0, "")
-    assert "python -m zoo check gated_thing.model.GatedThing depth=2 width=32 hidden=48" in out
+    assert "python -m zoo check gated_thing.model.GatedThing depth=2 width=32 mlp_width=48" in out
     folder = zoo.folder / "gated_thing"
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == sorted(new.renamed("gated_thing", file) for file in new.FILES)

@@ -88,7 +88,7 @@ DIFFERENT = {
         {"metrics": {"data_fingerprint": None}, "data.corpus": "other", "task.corpus": "other"},
     ],
     "budget": [{"size.budget": 2000}, {"names.size": "tiny"}, {"metrics": {"parameters": 17_600}}],
-    "tokens": [{"steps": 41}, {"data.rows": 8}, {"metrics": {"tokens_seen": 10_600}}],
+    "tokens": [{"steps": 41}, {"data.batch_size": 8}, {"metrics": {"tokens_seen": 10_600}}],
 }
 
 
@@ -185,18 +185,18 @@ def test_a_setting_that_one_run_lacks_has_its_default(
 
 
 def test_labels_are_told_apart(run: Any, tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/a", "rmt", **{"model.hidden": 32})
-    make_run(tmp_path / "runs/b", "rmt", bits=1.0, **{"model.hidden": 96})
-    assert run("runs", "baseline=rmt hidden=32")[0] == 0
+    make_run(tmp_path / "runs/a", "rmt", **{"model.mlp_width": 32})
+    make_run(tmp_path / "runs/b", "rmt", bits=1.0, **{"model.mlp_width": 96})
+    assert run("runs", "baseline=rmt mlp_width=32")[0] == 0
     said = read_csv(tmp_path / "runs/comparison/comparison.csv")
-    assert list(said) == ["rmt hidden=32", "rmt hidden=96"]
-    assert float(said["rmt hidden=96"]["difference"]) == -1
+    assert list(said) == ["rmt mlp_width=32", "rmt mlp_width=96"]
+    assert float(said["rmt mlp_width=96"]["difference"]) == -1
 
 
 def test_labels_of_mixed_sizes_are_told_apart(run: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "runs/a", "rmt")
     make_run(tmp_path / "runs/b", "rmt", **{"optim.lr": 2e-3})
-    make_run(tmp_path / "runs/c", "rmt", **{"names.size": "tiny", "optim.lr": 3e-3, "model.hidden": 64})
+    make_run(tmp_path / "runs/c", "rmt", **{"names.size": "tiny", "optim.lr": 3e-3, "model.mlp_width": 64})
     assert run("runs", "mix=budget")[0] == 0
     said = read_csv(tmp_path / "runs/comparison/comparison.csv")
     assert list(said) == ["rmt size=nano lr=0.001", "rmt size=nano lr=0.002", "rmt size=tiny"]
@@ -419,7 +419,12 @@ def test_the_same_runs_give_the_same_files(run: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [["size=nano"], ["size=nano", "model.hidden=40"], ["size=micro"], ["size=micro", "model.hidden=40"]],
+    [
+        ["size=nano"],
+        ["size=nano", "model.mlp_width=40"],
+        ["size=micro"],
+        ["size=micro", "model.mlp_width=40"],
+    ],
 )
 def test_a_row_says_what_trains_it(tmp_path: Path, more: list[str]) -> None:
     """What it says, composed, is the config that the run has."""
@@ -428,7 +433,15 @@ def test_a_row_says_what_trains_it(tmp_path: Path, more: list[str]) -> None:
     from zoo.train.runs import budget
     from zoo.train.runs.config import compose, stored_config
 
-    words = ["model=rmt", *more, "steps=7", "optim.lr=0.007", "model.slots=3", "data.rows=2", "seed=5"]
+    words = [
+        "model=rmt",
+        *more,
+        "steps=7",
+        "optim.lr=0.007",
+        "model.memory_tokens=3",
+        "data.batch_size=2",
+        "seed=5",
+    ]
     cfg = compose([*words, "run_dir=."])
     cfg.model = budget.solved(cfg)
     folder = make_run(tmp_path / "run")
@@ -449,7 +462,7 @@ def test_fingerprints_tell_data_apart(tmp_path: Path, monkeypatch: pytest.Monkey
     from zoo.train.tasks.lm import LanguageModelling
 
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    prints = [fingerprint(Induction(length=16, samples=50, held_out=5, seed=seed)) for seed in (0, 1, 0)]
+    prints = [fingerprint(Induction(length=16, samples=50, eval_samples=5, seed=seed)) for seed in (0, 1, 0)]
     assert prints[0] == prints[2] != prints[1]
     for number, text in enumerate(("abc" * 400, "abc" * 200 + "abd" + "abc" * 199)):
         (tmp_path / f"{number}.txt").write_text(text)

@@ -96,9 +96,9 @@ def test_a_cache_that_cannot_be_is_refused(text, folder):
 
 def test_a_killed_writer_leaves_no_entry_and_its_part_goes_in_time(text, folder):
     script = (
-        "import sys, time; from zoo.train import cache, corpora\n"
+        "import sys, time; from zoo.train.corpora import cache, catalog\n"
         "def sleep(_): print('writing', flush=True); time.sleep(60)\n"
-        "cache.os.fsync = sleep; corpora.open_corpus(sys.argv[1], '.')"
+        "cache.os.fsync = sleep; catalog.open_corpus(sys.argv[1], '.')"
     )
     writer = subprocess.Popen([sys.executable, "-c", script, text], cwd=CHECKOUT, stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b"writing\n"

@@ -213,7 +213,7 @@ def test_a_place_in_other_data_is_refused():
     ]:
         with pytest.raises(UserError, match=words):
             other.load_state_dict(state)
-    Lanes(Numbered([9, 30]), 1, 4, seed=5, rank=2, world=3).load_state_dict(
+    Lanes(Numbered([9, 30]), 1, 4, seed=5, dt_rank=2, world=3).load_state_dict(
         state
     )  # the same lanes, on three ranks
 

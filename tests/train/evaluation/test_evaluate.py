@@ -31,7 +31,7 @@ from zoo.train.tasks.base import First, Texts
 from zoo.train.tasks.induction import Induction
 from zoo.train.tasks.lm import END
 
-OURS = f"{Path(command.__file__).parent}/*"
+OURS = f"{Path(command.__file__).parents[1]}/*"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def samples_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of induction, with a model whose memory reaches back only so far."""
     folder = tmp_path_factory.mktemp("samples")
     words = ["task=induction", "model=sliding_window", "size=nano", "steps=3", "task.length=32"]
-    train(compose([*words, "task.held_out=60"]), folder)
+    train(compose([*words, "task.eval_samples=60"]), folder)
     return folder
 
 
@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_length(
     by: str, samples_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, model, _ = load.trained(samples_run)
-    read = SequenceModule.read
+    compute_loss = SequenceModule.compute_loss
     held = []
     for windows in (10, 60):
         task, calls = Induction(length=64 * windows), itertools.count(1)
@@ -137,9 +137,9 @@ def test_memory_does_not_grow_with_the_length(
                 }
                 traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, OURS)]).traces
                 held.append((sum(storages.values()), sum(trace.size for trace in traces)))
-            return read(self, batch, carried)
+            return compute_loss(self, batch, carried)
 
-        monkeypatch.setattr(SequenceModule, "read", noted)
+        monkeypatch.setattr(SequenceModule, "compute_loss", noted)
         texts, reader = First(task.split("test"), 2), Reader(model, rows=2, window=70)
         tracemalloc.start()
         if by == "sample":
@@ -203,7 +203,7 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
 
 def test_groups_add_up_to_the_whole(tmp_path: Path) -> None:
     words = ["task=listops", "task.min_length=5", "task.max_length=20", "task.max_depth=3", "task.samples=40"]
-    train(compose([*words, "task.held_out=30", "model=rmt", "size=nano", "steps=2"]), tmp_path)
+    train(compose([*words, "task.eval_samples=30", "model=rmt", "size=nano", "steps=2"]), tmp_path)
     (row,) = evaluate.evaluate(tmp_path)["results"]
     assert row["axes"] == {}
     assert row["samples"] == 30  # the whole split
@@ -214,8 +214,10 @@ def test_groups_add_up_to_the_whole(tmp_path: Path) -> None:
     starts = [int(one["value"].partition("-")[0]) for one in row["groups"]["length"]]
     assert starts == sorted(starts)
     # lists are cut from one stream, of which the first 60 are held out
-    assert evaluate.evaluate(tmp_path, Asked(overrides=("task.held_out=25",)))["results"][0]["samples"] == 25
-    for changed, found in (("held_out=90", "30 of the 90"), ("min_length=14", r"[1-9]\d* of the 30")):
+    assert (
+        evaluate.evaluate(tmp_path, Asked(overrides=("task.eval_samples=25",)))["results"][0]["samples"] == 25
+    )
+    for changed, found in (("eval_samples=90", "30 of the 90"), ("min_length=14", r"[1-9]\d* of the 30")):
         with pytest.raises(UserError, match=f"{found} test samples of .* that the run trained on"):
             evaluate.evaluate(tmp_path, Asked(overrides=(f"task.{changed}",)))
 
@@ -425,7 +427,7 @@ def test_the_best_checkpoint_can_be_taken(text_run: Path) -> None:
         (["run=TEXT", "task=nowhere"], "Could not find 'task/nowhere'"),
         (["run=TEXT", "task.leng=3"], "task.leng: task lm has no such setting; expected one of corpus"),
         (["run=TEXT", "task=induction", "data.corpus=x"], "data.corpus: task induction has no such setting"),
-        (["run=TEXT", "data.rows=3"], "unknown key data.rows"),
+        (["run=TEXT", "data.batch_size=3"], "unknown key data.batch_size"),
         (["run=TEXT", "data.corpus=nowhere"], "no corpus 'nowhere'"),
         (["run=SAMPLES", "stride=4", "context=8"], "stride= says nothing of task induction"),
         (["run=SAMPLES", "task=lm"], "at most the 16 symbols that the run's model knows, found lm with 257"),

@@ -12,7 +12,7 @@ from zoo.train.evaluation import throughput
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
-SMALL = ("size=nano", "data.rows=2", "trainer.accelerator=cpu")
+SMALL = ("size=nano", "data.batch_size=2", "trainer.accelerator=cpu")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[Any, str, str]:
@@ -29,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[Any,
 def test_a_measurement(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     monkeypatch.setattr(throughput, "SECONDS", 0.0)
     monkeypatch.setattr(throughput, "LEAST", 1)
-    cfg = compose([*SMALL, f"model={model}", "data.window=32"])
+    cfg = compose([*SMALL, f"model={model}", "data.seq_len=32"])
     found = throughput.measure(cfg)
     assert all(found[speed] > 0 for speed in ("train", "read", "write"))
     assert found["peak"] >= 0
@@ -47,7 +47,7 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     def alone(words: list[str]) -> Any:
         asked.append((words[0].partition("=")[2], words[-1].partition("=")[2]))
-        if words[0] == "model=mamba" and words[-1] == "data.window=64":
+        if words[0] == "model=mamba" and words[-1] == "data.seq_len=64":
             return "out of memory"
         speed = float(len(asked))
         return dict.fromkeys(("train", "peak", "read", "write", "state", "written", "parameters"), speed) | {
@@ -77,12 +77,12 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["model=rtm"], "Could not find 'model/rtm'"),
         (["rmt"], "expected key=value, found 'rmt'"),
         (["model=rmt", "steps=3"], "steps can't be set here"),
-        (["model=rmt", "data.window=64"], "data.window can't be set here; lengths="),
+        (["model=rmt", "data.seq_len=64"], "data.seq_len can't be set here; lengths="),
         (["model=rmt", "lengths=60"], "expected multiples of segment_len=16, found 60"),
         (["model=rmt", "lengths=many"], "lengths: expected whole numbers of at least 1, found 'many'"),
         (["model=rmt", "rounds=0"], "rounds: expected whole numbers of at least 1, found '0'"),
         (["model=rmt", "rounds="], "rounds: expected one whole number"),
-        (["model=rmt", "model.slots=-1"], "slots"),
+        (["model=rmt", "model.memory_tokens=-1"], "memory_tokens"),
         (["model=rmt", "trainer.precision=16-true"], "trainer.precision: expected 32-true or bf16-mixed"),
         (
             ["model=rmt", "trainer.accelerator=tpu"],
@@ -108,7 +108,7 @@ def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 HELD = """
 import torch
-from zoo.train.metrics import Peak
+from zoo.train.runs.resources import Peak
 peak = Peak(torch.device("cpu"))
 block = torch.ones(320 * 2**20, dtype=torch.uint8)
 del block

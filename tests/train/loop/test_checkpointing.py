@@ -164,7 +164,8 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 import lightning as L
-from zoo.train import cli, loop
+from zoo.train.commands import train
+from zoo.train.loop import trainer as loop
 class Room(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         room = {size} if trainer.global_step < 4 else 0
@@ -175,7 +176,7 @@ def make_trainer(*given):
     trainer.callbacks.append(Room())
     return trainer
 loop.make_trainer = make_trainer
-cli.main()
+train.main()
 """
     ended = subprocess.run(
         [sys.executable, "-c", script, *zoo.words([])],

@@ -166,7 +166,7 @@ def test_two_processes(zoo: Any, same_checkpoints: Any, model: str, number: int)
     words = (
         f"model={model}",
         "model.dropout=0.1",
-        "data.rows=2",
+        "data.batch_size=2",
         "trainer.devices=2",
         "trainer.strategy=ddp",
     )
@@ -191,7 +191,7 @@ def test_two_processes(zoo: Any, same_checkpoints: Any, model: str, number: int)
 def test_two_processes_of_the_command(zoo: Any) -> None:
     """`zoo train` too starts its second rank as a run, not as `zoo` without its command."""
     zoo.env["MASTER_PORT"] = free_port()
-    words = zoo.words(["data.rows=2", "trainer.devices=2", "trainer.strategy=ddp", "steps=2"])
+    words = zoo.words(["data.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp", "steps=2"])
     command = [sys.executable, "-m", "zoo", "train", *words]
     ended = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

@@ -130,10 +130,10 @@ def test_the_config_that_is_kept(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_config_has_the_width_that_was_solved(zoo: Any) -> None:
-    ended = zoo.run("size=micro", "steps=1", "data.window=64", "data.rows=1")
+    ended = zoo.run("size=micro", "steps=1", "data.seq_len=64", "data.batch_size=1")
     assert ended.code == 0, ended.err
     cfg, model = rebuilt(zoo, "run")
-    assert isinstance(cfg.model.hidden, int)
+    assert isinstance(cfg.model.mlp_width, int)
     assert model.count_parameters() == zoo.metrics("run")["parameters"]
     assert abs(model.count_parameters() - 200_000) <= 0.03 * 200_000
 
@@ -251,9 +251,12 @@ def test_accumulated_gradients_are_those_of_one_batch(zoo: Any) -> None:
 
         return do
 
-    for name, words in {"one": ("data.rows=4",), "two": ("data.rows=2", "trainer.accumulate=2")}.items():
+    for name, words in {
+        "one": ("data.batch_size=4",),
+        "two": ("data.batch_size=2", "trainer.accumulate=2"),
+    }.items():
         at = zoo.At("on_before_optimizer_step", 0, keep(name))
-        words = (*words, "steps=1", "data.window=64", "optim.clip=1000", f"run_dir={name}")
+        words = (*words, "steps=1", "data.seq_len=64", "optim.clip=1000", f"run_dir={name}")
         assert zoo.run(*words, callbacks=[at]).code == 0
         assert zoo.checkpoint(name)["global_step"] == 1
     torch.testing.assert_close(given["one"], given["two"])

@@ -82,7 +82,7 @@ def test_retrieval_training_from_a_base(zoo: Any, base: Path) -> None:
             "model.base: expected a run's folder with a config.yaml, found none in 'nowhere'",
         ),
         (["size.heads=2"], "model.base: expected a run with heads 2, found 4 in whole/config.yaml"),
-        (["size.hidden=40"], "model.base: expected a run with hidden 40, found 48 in"),
+        (["size.mlp_width=40"], "model.base: expected a run with mlp_width 40, found 48 in"),
         (["size.depth=3"], "model.base: expected a run with depth 3, found 2 in"),
         (["model.bias=true"], "model.base: expected a run with bias True, found False in"),
         (["model.position=alibi"], "model.base: expected a run with position alibi, found rope in"),

@@ -35,7 +35,7 @@ def test_every_model_keeps_to_the_budget(model: str, size: str) -> None:
     with torch.device("meta"):
         made = build.model(cfg)
     assert abs(made.count_parameters() - budget) <= tolerance * budget
-    assert cfg.data.window % made.segment_len == 0
+    assert cfg.data.seq_len % made.segment_len == 0
 
 
 @pytest.mark.parametrize("model", MODELS)

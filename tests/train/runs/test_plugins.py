@@ -206,7 +206,7 @@ def own(zoo: Any, package: str) -> str:
 
 
 def test_the_configs_of_the_folder_one_works_in(zoo: Any, same_checkpoints: Any, own: str) -> None:
-    words = ("task=count", "size=pico", "data.window=16")
+    words = ("task=count", "size=pico", "data.seq_len=16")
     train_and_kill(zoo, *words)
     resumed = zoo.run("resume=cut")
     assert resumed.code == 0, resumed.err
@@ -242,7 +242,7 @@ def test_code_that_is_edited_while_it_trains_is_not_what_trained(zoo: Any, own: 
 
 
 def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
-    ours, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.window=16"])
+    ours, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.seq_len=16"])
     jobs = plan(matrix, ours)
     assert [job.name for job in jobs] == ["count/counter/pico-s0", "count/rmt/pico-s0"]
     assert jobs[1].config["model._target_"] == "zoo.models.rmt.RMT"

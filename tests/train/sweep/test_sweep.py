@@ -189,7 +189,7 @@ def test_results_count_as_done(swept: Swept) -> None:
         (lambda config: config["trainer"].pop("compile"), True),  # a setting that is newer than the run
         (lambda config: config["optim"].update(lr=9.0), False),
         (lambda config: config.pop("steps"), False),  # asked for in so many words
-        (lambda config: config["model"].update(hidden=47), False),
+        (lambda config: config["model"].update(mlp_width=47), False),
         (lambda config: config["model"].update(more=1), False),
     ],
 )
@@ -220,7 +220,9 @@ def test_a_folder_with_another_run_is_left_alone(swept: Swept) -> None:
     before = path.read_text()
     code, out, err = swept.run("model=rmt,transformer")
     assert code == 1
-    assert re.search(r"failed: lm/rmt/nano-s0: .* holds another run: .*data.rows 5 there, 4 asked for", err)
+    assert re.search(
+        r"failed: lm/rmt/nano-s0: .* holds another run: .*data.batch_size 5 there, 4 asked for", err
+    )
     assert "1 failed, 1 done" in out
     assert path.read_text() == before
 

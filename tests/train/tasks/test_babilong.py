@@ -154,7 +154,7 @@ def test_facts_in_their_order_among_whole_sentences_of_the_books(length: int, ro
 def test_facts_go_to_any_gap_as_likely(root: Path) -> None:
     (root / "babi" / "qa7_train.txt").write_text("1 Ada left.\n2 Who left?\tAda\t1\n" * 20)
     (root / "babi" / "qa7_test.txt").write_text("1 Ada left.\n2 Bo sat.\n3 Who left?\tAda\t1\n")
-    texts = babilong(root, "qa7", length=500, held_out=600).split("test")
+    texts = babilong(root, "qa7", length=500, eval_samples=600).split("test")
     counts, both, gaps = Counter[int](), 0, set()
     for document in range(600):
         context = said(texts, document)[0].rsplit("\n", 1)[0]
@@ -172,14 +172,14 @@ def test_facts_go_to_any_gap_as_likely(root: Path) -> None:
 
 
 def test_a_sample_is_never_shorter_than_its_facts(root: Path) -> None:
-    texts = babilong(root, "qa5", "qa1", length=1, held_out=20).split("val")
+    texts = babilong(root, "qa5", "qa1", length=1, eval_samples=20).split("val")
     for document in range(20):
         text, asked = said(texts, document)
         assert len(text) == texts.lengths[document]
         assert asked == text.rsplit(" ", 1)[1]
     assert said(texts, 0)[0] == "Ada gave the milk to Bo. \nWho has the milk? Bo"
     assert said(texts, 2)[0] == "Ada gave the milk to Bo. Bo gave the milk to Cy. \nWho has the milk? Cy"
-    longer = babilong(root, "qa5", "qa1", length=120, held_out=20).split("val").lengths
+    longer = babilong(root, "qa5", "qa1", length=120, eval_samples=20).split("val").lengths
     np.testing.assert_array_equal(longer, np.maximum(texts.lengths, 120))
 
 
@@ -212,7 +212,7 @@ def test_tasks_take_turns_and_a_tenth_of_the_stories_validates(root: Path) -> No
 
 
 def test_guesses_hit_what_is_said(root: Path) -> None:
-    task = babilong(root, "qa1", "qa5", held_out=180)
+    task = babilong(root, "qa1", "qa5", eval_samples=180)
     texts = task.split("test")
     answers: dict[str, list[str]] = {"qa1": [], "qa5": []}
     for document in range(180):
@@ -269,7 +269,7 @@ def test_a_window_is_a_slice_and_samples_are_repeatable(root: Path) -> None:
         np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
         texts.window(7, 0, 2001)
-    again = babilong(root, length=1000, held_out=8).at(length=2000).split("test")
+    again = babilong(root, length=1000, eval_samples=8).at(length=2000).split("test")
     np.testing.assert_array_equal(again.window(7, 0, 2000)[0], tokens)
     for other in (
         babilong(root, length=2000, seed=1).split("test"),
@@ -362,7 +362,7 @@ def test_the_loader_reads_it_as_configured(root: Path) -> None:
         f"data.corpus={root / 'books'}",
     ]
     cfg = compose(words)
-    assert cfg.data.window == 256
+    assert cfg.data.seq_len == 256
     batch = next(iter(DataModule(build.task(cfg), 4, 256, 16, seed=0).train_dataloader()))
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         end = max(place for place, target in enumerate(targets) if target != IGNORE)

@@ -15,7 +15,7 @@ def sample(texts: Texts, document: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("length", [4, 5, 64, 256])
 def test_the_answer_is_what_followed_the_special_token(length: int) -> None:
-    texts = Induction(length=length, held_out=200).split("val")
+    texts = Induction(length=length, eval_samples=200).split("val")
     for document in range(200):
         tokens, targets = sample(texts, document)
         first, last = np.flatnonzero(tokens == 15)  # once inside, once at the end
@@ -26,7 +26,7 @@ def test_the_answer_is_what_followed_the_special_token(length: int) -> None:
 
 
 def test_places_and_answers_are_uniform() -> None:
-    texts = Induction(length=34, held_out=6400).split("val")
+    texts = Induction(length=34, eval_samples=6400).split("val")
     pairs = [sample(texts, document) for document in range(6400)]
     places = np.bincount([np.flatnonzero(tokens == 15)[0] for tokens, _ in pairs], minlength=32)
     answers = np.bincount([targets[-1] for _, targets in pairs], minlength=15)
@@ -38,7 +38,7 @@ def test_places_and_answers_are_uniform() -> None:
 
 
 def test_a_window_is_a_slice_of_the_sample_across_blocks() -> None:
-    texts = Induction(length=3 * BLOCK + 10, held_out=3).split("test")
+    texts = Induction(length=3 * BLOCK + 10, eval_samples=3).split("test")
     tokens, targets = sample(texts, 1)
     for start, stop in ((0, 7), (BLOCK - 3, BLOCK + 3), (BLOCK, 2 * BLOCK), (2 * BLOCK + 1, 3 * BLOCK + 10)):
         piece = texts.window(1, start, stop)
@@ -60,7 +60,7 @@ def test_splits_seeds_and_samples_differ_and_are_repeatable() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"length": 3}, {"vocab_size": 2}, {"samples": 0}, {"held_out": 0}, {"seed": -1}]
+    "keys", [{"length": 3}, {"vocab_size": 2}, {"samples": 0}, {"eval_samples": 0}, {"seed": -1}]
 )
 def test_impossible_samples_are_refused(keys: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(keys))}.*found"):
@@ -68,7 +68,7 @@ def test_impossible_samples_are_refused(keys: dict[str, int]) -> None:
 
 
 def test_another_length_is_the_same_task() -> None:
-    task = Induction(length=64, vocab_size=9, samples=50, held_out=7, seed=3)
+    task = Induction(length=64, vocab_size=9, samples=50, eval_samples=7, seed=3)
     longer, same = task.at(length=100.0), Induction(100, 9, 50, 7, 3)
     np.testing.assert_array_equal(longer.split("test").lengths, [100] * 7)
     for document in (0, 6):

@@ -18,7 +18,7 @@ from zoo.train.tasks.listops import Listops, ListopsTexts, read_lra
 from zoo.train.tasks.listops_language import CLOSE, END, distinct, value
 
 WORDS = [*map(str, range(10)), "[MAX", "[MIN", "[MED", "[SM", "]"]
-TINY: dict[str, Any] = {"min_length": 5, "max_length": 40, "max_depth": 4, "samples": 60, "held_out": 20}
+TINY: dict[str, Any] = {"min_length": 5, "max_length": 40, "max_depth": 4, "samples": 60, "eval_samples": 20}
 
 
 @pytest.fixture(autouse=True)
@@ -188,10 +188,10 @@ def test_released_files_can_be_read_instead(tmp_path: Path) -> None:
 def test_predictors_that_learn_nothing_by_their_definitions() -> None:
     task = Listops(**{**TINY, "samples": 400})
     train = [sample(task.split("train"), d) for d in range(400)]
-    held_out = [sample(task.split("val"), d) for d in range(20)]
+    eval_samples = [sample(task.split("val"), d) for d in range(20)]
     constant = Counter(answer for _, answer in train).most_common(1)[0][0]
     hits = Counter[str]()
-    for tokens, answer in held_out:
+    for tokens, answer in eval_samples:
         given = Counter(said for other, said in train if other[0] == tokens[0]).most_common(1)[0][0]
         depth, direct = 0, []
         for token in tokens:
@@ -233,7 +233,7 @@ def test_a_batch_is_whole_samples() -> None:
         {"min_length": 10, "max_length": 11},
         {"max_length": 4},
         {"samples": 0},
-        {"held_out": 0},
+        {"eval_samples": 0},
         {"seed": -1},
         {"vocab_size": 15},
     ],

@@ -108,7 +108,7 @@ def test_filler_keys_and_values_are_uniform() -> None:
 
 
 def test_a_mixture_trains_and_one_kind_is_held_out() -> None:
-    task = Mqar(length=256, pairs=64, mixture=BASED, held_out=50)
+    task = Mqar(length=256, pairs=64, mixture=BASED, eval_samples=50)
     train, val = task.split("train"), task.split("val")
     assert len(train.lengths) == 180_000
     assert np.bincount(train.lengths)[[64, 128, 256]].tolist() == [100_000, 20_000, 60_000]
@@ -131,8 +131,8 @@ def test_a_mixture_trains_and_one_kind_is_held_out() -> None:
 
 
 def test_another_point_of_the_axes() -> None:
-    there = Mqar(held_out=5, power_a=0.5, seed=3).at(length=128, pairs=8)
-    same = Mqar(length=128, pairs=8, held_out=5, power_a=0.5, seed=3)
+    there = Mqar(eval_samples=5, power_a=0.5, seed=3).at(length=128, pairs=8)
+    same = Mqar(length=128, pairs=8, eval_samples=5, power_a=0.5, seed=3)
     assert sample(there.split("test"), 4) == sample(same.split("test"), 4)
     with pytest.raises(UserError, match="mqar has no depth to vary"):
         Mqar().at(depth=0.5)
@@ -149,7 +149,7 @@ def test_a_window_is_a_slice_and_samples_are_repeatable() -> None:
     for start, stop in ((-1, 3), (4, 3), (0, 65)):
         with pytest.raises(IndexError):
             texts.window(7, start, stop)
-    assert sample(Mqar(length=64, held_out=9).split("test"), 7) == (tokens, targets)
+    assert sample(Mqar(length=64, eval_samples=9).split("test"), 7) == (tokens, targets)
     for other in (Mqar(length=64).split("val"), Mqar(length=64, seed=1).split("test")):
         assert np.mean(np.array(sample(other, 7)[0]) != tokens) > 0.5
     assert np.mean(np.array(sample(texts, 8)[0]) != tokens) > 0.5
@@ -163,7 +163,7 @@ def test_a_window_is_a_slice_and_samples_are_repeatable() -> None:
         ({"pairs": 17}, "pairs=17"),
         ({"pairs": 0}, "pairs=0"),
         ({"length": 0}, "length=0"),
-        ({"held_out": 0}, "at least 1"),
+        ({"eval_samples": 0}, "at least 1"),
         ({"seed": -1}, "task.seed"),
         ({"mixture": [[64, 4]]}, r"\[length, pairs, samples\].*\[64, 4\]"),
         ({"mixture": [[64, 4, 0]]}, r"found \[64, 4, 0\]"),
@@ -180,7 +180,7 @@ def test_the_loader_reads_it_as_configured() -> None:
     words = ["task=mqar", "size=nano", "task.length=60", "task.mixture=[[8,2,10],[60,4,10]]"]
     cfg = compose(words)
     task = build.task(cfg)
-    assert cfg.data.window == 64
+    assert cfg.data.seq_len == 64
     batch = next(iter(DataModule(task, 4, 64, 16, seed=0).train_dataloader()))
     for tokens, targets, fresh in zip(*(part.tolist() for part in batch), strict=True):
         pairs = sum(target != IGNORE for target in targets)

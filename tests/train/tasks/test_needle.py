@@ -156,7 +156,7 @@ def test_forty_depths_are_as_likely(shelf: str) -> None:
 
 
 def test_the_same_needles_at_every_length(shelf: str) -> None:
-    task = Needle("multivalue", length=1000, corpus=shelf, held_out=6)
+    task = Needle("multivalue", length=1000, corpus=shelf, eval_samples=6)
     for length in (700, 5000):
         there = task.at(length=length)
         texts = there.split("val")
@@ -193,7 +193,7 @@ def test_a_window_is_a_slice_and_samples_are_repeatable(shelf: str) -> None:
         np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
         texts.window(7, 0, 3001)
-    again = Needle("multikey", length=3000, corpus=shelf, held_out=8).split("test")
+    again = Needle("multikey", length=3000, corpus=shelf, eval_samples=8).split("test")
     np.testing.assert_array_equal(again.window(7, 0, 3000)[0], tokens)
     for other in (
         Needle("multikey", length=3000, corpus=shelf, seed=1).split("test"),
@@ -264,7 +264,7 @@ def test_scores_by_the_papers_rule(shelf: str) -> None:
         ({"depth": 1.5}, "from 0 to 1.*found 1.5"),
         ({"kind": "multivalue", "depth": 0.5}, "kind='multivalue'"),
         ({"vocab_size": 256}, "expected at least 257"),
-        ({"held_out": 0}, "at least 1"),
+        ({"eval_samples": 0}, "at least 1"),
     ],
 )
 def test_impossible_samples_are_refused(keys: dict[str, Any], said: str) -> None:
@@ -276,7 +276,7 @@ def test_the_loader_reads_it_as_configured(shelf: str) -> None:
     words = ["task=needle", "size=nano", "task.length=500", f"data.corpus={shelf}"]
     cfg = compose(words)
     task = build.task(cfg)
-    assert cfg.data.window == 512
+    assert cfg.data.seq_len == 512
     batch = next(iter(DataModule(task, 4, 512, 16, seed=0).train_dataloader()))
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         end = max(place for place, target in enumerate(targets) if target != IGNORE)
@@ -303,7 +303,7 @@ class Always(SequenceModule):
 
 
 def test_an_evaluation_says_which_targets_and_how_many_values_are_hit(shelf: str) -> None:
-    task = Needle("multivalue", length=1000, corpus=shelf, held_out=20)
+    task = Needle("multivalue", length=1000, corpus=shelf, eval_samples=20)
     texts = task.split("test")
     for window in (64, 4096):  # an answer may lie in two windows
         sums = by_sample(Reader(Always(ord("7")), rows=3, window=window), texts)

@@ -63,7 +63,7 @@ def prompt(n: int, p: int, key: str) -> str:
 @pytest.mark.parametrize("length", [253, 254, 300, 1000])
 @pytest.mark.parametrize("depth", [None, 0, 0.3, 1.0])
 def test_bytes_are_the_original_prompt(length: int, depth: float | None) -> None:
-    task = Passkey(length=length, depth=depth, held_out=30)
+    task = Passkey(length=length, depth=depth, eval_samples=30)
     n = length - 253
     for document in range(30):
         text, key = said(task.split("val"), document)
@@ -76,7 +76,7 @@ def test_bytes_are_the_original_prompt(length: int, depth: float | None) -> None
 
 
 def test_compact_form() -> None:
-    task = Passkey(length=40, held_out=200, **COMPACT)
+    task = Passkey(length=40, eval_samples=200, **COMPACT)
     places = set()
     for document in range(200):
         tokens, targets = sample(task.split("test"), document)
@@ -94,7 +94,7 @@ def test_compact_form() -> None:
 
 
 def test_digits_are_uniform() -> None:
-    texts = Passkey(length=12, held_out=9000, **COMPACT).split("val")
+    texts = Passkey(length=12, eval_samples=9000, **COMPACT).split("val")
     digits = np.array([sample(texts, document)[1][-5:] for document in range(9000)])
     for place, least in enumerate((1, 0, 0, 0, 0)):
         counts = np.bincount(digits[:, place], minlength=10)[least:]
@@ -183,7 +183,7 @@ def test_books_fill_with_a_span_of_their_own_split(shelf: Path) -> None:
 
 
 def test_axes() -> None:
-    task = Passkey(length=100, held_out=64, seed=3, filler="random", **COMPACT)
+    task = Passkey(length=100, eval_samples=64, seed=3, filler="random", **COMPACT)
     assert task.at().groups(task.split("val"), 0)["length"] == 100
     far = task.at(length=6400, depth=0.25)
     texts = First(far.split("test"), 50)
@@ -219,7 +219,7 @@ def test_splits_seeds_and_samples_differ_and_are_repeatable() -> None:
 @pytest.mark.parametrize("form", ["bytes", "compact"])
 def test_the_config_builds_and_its_window_is_a_whole_sample(form: str) -> None:
     cfg = compose(["task=passkey", f"task.form={form}", "size=nano", "task.length=300", "task.depth=0.0"])
-    assert cfg.data.window == 304
+    assert cfg.data.seq_len == 304
     task = build.task(cfg)
     assert task.references(task.split("val")) == {"chance": pytest.approx((1 / 9 + 4 / 10) / 5)}
     assert int(sample(task.split("val"), 0)[0].max()) < task.vocab_size
@@ -235,7 +235,7 @@ def test_the_config_builds_and_its_window_is_a_whole_sample(form: str) -> None:
         {"vocab_size": 256},
         {"filler": "books", **COMPACT},
         {"samples": 0},
-        {"held_out": 0},
+        {"eval_samples": 0},
     ],
 )
 def test_impossible_samples_are_refused(keys: dict[str, Any]) -> None:

@@ -60,14 +60,14 @@ def test_a_window_is_a_slice_and_samples_are_repeatable() -> None:
         assert (piece[0].tolist(), piece[1].tolist()) == (tokens[start:stop], targets[start:stop])
     with pytest.raises(IndexError):
         texts.window(7, 0, 201)
-    assert sample(SelectiveCopy(length=200, held_out=8).split("test"), 7) == (tokens, targets)
+    assert sample(SelectiveCopy(length=200, eval_samples=8).split("test"), 7) == (tokens, targets)
     for other in (SelectiveCopy(length=200).split("val"), SelectiveCopy(length=200, seed=1).split("test")):
         assert sample(other, 7) != (tokens, targets)
     assert sample(texts, 8) != (tokens, targets)
 
 
 def test_another_length_and_chance() -> None:
-    task = SelectiveCopy(remembered=3, vocab_size=6, held_out=4).at(length=50)
+    task = SelectiveCopy(remembered=3, vocab_size=6, eval_samples=4).at(length=50)
     assert task.split("test").lengths.tolist() == [50] * 4
     same = SelectiveCopy(50, 3, 6).split("test")
     assert sample(task.split("test"), 3) == sample(same, 3)
@@ -86,7 +86,7 @@ def test_a_million_positions_open_and_read_at_once() -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [{"length": 31}, {"remembered": 0}, {"vocab_size": 2}, {"samples": 0}, {"held_out": 0}, {"seed": -1}],
+    [{"length": 31}, {"remembered": 0}, {"vocab_size": 2}, {"samples": 0}, {"eval_samples": 0}, {"seed": -1}],
 )
 def test_impossible_samples_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(keys))}.*found"):
@@ -95,7 +95,7 @@ def test_impossible_samples_are_refused(keys: dict[str, Any]) -> None:
 
 def test_the_loader_reads_it_as_configured() -> None:
     cfg = compose(["task=selective_copy", "size=nano", "task.length=60", "task.remembered=5"])
-    assert cfg.data.window == 64
+    assert cfg.data.seq_len == 64
     batch = next(iter(DataModule(build.task(cfg), 4, 64, 16, seed=0).train_dataloader()))
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         assert targets[:60] == read_again(tokens[:60], 15)
