@@ -1,8 +1,11 @@
-"""What a user can do wrong, said in one line."""
+"""Errors that a user can mend, in one line."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A slip of the user's: the command line prints its one line and exits with code 2, without a traceback.
+    """A user error: the command line prints its one line and exits with code 2, without a traceback.
 
     The message says what was expected and what was found.
     """
@@ -23,3 +26,9 @@ def one_line(error: BaseException) -> str:
         "To append to your config",
     )
     return " ".join(line for line in lines if line and not line.startswith(noise)) or type(error).__name__
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """ "; did you mean …?" for the candidate that comes closest to a word, "" where none is close."""
+    close = difflib.get_close_matches(word, list(candidates), 1)
+    return f"; did you mean {close[0]}?" if close else ""

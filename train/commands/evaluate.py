@@ -6,8 +6,8 @@
                   those of a transformer; model.KEY=… changes one of its settings
     task=         another task than the run's; task.KEY=… changes one of its settings, data.corpus=… its text
     split=        test (default), val or train
-    rows=         texts read side by side (default 16)
-    window=       tokens per row and call (default 4,096): memory doesn't depend on the length of a text
+    batch_size=   texts read side by side (default 16)
+    seq_len=      tokens per row and call (default 4,096): memory doesn't depend on the length of a text
     tokens=       a ceiling: of text, no more than the first so many; of samples, fewer per cell where they
                   would be more tokens than that, but never fewer than 16
 
@@ -145,8 +145,8 @@ KEYS: dict[str, Callable[[str, str], Any]] = {
     "model": lambda key, value: value,
     "task": lambda key, value: value,
     "split": _one_of(*get_args(Split)),
-    "rows": _whole,
-    "window": _whole,
+    "batch_size": _whole,
+    "seq_len": _whole,
     "tokens": _whole,
     "lengths": _lengths,
     "depths": _depths,

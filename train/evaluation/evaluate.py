@@ -107,8 +107,13 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     facts = {
         "asked": {
             key: value
-            for key in ("rows", "window", "tokens", "prompts")
-            if (value := getattr(asked, key)) is not None
+            for key, value in (
+                ("rows", asked.batch_size),
+                ("window", asked.seq_len),
+                ("tokens", asked.tokens),
+                ("prompts", asked.prompts),
+            )
+            if value is not None
         },
         "device": torch.cuda.get_device_name(model.device)
         if model.device.type == "cuda"

@@ -39,8 +39,8 @@ class Asked:
     """model.KEY=value, task.KEY=value, data.corpus=…, data.root=…; GROUP._target_=… trusts a class."""
     checkpoint: str = "last"
     split: Split = "test"
-    rows: int = 16
-    window: int = 4096
+    batch_size: int = 16
+    seq_len: int = 4096
     tokens: int | None = None
     lengths: list[str] | None = None
     depths: list[float] | None = None
@@ -61,7 +61,7 @@ def of_samples(
         texts = First(whole, _count(whole, asked, bool(axes), there.name))
         peak = Peak(model.device)
         with _shown(int(texts.lengths.sum())) as tell:
-            sums = by_sample(Reader(model, asked.rows, asked.window, tell), texts)
+            sums = by_sample(Reader(model, asked.batch_size, asked.seq_len, tell), texts)
         cost = _cost(int(texts.lengths.sum()), sums.seconds, peak)
         row: Row = {
             "axes": axes,
@@ -195,7 +195,7 @@ def of_text(model: SequenceModule, task: Task, asked: Asked, length: int | None,
         peak = Peak(model.device)
         with _shown(int(read.lengths.sum())) as tell:
             losses = by_position(
-                Reader(model, asked.rows, asked.window, tell),
+                Reader(model, asked.batch_size, asked.seq_len, tell),
                 read,
                 edges,
                 task.byte_count,

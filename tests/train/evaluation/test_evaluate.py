@@ -87,7 +87,7 @@ def row_of(entry: dict[str, Any], **axes: Any) -> dict[str, Any]:
 
 
 def test_streamed_accuracy_is_that_of_samples_read_at_once(samples_run: Path) -> None:
-    entry = evaluate.evaluate(samples_run, Asked(lengths=["20", "3.125x"], rows=3, window=32))
+    entry = evaluate.evaluate(samples_run, Asked(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
     cfg, model, _ = load.trained(samples_run)
     assert [row["axes"]["length"] for row in entry["results"]] == [20, 100]
     for row in entry["results"]:
@@ -174,7 +174,9 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
         "task.lengths=fixed",
     ]
     train(compose([*words, "model=sliding_window", "size=nano", "steps=2"]), tmp_path)
-    entry = evaluate.evaluate(tmp_path, Asked(lengths=["1x", "40"], depths=[0.0, 100.0], prompts=12, rows=5))
+    entry = evaluate.evaluate(
+        tmp_path, Asked(lengths=["1x", "40"], depths=[0.0, 100.0], prompts=12, batch_size=5)
+    )
     assert [tuple(row["axes"].values()) for row in entry["results"]] == [
         (16, 0),
         (16, 100),
@@ -238,7 +240,7 @@ def test_wilson_by_its_definition() -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 def test_memory_kept_and_reset_by_position(text_run: Path, rows: int) -> None:
     edges = [8, 32, 64]
-    entry = evaluate.evaluate(text_run, Asked(rows=rows, window=32, positions=edges))
+    entry = evaluate.evaluate(text_run, Asked(batch_size=rows, seq_len=32, positions=edges))
     _, model, _ = load.trained(text_run)
     lines = documents(text_run)
     for memory in ("kept", "reset"):
@@ -270,7 +272,7 @@ def test_memory_kept_and_reset_by_position(text_run: Path, rows: int) -> None:
 
 @pytest.mark.parametrize(("stride", "context"), [(1, 3), (5, 20), (7, 7), (16, 200)])
 def test_sliding_window(text_run: Path, stride: int, context: int) -> None:
-    asked = Asked(stride=stride, context=context, rows=4, window=16, positions=[30])
+    asked = Asked(stride=stride, context=context, batch_size=4, seq_len=16, positions=[30])
     row = row_of(evaluate.evaluate(text_run, asked), memory="sliding", stride=stride, context=context)
     _, model, _ = load.trained(text_run)
     near, far = [], []
@@ -414,7 +416,7 @@ def test_the_best_checkpoint_can_be_taken(text_run: Path) -> None:
         (["lengths=8"], "expected run="),
         (["run=x", "lengths=8,many"], "lengths: expected a whole number of at least 1, found many"),
         (["run=x", "lengths=-2x"], "lengths: expected a multiple such as 4x, found -2x"),
-        (["run=x", "rows=0"], "rows: expected a whole number of at least 1, found 0"),
+        (["run=x", "batch_size=0"], "batch_size: expected a whole number of at least 1, found 0"),
         (["run=x", "rowz=1"], "unknown key 'rowz'; expected .*did you mean rows"),
         (["run=x", "fast"], "unknown key 'fast'"),
         (["run=x", "split=dev"], "split: expected train | val | test, found dev"),
@@ -470,16 +472,16 @@ def test_the_command_shows_its_table(
 def test_read_by_another_architecture(zoo: Any) -> None:
     """A transformer's weights, read with retrieval, and by a model that they don't fit."""
     assert zoo.run("model=transformer").code == 0
-    own = evaluate.evaluate(Path("run"), Asked(window=32, split="val"))["results"]
+    own = evaluate.evaluate(Path("run"), Asked(seq_len=32, split="val"))["results"]
     found = evaluate.evaluate(
-        Path("run"), Asked(model="unlimiformer", overrides=("model.neighbours=3",), window=32, split="val")
+        Path("run"), Asked(model="unlimiformer", overrides=("model.neighbours=3",), seq_len=32, split="val")
     )["results"]
     kept, reset = (next(row for row in found if row["axes"]["memory"] == way) for way in ("kept", "reset"))
     assert reset["nats"] == pytest.approx(own[0]["nats"], rel=1e-5)
     assert abs(kept["nats"] - reset["nats"]) > 1e-3
     whole = results.read(Path("run") / results.FILE)
     assert [entry["read_by"] for entry in whole["evaluations"]] == [None, "unlimiformer"]
-    other = Asked(model="unlimiformer", overrides=("model.neighbours=8",), window=32, split="val")
+    other = Asked(model="unlimiformer", overrides=("model.neighbours=8",), seq_len=32, split="val")
     evaluate.evaluate(Path("run"), other)
     kinds = results.read(Path("run") / results.FILE)["evaluations"][1:]
     assert [entry["label"] for entry in kinds] == [f"lm by unlimiformer neighbours={n} val" for n in (3, 8)]
