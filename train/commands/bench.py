@@ -33,7 +33,15 @@ from rich.table import Table
 
 from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import stop, words_or_help
-from zoo.train.evaluation.throughput import ONE, PRECISIONS, Case, Found, bench, device_of, measure
+from zoo.train.evaluation.throughput import (
+    PRECISIONS,
+    WORKER_FLAG,
+    BenchCase,
+    Measurement,
+    measure,
+    run_rounds,
+    select_device,
+)
 from zoo.train.runs import build, provenance
 from zoo.train.runs import config as run_config
 from zoo.train.runs.config import compose
@@ -47,14 +55,14 @@ def main() -> None:
     """Exit code 0, 1 where a measurement failed, 2 for a slip of the user's."""
     words = words_or_help(__doc__)
     try:
-        if words[0] == ONE:
+        if words[0] == WORKER_FLAG:
             print(json.dumps(measure(compose(words[1:]))))
             return
         cases, rounds = plan(words)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error), 2)
     try:
-        found = bench(cases, rounds)
+        found = run_rounds(cases, rounds)
     except KeyboardInterrupt:
         stop("interrupted", 130)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
@@ -65,7 +73,7 @@ def main() -> None:
     sys.exit(1 if any(isinstance(one, str) for results in found.values() for one in results) else 0)
 
 
-def plan(words: list[str]) -> tuple[dict[Case, list[str]], int]:
+def plan(words: list[str]) -> tuple[dict[BenchCase, list[str]], int]:
     """The words of every measurement, each checked by building its model on the meta device."""
     given, others = dict(OWN), []
     models: list[str] = []
@@ -83,7 +91,7 @@ def plan(words: list[str]) -> tuple[dict[Case, list[str]], int]:
             others.append(word)
     if not models or "" in models or len(set(models)) < len(models):
         raise UserError("bench: expected model=a,b, names with commas between, each once")
-    cases: dict[Case, list[str]] = {}
+    cases: dict[BenchCase, list[str]] = {}
     for model in models:
         lengths = [f"data.seq_len={length}" for length in whole("lengths", given["lengths"])]
         for window in ([length] for length in lengths) if lengths else [[]]:
@@ -110,7 +118,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"bench: trainer.precision: expected {' or '.join(PRECISIONS)}, found {cfg.trainer.precision}"
         )
-    device_of(cfg)
+    select_device(cfg)
     with torch.device("meta"):
         segment_len = build.model(cfg).segment_len
     if cfg.data.seq_len % segment_len:
@@ -119,7 +127,7 @@ def check(cfg: DictConfig) -> None:
         )
 
 
-def table(found: dict[Case, list[Found | str]], rounds: int) -> Table:
+def table(found: dict[BenchCase, list[Measurement | str]], rounds: int) -> Table:
     """Medians; of training the range over the rounds too."""
     good = {case: [one for one in results if not isinstance(one, str)] for case, results in found.items()}
     first = next((results[0] for results in good.values() if results), {})

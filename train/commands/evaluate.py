@@ -43,7 +43,7 @@ from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import stop, words_or_help
 from zoo.train.evaluation import results, tables
 from zoo.train.evaluation.evaluate import FIGURES, evaluate
-from zoo.train.evaluation.grids import Asked
+from zoo.train.evaluation.grids import EvalOptions
 from zoo.train.tasks.base import Split
 
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 # -- the command line ----------------------------------------------------------------------------------------
-def arguments(words: list[str]) -> tuple[Path, Asked]:
+def arguments(words: list[str]) -> tuple[Path, EvalOptions]:
     """The run's folder and what is asked; UserError: an unknown key, or a value that is none of its kind."""
     given: dict[str, str] = {}
     overrides = []
@@ -86,7 +86,7 @@ def arguments(words: list[str]) -> tuple[Path, Asked]:
     if not given.get("run"):
         raise UserError("evaluate: expected run=<a run's folder>")
     read = {key: KEYS[key](key, value) for key, value in given.items() if key != "run"}
-    return Path(given["run"]), Asked(overrides=tuple(overrides), **read)
+    return Path(given["run"]), EvalOptions(overrides=tuple(overrides), **read)
 
 
 def _whole(key: str, value: str) -> int:

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import stop, words_or_help
-from zoo.train.evaluation.sampling import Asked, write
+from zoo.train.evaluation.sampling import GenerateOptions, generate_text
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     try:
         asked = arguments(words)
         began, made_now = time.perf_counter(), 0
-        for made_now, piece in write(asked):  # noqa: B007
+        for made_now, piece in generate_text(asked):  # noqa: B007
             print(piece, end="", flush=True)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         stop(one_line(error), 2)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 # -- the command line
-def arguments(words: list[str]) -> Asked:
+def arguments(words: list[str]) -> GenerateOptions:
     """UserError: an unknown key, or a value that is none of its kind."""
     given: dict[str, Any] = {}
     overrides = []
@@ -82,7 +82,7 @@ def arguments(words: list[str]) -> Asked:
         raise UserError("generate: expected prompt= or prompt_file=, found both")
     if "prompt_file" in given:
         given["prompt"] = given.pop("prompt_file")
-    return Asked(overrides=tuple(overrides), **given)
+    return GenerateOptions(overrides=tuple(overrides), **given)
 
 
 def _prompt(key: str, value: str) -> bytes:

@@ -4,15 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.train.comparison.groups import Run, full
+from zoo.train.comparison.groups import Run, full_settings
 from zoo.train.runs import budget
 from zoo.train.runs.folder import ABSENT
 
-NEAR = 0.05  # tokens seen may differ by so much: how much of a window is padding hangs on seed and window
+TOKENS_TOLERANCE = (
+    0.05  # tokens seen may differ by so much: how much of a window is padding hangs on seed and window
+)
 
 
 # -- what may not differ
-def positions(run: Run) -> int:
+def positions_read(run: Run) -> int:
     """Positions that training read."""
     config, product = run.config, 1
     for key in (
@@ -34,7 +36,11 @@ def task_facts(run: Run) -> dict[str, Any]:
         "task code": run.metrics.get("task_code", ""),
     }
     without = ("task.root", "task.corpus")
-    own = {key: value for key, value in full(run).items() if key.startswith("task.") and key not in without}
+    own = {
+        key: value
+        for key, value in full_settings(run).items()
+        if key.startswith("task.") and key not in without
+    }
     return named | own
 
 
@@ -50,11 +56,11 @@ KINDS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "task": task_facts,
     "data": data_facts,
     "budget": lambda run: {"size": run.config["names.size"], "budget": run.config.get("size.budget", ABSENT)},
-    "tokens": lambda run: {"positions read": positions(run)},
+    "tokens": lambda run: {"positions read": positions_read(run)},
 }
 
 
-def unlike(runs: list[Run], allowed: list[str]) -> list[str]:
+def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
     """In what the runs differ of what was allowed, in words; UserError: of anything else."""
     said: dict[str, list[str]] = {}
     known = all("data_fingerprint" in run.metrics for run in runs)
@@ -67,16 +73,20 @@ def unlike(runs: list[Run], allowed: list[str]) -> list[str]:
             for one, run in zip(told, runs, strict=True):
                 value = one.get(key, ABSENT)
                 if key != "fingerprint" or value != ABSENT:
-                    groups.setdefault(in_short(value), []).append(run.name)
+                    groups.setdefault(format_value(value), []).append(run.name)
             if len(groups) > 1:
                 parts = [f"{value} ({some(names)})" for value, names in groups.items()]
                 said.setdefault(kind, []).append(f"{key}: {', '.join(parts)}")
                 if key == "task":  # the rest follows
                     break
     budgeted = runs[0].config.get("size.budget") is not None
-    if "budget" not in said and budgeted and (apart := ends(runs, "parameters", budget.BUDGET_TOLERANCE)):
+    if (
+        "budget" not in said
+        and budgeted
+        and (apart := metric_range(runs, "parameters", budget.BUDGET_TOLERANCE))
+    ):
         said["budget"] = [apart]
-    if "tokens" not in said and (apart := ends(runs, "tokens_seen", NEAR)):
+    if "tokens" not in said and (apart := metric_range(runs, "tokens_seen", TOKENS_TOLERANCE)):
         said["tokens"] = [apart]
     if refused := [kind for kind in said if kind not in allowed]:
         words = "; ".join(f"in {kind}: {'; '.join(said[kind])}" for kind in refused)
@@ -85,16 +95,16 @@ def unlike(runs: list[Run], allowed: list[str]) -> list[str]:
     return [line for lines in said.values() for line in lines]
 
 
-def ends(runs: list[Run], key: str, near: float) -> str:
+def metric_range(runs: list[Run], key: str, near: float) -> str:
     """The least and the most of a metric, and whose they are; "" where they lie within a share `near`."""
     least, most = (end(runs, key=lambda run: run.metrics[key]) for end in (min, max))
     if most.metrics[key] <= (1 + near) * least.metrics[key]:
         return ""
-    said = [f"{in_short(run.metrics[key])} ({run.name})" for run in (least, most)]
+    said = [f"{format_value(run.metrics[key])} ({run.name})" for run in (least, most)]
     return f"{key.replace('_', ' ')}: {', '.join(said)}"
 
 
-def in_short(value: Any) -> str:
+def format_value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zoo.errors import UserError
-from zoo.train.comparison.comparable import ends, unlike
-from zoo.train.comparison.groups import Row, Run, grouped, read_run
-from zoo.train.comparison.reproduce import command
+from zoo.train.comparison.comparable import check_comparable, metric_range
+from zoo.train.comparison.groups import Run, RunGroup, group_runs, read_run
+from zoo.train.comparison.reproduce import sweep_command
 from zoo.train.evaluation.intervals import Estimate, paired
 from zoo.train.runs import budget
 from zoo.train.runs.folder import folders
@@ -17,7 +17,7 @@ from zoo.train.runs.folder import folders
 RUN_HEAD = ["model", "seed", "score", "commit", "date", "device", "folder"]
 
 
-def run_facts(rows: list[Row]) -> list[list[str]]:
+def run_facts(rows: list[RunGroup]) -> list[list[str]]:
     """Where every number comes from; the settings are in the folder's config.yaml."""
     return [
         [
@@ -34,17 +34,17 @@ def run_facts(rows: list[Row]) -> list[list[str]]:
     ]
 
 
-FORGETTING = "transformer"  # the baseline where none is named and it is there
-NOTHING = "-"
+DEFAULT_BASELINE = "transformer"  # the baseline where none is named and it is there
+EMPTY_CELL = "-"
 
 
 class Comparison(NamedTuple):
     """All there is to say, before it is written in any format."""
 
-    rows: list[Row]
+    rows: list[RunGroup]
     score: str
     """Tag of the score: "val/bits_per_byte" or "val/accuracy"."""
-    baseline: Row | None
+    baseline: RunGroup | None
     loss: float
     mixed: list[str]
     """In what the runs differ although they shouldn't, in words."""
@@ -63,14 +63,14 @@ def compare(paths: Sequence[Path], keys: dict[str, str], command: str) -> Compar
     if not finished:
         raise UserError(f"compare: no finished run below {', '.join(map(str, paths))}")
     runs = [read_run(folder) for folder in finished]
-    mixed = unlike(runs, [kind for kind in keys["mix"].split(",") if kind])
-    rows = grouped(runs)
+    mixed = check_comparable(runs, [kind for kind in keys["mix"].split(",") if kind])
+    rows = group_runs(runs)
     score = score_of(runs)
     named = {row.label: row for row in rows}
     if keys["baseline"] and keys["baseline"] not in named:
         raise UserError(f"compare: baseline: expected one of {', '.join(named)}, found {keys['baseline']}")
-    loss = given_loss(keys["loss"]) if keys["loss"] else loosest(rows)
-    return Comparison(rows, score, named.get(keys["baseline"] or FORGETTING), loss, mixed, command)
+    loss = parse_loss(keys["loss"]) if keys["loss"] else default_loss(rows)
+    return Comparison(rows, score, named.get(keys["baseline"] or DEFAULT_BASELINE), loss, mixed, command)
 
 
 def score_of(runs: list[Run]) -> str:
@@ -84,7 +84,7 @@ def score_of(runs: list[Run]) -> str:
     return "val/bits_per_byte" if some else "val/accuracy"
 
 
-def given_loss(word: str) -> float:
+def parse_loss(word: str) -> float:
     try:
         loss = float(word)
     except ValueError:
@@ -94,7 +94,7 @@ def given_loss(word: str) -> float:
     return loss
 
 
-def loosest(rows: list[Row]) -> float:
+def default_loss(rows: list[RunGroup]) -> float:
     """The highest of the rows' final losses, rounded up: every run that ended no worse has reached it."""
     highest = max(run.metrics["val/loss"] for row in rows for run in row.runs)
     return math.ceil(highest * 1000) / 1000
@@ -106,7 +106,7 @@ class Column(NamedTuple):
 
     key: str
     title: str
-    value: Callable[[Row], Estimate | None]
+    value: Callable[[RunGroup], Estimate | None]
     form: Callable[[float], str]
     spread: bool
 
@@ -119,7 +119,7 @@ def columns(comparison: Comparison) -> list[Column]:
     else:
         form, change = (lambda x: f"{x:.3f}"), (lambda x: f"{x:+.3f}")
 
-    def plain(key: str) -> Callable[[Row], Estimate | None]:
+    def plain(key: str) -> Callable[[RunGroup], Estimate | None]:
         return lambda row: row.estimate(lambda run: run.metrics.get(key))
 
     def whole(number: float) -> str:
@@ -130,7 +130,7 @@ def columns(comparison: Comparison) -> list[Column]:
         points = " (points)" if comparison.unit == "accuracy" else ""
         base = baseline.by_seed(lambda run: run.metrics[score])
 
-        def difference(row: Row) -> Estimate | None:
+        def difference(row: RunGroup) -> Estimate | None:
             return None if row is baseline else paired(row.by_seed(lambda run: run.metrics[score]), base)
 
         found.append(Column("difference", f"against {baseline.label}{points}", difference, change, True))
@@ -169,17 +169,17 @@ def steps_to(run: Run, loss: float) -> float | None:
     )
 
 
-def said(column: Column, row: Row) -> str:
+def format_cell(column: Column, row: RunGroup) -> str:
     """A cell: mean ± half the interval's width; fewer runs than the row has are counted."""
     found = column.value(row)
     if found is None:
-        return NOTHING
+        return EMPTY_CELL
     width = column.form(found.half).lstrip("+") if column.spread and found.half is not None else None
     count = f" ({found.runs} of {len(row.runs)})" if found.runs < len(row.runs) else ""
     return column.form(found.mean) + (f" ± {width}" if width else "") + count
 
 
-def seeds(row: Row) -> str:
+def seeds(row: RunGroup) -> str:
     return ", ".join(str(run.config["seed"]) for run in row.runs)
 
 
@@ -191,7 +191,7 @@ def notes(comparison: Comparison) -> list[str]:
         "Mean ± half the width of the 95 % interval over seeds (Student's t); a single seed has none."
     )
     free = any(run.config.get("size.budget") is None for run in runs)
-    if free and (apart := ends(runs, "parameters", budget.BUDGET_TOLERANCE)):
+    if free and (apart := metric_range(runs, "parameters", budget.BUDGET_TOLERANCE)):
         said.append(f"The size has no budget, the models aren't equally large: {apart}.")
     if comparison.baseline is not None:
         said.append(f"Against {comparison.baseline.label}: differences of runs of the same seed.")
@@ -225,7 +225,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     shown = columns(comparison)
     head = ["model", "seeds", *(column.title for column in shown)]
     return head, [
-        [row.label, seeds(row), *(said(column, row) for column in shown)] for row in comparison.rows
+        [row.label, seeds(row), *(format_cell(column, row) for column in shown)] for row in comparison.rows
     ]
 
 
@@ -237,6 +237,6 @@ def title(comparison: Comparison) -> str:
     return f"{len(comparison.rows)} models on {', '.join(names[0])}, size {', '.join(names[1])}"
 
 
-def commands(comparison: Comparison) -> list[str]:
+def sweep_commands(comparison: Comparison) -> list[str]:
     """How each row was trained."""
-    return [words for row in comparison.rows if (words := command(row))]
+    return [words for row in comparison.rows if (words := sweep_command(row))]

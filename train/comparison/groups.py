@@ -41,7 +41,7 @@ class Run(NamedTuple):
         return str(self.folder)
 
 
-class Row(NamedTuple):
+class RunGroup(NamedTuple):
     """The runs of one model that differ in their seed alone."""
 
     label: str
@@ -60,7 +60,7 @@ def read_run(folder: Path) -> Run:
     config, metrics = read_config(folder), read_json(folder / "metrics.json")
     if lacking := [key for key in SETTINGS if key not in config]:
         raise UserError(f"{folder / 'config.yaml'} is no run's config: expected {', '.join(lacking)} in it")
-    if lacking := unmeasured(metrics):
+    if lacking := missing_metrics(metrics):
         raise UserError(f"{folder / 'metrics.json'} is no run's result: expected {', '.join(lacking)} in it")
     beside = folder / results.FILE
     every = results.read(beside)["evaluations"] if beside.exists() else []
@@ -68,7 +68,7 @@ def read_run(folder: Path) -> Run:
     return Run(folder, config, metrics, entries)
 
 
-def unmeasured(metrics: Any) -> list[str]:
+def missing_metrics(metrics: Any) -> list[str]:
     """The numbers that a comparison needs and a metrics.json lacks; a curve may be missing, not its parts."""
     said = metrics if isinstance(metrics, dict) else {}
     lacking = [key for key in MEASURED if not isinstance(said.get(key), int | float)]
@@ -81,7 +81,7 @@ def unmeasured(metrics: Any) -> list[str]:
 
 
 # -- rows
-def grouped(runs: list[Run]) -> list[Row]:
+def group_runs(runs: list[Run]) -> list[RunGroup]:
     """Runs that differ in nothing but their seed are one row; its label tells it from all others.
 
     What a run's config doesn't say of its model or task is what their constructors take for it; of anything
@@ -90,15 +90,15 @@ def grouped(runs: list[Run]) -> list[Row]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if not settings_between(group[0], run):
+            if not differing_settings(group[0], run):
                 group.append(run)
                 break
         else:
             groups.append([run])
-    names = labels([group[0] for group in groups])
+    names = group_labels([group[0] for group in groups])
     assert len(set(names)) == len(names)
     rows = [
-        Row(name, sorted(group, key=lambda run: run.config["seed"]))
+        RunGroup(name, sorted(group, key=lambda run: run.config["seed"]))
         for name, group in zip(names, groups, strict=True)
     ]
     for row in rows:
@@ -111,7 +111,7 @@ def grouped(runs: list[Run]) -> list[Row]:
     return sorted(rows, key=lambda row: row.label)
 
 
-def labels(firsts: list[Run]) -> list[str]:
+def group_labels(firsts: list[Run]) -> list[str]:
     """Of a run of each row: the model's name, and the settings in which rows of that name differ.
 
     What follows from the size, the task or the budget is told only where two rows had the same label.
@@ -122,14 +122,14 @@ def labels(firsts: list[Run]) -> list[str]:
         before = list(zip(models, found, strict=True))
         for at, run in enumerate(firsts):
             others = [other for other, one in zip(firsts, before, strict=True) if one == before[at]]
-            found[at] = " ".join([found[at], *told_apart(run, others, whole)])
+            found[at] = " ".join([found[at], *distinguishing_settings(run, others, whole)])
     return found
 
 
-def told_apart(run: Run, others: list[Run], whole: bool) -> list[str]:
+def distinguishing_settings(run: Run, others: list[Run], whole: bool) -> list[str]:
     """The run's settings in which others differ ("memory_tokens=8"); without those that follow unless
     `whole`."""
-    pairs = {key: pair[0] for other in others for key, pair in settings_between(run, other).items()}
+    pairs = {key: pair[0] for other in others for key, pair in differing_settings(run, other).items()}
     follow: tuple[str, ...] = ()
     if "names.task" in pairs:
         follow = ("task.", "data.", "model.")
@@ -137,37 +137,39 @@ def told_apart(run: Run, others: list[Run], whole: bool) -> list[str]:
         follow = ("size.", "model.", "optim.", "data.")
     free = f"model.{run.config.get('model.free')}"
     keys = [key for key in pairs if whole or not (key == free or key.startswith(follow))]
-    lasts = Counter(map(last_part, keys))
-    names = (last_part(key) if lasts[last_part(key)] == 1 else key for key in keys)
-    return [f"{name}={in_yaml(pairs[key])}" for name, key in zip(names, keys, strict=True)]
+    lasts = Counter(map(short_key, keys))
+    names = (short_key(key) if lasts[short_key(key)] == 1 else key for key in keys)
+    return [f"{name}={to_yaml(pairs[key])}" for name, key in zip(names, keys, strict=True)]
 
 
-def last_part(key: str) -> str:
+def short_key(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def settings_between(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+def differing_settings(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """Settings but the seed in which two runs differ, (one's, other's) by name."""
-    found = differences(full(one), full(other), without=(*BESIDE, "seed", "model.free"))
-    return {key: pair for key, pair in found.items() if ABSENT not in pair or matters(key, one, other)}
+    found = differences(full_settings(one), full_settings(other), without=(*BESIDE, "seed", "model.free"))
+    return {
+        key: pair for key, pair in found.items() if ABSENT not in pair or constructor_takes(key, one, other)
+    }
 
 
-def matters(key: str, *runs: Run) -> bool:
+def constructor_takes(key: str, *runs: Run) -> bool:
     """Whether a setting that one of the runs doesn't have may change it: what a constructor takes does."""
     group, _, rest = key.partition(".")
     if group not in BUILT:
         return False
-    every = [defaults(run.config.get(f"{group}._target_")) for run in runs]
+    every = [constructor_defaults(run.config.get(f"{group}._target_")) for run in runs]
     return any(usual is None or rest.partition(".")[0] in usual for usual in every)
 
 
-def full(run: Run) -> dict[str, Any]:
+def full_settings(run: Run) -> dict[str, Any]:
     """A run's settings, the defaults of its model's and its task's constructors for those it lacks, and what
     stands for the code of a model that isn't the zoo's."""
     given = {".".join(key.split(".")[:2]) for key in run.config}
     found: dict[str, Any] = {}
     for group in BUILT:
-        for name, value in (defaults(run.config.get(f"{group}._target_")) or {}).items():
+        for name, value in (constructor_defaults(run.config.get(f"{group}._target_")) or {}).items():
             if f"{group}.{name}" not in given and value is not inspect.Parameter.empty:
                 found |= flat(list(value) if isinstance(value, tuple) else value, f"{group}.{name}")
     if code := run.metrics.get("model_code"):
@@ -176,7 +178,7 @@ def full(run: Run) -> dict[str, Any]:
 
 
 @functools.cache
-def defaults(target: Any) -> dict[str, Any] | None:
+def constructor_defaults(target: Any) -> dict[str, Any] | None:
     """Defaults of a class's arguments by name; None where it isn't there, or isn't trusted to be imported."""
     if not isinstance(target, str) or not plugins.trusted(target):
         return None
@@ -188,5 +190,5 @@ def defaults(target: Any) -> dict[str, Any] | None:
     return {"base": None} | {name: argument.default for name, argument in arguments.items()}
 
 
-def in_yaml(value: Any) -> str:
+def to_yaml(value: Any) -> str:
     return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list)) else str(value)

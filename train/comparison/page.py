@@ -8,18 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from zoo.train.comparison.comparison import (
-    NOTHING,
+    EMPTY_CELL,
     RUN_HEAD,
     Comparison,
     columns,
-    commands,
+    format_cell,
     notes,
     run_facts,
-    said,
     seeds,
+    sweep_commands,
     title,
 )
-from zoo.train.comparison.figures import Picture, pictures
+from zoo.train.comparison.figures import PageFigure, page_figures
 from zoo.train.plotting import render
 from zoo.train.runs.files import replacing, write_text
 
@@ -106,14 +106,14 @@ PAGE = """<!DOCTYPE html>
 
 def write(comparison: Comparison, out: Path) -> None:
     """index.html, and a PNG of each plot."""
-    drawn = pictures(comparison)
+    drawn = page_figures(comparison)
     write_text(out / "index.html", page(comparison, drawn))
     for picture in drawn:
         with replacing(out / f"{picture.name}.png") as file:
             file.write(render.png(picture.whole))
 
 
-def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
+def page(comparison: Comparison, drawn: Sequence[PageFigure]) -> str:
     return PAGE.format(
         title=html.escape(title(comparison)),
         style=STYLE,
@@ -122,7 +122,7 @@ def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
         notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
         plots="\n".join(map(figure, drawn)),
         runs=plain_table("runs", RUN_HEAD, run_facts(comparison.rows)),
-        commands=html.escape("\n".join(commands(comparison))),
+        commands=html.escape("\n".join(sweep_commands(comparison))),
         script=SCRIPT,
     )
 
@@ -138,7 +138,7 @@ def table(comparison: Comparison) -> str:
         for column in shown:
             found = column.value(row)
             values.append("" if found is None else repr(found.mean))
-            words.append(said(column, row))
+            words.append(format_cell(column, row))
         body.append(cells(words, values))
     return (
         '<table id="comparison" class="sortable"><thead><tr>'
@@ -161,12 +161,12 @@ def cells(words: Iterable[str], values: Iterable[str]) -> str:
 
 def plain_table(name: str, head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
     heads = "".join(f"<th>{html.escape(word)}</th>" for word in head)
-    lines = ("".join(f"<td>{html.escape(word or NOTHING)}</td>" for word in words) for words in body)
+    lines = ("".join(f"<td>{html.escape(word or EMPTY_CELL)}</td>" for word in words) for words in body)
     inner = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table id="{name}"><thead><tr>{heads}</tr></thead><tbody>\n{inner}\n</tbody></table>'
 
 
-def figure(picture: Picture) -> str:
+def figure(picture: PageFigure) -> str:
     parts = [
         f'<div role="img" aria-label="{html.escape(f"{picture.title} {part}".strip())}">'
         + render.svg(draw, f"{picture.name}{number}", size)

@@ -5,14 +5,14 @@ import shlex
 from omegaconf import OmegaConf
 
 from zoo import plugins
-from zoo.train.comparison.groups import Row, Run, in_yaml
+from zoo.train.comparison.groups import Run, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat
 from zoo.train.runs.stored import load_stored
 
 
-def command(row: Row) -> str:
+def sweep_command(row: RunGroup) -> str:
     """What trains a row's runs today; "" where its configs aren't installed."""
     config = row.runs[0].config
     words = [f"{group}={config[f'names.{group}']}" for group in ("model", "task", "size")]
@@ -24,7 +24,7 @@ def command(row: Row) -> str:
             found.pop(f"model.{config['model.free']}", None)
     except Exception:  # a plug-in that isn't there may raise anything
         return ""
-    words += [f"{key}={in_yaml(value)}" for key, (value, _) in found.items() if value != ABSENT]
+    words += [f"{key}={to_yaml(value)}" for key, (value, _) in found.items() if value != ABSENT]
     return shlex.join(
         ["zoo", "sweep", *words, f"seeds={','.join(str(run.config['seed']) for run in row.runs)}"]
     )

@@ -16,11 +16,11 @@ from zoo.train.comparison.comparison import (
     Comparison,
     cells,
     columns,
-    commands,
+    format_cell,
     notes,
     run_facts,
-    said,
     seeds,
+    sweep_commands,
     title,
 )
 from zoo.train.plotting.terminal import WIDE
@@ -42,7 +42,7 @@ def markdown(comparison: Comparison) -> str:
     lines += [f"* {note}" for note in notes(comparison)]
     lines += ["", "## Runs", "", table_line(RUN_HEAD), table_line(["---"] * len(RUN_HEAD))]
     lines += [table_line(facts) for facts in run_facts(comparison.rows)]
-    lines += ["", *(f"    {words}" for words in commands(comparison))]
+    lines += ["", *(f"    {words}" for words in sweep_commands(comparison))]
     return "\n".join(lines) + "\n"
 
 
@@ -79,7 +79,7 @@ def show(comparison: Comparison, out: Path) -> None:
         title=title(comparison),
     )
     for row in comparison.rows:
-        table.add_row(row.label, seeds(row), *(said(column, row) for column in shown))
+        table.add_row(row.label, seeds(row), *(format_cell(column, row) for column in shown))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     for note in notes(comparison):
         print(note)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.evaluation import figures, grids, results
-from zoo.train.evaluation.grids import Asked, Say
+from zoo.train.evaluation.grids import EvalOptions, Log
 from zoo.train.plotting.charts import add_images
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, plain
@@ -21,7 +21,7 @@ from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
 
 
-def task_config(cfg: DictConfig, asked: Asked) -> tuple[str, DictConfig]:
+def task_config(cfg: DictConfig, asked: EvalOptions) -> tuple[str, DictConfig]:
     """Name and settings of the task to evaluate on: the run's, or another one as its yaml has it."""
     name = asked.task or str(cfg.names.task)
     if name != cfg.names.task:
@@ -56,10 +56,10 @@ FOR_SAMPLES = ("lengths", "depths", "prompts")
 FOR_TEXT = ("positions", "stride", "context")
 
 
-def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: None) -> dict[str, Any]:
+def evaluate(run_dir: Path, asked: EvalOptions | None = None, say: Log = lambda line: None) -> dict[str, Any]:
     """The entry of evaluation.json that this evaluation made or added to (see
     zoo.train.evaluation.results)."""
-    asked = asked or Asked()
+    asked = asked or EvalOptions()
     quiet()
     cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides, asked.model)
     own, reading = model, None
@@ -89,7 +89,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     if (asked.stride is None) != (asked.context is None):
         raise UserError("evaluate: expected stride= and context= together, found one alone")
 
-    file = results.opened(run_dir / results.FILE, run_facts(run_dir, cfg, own))
+    file = results.load_or_create(run_dir / results.FILE, run_facts(run_dir, cfg, own))
     entry = file.entry(
         {
             "task": name,
@@ -102,7 +102,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
             "reading": reading,
             "unit": "bits per byte" if text else "accuracy",
         },
-        *called(str(cfg.names.model), name, asked, far["step"]),
+        *label_and_title(str(cfg.names.model), name, asked, far["step"]),
     )
     facts = {
         "asked": {
@@ -121,10 +121,10 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    rows = grids.of_text if text else grids.of_samples
+    rows = grids.evaluate_text if text else grids.evaluate_samples
     for row in rows(model, task, asked, settings.get("length"), say):
         file.put(entry, row | facts)
-    drawn = figures.drawn(entry, settings.get("length") if name == cfg.names.task else None)
+    drawn = figures.draw_figures(entry, settings.get("length") if name == cfg.names.task else None)
     for title, figure in drawn.items():
         (run_dir / FIGURES).mkdir(exist_ok=True)
         figure.savefig(run_dir / FIGURES / f"{title}.png", dpi=120)
@@ -134,7 +134,7 @@ def evaluate(run_dir: Path, asked: Asked | None = None, say: Say = lambda line: 
     return entry
 
 
-def called(model: str, name: str, asked: Asked, step: int) -> tuple[str, str]:
+def label_and_title(model: str, name: str, asked: EvalOptions, step: int) -> tuple[str, str]:
     """What tells this evaluation from others of the same run, for files; and a title."""
     words = [word for word in asked.overrides if not word.startswith(APART)]
     of_model = [word.removeprefix("model.") for word in words if word.startswith("model.")]

@@ -15,7 +15,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.evaluation.intervals import share
-from zoo.train.evaluation.streaming import Losses, Reader, Sliding, Sums, by_position, by_sample
+from zoo.train.evaluation.streaming import (
+    PositionLosses,
+    SampleHits,
+    SlidingWindows,
+    StreamReader,
+    position_losses,
+    sample_hits,
+)
 from zoo.train.plotting.charts import Number, short
 from zoo.train.runs.resources import Peak
 from zoo.train.tasks.base import EDGES, First, Split, Task, Texts
@@ -25,12 +32,12 @@ MULTIPLES = ["1x", "4x", "16x", "64x"]
 DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]  # per cent
 PROMPTS, FEWEST = 50, 16  # samples per cell
 
-Row = dict[str, Any]
-Say = Callable[[str], None]
+EvalResult = dict[str, Any]
+Log = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class EvalOptions:
     """What to evaluate; see the keys above."""
 
     model: str | None = None
@@ -50,9 +57,9 @@ class Asked:
     context: int | None = None
 
 
-def of_samples(
-    model: SequenceModule, task: Task, asked: Asked, length: int | None, say: Say
-) -> Iterator[Row]:
+def evaluate_samples(
+    model: SequenceModule, task: Task, asked: EvalOptions, length: int | None, say: Log
+) -> Iterator[EvalResult]:
     """A row per cell of the grid; `length` is the task's own, of which 4x is a multiple."""
     cells = list(grid(task, asked, length))
     for number, axes in enumerate(cells, 1):
@@ -61,9 +68,9 @@ def of_samples(
         texts = First(whole, _count(whole, asked, bool(axes), there.name))
         peak = Peak(model.device)
         with _shown(int(texts.lengths.sum())) as tell:
-            sums = by_sample(Reader(model, asked.batch_size, asked.seq_len, tell), texts)
+            sums = sample_hits(StreamReader(model, asked.batch_size, asked.seq_len, tell), texts)
         cost = _cost(int(texts.lengths.sum()), sums.seconds, peak)
-        row: Row = {
+        row: EvalResult = {
             "axes": axes,
             "samples": len(texts.lengths),
             "exact": share(int((sums.hits == sums.asked).sum()), len(texts.lengths)),
@@ -82,13 +89,13 @@ def of_samples(
         yield row
 
 
-def _cost(tokens: int, seconds: float, peak: Peak) -> Row:
+def _cost(tokens: int, seconds: float, peak: Peak) -> EvalResult:
     """Speed, and the most memory held meanwhile, or so far where the system can't tell that apart."""
     cost = {"tokens_per_s": tokens / seconds, "peak_memory_bytes": peak.bytes()}
     return cost | ({"peak_so_far": True} if peak.so_far else {})
 
 
-def grid(task: Task, asked: Asked, length: int | None) -> Iterator[dict[str, Number]]:
+def grid(task: Task, asked: EvalOptions, length: int | None) -> Iterator[dict[str, Number]]:
     """Every cell; where nothing is said of an axis, the usual points if the task has it."""
     lengths, depths = asked.lengths, asked.depths
     if lengths is None:
@@ -128,7 +135,7 @@ def _as_task_takes(axes: dict[str, Number]) -> dict[str, float]:
     return {name: value / 100 if name == "depth" else float(value) for name, value in axes.items()}
 
 
-def _count(texts: Texts, asked: Asked, varied: bool, name: str) -> int:
+def _count(texts: Texts, asked: EvalOptions, varied: bool, name: str) -> int:
     """Samples per cell."""
     there = len(texts.lengths)
     if asked.prompts is not None and asked.prompts > there:
@@ -143,7 +150,7 @@ def _count(texts: Texts, asked: Asked, varied: bool, name: str) -> int:
     return min(wanted, max(FEWEST, fitting))
 
 
-def _groups(task: Task, texts: Texts, sums: Sums) -> dict[str, list[dict[str, Any]]]:
+def _groups(task: Task, texts: Texts, sums: SampleHits) -> dict[str, list[dict[str, Any]]]:
     """Shares by every label that the task gives its samples."""
     totals: dict[str, dict[Any, list[int]]] = {}
     for document, (asked, hits) in enumerate(zip(sums.asked.tolist(), sums.hits.tolist(), strict=True)):
@@ -160,7 +167,7 @@ def _groups(task: Task, texts: Texts, sums: Sums) -> dict[str, list[dict[str, An
     }
 
 
-def _scores(task: Task, texts: Texts, sums: Sums) -> dict[str, dict[str, float]]:
+def _scores(task: Task, texts: Texts, sums: SampleHits) -> dict[str, dict[str, float]]:
     """Means of the scores that the task gives its samples, if it does."""
     every = [task.scores(texts, document, hits) for document, hits in enumerate(sums.which)]
     means = {name: float(np.mean([own[name] for own in every])) for name in every[0]}
@@ -176,7 +183,9 @@ def _natural(value: Any) -> tuple[int, Any, str]:
 # -- text ----------------------------------------------------------------------------------------------------
 
 
-def of_text(model: SequenceModule, task: Task, asked: Asked, length: int | None, say: Say) -> Iterator[Row]:
+def evaluate_text(
+    model: SequenceModule, task: Task, asked: EvalOptions, length: int | None, say: Log
+) -> Iterator[EvalResult]:
     """Memory kept and memory reset, or a sliding window; over the same text."""
     texts = task.split(asked.split)
     cut: dict[str, Any] = {}
@@ -189,13 +198,13 @@ def of_text(model: SequenceModule, task: Task, asked: Asked, length: int | None,
     made = []
     ways: list[tuple[dict[str, Any], Texts]] = [({"memory": "kept"}, texts), ({"memory": "reset"}, texts)]
     if asked.stride is not None and asked.context is not None:
-        sliding = Sliding(texts, asked.stride, asked.context)
+        sliding = SlidingWindows(texts, asked.stride, asked.context)
         ways = [({"memory": "sliding", "context": asked.context, "stride": asked.stride}, sliding)]
     for axes, read in ways:
         peak = Peak(model.device)
         with _shown(int(read.lengths.sum())) as tell:
-            losses = by_position(
-                Reader(model, asked.batch_size, asked.seq_len, tell),
+            losses = position_losses(
+                StreamReader(model, asked.batch_size, asked.seq_len, tell),
                 read,
                 edges,
                 task.byte_count,
@@ -216,10 +225,10 @@ def of_text(model: SequenceModule, task: Task, asked: Asked, length: int | None,
         yield row | {"reference": reference}
 
 
-def measured(losses: Losses, edges: list[int], words: tuple[int, str] | None) -> Row:
+def measured(losses: PositionLosses, edges: list[int], words: tuple[int, str] | None) -> EvalResult:
     """The sums of a text in the units of the field."""
     nats, asked = float(losses.nats.sum()), int(losses.asked.sum())
-    row: Row = {"nats": nats, "tokens": asked, "bytes": losses.bytes, "loss": nats / asked}
+    row: EvalResult = {"nats": nats, "tokens": asked, "bytes": losses.bytes, "loss": nats / asked}
     row["bits_per_byte"] = nats / math.log(2) / losses.bytes
     row["accuracy"] = losses.hits / asked
     if words is not None:

@@ -27,8 +27,8 @@ from zoo.train.runs.files import write_text
 
 FILE = "evaluation.json"
 FORMAT = 1
-Entry = dict[str, Any]
-Row = dict[str, Any]
+EvalEntry = dict[str, Any]
+EvalResult = dict[str, Any]
 
 
 class Evaluations:
@@ -37,14 +37,14 @@ class Evaluations:
     def __init__(self, path: Path, whole: dict[str, Any]) -> None:
         self.path, self.whole = path, whole
 
-    def entry(self, identity: dict[str, Any], label: str, title: str) -> Entry:
+    def entry(self, identity: dict[str, Any], label: str, title: str) -> EvalEntry:
         """The entry of these very settings, with what it holds already, or a new one."""
         for entry in self.whole["evaluations"]:
             if all(entry.get(key) == value for key, value in identity.items()):
                 return entry
         return {**identity, "label": label, "title": title, "results": []}
 
-    def put(self, entry: Entry, row: Row) -> None:
+    def put(self, entry: EvalEntry, row: EvalResult) -> None:
         """Keep a row: in the place of one at the same axes, else in the order of the axes."""
         rows = [old for old in entry["results"] if old["axes"] != row["axes"]] + [row]
         entry["results"] = sorted(
@@ -55,7 +55,7 @@ class Evaluations:
         write_text(self.path, json.dumps(self.whole, indent=1) + "\n")
 
 
-def opened(path: Path, facts: dict[str, Any]) -> Evaluations:
+def load_or_create(path: Path, facts: dict[str, Any]) -> Evaluations:
     """The file as it stands, or an empty one, with what there is to say of the run.
 
     UserError: something else lies there, which is left alone.
@@ -76,12 +76,12 @@ def read(path: Path) -> dict[str, Any]:
     return whole
 
 
-def axes_of(entry: Entry) -> list[str]:
+def axes_of(entry: EvalEntry) -> list[str]:
     """Names of the axes that its rows vary."""
     return list(dict.fromkeys(name for row in entry["results"] for name in row["axes"]))
 
 
-def pooled(rows: list[Row], axis: str, kind: str = "exact") -> Shares:
+def pooled(rows: list[EvalResult], axis: str, kind: str = "exact") -> Shares:
     """Shares at every point of one axis, over all there is of the others."""
     totals: dict[Number, list[int]] = {}
     for row in rows:
@@ -92,7 +92,7 @@ def pooled(rows: list[Row], axis: str, kind: str = "exact") -> Shares:
     return {point: share(*total) for point, total in sorted(totals.items())}
 
 
-def worth(rows: list[Row]) -> Buckets:
+def memory_gain(rows: list[EvalResult]) -> Buckets:
     """By position, the loss with the memory reset less that with the memory kept, both over the same text."""
     ways = {json.dumps(row["axes"]): losses(row) for row in rows}
     for row in rows:
@@ -103,7 +103,7 @@ def worth(rows: list[Row]) -> Buckets:
     return {}
 
 
-def way_of(axes: dict[str, Any]) -> str:
+def memory_mode(axes: dict[str, Any]) -> str:
     """How a row of text was read."""
     way = {"kept": "memory kept", "reset": "memory reset at every segment"}.get(axes["memory"], "")
     if axes["memory"] == "sliding":
@@ -111,17 +111,17 @@ def way_of(axes: dict[str, Any]) -> str:
     return f"{way}, first {axes['first']:,}" if "first" in axes else way
 
 
-def _plain(value: Any) -> str:
+def format_value(value: Any) -> str:
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
     )
 
 
-def losses(row: Row) -> Buckets:
+def losses(row: EvalResult) -> Buckets:
     """Loss by bucket of positions."""
     return {(part["from"], part["to"]): part["loss"] for part in row["by_position"]}
 
 
-def several(rows: list[Row]) -> bool:
+def multiple_targets(rows: list[EvalResult]) -> bool:
     """Whether a sample has more than one target."""
     return any(row["targets"]["of"] != row["exact"]["of"] for row in rows)

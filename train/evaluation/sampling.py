@@ -17,7 +17,7 @@ from zoo.train.runs.load import quiet, trained
 from zoo.train.tasks.lm import END, VOCABULARY
 
 
-class Asked(NamedTuple):
+class GenerateOptions(NamedTuple):
     run: Path
     checkpoint: str = "last"
     prompt: bytes = b""
@@ -30,29 +30,31 @@ class Asked(NamedTuple):
 
 
 # -- the text
-def write(asked: Asked) -> Iterator[tuple[int, str]]:
+def generate_text(asked: GenerateOptions) -> Iterator[tuple[int, str]]:
     """The text piece by piece, and how many tokens were made until then."""
     quiet()
     cfg, model, _ = trained(asked.run, asked.checkpoint, asked.overrides)
     vocabulary = int(cfg.task.vocab_size)
     of_bytes = vocabulary == VOCABULARY
-    prompt = bytes_prompt(asked.prompt) if of_bytes else numbers_prompt(asked.prompt, vocabulary)
-    pieces = spell(made(model, prompt, asked, vocabulary), of_bytes)
+    prompt = encode_prompt(asked.prompt) if of_bytes else parse_prompt(asked.prompt, vocabulary)
+    pieces = decode_pieces(sample_tokens(model, prompt, asked, vocabulary), of_bytes)
     if asked.echo:
         yield 0, asked.prompt.decode("utf-8", "replace") + ("" if of_bytes else " ")
     yield from pieces
 
 
-def made(model: SequenceModule, prompt: list[int], asked: Asked, vocabulary: int) -> Iterator[int]:
+def sample_tokens(
+    model: SequenceModule, prompt: list[int], asked: GenerateOptions, vocabulary: int
+) -> Iterator[int]:
     """Tokens, up to as many as are asked for."""
     dice = torch.Generator(model.device).manual_seed(asked.seed)
-    pick = among(vocabulary, sampler(asked.temperature, asked.top_p, dice))
+    pick = restrict_vocab(vocabulary, sampler(asked.temperature, asked.top_p, dice))
     tokens = torch.tensor([prompt], device=model.device)
     for token in islice(generate(model, tokens, pick), asked.tokens):
         yield int(token)
 
 
-def among(vocabulary: int, pick: Pick) -> Pick:
+def restrict_vocab(vocabulary: int, pick: Pick) -> Pick:
     """Only the task's tokens: a model may have a few more, to round up.  UserError: none is a number."""
 
     def chosen(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
@@ -63,12 +65,12 @@ def among(vocabulary: int, pick: Pick) -> Pick:
     return chosen
 
 
-def bytes_prompt(text: bytes) -> list[int]:
+def encode_prompt(text: bytes) -> list[int]:
     """As the training text has it: every document opens with END."""
     return [END, *text]
 
 
-def numbers_prompt(text: bytes, vocabulary: int) -> list[int]:
+def parse_prompt(text: bytes, vocabulary: int) -> list[int]:
     words = text.decode("utf-8", "replace").replace(",", " ").split()
     if not words:
         raise UserError(
@@ -83,7 +85,7 @@ def numbers_prompt(text: bytes, vocabulary: int) -> list[int]:
     return [int(word) for word in words]
 
 
-def spell(tokens: Iterator[int], of_bytes: bool) -> Iterator[tuple[int, str]]:
+def decode_pieces(tokens: Iterator[int], of_bytes: bool) -> Iterator[tuple[int, str]]:
     """Each token's text as soon as it is whole: bytes wait for the rest of their character."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     count = 0

@@ -24,7 +24,7 @@ from zoo.train.tasks.base import Texts
 Tell = Callable[[int], None]  # told how many positions were read
 
 
-class Reader(NamedTuple):
+class StreamReader(NamedTuple):
     """How texts are read: any choice gives the same numbers."""
 
     model: SequenceModule
@@ -70,7 +70,7 @@ def _read_apart(model: SequenceModule, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-class Sums(NamedTuple):
+class SampleHits(NamedTuple):
     """Of every sample: targets asked and hit, and which they are in their order."""
 
     asked: Int64[np.ndarray, " samples"]
@@ -79,7 +79,7 @@ class Sums(NamedTuple):
     seconds: float
 
 
-def by_sample(reader: Reader, texts: Texts) -> Sums:
+def sample_hits(reader: StreamReader, texts: Texts) -> SampleHits:
     found = [[np.zeros(0, np.bool_)] for _ in texts.lengths]
     began = time.perf_counter()
     for pieces, batch, said in reader.batches(texts):
@@ -89,10 +89,10 @@ def by_sample(reader: Reader, texts: Texts) -> Sums:
                 found[piece.document].append(hit[row][here[row]])
     which = [np.concatenate(parts) for parts in found]
     asked, hits = np.array([(len(own), own.sum()) for own in which], np.int64).T
-    return Sums(asked, hits, which, time.perf_counter() - began)
+    return SampleHits(asked, hits, which, time.perf_counter() - began)
 
 
-class Losses(NamedTuple):
+class PositionLosses(NamedTuple):
     """Nats and targets of every bucket of positions in a document; `hits` over all."""
 
     nats: Float64[np.ndarray, " buckets"]
@@ -102,15 +102,15 @@ class Losses(NamedTuple):
     seconds: float
 
 
-def by_position(
-    reader: Reader,
+def position_losses(
+    reader: StreamReader,
     texts: Texts,
     edges: list[int],
     byte_count: Callable[[Tensor], Tensor],
     reset: bool = False,
-) -> Losses:
+) -> PositionLosses:
     """`edges` are the first positions of the second bucket, the third …"""
-    offsets = texts.offsets if isinstance(texts, Sliding) else np.zeros(len(texts.lengths), np.int64)
+    offsets = texts.offsets if isinstance(texts, SlidingWindows) else np.zeros(len(texts.lengths), np.int64)
     nats, asked = np.zeros(len(edges) + 1), np.zeros(len(edges) + 1, np.int64)
     hits = bytes_ = 0
     began = time.perf_counter()
@@ -123,10 +123,10 @@ def by_position(
         asked += np.bincount(bucket, minlength=len(asked))
         hits += int((said["hits"] & (batch.targets != IGNORE)).sum())
         bytes_ += int(byte_count(batch.targets))
-    return Losses(nats, asked, hits, bytes_, time.perf_counter() - began)
+    return PositionLosses(nats, asked, hits, bytes_, time.perf_counter() - began)
 
 
-class Sliding(Texts):
+class SlidingWindows(Texts):
     """The same documents, cut into windows of `context` positions that move on by `stride`.
 
     Every position is asked once: all of a document's first window, and of each further one what no window

@@ -21,17 +21,17 @@ from zoo.train.runs import build
 from zoo.train.runs.resources import Peak
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
-ONE = "--one"  # the word before those of a single measurement
-SECONDS = 1.0  # that each speed is measured for, and at least LEAST times
-LEAST = 3
+WORKER_FLAG = "--one"  # the word before those of a single measurement
+MIN_SECONDS = 1.0  # that each speed is measured for, and at least MIN_REPEATS times
+MIN_REPEATS = 3
 # glibc hands large blocks back after every use; faulting them in again is what would be measured
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-Found = dict[str, float]
+Measurement = dict[str, float]
 # -- what was asked
-Case = tuple[str, int]  # a model's name and the tokens per row and step
+BenchCase = tuple[str, int]  # a model's name and the tokens per row and step
 
 
-def device_of(cfg: DictConfig) -> torch.device:
+def select_device(cfg: DictConfig) -> torch.device:
     asked, there = cfg.trainer.accelerator, torch.cuda.is_available()
     if asked in ("gpu", "cuda") and not there:
         raise UserError(f"bench: trainer.accelerator={asked}: found no CUDA device")
@@ -41,21 +41,21 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 # -- all measurements
-def bench(cases: dict[Case, list[str]], rounds: int) -> dict[Case, list[Found | str]]:
+def run_rounds(cases: dict[BenchCase, list[str]], rounds: int) -> dict[BenchCase, list[Measurement | str]]:
     """What every process found, or the last line of one that failed."""
-    found: dict[Case, list[Found | str]] = {case: [] for case in cases}
+    found: dict[BenchCase, list[Measurement | str]] = {case: [] for case in cases}
     for number in range(rounds):
         for case, words in cases.items():
-            found[case].append(result := alone(words))
+            found[case].append(result := measure_in_subprocess(words))
             said = result if isinstance(result, str) else f"{result['train']:,.0f} tokens/s"
             print(f"round {number + 1}/{rounds}: {case[0]}, {case[1]} tokens: {said}", file=sys.stderr)
     return found
 
 
-def alone(words: list[str]) -> Found | str:
+def measure_in_subprocess(words: list[str]) -> Measurement | str:
     """One measurement, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "zoo", "bench", ONE, *words],
+        [sys.executable, "-m", "zoo", "bench", WORKER_FLAG, *words],
         env={**os.environ, **ALLOCATOR},
         capture_output=True,
         text=True,
@@ -63,15 +63,15 @@ def alone(words: list[str]) -> Found | str:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return lines[-1].removeprefix("error: ")
-    result: Found = json.loads(done.stdout.splitlines()[-1])
+    result: Measurement = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
 # -- one measurement
-def measure(cfg: DictConfig) -> Found:
+def measure(cfg: DictConfig) -> Measurement:
     """Speeds, peak memory and bytes of state of the model that a configuration names, in this process."""
     torch.manual_seed(cfg.seed)
-    device = device_of(cfg)
+    device = select_device(cfg)
     torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
     peak = Peak(device)
     model = build.model(cfg).to(device)
@@ -85,13 +85,13 @@ def measure(cfg: DictConfig) -> Found:
     dtype = PRECISIONS[cfg.trainer.precision]
     mixed = contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     with mixed:
-        train = speed(training(model.train(), batch, cfg.optim.clip), tokens.numel(), device)
+        train = tokens_per_second(train_step(model.train(), batch, cfg.optim.clip), tokens.numel(), device)
         above = peak.above()
         model.eval()
         with torch.inference_mode():
-            read = speed(reading(model, tokens), tokens.numel(), device)
-            write = speed(writing(model, tokens), len(tokens), device)
-            held, written = state_of(model, tokens)
+            read = tokens_per_second(forward_step(model, tokens), tokens.numel(), device)
+            write = tokens_per_second(decode_step(model, tokens), len(tokens), device)
+            held, written = state_bytes(model, tokens)
     return {
         "train": train,
         "peak": above,
@@ -106,11 +106,11 @@ def measure(cfg: DictConfig) -> Found:
     }
 
 
-def speed(again: Callable[[], object], tokens: int, device: torch.device) -> float:
+def tokens_per_second(again: Callable[[], object], tokens: int, device: torch.device) -> float:
     """Tokens per second, by the median of several runs behind a first one that isn't counted."""
     again()
     times: list[float] = []
-    while len(times) < LEAST or sum(times) < SECONDS:
+    while len(times) < MIN_REPEATS or sum(times) < MIN_SECONDS:
         began = time.perf_counter()
         again()
         if device.type == "cuda":
@@ -119,7 +119,7 @@ def speed(again: Callable[[], object], tokens: int, device: torch.device) -> flo
     return tokens / statistics.median(times)
 
 
-def training(model: SequenceModule, batch: Batch, clip: float) -> Callable[[], object]:
+def train_step(model: SequenceModule, batch: Batch, clip: float) -> Callable[[], object]:
     """Whole steps, the state carried on from one to the next."""
     optimizer: torch.optim.Optimizer = model.configure_optimizers()["optimizer"]
     carried: State | None = None
@@ -135,7 +135,7 @@ def training(model: SequenceModule, batch: Batch, clip: float) -> Callable[[], o
     return step
 
 
-def reading(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
+def forward_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
     state: State | None = None
 
     def step() -> None:
@@ -145,13 +145,13 @@ def reading(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]
     return step
 
 
-def writing(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
+def decode_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
     """One token a time, behind a window of text."""
     stream: Iterator[Any] = generate(model, tokens)
     return lambda: next(stream)
 
 
-def state_of(model: SequenceModule, tokens: torch.Tensor) -> tuple[float, float]:
+def state_bytes(model: SequenceModule, tokens: torch.Tensor) -> tuple[float, float]:
     """Bytes of state per row, and how many of them the next segment writes: tensors that are not the old
     ones."""
     _, before = model(tokens)

@@ -54,14 +54,14 @@ def legend_below(figure: Figure, key: dict[str, dict[str, Any]] | None = None) -
     return figure
 
 
-def look(place: int | None, way: int = 0) -> dict[str, Any]:
+def line_style(place: int | None, way: int = 0) -> dict[str, Any]:
     """Of the lines of one row, by its place in the table, the same in every picture; of None in no colour."""
     dash, width = DASHES[way % len(DASHES)], WIDTHS[(place or 0) // len(COLOURS) % len(WIDTHS)]
     colour = GREY if place is None else COLOURS[place % len(COLOURS)]
     return {"color": colour, "linestyle": dash, "linewidth": width}
 
 
-def looking(draw: Callable[[], Figure], looks: Sequence[dict[str, Any]]) -> Callable[[], Figure]:
+def with_styles(draw: Callable[[], Figure], looks: Sequence[dict[str, Any]]) -> Callable[[], Figure]:
     """The same, whose lines have these looks in turn."""
 
     def drawn() -> Figure:
@@ -79,7 +79,7 @@ def cycle(looks: Sequence[dict[str, Any]]) -> Any:
 def style(ink: str | None = None) -> Iterator[None]:
     """Our colours; with `ink` for text and axes, and no ground."""
     settings: Any = {
-        "axes.prop_cycle": cycle([look(place) for place in range(len(COLOURS) * len(WIDTHS))]),
+        "axes.prop_cycle": cycle([line_style(place) for place in range(len(COLOURS) * len(WIDTHS))]),
         "legend.frameon": False,
     }
     if ink:

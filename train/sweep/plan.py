@@ -116,7 +116,7 @@ def plan(matrix: list[list[str]], own: dict[str, str]) -> list[Job]:
     return jobs
 
 
-def unlike(job: Job, folder: Path, finished: bool) -> str:
+def config_mismatch(job: Job, folder: Path, finished: bool) -> str:
     """In what the run in a folder isn't the one that is asked for; "" where it is.
 
     A setting that the zoo didn't have yet when a run was made counts as its default.

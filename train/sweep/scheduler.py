@@ -23,7 +23,7 @@ from zoo.train.plotting.terminal import WIDE
 from zoo.train.runs.files import HELD, write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.sweep.display import STYLES, above, place, reached
-from zoo.train.sweep.plan import AXES, OWN, Job, unlike
+from zoo.train.sweep.plan import AXES, OWN, Job, config_mismatch
 
 KEPT = ("config.yaml", "metrics.json", "evaluation.json")
 PROGRAM = (sys.executable, "-m", "zoo.train")
@@ -56,8 +56,8 @@ class Sweep:
     def run(self) -> int:
         """Until every run is done, has failed or was stopped; the exit code."""
         for job in self.jobs:
-            self.settle(job)
-        before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.skip_if_done(job)
+        before = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             if self.console.is_terminal:
                 with Live(self.table(), console=self.console, refresh_per_second=2) as live:
@@ -80,7 +80,7 @@ class Sweep:
             return 128 + self.signal
         return int(any(job.state != "done" for job in self.jobs))
 
-    def note(self, number: int, frame: types.FrameType | None) -> None:
+    def on_signal(self, number: int, frame: types.FrameType | None) -> None:
         """Every run gets the signal: it finishes its step, saves and leaves; at a second one, at once."""
         self.signal = number
         for job in self.jobs:
@@ -104,12 +104,12 @@ class Sweep:
             self.start(job, min(slots))
         return any(job.state in ("waiting", "elsewhere", "running") for job in self.jobs)
 
-    def settle(self, job: Job) -> bool:
+    def skip_if_done(self, job: Job) -> bool:
         """Whether there is nothing to train: done here, done among the results, or the folder is taken."""
         here = job.folder / "config.yaml"
         finished = (job.folder / "metrics.json").is_file()
         try:
-            if here.is_file() and (why := unlike(job, job.folder, finished)):
+            if here.is_file() and (why := config_mismatch(job, job.folder, finished)):
                 self.say(
                     job, "failed", f"{job.folder} holds another run: {why} (move it, or take other runs=)"
                 )
@@ -120,7 +120,7 @@ class Sweep:
             ours = {key: job.config[key] for key in (*(f"names.{axis}" for axis in AXES), "seed")}
             for folder, config in self.finished.items():
                 if all(config.get(key) == value for key, value in ours.items()):
-                    if not (why := unlike(job, folder, finished=True)):
+                    if not (why := config_mismatch(job, folder, finished=True)):
                         self.done(job, folder)
                         return True
                     job.note = f"{folder} doesn't count: {why}"
@@ -139,7 +139,7 @@ class Sweep:
                 if job.state != "elsewhere":
                     self.say(job, "elsewhere", "another process trains it")
                 return
-            if self.settle(job):  # by another sweep, in the meantime
+            if self.skip_if_done(job):  # by another sweep, in the meantime
                 return
             begun = (job.folder / "config.yaml").is_file()
             words = [f"resume={job.folder}", *self.words] if begun else [*job.words, f"run_dir={job.folder}"]

@@ -24,7 +24,7 @@ from zoo.train.plotting import render
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`zoo compare …` in a folder of its own: exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparison_comparison, "command", lambda row: f"zoo sweep model={row.label}")
+    monkeypatch.setattr(comparison_comparison, "sweep_command", lambda row: f"zoo sweep model={row.label}")
 
     def call(*words: str, drawn: bool = False) -> tuple[Any, str, str]:
         if not drawn:
@@ -181,7 +181,7 @@ def test_a_setting_that_one_run_lacks_has_its_default(
     target = {"model._target_": said.get("model._target_", "zoo.models.mamba.Mamba")}
     for seed, settings in enumerate((target, target | said)):
         make_run(tmp_path / f"{seed}", "mamba", seed, **settings)
-    assert len(groups.grouped([groups.read_run(tmp_path / f"{seed}") for seed in (0, 1)])) == 2 - together
+    assert len(groups.group_runs([groups.read_run(tmp_path / f"{seed}") for seed in (0, 1)])) == 2 - together
 
 
 def test_labels_are_told_apart(run: Any, tmp_path: Path) -> None:
@@ -333,20 +333,20 @@ def test_the_page_needs_nothing_else(run: Any, tmp_path: Path) -> None:
 
 def evaluations_of(folder: Path, label: str, number: int = 0) -> list[list[dict[str, Any]]]:
     """Results of the runs of a row, as they are drawn."""
-    every = groups.grouped([groups.read_run(path) for path in sorted(folder.iterdir())])
-    return [entry["results"] for entry in figures.alike(every)[number][label]]
+    every = groups.group_runs([groups.read_run(path) for path in sorted(folder.iterdir())])
+    return [entry["results"] for entry in figures.matching_entries(every)[number][label]]
 
 
 def test_seeds_have_their_own_spread_in_evaluations(tmp_path: Path) -> None:
     for seed, share in enumerate((0.8, 0.7, 0.6)):
         evaluate(make_run(tmp_path / f"{seed}", "rmt", seed), share)
     results = evaluations_of(tmp_path, "rmt")
-    found, _ = figures.by_length({"rmt": results})
+    found, _ = figures.accuracy_by_length({"rmt": results})
     half = 4.30265 * 0.1 / 3**0.5
-    for said in (found["rmt"][512], figures.cells(results)[0]["exact"]):
+    for said in (found["rmt"][512], figures.grid_over_seeds(results)[0]["exact"]):
         assert said["share"] == pytest.approx(0.7)
         assert (said["low"], said["high"]) == pytest.approx((0.7 - half, 0.7 + half), rel=1e-4)
-    alone, _ = figures.by_length({"rmt": results[:1]})
+    alone, _ = figures.accuracy_by_length({"rmt": results[:1]})
     assert alone["rmt"][512] == share_of(120, 150)  # Wilson's
 
 
@@ -359,7 +359,7 @@ def test_of_a_run_the_latest_step_counts(tmp_path: Path) -> None:
     for both in (earlier + whole["evaluations"], whole["evaluations"] + earlier):
         path.write_text(json.dumps({**whole, "evaluations": both}))
         [results] = evaluations_of(tmp_path, "rmt")
-        assert figures.by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
+        assert figures.accuracy_by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
 
 
 def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
     [ours] = evaluations_of(tmp_path, "rmt")
     assert ours[0]["axes"] == {"length": 512, "depth": 0.0}
     ours[0]["exact"] = share_of(0, 50)
-    found, left_out = figures.by_length({"rmt": [ours], "mamba": [ours[1:]], "short": [ours[1:3]]})
+    found, left_out = figures.accuracy_by_length({"rmt": [ours], "mamba": [ours[1:]], "short": [ours[1:3]]})
     assert left_out == 1
     assert found["rmt"] == found["mamba"]
     assert (found["rmt"][512], found["rmt"][1024]) == (share_of(80, 100), share_of(60, 150))
@@ -377,9 +377,9 @@ def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
 def test_a_model_has_one_colour_and_memory_a_dash(tmp_path: Path) -> None:
     for model in ("rmt", "mamba"):
         evaluate(make_run(tmp_path / model, model), 0.8)
-    every = groups.grouped([groups.read_run(tmp_path / model) for model in ("rmt", "mamba")])
-    text = figures.alike(every)[1]
-    picture = figures.text_picture(
+    every = groups.group_runs([groups.read_run(tmp_path / model) for model in ("rmt", "mamba")])
+    text = figures.matching_entries(every)[1]
+    picture = figures.memory_figure(
         {"rmt": text["rmt"], "mamba": text["mamba"]}, "", "", {"mamba": 0, "rmt": 1}
     )
     [axes], [legend] = (figure := picture.whole()).axes, figure.legends
@@ -391,7 +391,7 @@ def test_a_model_has_one_colour_and_memory_a_dash(tmp_path: Path) -> None:
 
 
 def test_more_models_than_colours_look_different() -> None:
-    looks = [render.look(place) for place in range(25)]
+    looks = [render.line_style(place) for place in range(25)]
     assert all(one not in looks[:n] for n, one in enumerate(looks))
 
 
@@ -446,8 +446,8 @@ def test_a_row_says_what_trains_it(tmp_path: Path, more: list[str]) -> None:
     cfg.model = budget.solved(cfg)
     folder = make_run(tmp_path / "run")
     (folder / "config.yaml").write_text(stored_config(cfg))
-    [row] = groups.grouped([groups.read_run(folder)])
-    said = reproduce.command(row).split()
+    [row] = groups.group_runs([groups.read_run(folder)])
+    said = reproduce.sweep_command(row).split()
     assert said[:2] == ["zoo", "sweep"]
     assert said[-1] == "seeds=5"
     assert set(said[2:-1]) == {*words, "task=lm"} - {"seed=5"}

@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["zoo compare", "runs"])
-        patch.setattr(comparison, "command", lambda row: f"zoo sweep model={row.label}")
+        patch.setattr(comparison, "sweep_command", lambda row: f"zoo sweep model={row.label}")
         compare.main()
     text = (folder / "runs/comparison/index.html").read_text()
     watched = text.replace("<title>", WATCH + "<title>").replace("</body>", CLICK + "</body>")

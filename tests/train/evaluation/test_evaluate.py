@@ -21,9 +21,15 @@ from zoo.errors import UserError
 from zoo.module import Batch, SequenceModule
 from zoo.train.commands import evaluate as command
 from zoo.train.evaluation import evaluate, results, tables
-from zoo.train.evaluation.grids import Asked
+from zoo.train.evaluation.grids import EvalOptions
 from zoo.train.evaluation.intervals import wilson
-from zoo.train.evaluation.streaming import Losses, Reader, Sums, by_position, by_sample
+from zoo.train.evaluation.streaming import (
+    PositionLosses,
+    SampleHits,
+    StreamReader,
+    position_losses,
+    sample_hits,
+)
 from zoo.train.loop.trainer import train
 from zoo.train.runs import build, load
 from zoo.train.runs.config import compose
@@ -87,7 +93,7 @@ def row_of(entry: dict[str, Any], **axes: Any) -> dict[str, Any]:
 
 
 def test_streamed_accuracy_is_that_of_samples_read_at_once(samples_run: Path) -> None:
-    entry = evaluate.evaluate(samples_run, Asked(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
+    entry = evaluate.evaluate(samples_run, EvalOptions(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
     cfg, model, _ = load.trained(samples_run)
     assert [row["axes"]["length"] for row in entry["results"]] == [20, 100]
     for row in entry["results"]:
@@ -109,7 +115,7 @@ def test_streamed_accuracy_is_that_of_samples_read_at_once(samples_run: Path) ->
 def test_a_ceiling_on_tokens_keeps_sixteen_samples(samples_run: Path) -> None:
     counts = []
     for tokens, prompts in ((1, None), (64 * 20 + 5, None), (10**9, None), (10**9, 7)):
-        asked = Asked(lengths=["64"], tokens=tokens, prompts=prompts)
+        asked = EvalOptions(lengths=["64"], tokens=tokens, prompts=prompts)
         counts.append(row_of(evaluate.evaluate(samples_run, asked), length=64)["samples"])
     assert counts == [16, 20, 50, 7]
 
@@ -140,12 +146,12 @@ def test_memory_does_not_grow_with_the_length(
             return compute_loss(self, batch, carried)
 
         monkeypatch.setattr(SequenceModule, "compute_loss", noted)
-        texts, reader = First(task.split("test"), 2), Reader(model, rows=2, window=70)
+        texts, reader = First(task.split("test"), 2), StreamReader(model, rows=2, window=70)
         tracemalloc.start()
         if by == "sample":
-            by_sample(reader, texts)
+            sample_hits(reader, texts)
         else:
-            by_position(reader, texts, [], task.byte_count)
+            position_losses(reader, texts, [], task.byte_count)
         tracemalloc.stop()
     (tensors, others), (more_tensors, more_others) = held
     assert others > 0
@@ -154,12 +160,12 @@ def test_memory_does_not_grow_with_the_length(
 
 
 def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(reader: Reader, texts: Texts) -> Sums:
+    def hungry(reader: StreamReader, texts: Texts) -> SampleHits:
         held = torch.ones(2**20 * int(texts.lengths[0]), dtype=torch.uint8)
-        return by_sample(reader, First(texts, len(held[:9])))
+        return sample_hits(reader, First(texts, len(held[:9])))
 
-    monkeypatch.setattr("zoo.train.evaluation.grids.by_sample", hungry)
-    entry = evaluate.evaluate(samples_run, Asked(lengths=["200", "20"], overrides=("task.seed=6",)))
+    monkeypatch.setattr("zoo.train.evaluation.grids.sample_hits", hungry)
+    entry = evaluate.evaluate(samples_run, EvalOptions(lengths=["200", "20"], overrides=("task.seed=6",)))
     small, large = entry["results"]
     apart = large["peak_memory_bytes"] - small["peak_memory_bytes"]
     assert small.get("peak_so_far") or 150 * 2**20 < apart < 250 * 2**20
@@ -175,7 +181,7 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
     ]
     train(compose([*words, "model=sliding_window", "size=nano", "steps=2"]), tmp_path)
     entry = evaluate.evaluate(
-        tmp_path, Asked(lengths=["1x", "40"], depths=[0.0, 100.0], prompts=12, batch_size=5)
+        tmp_path, EvalOptions(lengths=["1x", "40"], depths=[0.0, 100.0], prompts=12, batch_size=5)
     )
     assert [tuple(row["axes"].values()) for row in entry["results"]] == [
         (16, 0),
@@ -217,11 +223,12 @@ def test_groups_add_up_to_the_whole(tmp_path: Path) -> None:
     assert starts == sorted(starts)
     # lists are cut from one stream, of which the first 60 are held out
     assert (
-        evaluate.evaluate(tmp_path, Asked(overrides=("task.eval_samples=25",)))["results"][0]["samples"] == 25
+        evaluate.evaluate(tmp_path, EvalOptions(overrides=("task.eval_samples=25",)))["results"][0]["samples"]
+        == 25
     )
     for changed, found in (("eval_samples=90", "30 of the 90"), ("min_length=14", r"[1-9]\d* of the 30")):
         with pytest.raises(UserError, match=f"{found} test samples of .* that the run trained on"):
-            evaluate.evaluate(tmp_path, Asked(overrides=(f"task.{changed}",)))
+            evaluate.evaluate(tmp_path, EvalOptions(overrides=(f"task.{changed}",)))
 
 
 def test_wilson_by_its_definition() -> None:
@@ -240,7 +247,7 @@ def test_wilson_by_its_definition() -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 def test_memory_kept_and_reset_by_position(text_run: Path, rows: int) -> None:
     edges = [8, 32, 64]
-    entry = evaluate.evaluate(text_run, Asked(batch_size=rows, seq_len=32, positions=edges))
+    entry = evaluate.evaluate(text_run, EvalOptions(batch_size=rows, seq_len=32, positions=edges))
     _, model, _ = load.trained(text_run)
     lines = documents(text_run)
     for memory in ("kept", "reset"):
@@ -265,14 +272,14 @@ def test_memory_kept_and_reset_by_position(text_run: Path, rows: int) -> None:
             assert (part["from"], part["to"]) == (low, high if high < 10**9 else None)
             assert part["tokens"] == len(here)
             assert part["loss"] == pytest.approx(np.mean(here), rel=1e-5)
-    gap = results.worth(entry["results"])
+    gap = results.memory_gain(entry["results"])
     assert abs(gap[0, 8]) < 1e-6  # inside the first segment nothing is remembered yet
     assert any(abs(value) > 1e-4 for value in gap.values())
 
 
 @pytest.mark.parametrize(("stride", "context"), [(1, 3), (5, 20), (7, 7), (16, 200)])
 def test_sliding_window(text_run: Path, stride: int, context: int) -> None:
-    asked = Asked(stride=stride, context=context, batch_size=4, seq_len=16, positions=[30])
+    asked = EvalOptions(stride=stride, context=context, batch_size=4, seq_len=16, positions=[30])
     row = row_of(evaluate.evaluate(text_run, asked), memory="sliding", stride=stride, context=context)
     _, model, _ = load.trained(text_run)
     near, far = [], []
@@ -294,19 +301,19 @@ def test_sliding_window(text_run: Path, stride: int, context: int) -> None:
 def test_speed_counts_what_is_asked_not_what_is_read_again(
     text_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_two_seconds(*given: Any, **named: Any) -> Losses:
-        return by_position(*given, **named)._replace(seconds=2.0)
+    def in_two_seconds(*given: Any, **named: Any) -> PositionLosses:
+        return position_losses(*given, **named)._replace(seconds=2.0)
 
     (text_run / "evaluation.json").unlink(missing_ok=True)
-    monkeypatch.setattr("zoo.train.evaluation.grids.by_position", in_two_seconds)
-    for asked in (Asked(), Asked(stride=1, context=16)):
+    monkeypatch.setattr("zoo.train.evaluation.grids.position_losses", in_two_seconds)
+    for asked in (EvalOptions(), EvalOptions(stride=1, context=16)):
         for row in evaluate.evaluate(text_run, asked)["results"]:
             assert row["tokens_per_s"] == row["tokens"] / 2
 
 
 def test_a_window_over_everything_is_the_memory_kept(text_run: Path) -> None:
     evaluate.evaluate(text_run)
-    entry = evaluate.evaluate(text_run, Asked(stride=100, context=100))
+    entry = evaluate.evaluate(text_run, EvalOptions(stride=100, context=100))
     kept, sliding = row_of(entry, memory="kept"), row_of(entry, memory="sliding", context=100)
     assert sliding["nats"] == pytest.approx(kept["nats"], rel=1e-6)
 
@@ -318,12 +325,12 @@ def test_what_was_measured_before_stays(text_run: Path) -> None:
     file = text_run / "evaluation.json"
     file.unlink(missing_ok=True)
     whole = evaluate.evaluate(text_run)
-    evaluate.evaluate(text_run, Asked(stride=4, context=16))
-    evaluate.evaluate(text_run, Asked(split="val"))
-    cut = evaluate.evaluate(text_run, Asked(tokens=50))
-    evaluate.evaluate(text_run, Asked(task="induction", lengths=["64"], prompts=3))
-    evaluate.evaluate(text_run, Asked(task="induction", lengths=["32"], prompts=3))
-    evaluate.evaluate(text_run, Asked(task="induction", lengths=["32"], prompts=5))
+    evaluate.evaluate(text_run, EvalOptions(stride=4, context=16))
+    evaluate.evaluate(text_run, EvalOptions(split="val"))
+    cut = evaluate.evaluate(text_run, EvalOptions(tokens=50))
+    evaluate.evaluate(text_run, EvalOptions(task="induction", lengths=["64"], prompts=3))
+    evaluate.evaluate(text_run, EvalOptions(task="induction", lengths=["32"], prompts=3))
+    evaluate.evaluate(text_run, EvalOptions(task="induction", lengths=["32"], prompts=5))
     kept = json.loads(file.read_text())
     assert kept["model"] == "rmt"
     assert kept["task"] == "lm"
@@ -362,7 +369,7 @@ def test_a_foreign_file_is_left_alone(samples_run: Path) -> None:
     for foreign in ("[]", "not json", '{"format": 99, "evaluations": []}'):
         file.write_text(foreign)
         with pytest.raises(UserError, match=r"evaluation\.json"):
-            evaluate.evaluate(samples_run, Asked(lengths=["32"]))
+            evaluate.evaluate(samples_run, EvalOptions(lengths=["32"]))
         assert file.read_text() == foreign
     file.unlink()
     if before is not None:
@@ -374,13 +381,13 @@ def test_an_interrupted_evaluation_keeps_the_cells_that_were_done(
 ) -> None:
     calls = []
 
-    def interrupted(reader: Reader, texts: Texts) -> Sums:
+    def interrupted(reader: StreamReader, texts: Texts) -> SampleHits:
         calls.append(texts)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return by_sample(reader, texts)
+        return sample_hits(reader, texts)
 
-    monkeypatch.setattr("zoo.train.evaluation.grids.by_sample", interrupted)
+    monkeypatch.setattr("zoo.train.evaluation.grids.sample_hits", interrupted)
     monkeypatch.setattr(
         sys, "argv", ["zoo evaluate", f"run={samples_run}", "task.seed=5", "lengths=40,48,56"]
     )
@@ -399,11 +406,11 @@ def test_a_class_of_no_plug_in_is_not_imported(text_run: Path, tmp_path: Path) -
     with pytest.raises(UserError, match=r"if you trust it, add model\._target_=nowhere\.Model"):
         evaluate.evaluate(tmp_path)
     with pytest.raises(UserError, match=r"can't import nowhere\.Model"):
-        evaluate.evaluate(tmp_path, Asked(overrides=("model._target_=nowhere.Model",)))
+        evaluate.evaluate(tmp_path, EvalOptions(overrides=("model._target_=nowhere.Model",)))
 
 
 def test_the_best_checkpoint_can_be_taken(text_run: Path) -> None:
-    assert evaluate.evaluate(text_run, Asked(checkpoint="best"))["label"] == "lm best"
+    assert evaluate.evaluate(text_run, EvalOptions(checkpoint="best"))["label"] == "lm best"
 
 
 # -- slips ---------------------------------------------------------------------------------------------------
@@ -472,16 +479,17 @@ def test_the_command_shows_its_table(
 def test_read_by_another_architecture(zoo: Any) -> None:
     """A transformer's weights, read with retrieval, and by a model that they don't fit."""
     assert zoo.run("model=transformer").code == 0
-    own = evaluate.evaluate(Path("run"), Asked(seq_len=32, split="val"))["results"]
+    own = evaluate.evaluate(Path("run"), EvalOptions(seq_len=32, split="val"))["results"]
     found = evaluate.evaluate(
-        Path("run"), Asked(model="unlimiformer", overrides=("model.neighbours=3",), seq_len=32, split="val")
+        Path("run"),
+        EvalOptions(model="unlimiformer", overrides=("model.neighbours=3",), seq_len=32, split="val"),
     )["results"]
     kept, reset = (next(row for row in found if row["axes"]["memory"] == way) for way in ("kept", "reset"))
     assert reset["nats"] == pytest.approx(own[0]["nats"], rel=1e-5)
     assert abs(kept["nats"] - reset["nats"]) > 1e-3
     whole = results.read(Path("run") / results.FILE)
     assert [entry["read_by"] for entry in whole["evaluations"]] == [None, "unlimiformer"]
-    other = Asked(model="unlimiformer", overrides=("model.neighbours=8",), seq_len=32, split="val")
+    other = EvalOptions(model="unlimiformer", overrides=("model.neighbours=8",), seq_len=32, split="val")
     evaluate.evaluate(Path("run"), other)
     kinds = results.read(Path("run") / results.FILE)["evaluations"][1:]
     assert [entry["label"] for entry in kinds] == [f"lm by unlimiformer neighbours={n} val" for n in (3, 8)]
@@ -492,6 +500,6 @@ def test_read_by_another_architecture(zoo: Any) -> None:
         assert (Path("run") / "evaluation" / name).is_file()
     assert (whole["model"], whole["state_bytes"]) == ("transformer", 0)
     with pytest.raises(UserError, match="is of another model"):
-        evaluate.evaluate(Path("run"), Asked(model="rmt"))
+        evaluate.evaluate(Path("run"), EvalOptions(model="rmt"))
     with pytest.raises(UserError, match="isn't given"):
-        evaluate.evaluate(Path("run"), Asked(overrides=("model.neighbours=3",)))
+        evaluate.evaluate(Path("run"), EvalOptions(overrides=("model.neighbours=3",)))

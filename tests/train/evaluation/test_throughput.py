@@ -27,8 +27,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[Any,
 
 @pytest.mark.parametrize("model", ["rmt", "mamba", "memorizing", "transformer"])
 def test_a_measurement(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    monkeypatch.setattr(throughput, "SECONDS", 0.0)
-    monkeypatch.setattr(throughput, "LEAST", 1)
+    monkeypatch.setattr(throughput, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(throughput, "MIN_REPEATS", 1)
     cfg = compose([*SMALL, f"model={model}", "data.seq_len=32"])
     found = throughput.measure(cfg)
     assert all(found[speed] > 0 for speed in ("train", "read", "write"))
@@ -45,7 +45,7 @@ def test_a_measurement(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
 def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked = []
 
-    def alone(words: list[str]) -> Any:
+    def measure_in_subprocess(words: list[str]) -> Any:
         asked.append((words[0].partition("=")[2], words[-1].partition("=")[2]))
         if words[0] == "model=mamba" and words[-1] == "data.seq_len=64":
             return "out of memory"
@@ -56,7 +56,7 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
             "cuda": 0.0,
         }
 
-    monkeypatch.setattr(throughput, "alone", alone)
+    monkeypatch.setattr(throughput, "measure_in_subprocess", measure_in_subprocess)
     code, out, err = run(monkeypatch, capsys, "model=rmt,mamba", "lengths=32,64", "rounds=3", *SMALL)
     turn = [("rmt", "32"), ("rmt", "64"), ("mamba", "32"), ("mamba", "64")]
     assert asked == turn * 3
@@ -92,7 +92,9 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
 )
 def test_a_slip(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], says: str) -> None:
     monkeypatch.setattr(
-        throughput, "alone", lambda words: pytest.fail("a slip shows before anything is measured")
+        throughput,
+        "measure_in_subprocess",
+        lambda words: pytest.fail("a slip shows before anything is measured"),
     )
     given = [] if any(word.startswith("size=") for word in words) else ["size=nano"]
     code, out, err = run(monkeypatch, capsys, *words, *given)
@@ -103,7 +105,7 @@ def test_a_slip(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], 
 
 def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
-    assert throughput.alone([]) == "exit code 1"
+    assert throughput.measure_in_subprocess([]) == "exit code 1"
 
 
 HELD = """
@@ -119,7 +121,7 @@ print(above, later.before - peak.before, int(later.so_far))
 
 
 def test_peak_memory_is_what_came_on_top() -> None:
-    # In a process of its own, as `alone` measures: here an earlier test's peak may lie above it.
+    # In a separate process, as measurements are made: an earlier test of this one may have had a higher peak.
     ended = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
     above, left, so_far = map(int, ended.stdout.split())
     assert 300 * 2**20 < above < 400 * 2**20

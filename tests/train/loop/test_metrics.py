@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zoo.train.evaluation.intervals import share
-from zoo.train.evaluation.results import Row, pooled, worth
+from zoo.train.evaluation.results import EvalResult, memory_gain, pooled
 from zoo.train.loop.tensorboard import position_figure
 from zoo.train.plotting import charts
 from zoo.train.plotting.charts import add_images
@@ -19,7 +19,7 @@ def labels(figure: Figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_xticklabels()]
 
 
-def cell(length: int, depth: float, hits: int, of: int = 50) -> Row:
+def cell(length: int, depth: float, hits: int, of: int = 50) -> EvalResult:
     return {"axes": {"length": length, "depth": depth}, "exact": share(hits, of)}
 
 
@@ -69,16 +69,16 @@ def test_accuracy_by_length_of_several_models() -> None:
 
 
 def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
-    def row(memory: str, loss: float, **others: int) -> Row:
+    def row(memory: str, loss: float, **others: int) -> EvalResult:
         return {
             "axes": {"memory": memory, **others},
             "by_position": [{"from": 0, "to": None, "tokens": 9, "loss": loss}],
         }
 
     kept, reset = row("kept", 2.0), row("reset", 2.5)
-    assert worth([kept, reset]) == {(0, None): pytest.approx(0.5)}
-    assert worth([row("kept", 2.0, first=50), reset]) == {}
-    assert worth([kept]) == {}
+    assert memory_gain([kept, reset]) == {(0, None): pytest.approx(0.5)}
+    assert memory_gain([row("kept", 2.0, first=50), reset]) == {}
+    assert memory_gain([kept]) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from zoo.errors import UserError
 from zoo.module import IGNORE, SequenceModule
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.data.module import DataModule
-from zoo.train.evaluation.grids import Asked, of_samples
-from zoo.train.evaluation.streaming import Reader, by_sample
+from zoo.train.evaluation.grids import EvalOptions, evaluate_samples
+from zoo.train.evaluation.streaming import StreamReader, sample_hits
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.base import First, Texts
@@ -306,9 +306,11 @@ def test_an_evaluation_says_which_targets_and_how_many_values_are_hit(shelf: str
     task = Needle("multivalue", length=1000, corpus=shelf, eval_samples=20)
     texts = task.split("test")
     for window in (64, 4096):  # an answer may lie in two windows
-        sums = by_sample(Reader(Always(ord("7")), rows=3, window=window), texts)
+        sums = sample_hits(StreamReader(Always(ord("7")), rows=3, window=window), texts)
         for document in range(20):
             assert sums.which[document].tolist() == [digit == "7" for digit in said(texts, document)[1]]
-    (row,) = of_samples(Always(ord("7")), task, Asked(lengths=["1000"], prompts=20), 1000, lambda line: None)
+    (row,) = evaluate_samples(
+        Always(ord("7")), task, EvalOptions(lengths=["1000"], prompts=20), 1000, lambda line: None
+    )
     assert row["scores"] == {"values found": 0}
     assert row["targets"]["hits"] == sum(said(texts, document)[1].count("7") for document in range(20))
