@@ -131,6 +131,6 @@ class ARMT(Decoder):
 
     def init_decode_cache(self, state: State) -> Any:
         """The memory tokens come behind the text, which doesn't see them."""
-        if not written_for(self, "open_segment", "segment", "body"):
+        if not written_for(self, "init_decode_cache", "segment", "body"):
             return None
         return 0, self.stack.init_decode_cache(state)

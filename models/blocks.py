@@ -98,7 +98,7 @@ class Block(Mixer):
 
     @property
     def _asks_mixer(self) -> bool:
-        return isinstance(self.mixer, Mixer) and written_for(self, "go_on", "forward")
+        return isinstance(self.mixer, Mixer) and written_for(self, "decode", "forward")
 
     def init_decode_cache(self, state: State) -> Any:
         return self.mixer.init_decode_cache(state) if self._asks_mixer else super().init_decode_cache(state)

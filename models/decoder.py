@@ -85,7 +85,7 @@ class Decoder(SequenceModule):
     def init_decode_cache(self, state: State) -> Any:
         """How many positions `decode_body` has read, and the blocks' caches.  None where a subclass has other
         ways with a segment and doesn't say how to go on in it."""
-        if not written_for(self, "open_segment", "segment", "body"):
+        if not written_for(self, "init_decode_cache", "segment", "body"):
             return None
         if not all(isinstance(block, Mixer) for block in self.stack):
             return None

@@ -121,7 +121,7 @@ class Landmark(Parallel):
         """How far each row is into its block, and what `decode_body` knows.  None where rows stand at
         different places, or choose with a segment's later tokens."""
         here = state[0].read % (self.mem_freq + 1)
-        if not written_for(self, "open_segment", "segment", "insert") or (here != here[:1]).any():
+        if not written_for(self, "init_decode_cache", "segment", "insert") or (here != here[:1]).any():
             return None
         if any(isinstance(part, LandmarkAttention) and part.selection == "head" for part in self.modules()):
             return None

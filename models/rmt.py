@@ -94,7 +94,7 @@ class RMT(Decoder):
         """With the memory tokens read; none by the paper's mask, which tells the last positions by counting
         from the end."""
         counts = any(isinstance(part, BlockMemoryAttention) for part in self.modules())
-        if counts or not written_for(self, "open_segment", "segment", "body"):
+        if counts or not written_for(self, "init_decode_cache", "segment", "body"):
             return None
         cache = 0, self.stack.init_decode_cache(self.stack.init_state(len(state.memory)))
         return self.decode_body(state.memory.to(self.embed.weight.dtype), cache)[1]

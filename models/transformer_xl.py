@@ -140,7 +140,7 @@ class TransformerXL(SequenceModule):
 
     def init_decode_cache(self, state: State) -> Any:
         """Every layer's memory, projected once; None where a subclass reads its segments in another way."""
-        if not written_for(self, "open_segment", "segment"):
+        if not written_for(self, "init_decode_cache", "segment"):
             return None
         table = self.table(self.segment_len, self.embed.weight)
         pairs: Any = zip(self.layers, state, strict=True)

@@ -155,7 +155,7 @@ class Attention(Mixer):
     @property
     def _keeps_keys(self) -> bool:
         """Whether `decode` below holds of this attention: a memory with another `forward` reads again."""
-        return written_for(self, "go_on", "forward", "visible", "attend", "separate", "turn")
+        return written_for(self, "decode", "forward", "visible", "attend", "separate", "turn")
 
     def init_decode_cache(self, state: State) -> Any:
         if not self._keeps_keys:

@@ -38,7 +38,7 @@ def _load_xl(weights: dict[str, Tensor], config: Config) -> RMTXL:
     model = built(
         RMTXL,
         **transformer_xl.shape(config),
-        slots=number(config, "num_mem_tokens"),
+        memory_tokens=number(config, "num_mem_tokens"),
         write_at_end=flag(config, "mem_at_end", True),
         read_cache=flag(config, "read_mem_from_cache", False),
         wrapped=True,

@@ -116,7 +116,7 @@ def test_low_precision_logits_are_weighed_in_float32() -> None:
     model = Honest().bfloat16()
     said, _ = model.compute_loss(window(0, [True] * ROWS), None)
     assert said["loss"].dtype == said["nats"].dtype == torch.float32
-    assert shaken(Honest).read(window(0, [True] * ROWS), None)[0]["loss"].dtype == torch.float64
+    assert shaken(Honest).compute_loss(window(0, [True] * ROWS), None)[0]["loss"].dtype == torch.float64
 
 
 def test_a_training_step_tells_the_progress_and_carries_on() -> None:
