@@ -26,13 +26,13 @@ from zoo.state import (
     State,
     contents,
     from_leaves,
+    lazy_field_names,
     leaves,
     named_leaves,
     nbytes,
     reset_rows,
     take_rows,
     tree_map,
-    unread,
 )
 
 ROWS, SEGMENTS = 3, 4
@@ -159,12 +159,14 @@ def memory_is_alive(model: SequenceModule) -> None:
     changes what is said next, at some cut; a model that doesn't remember says after any text what it says
     after none.
 
-    Of a bank in pieces, a field that its NamedTuple calls `unread`, those are spared that neither text came
+    Of a bank in pieces, a lazy field (see zoo.state), those are spared that neither text came
     to write, where any was written.
     """
     text, born = text_for(model, segments=5), model.init_state(ROWS)
     dead, empty = {name for name, _ in learnable(born)}, dict(named_leaves(born))
-    untouched = {name for name in dead if name.startswith(tuple(f"{bank}." for bank in unread(born)))}
+    untouched = {
+        name for name in dead if name.startswith(tuple(f"{bank}." for bank in lazy_field_names(born)))
+    }
     assert dead or not model.remembers, "remembers=True, but the state has no floating tensor"
     for cut in memory_cuts(model):
         before, after = text[:, :cut], text[:, cut : cut + 2 * model.segment_len]
@@ -181,7 +183,7 @@ def memory_is_alive(model: SequenceModule) -> None:
             swapped = from_leaves(state, [others[key] if key == name else leaf for key, leaf in mine.items()])
             if differs(said, model(after, swapped)[0]):
                 dead.discard(name)
-    for bank in unread(born):
+    for bank in lazy_field_names(born):
         pieces = {name for name, _ in learnable(born) if name.startswith(f"{bank}.")}
         if pieces - untouched:
             dead -= pieces & untouched

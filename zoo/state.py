@@ -1,29 +1,45 @@
 """What a model carries from one call to the next.
 
 A state is a NamedTuple of tensors, nested as the model likes (a tuple over its layers, say), every tensor
-with the rows of the batch first.  The helpers below are all that shared code ever does to a state, so it
-never needs to look inside one.
+with the batch rows first.  Shared code changes and compares states only through the functions below.  Two
+kinds of fields need care there; a NamedTuple that has them declares them with `special_fields`:
+
+    lazy_fields      aren't cleared in a fresh row, since a count beside them says that nothing in them is
+                     valid: a bank may have gigabytes.  Read by `reset_rows` and by the law memory_is_alive.
+    identity_fields  drawn anew at every write: they identify a state and are no part of its contents.  Read
+                     by `contents`, and so by every law that compares states.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-STAMPS = ("stamp", "stamp_before")
-"""Fields drawn anew at every write: they say which state this is, not what is in it."""
-
 State = Any  # Tensor | NamedTuple of states | tuple of states
+Kind = TypeVar("Kind", bound=type)
+
+
+def special_fields(*, lazy: tuple[str, ...] = (), identity: tuple[str, ...] = ()) -> Callable[[Kind], Kind]:
+    """Class decorator that sets `lazy_fields` and `identity_fields` on a NamedTuple, whose body takes nothing
+    but fields and methods.  Raises TypeError for a name that is no field."""
+
+    def declare(kind: Any) -> Any:
+        unknown = [name for name in (*lazy, *identity) if name not in kind._fields]
+        if unknown:
+            raise TypeError(f"expected fields of {kind.__name__}, found {', '.join(unknown)}")
+        kind.lazy_fields, kind.identity_fields = lazy, identity
+        return kind
+
+    return declare
 
 
 def tree_map(change: Callable[..., Tensor], state: State, *others: State) -> State:
     """The same nest with every tensor replaced by `change(tensor, *its counterparts in the others)`."""
     if isinstance(state, Tensor):
         return change(state, *others)
-    parts = [tree_map(change, *same) for same in zip(state, *others, strict=True)]
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return _rebuild(state, (tree_map(change, *parts) for parts in zip(state, *others, strict=True)))
 
 
 def named_leaves(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -31,38 +47,42 @@ def named_leaves(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, Tensor):
         yield name, state
         return
-    for part, inner in zip(getattr(state, "_fields", range(len(state))), state, strict=True):
-        yield from named_leaves(inner, f"{name}.{part}" if name else str(part))
+    for field, part in _named_parts(state):
+        yield from named_leaves(part, f"{name}.{field}" if name else field)
 
 
-def unread(state: State, name: str = "") -> Iterator[str]:
-    """The dotted names of the fields that a NamedTuple calls `unread`: see `reset_rows`."""
+def lazy_field_names(state: State, name: str = "") -> Iterator[str]:
+    """The dotted name of every lazy field in the nest."""
     if isinstance(state, Tensor):
         return
-    for part, inner in zip(getattr(state, "_fields", range(len(state))), state, strict=True):
-        full = f"{name}.{part}" if name else str(part)
-        if part in getattr(state, "unread", ()):
-            yield full
+    for field, part in _named_parts(state):
+        path = f"{name}.{field}" if name else field
+        if field in _lazy_fields(state):
+            yield path
         else:
-            yield from unread(inner, full)
+            yield from lazy_field_names(part, path)
 
 
 def leaves(state: State) -> list[Tensor]:
-    """Every tensor of the state: what a checkpoint keeps of it."""
+    """Every tensor of the state: what a checkpoint stores of it."""
     return [leaf for _, leaf in named_leaves(state)]
 
 
 def contents(state: State) -> list[Tensor]:
-    """Every tensor but the stamps: what two states that hold the same have in common."""
-    return [leaf for name, leaf in named_leaves(state) if name.rpartition(".")[2] not in STAMPS]
+    """Every tensor but those of identity fields: equal for two states that hold the same."""
+    if isinstance(state, Tensor):
+        return [state]
+    identity = getattr(state, "identity_fields", ())
+    return [leaf for field, part in _named_parts(state) if field not in identity for leaf in contents(part)]
 
 
-def from_leaves(template: State, kept: Sequence[Tensor]) -> State:
-    """The nest of `template` holding the tensors of `kept`, the inverse of `leaves`."""
-    if len(kept) != len(leaves(template)):
-        raise ValueError(f"{len(kept)} tensors do not fit a state of {len(leaves(template))}")
-    rest = iter(kept)
-    return tree_map(lambda _: next(rest), template)
+def from_leaves(template: State, tensors: Sequence[Tensor]) -> State:
+    """The nest of `template` with these tensors, the inverse of `leaves`."""
+    expected = len(leaves(template))
+    if len(tensors) != expected:
+        raise ValueError(f"expected {expected} tensors for this state, found {len(tensors)}")
+    remaining = iter(tensors)
+    return tree_map(lambda _: next(remaining), template)
 
 
 def detach(state: State) -> State:
@@ -71,33 +91,44 @@ def detach(state: State) -> State:
 
 
 def take_rows(state: State, rows: Int[Tensor, " picked"]) -> State:
-    """The state of the rows named, in that order."""
+    """The state of these rows, in this order."""
     return tree_map(lambda leaf: leaf[rows], state)
 
 
 def replace_rows(state: State, fresh: State, rows: Bool[Tensor, " rows"]) -> State:
-    """Rows marked True come from `fresh`, all others stay."""
+    """Rows marked True come from `fresh`, the rest from `state`."""
     return tree_map(
         lambda old, new: torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old), state, fresh
     )
 
 
 def reset_rows(state: State, empty: State, rows: Bool[Tensor, " rows"]) -> State:
-    """Rows marked True begin anew, as in `empty`, all others stay.
-
-    Fields that a NamedTuple names in its `unread` aren't copied, since a count beside them says that nothing
-    of theirs may be read in such a row: a bank may have gigabytes.
-    """
+    """Rows marked True come from `empty`, the rest from `state`; lazy fields are shared with `state`."""
     if isinstance(state, Tensor):
         return replace_rows(state, empty, rows)
-    names, kept = getattr(state, "_fields", range(len(state))), getattr(state, "unread", ())
-    parts = [
-        old if name in kept else reset_rows(old, new, rows)
-        for name, old, new in zip(names, state, empty, strict=True)
-    ]
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    lazy = _lazy_fields(state)
+    return _rebuild(
+        state,
+        (
+            old if field in lazy else reset_rows(old, new, rows)
+            for (field, old), new in zip(_named_parts(state), empty, strict=True)
+        ),
+    )
 
 
 def nbytes(state: State) -> int:
-    """Bytes held by all tensors of the state."""
+    """Bytes of all tensors of the state."""
     return sum(leaf.nbytes for leaf in leaves(state))
+
+
+def _named_parts(state: State) -> list[tuple[str, State]]:
+    names = state._fields if hasattr(state, "_fields") else map(str, range(len(state)))
+    return list(zip(names, state, strict=True))
+
+
+def _rebuild(state: State, parts: Iterable[State]) -> State:
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+def _lazy_fields(state: State) -> tuple[str, ...]:
+    return getattr(state, "lazy_fields", ())

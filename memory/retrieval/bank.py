@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.search import Indexes, exact
+from zoo.state import special_fields
 
 Backend = Literal["torch", "faiss"]
 ROUNDING = 1e-5  # of a score, by the order of its sum
@@ -29,17 +30,13 @@ ROUNDING = 1e-5  # of a score, by the order of its sum
 _stamps = torch.Generator().manual_seed(secrets.randbits(62))  # of its own: no draw of the model's changes
 
 
+@special_fields(lazy=("keys", "values"), identity=("stamp", "stamp_before"))
 class Bank(NamedTuple):
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]
     values: tuple[Float[Tensor, "rows heads block value_width"], ...]  # () where they come from the keys
     written: Int[Tensor, " rows"]  # tokens stored since the row was fresh; token t lies in slot t % capacity
     stamp: Int[Tensor, " rows"]  # drawn anew at every write, 0 = empty: what an index is known by
     stamp_before: Int[Tensor, " rows"]
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        """Fields that needn't be cleared in a fresh row: `written` says that nothing is there."""
-        return "keys", "values"
 
 
 class KNN(nn.Module):

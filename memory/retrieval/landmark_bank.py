@@ -16,21 +16,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.chunked import placed
+from zoo.state import special_fields
 
 Ring = tuple[Float[Tensor, "rows heads piece block head_dim"], ...]
 
 
+@special_fields(lazy=("closed_keys", "closed_values"))
 class BankState(NamedTuple):
     closed_keys: Ring  # without positions; a block's landmark last
     closed_values: Ring
     open_keys: Float[Tensor, "rows heads open head_dim"]  # of the open block, its first first, 0 behind
     open_values: Float[Tensor, "rows heads open head_dim"]
     read: Int[Tensor, " rows"]  # slots read since the row was fresh: tokens, landmarks included
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        """Fields that needn't be cleared in a fresh row: `read` says that nothing is there."""
-        return "closed_keys", "closed_values"
 
     @property
     def block(self) -> int:

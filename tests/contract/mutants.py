@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.module import SequenceModule
-from zoo.state import State, detach, tree_map
+from zoo.state import State, detach, special_fields, tree_map
 
 VOCAB, SEGMENT, WIDTH = 7, 6, 5
 
@@ -127,13 +127,10 @@ class Recurrent(SequenceModule):
         return self.say(x, before, sums), Trace(sums[:, -1], x[:, -1])
 
 
+@special_fields(lazy=("places",))
 class Shelf(NamedTuple):
     places: tuple[Tensor, ...]  # each (rows, width): segment n's mean lies in place n mod their number
     segments: Tensor  # (rows,)
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        return ("places",)
 
 
 class Shelves(SequenceModule):

@@ -45,7 +45,7 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.WritesNoPlace: modes("memory_is_alive"),
     mutants.NothingToRemember: modes("memory_is_alive"),
     mutants.CentresTheBatch: modes("batch_invariance"),
-    mutants.CentresInTraining: {"rows_are_strangers-train"},
+    mutants.CentresInTraining: {"batch_invariance-train"},
     mutants.OneCountForAll: modes("fresh_rows_forget"),
     mutants.GrowsLate: modes("bounded_state"),
     mutants.DetachedWhenRead: modes("gradient_reach"),

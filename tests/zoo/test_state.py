@@ -10,13 +10,16 @@ from torch import Tensor
 
 from zoo.state import (
     State,
+    contents,
     detach,
     from_leaves,
+    lazy_field_names,
     leaves,
     named_leaves,
     nbytes,
     replace_rows,
     reset_rows,
+    special_fields,
     take_rows,
     tree_map,
 )
@@ -94,7 +97,7 @@ def test_leaves_and_back(state: State) -> None:
 @pytest.mark.parametrize("change", [-1, 1])
 def test_from_leaves_refuses_another_number_of_tensors(change: int) -> None:
     kept = (leaves(example()) * 2)[: 5 + change]
-    with pytest.raises(ValueError, match=f"{5 + change} tensors do not fit a state of 5"):
+    with pytest.raises(ValueError, match=f"expected 5 tensors for this state, found {5 + change}"):
         from_leaves(example(), kept)
 
 
@@ -136,27 +139,39 @@ def test_replace_rows(state: State, rows: list[bool]) -> None:
     assert same(tensors(state), before)
 
 
+@special_fields(lazy=("slots",), identity=("stamp",))
 class Counted(NamedTuple):
-    kept: tuple[Tensor, ...]
+    slots: tuple[Tensor, ...]
     written: Tensor
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        return ("kept",)
+    stamp: Tensor
 
 
 @settings(max_examples=50, deadline=None)
 @given(STATES, st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
-def test_restart_rows(state: State, rows: list[bool]) -> None:
-    """What is never read isn't copied, however deep it lies; the rest is what `replace_rows` makes of it."""
+def test_reset_rows(state: State, rows: list[bool]) -> None:
+    """Lazy fields aren't copied, however deep they lie; the rest equals `replace_rows`."""
     empty, marked = tree_map(torch.zeros_like, state), torch.tensor(rows)
     assert same(tensors(reset_rows(state, empty, marked)), tensors(replace_rows(state, empty, marked)))
-    bank = Counted((torch.ones(ROWS, 2), torch.ones(ROWS, 2)), torch.ones(ROWS))
+    bank = Counted((torch.ones(ROWS, 2), torch.ones(ROWS, 2)), torch.ones(ROWS), torch.ones(ROWS))
     nest = reset_rows((state, (bank,)), (empty, (tree_map(torch.zeros_like, bank),)), marked)
     assert type(nest[1][0]) is Counted
-    assert [new is old for new, old in zip(nest[1][0].kept, bank.kept, strict=True)] == [True, True]
+    assert [new is old for new, old in zip(nest[1][0].slots, bank.slots, strict=True)] == [True, True]
     assert nest[1][0].written.tolist() == [0 if row else 1 for row in rows]
     assert same(tensors(nest[0]), tensors(replace_rows(state, empty, marked)))
+
+
+def test_contents_leave_out_identity_fields() -> None:
+    slots, written, stamp = torch.ones(ROWS, 2), torch.zeros(ROWS), torch.arange(ROWS)
+    state = (Counted((slots,), written, stamp), stamp)
+    assert [leaf.data_ptr() for leaf in contents(state)] == [
+        leaf.data_ptr() for leaf in (slots, written, stamp)
+    ]
+    assert list(lazy_field_names((state, state))) == ["0.0.slots", "1.0.slots"]
+
+
+def test_a_special_field_that_is_no_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected fields of Inner, found values"):
+        special_fields(lazy=("keys", "values"))(Inner)
 
 
 def test_replace_rows_carries_gradients_of_both_sides() -> None:

@@ -330,5 +330,5 @@ def test_rows_need_not_be_there() -> None:
 def test_a_state_of_another_bank_is_refused() -> None:
     """Of the bank that was one tensor, too."""
     state = made(blocks=12).init_state(2)
-    with pytest.raises(ValueError, match="5 tensors do not fit a state of 11"):
+    with pytest.raises(ValueError, match="expected 11 tensors for this state, found 5"):
         from_leaves(state, [state.keys, state.values, *leaves(state)[-3:]])
