@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.data.loaders import Lanes, Reading
-from zoo.train.tasks.lm import ByteTexts, references
+from zoo.train.data.loaders import EvalLoader, TrainLoader
+from zoo.train.tasks.lm import ByteDataset, baselines
 
 TEXT = b"the keeper of the zoo counts what she remembers, twice a day\n" * 4
 
@@ -190,11 +190,11 @@ def read_all(corpus: Any) -> None:
     """What training, validation and the figures beside it do with a corpus."""
     assert "\n" not in corpus.note
     for split in ("train", "val"):
-        texts = ByteTexts(corpus.split(split))
+        texts = ByteDataset(corpus.split(split))
         assert (texts.lengths > 1).all()
-        for batch, _ in zip(Lanes(texts, rows=2, window=8, seed=0), range(3), strict=False):
+        for batch, _ in zip(TrainLoader(texts, batch_size=2, seq_len=8, seed=0), range(3), strict=False):
             assert batch.tokens.max() <= 256
-        for batch, _ in zip(Reading(texts, rows=2, window=8), range(3), strict=False):
+        for batch, _ in zip(EvalLoader(texts, batch_size=2, seq_len=8), range(3), strict=False):
             assert batch.tokens.min() >= 0
         if split == "val":
-            references(texts.text(0) or b"")
+            baselines(texts.text(0) or b"")

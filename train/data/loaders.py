@@ -1,8 +1,8 @@
-"""Loaders: lanes of text, each going on where it stopped.
+"""Loaders: every row of a batch is a stream of text, resumed where the batch before stopped.
 
-A document begins at the start of a window and flags its row fresh; what is left of its last window is padding
-(token 0, target IGNORE).  Every rank does the bookkeeping of all lanes and reads the texts of its own, so
-that all ranks give the same number of batches and hold the same position.
+A document begins at the start of a window and flags its row fresh; the rest of its last window is padding
+(token 0, target IGNORE).  Every rank tracks the positions of all streams and reads the documents of its own
+rows only, so that all ranks yield the same number of batches and hold the same state.
 """
 
 import heapq
@@ -15,10 +15,10 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE, Batch
-from zoo.train.tasks.base import Texts
+from zoo.train.tasks.base import Dataset
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     """What one row of a batch reads: positions start..stop-1 of a document."""
 
     document: int
@@ -27,198 +27,222 @@ class Piece(NamedTuple):
     fresh: bool
 
 
-def _batch(texts: Texts, window: int, pieces: Sequence[Piece | None]) -> Batch:
-    """One row for every piece; a row without one is padding, and fresh."""
-    tokens = np.zeros((len(pieces), window), np.int64)
-    targets = np.full((len(pieces), window), IGNORE, np.int64)
-    fresh = np.ones(len(pieces), np.bool_)
-    for row, piece in enumerate(pieces):
-        if piece is not None:
-            size = piece.stop - piece.start
-            tokens[row, :size], targets[row, :size] = texts.window(piece.document, piece.start, piece.stop)
-            fresh[row] = piece.fresh
+def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Batch:
+    """One row per span; a row without a span is padding, and fresh."""
+    tokens = np.zeros((len(spans), seq_len), np.int64)
+    targets = np.full((len(spans), seq_len), IGNORE, np.int64)
+    fresh = np.ones(len(spans), np.bool_)
+    for row, span in enumerate(spans):
+        if span is not None:
+            size = span.stop - span.start
+            tokens[row, :size], targets[row, :size] = dataset.window(span.document, span.start, span.stop)
+            fresh[row] = span.fresh
     return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(fresh))
 
 
-def _windows(texts: Texts, window: int) -> Int64[np.ndarray, " documents"]:
-    """Windows per document, after a look at what can't be read at all."""
-    if not len(texts.lengths):
+def _count_windows(dataset: Dataset, seq_len: int) -> Int64[np.ndarray, " documents"]:
+    """Windows per document.  UserError: a dataset without documents."""
+    if not len(dataset.lengths):
         raise UserError("expected at least one document to read, found none")
-    return -(-texts.lengths // window)
+    return -(-dataset.lengths // seq_len)
 
 
-class Lanes:
-    """Training: an endless queue of documents, one permutation of them per pass, read by rows * world lanes.
+class Remainder(NamedTuple):
+    """The part of a document that a stream has yet to read: positions position..end-1."""
 
-    A lane whose document ends takes the next one from the queue, across passes, so that none is ever idle.  A
-    document longer than a lane's share of a pass is cut, at multiples of the window, into pieces that lanes
-    read at the same time: otherwise all lanes of a corpus that is one long text would read the same.  A piece
-    begins fresh, its first token is the symbol before it, and every position is still asked once per pass.
+    document: int
+    position: int
+    end: int
 
-    `len` is a nominal epoch, the batches it takes to read one pass; each `iter` gives that many, and the next
-    goes on from there.  After `load_state_dict` the first `iter` gives what was left of the epoch (all of a
-    new one if nothing was), which is what Lightning counts on.
+
+_NO_DOCUMENT = Remainder(-1, 0, 0)  # a stream between two documents
+
+
+class TrainLoader:
+    """Training: an endless queue of documents, shuffled in every pass, read by batch_size * world streams.
+
+    A stream whose document ends takes the next one from the queue, across passes, so that none is ever idle.
+    A document longer than a stream's share of a pass is cut, at multiples of seq_len, into chunks that
+    several streams read at the same time: otherwise all streams of a one-text corpus would read the same
+    bytes.  A chunk begins fresh, its first token is the symbol before it, and every target still counts once
+    per pass.
+
+    `len` is a nominal epoch, the batches it takes to read one pass; each `iter` yields that many, and the
+    next one continues from there.  After `load_state_dict` the first `iter` yields the rest of the epoch (all
+    of a new one if nothing is left), which is what Lightning counts on.
     """
 
     def __init__(
-        self, texts: Texts, rows: int, window: int, seed: int, rank: int = 0, world: int = 1
+        self, dataset: Dataset, batch_size: int, seq_len: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
-        windows = _windows(texts, window)
-        self.texts, self.rows, self.window, self.seed, self.rank = texts, rows, window, seed, rank
-        lanes = rows * world
-        share = max(1, int(windows.sum()) // lanes)  # windows
-        cuts = -(-windows // share)
-        self._documents = np.repeat(np.arange(len(windows)), cuts)
-        first = np.repeat(np.cumsum(cuts) - cuts, cuts)
-        self._starts = (np.arange(len(first)) - first) * share * window
-        self._stops = np.minimum(self._starts + share * window, texts.lengths[self._documents])
-        self._length = -(-int(windows.sum()) // lanes)
-        self._pass = self._position = self._given = 0
-        self._order = self._permutation()
-        self._lanes = [_NOTHING] * lanes
+        windows = _count_windows(dataset, seq_len)
+        self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
+        self.rank = rank
+        num_streams = batch_size * world
+        share = max(1, int(windows.sum()) // num_streams)  # windows
+        num_chunks = -(-windows // share)
+        self._chunk_document = np.repeat(np.arange(len(windows)), num_chunks)
+        first_chunk = np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)
+        self._chunk_start = (np.arange(len(first_chunk)) - first_chunk) * share * seq_len
+        self._chunk_end = np.minimum(
+            self._chunk_start + share * seq_len, dataset.lengths[self._chunk_document]
+        )
+        self._length = -(-int(windows.sum()) // num_streams)
+        self._pass_index = self._queue_position = self._batches_yielded = 0
+        self._queue = self._shuffled_chunks()
+        self._streams = [_NO_DOCUMENT] * num_streams
         self._resumed = False
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        # Nothing happens before the first batch is asked for: Lightning may call iter twice in a row.
-        if not self._resumed or self._given == self._length:
-            self._given = 0
+        # Nothing changes before the first batch is requested: Lightning may call iter twice in a row.
+        if not self._resumed or self._batches_yielded == self._length:
+            self._batches_yielded = 0
         self._resumed = False
-        while self._given < self._length:
-            self._given += 1
-            yield self._next()
+        while self._batches_yielded < self._length:
+            self._batches_yielded += 1
+            yield self._next_batch()
 
-    def _next(self) -> Batch:
-        pieces = []
-        for lane, (document, start, end) in enumerate(self._lanes):
-            if fresh := document < 0:
-                document, start, end = self._take()
-            stop = min(start + self.window, end)
-            pieces.append(Piece(document, start, stop, fresh))
-            self._lanes[lane] = (document, stop, end) if stop < end else _NOTHING
-        return _batch(self.texts, self.window, pieces[self.rank * self.rows :][: self.rows])
+    def _next_batch(self) -> Batch:
+        spans = []
+        for i, stream in enumerate(self._streams):
+            fresh = stream == _NO_DOCUMENT
+            document, start, end = self._next_chunk() if fresh else stream
+            stop = min(start + self.seq_len, end)
+            spans.append(Span(document, start, stop, fresh))
+            self._streams[i] = Remainder(document, stop, end) if stop < end else _NO_DOCUMENT
+        rows = spans[self.rank * self.batch_size :][: self.batch_size]
+        return _collate(self.dataset, self.seq_len, rows)
 
-    def _take(self) -> tuple[int, int, int]:
-        if self._position == len(self._order):
-            self._pass, self._position = self._pass + 1, 0
-            self._order = self._permutation()
-        piece = self._order[self._position]
-        self._position += 1
-        return int(self._documents[piece]), int(self._starts[piece]), int(self._stops[piece])
+    def _next_chunk(self) -> Remainder:
+        """The next chunk of the queue, unread; after the last one the next pass is shuffled."""
+        if self._queue_position == len(self._queue):
+            self._pass_index, self._queue_position = self._pass_index + 1, 0
+            self._queue = self._shuffled_chunks()
+        chunk = self._queue[self._queue_position]
+        self._queue_position += 1
+        return Remainder(
+            int(self._chunk_document[chunk]), int(self._chunk_start[chunk]), int(self._chunk_end[chunk])
+        )
 
-    def _permutation(self) -> Int64[np.ndarray, " pieces"]:
-        # Raw numbers: NumPy keeps their stream for ever, that of its shuffles only within a version.
-        draw = np.random.PCG64([self.seed, self._pass]).random_raw(len(self._documents))
-        return np.argsort(draw, kind="stable").astype(np.int64)
+    def _shuffled_chunks(self) -> Int64[np.ndarray, " chunks"]:
+        # Raw numbers: NumPy never changes their stream, but may change that of its shuffles between versions.
+        raw = np.random.PCG64([self.seed, self._pass_index]).random_raw(len(self._chunk_document))
+        return np.argsort(raw, kind="stable").astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, the same on every rank: the place in the queue, (document, next position,
-        end) of every lane, and the batches given in this epoch."""
+        """Plain numbers and lists, the same on every rank: position in the queue, (document, next position,
+        end) of every stream, and the batches yielded in this epoch."""
         return {
-            **self._shape(),
-            "pass": self._pass,
-            "position": self._position,
-            "lanes": [list(lane) for lane in self._lanes],
-            "given": self._given,
+            **self._identity(),
+            "pass": self._pass_index,
+            "position": self._queue_position,
+            "lanes": [list(stream) for stream in self._streams],
+            "given": self._batches_yielded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.
+        """Continue from a state of `state_dict`.
 
-        UserError: it is of other texts, lanes, windows or another seed, or no such place exists.
+        UserError: it belongs to other documents, batch_size, seq_len or seed, or no such position exists.
         """
-
-        def refuse(expected: str, found: str) -> UserError:
-            return UserError(
-                f"can't go on from the saved place in the data: expected {expected}, found {found}"
-            )
-
-        mine = self._shape()
-        theirs = {key: state.get(key) for key in mine}
-        if theirs != mine:
-            expected, found = (
-                ", ".join(f"{key}={one[key]}" for key in mine if mine[key] != theirs[key])
-                for one in (mine, theirs)
-            )
-            raise refuse(expected, found)
-        for key, most in (("pass", 2**63), ("position", len(self._order)), ("given", self._length)):
-            number = state.get(key)
-            if type(number) is not int or not 0 <= number <= most:
-                raise refuse(f"{key} from 0 to {most}", repr(number))
-        lanes = state.get("lanes")
-        if (
-            not isinstance(lanes, list)
-            or len(lanes) != len(self._lanes)
-            or not all(map(self._is_lane, lanes))
-        ):
-            raise refuse("lanes that end inside documents", f"{lanes!r:.200}")
-        self._pass, self._position, self._given = state["pass"], state["position"], state["given"]
-        self._lanes = [(document, start, end) for document, start, end in lanes]
-        self._order = self._permutation()
+        self._check_identity(state)
+        self._check_position(state)
+        self._pass_index, self._queue_position = state["pass"], state["position"]
+        self._batches_yielded = state["given"]
+        self._streams = [Remainder(*stream) for stream in state["lanes"]]
+        self._queue = self._shuffled_chunks()
         self._resumed = True
 
-    def _is_lane(self, lane: Any) -> bool:
-        """Whether it is what `state_dict` says of a lane."""
-        if not (isinstance(lane, list) and len(lane) == 3 and all(type(number) is int for number in lane)):
-            return False
-        document, start, end = lane
-        if document == _NOTHING[0]:
-            return tuple(lane) == _NOTHING
-        if not 0 <= document < len(self.texts.lengths):
-            return False
-        length = int(self.texts.lengths[document])
-        return 0 < start < end <= length and start % self.window == 0
-
-    def _shape(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, int]:
+        """The settings and data that a state belongs to."""
         return {
             "seed": self.seed,
-            "rows_of_all_ranks": len(self._lanes),
-            "window": self.window,
-            "documents": len(self.texts.lengths),
-            "positions": int(self.texts.lengths.sum()),
+            "rows_of_all_ranks": len(self._streams),
+            "window": self.seq_len,
+            "documents": len(self.dataset.lengths),
+            "positions": int(self.dataset.lengths.sum()),
         }
 
+    def _check_identity(self, state: dict[str, Any]) -> None:
+        expected = self._identity()
+        changed = [key for key in expected if state.get(key) != expected[key]]
+        if changed:
+            raise _cannot_resume(
+                ", ".join(f"{key}={expected[key]}" for key in changed),
+                ", ".join(f"{key}={state.get(key)}" for key in changed),
+            )
 
-_NOTHING = (-1, 0, 0)  # a lane between two documents
+    def _check_position(self, state: dict[str, Any]) -> None:
+        limits = {"pass": 2**63, "position": len(self._queue), "given": self._length}
+        for key, most in limits.items():
+            if type(state.get(key)) is not int or not 0 <= state[key] <= most:
+                raise _cannot_resume(f"{key} from 0 to {most}", repr(state.get(key)))
+        streams = state.get("lanes")
+        if (
+            not isinstance(streams, list)
+            or len(streams) != len(self._streams)
+            or not all(map(self._is_valid_stream, streams))
+        ):
+            raise _cannot_resume("lanes that end inside documents", f"{streams!r:.200}")
+
+    def _is_valid_stream(self, stream: Any) -> bool:
+        if not (
+            isinstance(stream, list) and len(stream) == 3 and all(type(field) is int for field in stream)
+        ):
+            return False
+        document, position, end = stream
+        if document == _NO_DOCUMENT.document:
+            return Remainder(*stream) == _NO_DOCUMENT
+        if not 0 <= document < len(self.dataset.lengths):
+            return False
+        length = int(self.dataset.lengths[document])
+        return 0 < position < end <= length and position % self.seq_len == 0
 
 
-class Reading:
-    """Evaluation: every document once, whole, in order, each to the lane that is free first.
+def _cannot_resume(expected: str, found: str) -> UserError:
+    return UserError(f"can't resume from the saved position in the data: expected {expected}, found {found}")
 
-    No more lanes than documents, so that a single long text isn't read beside empty rows; a lane that has
-    nothing left gives padding until all are done.  What is asked doesn't depend on rows or ranks.
+
+class EvalLoader:
+    """Evaluation: every document once, uncut, in order, each in the row that is free first.
+
+    No more rows than documents, so that a single long text isn't read beside empty rows; a row without
+    documents left is padding until all are read.  The targets don't depend on batch_size or ranks.
     """
 
-    def __init__(self, texts: Texts, rows: int, window: int, rank: int = 0, world: int = 1) -> None:
-        windows = _windows(texts, window)
-        rows = min(rows, -(-len(windows) // world))
-        self.texts, self.window = texts, window
-        plan: list[list[int]] = [[] for _ in range(rows * world)]
-        free = [(0, lane) for lane in range(rows * world)]
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seq_len: int, rank: int = 0, world: int = 1
+    ) -> None:
+        windows = _count_windows(dataset, seq_len)
+        batch_size = min(batch_size, -(-len(windows) // world))
+        self.dataset, self.seq_len = dataset, seq_len
+        documents_of_row: list[list[int]] = [[] for _ in range(batch_size * world)]
+        free = [(0, row) for row in range(batch_size * world)]  # heap: batches until a row is free
         for document, size in enumerate(windows.tolist()):
-            at, lane = free[0]
-            plan[lane].append(document)
-            heapq.heapreplace(free, (at + size, lane))
-        self._length = max(at for at, _ in free)
-        self._plan = plan[rank * rows : (rank + 1) * rows]
+            busy, row = free[0]
+            documents_of_row[row].append(document)
+            heapq.heapreplace(free, (busy + size, row))
+        self._length = max(busy for busy, _ in free)
+        self._documents_of_row = documents_of_row[rank * batch_size : (rank + 1) * batch_size]
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        for pieces in self.pieces():
-            yield _batch(self.texts, self.window, pieces)
+        for spans in self.spans():
+            yield _collate(self.dataset, self.seq_len, spans)
 
-    def pieces(self) -> Iterator[list[Piece | None]]:
-        """What every row of every batch reads, in step with `iter`; None where a row is padding."""
-        lanes = [self._lane(documents) for documents in self._plan]
+    def spans(self) -> Iterator[list[Span | None]]:
+        """The spans that every row of every batch reads, in step with `iter`; None where a row is padding."""
+        rows = [self._spans_of(documents) for documents in self._documents_of_row]
         for _ in range(self._length):
-            yield [next(lane, None) for lane in lanes]
+            yield [next(row, None) for row in rows]
 
-    def _lane(self, documents: list[int]) -> Iterator[Piece]:
+    def _spans_of(self, documents: list[int]) -> Iterator[Span]:
         for document in documents:
-            end = int(self.texts.lengths[document])
-            for start in range(0, end, self.window):
-                yield Piece(document, start, min(start + self.window, end), start == 0)
+            end = int(self.dataset.lengths[document])
+            for start in range(0, end, self.seq_len):
+                yield Span(document, start, min(start + self.seq_len, end), start == 0)

@@ -25,7 +25,7 @@ from zoo.train.evaluation.streaming import (
 )
 from zoo.train.plotting.charts import Number, short
 from zoo.train.runs.resources import Peak
-from zoo.train.tasks.base import EDGES, First, Split, Task, Texts
+from zoo.train.tasks.base import EDGES, Dataset, Split, Subset, Task
 from zoo.train.tasks.lm import prefix
 
 MULTIPLES = ["1x", "4x", "16x", "64x"]
@@ -65,7 +65,7 @@ def evaluate_samples(
     for number, axes in enumerate(cells, 1):
         there = task.at(**_as_task_takes(axes))
         whole = there.split(asked.split)
-        texts = First(whole, _count(whole, asked, bool(axes), there.name))
+        texts = Subset(whole, _count(whole, asked, bool(axes), there.name))
         peak = Peak(model.device)
         with _shown(int(texts.lengths.sum())) as tell:
             sums = sample_hits(StreamReader(model, asked.batch_size, asked.seq_len, tell), texts)
@@ -79,7 +79,7 @@ def evaluate_samples(
                 name: members for name, members in _groups(there, whole, sums).items() if name not in axes
             },
             **_scores(there, whole, sums),
-            "reference": {name: float(value) for name, value in there.references(texts).items()},
+            "reference": {name: float(value) for name, value in there.baselines(texts).items()},
             "tokens": int(texts.lengths.sum()),
             **cost,
         }
@@ -135,7 +135,7 @@ def _as_task_takes(axes: dict[str, Number]) -> dict[str, float]:
     return {name: value / 100 if name == "depth" else float(value) for name, value in axes.items()}
 
 
-def _count(texts: Texts, asked: EvalOptions, varied: bool, name: str) -> int:
+def _count(texts: Dataset, asked: EvalOptions, varied: bool, name: str) -> int:
     """Samples per cell."""
     there = len(texts.lengths)
     if asked.prompts is not None and asked.prompts > there:
@@ -150,7 +150,7 @@ def _count(texts: Texts, asked: EvalOptions, varied: bool, name: str) -> int:
     return min(wanted, max(FEWEST, fitting))
 
 
-def _groups(task: Task, texts: Texts, sums: SampleHits) -> dict[str, list[dict[str, Any]]]:
+def _groups(task: Task, texts: Dataset, sums: SampleHits) -> dict[str, list[dict[str, Any]]]:
     """Shares by every label that the task gives its samples."""
     totals: dict[str, dict[Any, list[int]]] = {}
     for document, (asked, hits) in enumerate(zip(sums.asked.tolist(), sums.hits.tolist(), strict=True)):
@@ -167,7 +167,7 @@ def _groups(task: Task, texts: Texts, sums: SampleHits) -> dict[str, list[dict[s
     }
 
 
-def _scores(task: Task, texts: Texts, sums: SampleHits) -> dict[str, dict[str, float]]:
+def _scores(task: Task, texts: Dataset, sums: SampleHits) -> dict[str, dict[str, float]]:
     """Means of the scores that the task gives its samples, if it does."""
     every = [task.scores(texts, document, hits) for document, hits in enumerate(sums.which)]
     means = {name: float(np.mean([own[name] for own in every])) for name in every[0]}
@@ -196,7 +196,7 @@ def evaluate_text(
     edges = [edge for edge in edges if edge < longest]
     words = task.words(texts)
     made = []
-    ways: list[tuple[dict[str, Any], Texts]] = [({"memory": "kept"}, texts), ({"memory": "reset"}, texts)]
+    ways: list[tuple[dict[str, Any], Dataset]] = [({"memory": "kept"}, texts), ({"memory": "reset"}, texts)]
     if asked.stride is not None and asked.context is not None:
         sliding = SlidingWindows(texts, asked.stride, asked.context)
         ways = [({"memory": "sliding", "context": asked.context, "stride": asked.stride}, sliding)]
@@ -220,7 +220,7 @@ def evaluate_text(
         made.append(row)
         yield row
     # last, and again: what a compressor takes would be counted as the model's memory
-    reference = {name: float(value) for name, value in task.references(texts).items()}
+    reference = {name: float(value) for name, value in task.baselines(texts).items()}
     for row in made:
         yield row | {"reference": reference}
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.module import IGNORE, Batch, SequenceModule
 from zoo.state import State
-from zoo.train.data.loaders import Piece, Reading
-from zoo.train.tasks.base import Texts
+from zoo.train.data.loaders import EvalLoader, Span
+from zoo.train.tasks.base import Dataset
 
 Tell = Callable[[int], None]  # told how many positions were read
 
@@ -33,8 +33,8 @@ class StreamReader(NamedTuple):
     tell: Tell = lambda positions: None
 
     def batches(
-        self, texts: Texts, reset: bool = False
-    ) -> Iterator[tuple[list[Piece | None], Batch, dict[str, Tensor]]]:
+        self, texts: Dataset, reset: bool = False
+    ) -> Iterator[tuple[list[Span | None], Batch, dict[str, Tensor]]]:
         """What each row reads, the batch, and what the model said of it (see SequenceModule.compute_loss).
 
         With `reset` every segment of the model's starts from an empty state.
@@ -42,10 +42,10 @@ class StreamReader(NamedTuple):
         segment_len = self.model.segment_len
         longest = -(-int(texts.lengths.max(initial=1)) // segment_len) * segment_len
         window = min(max(1, self.window // segment_len) * segment_len, longest)
-        reading = Reading(texts, self.rows, window)
+        reading = EvalLoader(texts, self.rows, window)
         state: State | None = None
         with torch.inference_mode():
-            for pieces, batch in zip(reading.pieces(), reading, strict=True):
+            for pieces, batch in zip(reading.spans(), reading, strict=True):
                 batch = Batch(*(part.to(self.model.device) for part in batch))
                 if reset:
                     said = _read_apart(self.model, batch)
@@ -79,7 +79,7 @@ class SampleHits(NamedTuple):
     seconds: float
 
 
-def sample_hits(reader: StreamReader, texts: Texts) -> SampleHits:
+def sample_hits(reader: StreamReader, texts: Dataset) -> SampleHits:
     found = [[np.zeros(0, np.bool_)] for _ in texts.lengths]
     began = time.perf_counter()
     for pieces, batch, said in reader.batches(texts):
@@ -104,7 +104,7 @@ class PositionLosses(NamedTuple):
 
 def position_losses(
     reader: StreamReader,
-    texts: Texts,
+    texts: Dataset,
     edges: list[int],
     byte_count: Callable[[Tensor], Tensor],
     reset: bool = False,
@@ -126,7 +126,7 @@ def position_losses(
     return PositionLosses(nats, asked, hits, bytes_, time.perf_counter() - began)
 
 
-class SlidingWindows(Texts):
+class SlidingWindows(Dataset):
     """The same documents, cut into windows of `context` positions that move on by `stride`.
 
     Every position is asked once: all of a document's first window, and of each further one what no window
@@ -134,7 +134,7 @@ class SlidingWindows(Texts):
     there are), and a window is a document of its own: what the model carries starts empty in each.
     """
 
-    def __init__(self, texts: Texts, stride: int, context: int) -> None:
+    def __init__(self, texts: Dataset, stride: int, context: int) -> None:
         if not 1 <= stride <= context:
             raise UserError(f"stride: expected 1 to context={context}, found {stride}")
         further = -(-np.maximum(texts.lengths - context, 0) // stride)

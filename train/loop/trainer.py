@@ -53,8 +53,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         model.compile()
     data = DataModule(
         task,
-        rows=cfg.data.batch_size,
-        window=cfg.data.seq_len,
+        batch_size=cfg.data.batch_size,
+        seq_len=cfg.data.seq_len,
         segment_len=model.segment_len,
         seed=cfg.seed,
         val_bytes=cfg.data.val_bytes,
@@ -184,7 +184,7 @@ def summary(
         "eval_tokens_per_s": validations.tokens_per_s,
         "peak_memory_bytes": peak_memory_bytes(device),
         **{tag: value for tag, value in sorted(metrics.latest.items()) if tag.startswith(("val/", "train/"))},
-        "reference": task.references(data.val_texts()),
+        "reference": task.baselines(data.val_dataset()),
         "val_bytes": len(data.val_text),
         "task_version": task.VERSION,
         "data_fingerprint": fingerprint(task),

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 
 import zoo
-from zoo.train.tasks.base import Split, Task, Texts
+from zoo.train.tasks.base import Dataset, Split, Task
 
 
 def commit() -> str:
@@ -40,21 +40,21 @@ def fingerprint(task: Task) -> str:
     """Stands for the length of every document of train and val, and for 128 stretches of each split."""
     total = hashlib.blake2b(digest_size=8)
     for split in SPLITS:
-        texts = task.split(split)
-        total.update(np.ascontiguousarray(texts.lengths, "<i8").tobytes())
-        for document, start, stop in stretches(texts):
-            for part in texts.window(document, start, stop):
+        dataset = task.split(split)
+        total.update(np.ascontiguousarray(dataset.lengths, "<i8").tobytes())
+        for document, start, stop in stretches(dataset):
+            for part in dataset.window(document, start, stop):
                 total.update(np.ascontiguousarray(part, "<i8").tobytes())
     return total.hexdigest()
 
 
-def stretches(texts: Texts) -> list[tuple[int, int, int]]:
+def stretches(dataset: Dataset) -> list[tuple[int, int, int]]:
     """(document, start, stop) around evenly spread places of the split."""
-    ends = np.cumsum(texts.lengths)
+    ends = np.cumsum(dataset.lengths)
     found = []
     for place in np.linspace(0, int(ends[-1]) - 1, STRETCHES).astype(np.int64):
         document = int(np.searchsorted(ends, place, side="right"))
-        length = int(texts.lengths[document])
+        length = int(dataset.lengths[document])
         start = int(place - (ends[document] - length)) // POSITIONS * POSITIONS
         found.append((document, start, min(start + POSITIONS, length)))
     return list(dict.fromkeys(found))

@@ -13,7 +13,7 @@ document of task lm; `length` counts its positions, and where facts and question
 background: with length=1 it is bAbI itself.
 
 The answer's bytes are asked.  Its first ones give the others away: who knows the words and reads nothing gets
-87 % of the bytes, but 19 % of the words, which are what counts (`references`).
+87 % of the bytes, but 19 % of the words, which are what counts (`baselines`).
 
 The files are looked for in `folder`, by their names of old: qa1_single-supporting-fact_train.txt, …_test.txt.
 Of the stories to train on the last tenth is for validation.  All tasks have as many samples.
@@ -34,8 +34,8 @@ from jaxtyping import Float64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.base import SampleTask, Split, Task, Texts, origin
-from zoo.train.tasks.haystack import Book, Ring, Woven, WovenTexts
+from zoo.train.tasks.base import Dataset, SampleTask, Split, Task, origin
+from zoo.train.tasks.haystack import Book, HaystackDataset, Ring, Woven
 from zoo.train.tasks.lm import END
 
 SHORTEST = 40  # bytes of a sentence of background
@@ -112,8 +112,8 @@ class Babilong(SampleTask):
             vocab_size=self.vocab_size,
         )
 
-    def split(self, name: Split) -> Texts:
-        return BabilongTexts(self, name)
+    def split(self, name: Split) -> Dataset:
+        return BabilongDataset(self, name)
 
     def questions(self, name: Split) -> dict[str, list[Question]]:
         """The questions of a split, by task."""
@@ -132,16 +132,17 @@ class Babilong(SampleTask):
     def _known(self) -> dict[str, list[Question]]:
         return {task: read_babi(self.files[task, "train"]) for task in self.tasks}
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Predictors that read nothing of a sample but what there is of the answer so far.
 
         chance: one of the answers to the split's questions that go on so, each as likely; constant: the
         commonest of them.  Shares of bytes; and of whole words, where the guess is made at once.
         """
         priors = {
-            task: Counter(one.answer for one in questions) for task, questions in _of(texts).questions.items()
+            task: Counter(one.answer for one in questions)
+            for task, questions in _of(dataset).questions.items()
         }
-        asked = Counter(map(_of(texts).asks, range(len(texts.lengths))))
+        asked = Counter(map(_of(dataset).asks, range(len(dataset.lengths))))
         size = sum(count * len(answer) for (_, answer), count in asked.items())
         hits = np.sum([n * guessed(answer, priors[task]) for (task, answer), n in asked.items()], axis=0)
         chance, constant = (hits[:2] / size).tolist()
@@ -153,11 +154,11 @@ class Babilong(SampleTask):
             "constant of whole words": constant_word,
         }
 
-    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
-        return {"task": _of(texts).asks(document)[0]}
+    def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
+        return {"task": _of(dataset).asks(document)[0]}
 
 
-class BabilongTexts(WovenTexts):
+class BabilongDataset(HaystackDataset):
     """Samples drawn when they are read, each from a generator of its own; tasks and questions take turns."""
 
     def __init__(self, task: Babilong, split: Split) -> None:
@@ -248,7 +249,7 @@ def read_babi(path: Path) -> list[Question]:
     return found
 
 
-def _of(texts: Texts) -> BabilongTexts:
-    found = origin(texts)
-    assert isinstance(found, BabilongTexts)
+def _of(dataset: Dataset) -> BabilongDataset:
+    found = origin(dataset)
+    assert isinstance(found, BabilongDataset)
     return found

@@ -17,7 +17,7 @@ from zoo.module import IGNORE
 Split = Literal["train", "val", "test"]
 
 
-class Texts(ABC):
+class Dataset(ABC):
     """Documents as tokens and what is asked of them."""
 
     lengths: Int64[np.ndarray, " documents"]
@@ -34,19 +34,19 @@ class Texts(ABC):
         return None
 
 
-class First(Texts):
+class Subset(Dataset):
     """The first so many documents of other texts."""
 
-    def __init__(self, texts: Texts, count: int) -> None:
-        self.texts, self.lengths = texts, texts.lengths[:count]
+    def __init__(self, dataset: Dataset, count: int) -> None:
+        self.dataset, self.lengths = dataset, dataset.lengths[:count]
 
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        return self.texts.window(document, start, stop)
+        return self.dataset.window(document, start, stop)
 
     def text(self, document: int) -> bytes | None:
-        return self.texts.text(document)
+        return self.dataset.text(document)
 
 
 class Task(ABC):
@@ -59,22 +59,22 @@ class Task(ABC):
     metric: ClassVar[Literal["bits_per_byte", "accuracy"]]
 
     @abstractmethod
-    def split(self, name: Split) -> Texts:
+    def split(self, name: Split) -> Dataset:
         """Texts to train on, to validate with or to test with; UserError where there are none."""
 
     @abstractmethod
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         """How many bytes the asked targets stand for: 0 in a task without bytes."""
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Scores of predictors that learn nothing, on the same texts and in the task's unit, by name."""
         return {}
 
-    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
+    def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Labels of a document, by axis: accuracy is reported by each of them too."""
         return {}
 
-    def scores(self, texts: Texts, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
+    def scores(self, dataset: Dataset, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
         """Further scores of a document by name, 0 to 1, from which targets were hit: means are reported."""
         return {}
 
@@ -88,7 +88,7 @@ class Task(ABC):
         """UserError where documents of a held-out split are among those that a run of `trained`, the same
         task with other settings, trains on; most tasks draw each split apart."""
 
-    def words(self, texts: Texts) -> tuple[int, str] | None:
+    def words(self, dataset: Dataset) -> tuple[int, str] | None:
         """How many words the texts hold, and what counts as one; None where words say nothing."""
         return None
 
@@ -96,7 +96,7 @@ class Task(ABC):
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-class SampleTexts(Texts):
+class SampleDataset(Dataset):
     """A sample is a line of n + 1 symbols: tokens s0 … s(n-1), targets s1 … sn.
 
     The last `asked` symbols are asked.
@@ -146,11 +146,11 @@ class SampleTask(Task):
         return torch.zeros((), dtype=torch.long, device=targets.device)
 
 
-def origin(texts: Texts) -> Texts:
+def origin(dataset: Dataset) -> Dataset:
     """The texts that others are the first of."""
-    while isinstance(texts, First):
-        texts = texts.texts
-    return texts
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
 
 
 EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document

@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 
 from zoo.errors import UserError
 from zoo.train.corpora.documents import Documents
-from zoo.train.tasks.base import SPLITS, SampleTexts, Split
+from zoo.train.tasks.base import SPLITS, SampleDataset, Split
 from zoo.train.tasks.lm import END
 
 # A sentence ends at . ! or ?, quotes and brackets closed behind it, before white space; or at an empty line.
@@ -184,7 +184,7 @@ class Woven:
         return np.concatenate(found)
 
 
-class WovenTexts(SampleTexts):
+class HaystackDataset(SampleDataset):
     """Samples of bytes behind the END that opens any document of task lm, drawn when they are read."""
 
     def __init__(self, seed: int, split: Split, ring: Ring) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from zoo.errors import UserError
-from zoo.train.tasks.base import SPLITS, SampleTask, SampleTexts, Split, Task, Texts
+from zoo.train.tasks.base import SPLITS, Dataset, SampleDataset, SampleTask, Split, Task
 
 BLOCK = 4096  # tokens drawn together: a place far inside a long sample costs no more than the first
 
@@ -44,14 +44,14 @@ class Induction(SampleTask):
         super().at(**axes)
         return Induction(int(length), self.vocab_size, self.counts["train"], self.counts["test"], self.seed)
 
-    def split(self, name: Split) -> Texts:
-        return InductionTexts(self, name)
+    def split(self, name: Split) -> Dataset:
+        return InductionDataset(self, name)
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         return {"chance": 1 / (self.vocab_size - 1)}
 
 
-class InductionTexts(SampleTexts):
+class InductionDataset(SampleDataset):
     """Samples drawn when they are read, each from a generator of its own."""
 
     asked = 1

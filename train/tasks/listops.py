@@ -12,7 +12,7 @@ MED is the median rounded down, SM the sum modulo 10.  The opening bracket and i
 
 A sample is the list's tokens and END; there, at the last valid position, the value is asked: the same for
 every model, none of which pools.  37 % need no more than the first token and 48 % none of the nested lists:
-`references` says how much exactly, on the same samples.
+`baselines` says how much exactly, on the same samples.
 """
 
 import logging
@@ -29,7 +29,7 @@ from jaxtyping import Int64, UInt8
 from zoo.errors import UserError
 from zoo.train.corpora.cache import cached, key_of
 from zoo.train.corpora.documents import Source
-from zoo.train.tasks.base import SampleTask, SampleTexts, Split, Task, Texts
+from zoo.train.tasks.base import Dataset, SampleDataset, SampleTask, Split, Task
 from zoo.train.tasks.listops_language import (
     CLOSE,
     END,
@@ -80,10 +80,10 @@ class Listops(SampleTask):
         self.min_length, self.max_length, self.max_depth = min_length, max_length, max_depth
         self.folder = None if folder is None else Path(folder).expanduser()
 
-    def split(self, name: Split) -> Texts:
+    def split(self, name: Split) -> Dataset:
         return self._splits[name]
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Accuracy of three predictors that learn next to nothing.
 
         constant: the commonest answer; root operator: the commonest one given the first token (both as
@@ -95,20 +95,20 @@ class Listops(SampleTask):
         np.add.at(votes, (train.roots, train.answers), 1)
         constant, by_root = int(votes.sum(0).argmax()), votes.argmax(1)
         hits = np.zeros(3)
-        for document, length in enumerate(texts.lengths.tolist()):
-            tokens, targets = texts.window(document, 0, length)
+        for document, length in enumerate(dataset.lengths.tolist()):
+            tokens, targets = dataset.window(document, 0, length)
             root, digits = int(tokens[0]), direct_digits(tokens)
             guess = int(by_root[root])
             nested = value([root, *digits.tolist(), CLOSE]) if len(digits) else guess
             hits += np.array([constant, guess, nested]) == targets[-1]
-        shares = (hits / len(texts.lengths)).tolist()
+        shares = (hits / len(dataset.lengths)).tolist()
         return dict(zip(("constant", "root operator", "root digits"), shares, strict=True))
 
-    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
+    def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """The root's operator, and a quarter of the range of lengths."""
-        root = int(texts.window(document, 0, 1)[0][0])
+        root = int(dataset.window(document, 0, 1)[0][0])
         edges = np.linspace(self.min_length, self.max_length - 1, BUCKETS + 1).astype(int)
-        length = int(texts.lengths[document]) - 1
+        length = int(dataset.lengths[document]) - 1
         bucket = min(int(np.searchsorted(edges[1:], length)), BUCKETS - 1)
         return {
             "root": OPERATORS[root - OPEN] if root >= OPEN else "digit",
@@ -126,7 +126,7 @@ class Listops(SampleTask):
                 )
 
     @cached_property
-    def _splits(self) -> dict[str, "ListopsTexts"]:
+    def _splits(self) -> dict[str, "ListopsDataset"]:
         if self.folder is None:
             lengths = f"{self.min_length}-{self.max_length}-{self.max_depth}"
             sizes = f"{self.counts['train']}-{self.counts['val']}"
@@ -141,7 +141,7 @@ class Listops(SampleTask):
         data = np.memmap(path, np.uint8, "r").view(np.ndarray)
         first = np.cumsum([0, *counts])
         return {
-            name: ListopsTexts(data, offsets[start : start + min(size, self.counts[name]) + 1])
+            name: ListopsDataset(data, offsets[start : start + min(size, self.counts[name]) + 1])
             for name, start, size in zip(ORDER, first[:-1].tolist(), counts, strict=True)
         }
 
@@ -157,7 +157,7 @@ class Listops(SampleTask):
         return _write(out, lines, [len(split) for split in rows])
 
 
-class ListopsTexts(SampleTexts):
+class ListopsDataset(SampleDataset):
     """Lines of tokens, END and answer, one behind the other in memory-mapped bytes."""
 
     asked = 1

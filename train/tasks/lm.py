@@ -21,7 +21,7 @@ from zoo.module import IGNORE
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.corpora.documents import Documents
 from zoo.train.corpora.splits import WIKITEXT
-from zoo.train.tasks.base import Split, Task, Texts
+from zoo.train.tasks.base import Dataset, Split, Task
 
 END = 256  # opens a document as its first input and closes it as its last target
 VOCABULARY = 257
@@ -45,25 +45,25 @@ class LanguageModelling(Task):
         self.vocab_size = vocab_size
         self.corpus = open_corpus(corpus, root)
 
-    def split(self, name: Split) -> Texts:
-        return ByteTexts(self.corpus.split(name))
+    def split(self, name: Split) -> Dataset:
+        return ByteDataset(self.corpus.split(name))
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return ((targets != IGNORE) & (targets != END)).sum()
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Bits per byte of `xz -9` and of the order-0 entropy: what a model has to come under first."""
-        return references(b"".join(texts.text(document) or b"" for document in range(len(texts.lengths))))
+        return baselines(b"".join(dataset.text(document) or b"" for document in range(len(dataset.lengths))))
 
-    def words(self, texts: Texts) -> tuple[int, str]:
+    def words(self, dataset: Dataset) -> tuple[int, str]:
         """How many words the texts hold, and what counts as one in this corpus."""
-        words, lines = count_words(texts)
+        words, lines = count_words(dataset)
         if self.corpus.name in WIKITEXT:
             return words + lines, "word of WikiText's own, an <eos> per line among them"
         return words, "word between white space"
 
 
-class ByteTexts(Texts):
+class ByteDataset(Dataset):
     """Documents of n bytes as n + 1 positions: tokens END, b0 … b(n-1), targets b0 … b(n-1), END."""
 
     def __init__(self, documents: Documents) -> None:
@@ -85,23 +85,23 @@ class ByteTexts(Texts):
         return self.documents.bytes_of(document, 0, int(self.documents.lengths[document])).tobytes()
 
 
-def prefix(texts: Texts, limit: int) -> Texts:
+def prefix(dataset: Dataset, limit: int) -> Dataset:
     """The first documents of byte texts, `limit` bytes in all (or all there is), the last one cut short.
 
     A document that is cut asks the bytes that are left of it and no END.
     """
     if limit < 1:
         raise UserError(f"expected at least 1 byte to read, found {limit}")
-    return _Prefix(texts, limit)
+    return _Prefix(dataset, limit)
 
 
-class _Prefix(Texts):
-    def __init__(self, texts: Texts, limit: int) -> None:
-        sizes = texts.lengths - 1
+class _Prefix(Dataset):
+    def __init__(self, dataset: Dataset, limit: int) -> None:
+        sizes = dataset.lengths - 1
         before = np.cumsum(sizes) - sizes
         count = int(np.count_nonzero(before < limit))
-        self.texts = texts
-        self.lengths = texts.lengths[:count].copy()
+        self.dataset = dataset
+        self.lengths = dataset.lengths[:count].copy()
         left = limit - int(before[count - 1])
         if left < sizes[count - 1]:
             self.lengths[-1] = left
@@ -109,20 +109,20 @@ class _Prefix(Texts):
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        return self.texts.window(document, start, stop)
+        return self.dataset.window(document, start, stop)
 
     def text(self, document: int) -> bytes | None:
-        whole = self.texts.text(document)
+        whole = self.dataset.text(document)
         return whole if whole is None else whole[: self.lengths[document]]
 
 
-def count_words(texts: Texts) -> tuple[int, int]:
+def count_words(dataset: Dataset) -> tuple[int, int]:
     """Runs of bytes between white space (as bytes.split has them), and line ends, in all that is asked."""
     words = lines = 0
-    for document, size in enumerate(texts.lengths.tolist()):
+    for document, size in enumerate(dataset.lengths.tolist()):
         inside = False
         for start in range(0, size, CHUNK):
-            _, asked = texts.window(document, start, min(start + CHUNK, size))
+            _, asked = dataset.window(document, start, min(start + CHUNK, size))
             letter = (asked != 32) & ((asked < 9) | (asked > 13)) & (asked != END)
             words += int((letter[1:] & ~letter[:-1]).sum()) + int(letter[0] and not inside)
             lines += int((asked == NEWLINE).sum())
@@ -130,7 +130,7 @@ def count_words(texts: Texts) -> tuple[int, int]:
     return words, lines
 
 
-def references(text: bytes) -> dict[str, float]:
+def baselines(text: bytes) -> dict[str, float]:
     """Bits per byte of `xz -9` and of the order-0 entropy of a text: what a model has to come under first."""
     if not text:
         raise UserError("expected text to compress, found 0 bytes")

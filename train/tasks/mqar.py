@@ -21,7 +21,7 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import SPLITS, SampleTask, Split, Task, Texts, origin
+from zoo.train.tasks.base import SPLITS, Dataset, SampleTask, Split, Task, origin
 
 
 class Form(NamedTuple):
@@ -90,20 +90,20 @@ class Mqar(SampleTask):
             return [Form(*form) for form in self.mixture]
         return [Form(self.length, self.pairs, self.counts[name])]
 
-    def split(self, name: Split) -> Texts:
-        return MqarTexts(self, name)
+    def split(self, name: Split) -> Dataset:
+        return MqarDataset(self, name)
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """A guess among all values; and among those of the sample, without a look at the key."""
-        pairs = _of(texts).pairs[: len(texts.lengths)]
+        pairs = _of(dataset).pairs[: len(dataset.lengths)]
         values = self.vocab_size - self.vocab_size // 2
         return {"chance": 1 / values, "any value of the sample": len(pairs) / float(pairs.sum())}
 
-    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
-        return {"length": int(texts.lengths[document]), "pairs": int(_of(texts).pairs[document])}
+    def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
+        return {"length": int(dataset.lengths[document]), "pairs": int(_of(dataset).pairs[document])}
 
 
-class MqarTexts(Texts):
+class MqarDataset(Dataset):
     """Samples drawn when they are read, each from a generator of its own."""
 
     def __init__(self, task: Mqar, split: Split) -> None:
@@ -149,7 +149,7 @@ def weighted(draw: np.random.Generator, weights: np.ndarray, count: int) -> Int6
     return np.argsort(waits, kind="stable")[:count]
 
 
-def _of(texts: Texts) -> MqarTexts:
-    found = origin(texts)
-    assert isinstance(found, MqarTexts)
+def _of(dataset: Dataset) -> MqarDataset:
+    found = origin(dataset)
+    assert isinstance(found, MqarDataset)
     return found

@@ -33,8 +33,8 @@ from jaxtyping import Bool
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.base import SampleTask, Split, Task, Texts, origin
-from zoo.train.tasks.haystack import Ring, Woven, WovenTexts
+from zoo.train.tasks.base import Dataset, SampleTask, Split, Task, origin
+from zoo.train.tasks.haystack import HaystackDataset, Ring, Woven
 from zoo.train.tasks.lm import END
 
 DIGITS = 7
@@ -147,10 +147,10 @@ class Needle(SampleTask):
             vocab_size=self.vocab_size,
         )
 
-    def split(self, name: Split) -> "NeedleTexts":
-        return NeedleTexts(self, name)
+    def split(self, name: Split) -> "NeedleDataset":
+        return NeedleDataset(self, name)
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Shares of targets, commas and spaces among them: digits guessed (the first is never 0); and any
         needle's value copied, without a look at its key."""
         values = self.values * self.queries
@@ -159,15 +159,15 @@ class Needle(SampleTask):
         right = 1 / (values + self.others)
         return {"chance": guessed} | ({"any needle": right + (1 - right) * guessed} if right < 1 else {})
 
-    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
+    def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length; and depth to the next tenth, if there is one needle only."""
-        labels: dict[str, str | int | float] = {"length": int(texts.lengths[document])}
-        whole = origin(texts)
-        assert isinstance(whole, NeedleTexts)
+        labels: dict[str, str | int | float] = {"length": int(dataset.lengths[document])}
+        whole = origin(dataset)
+        assert isinstance(whole, NeedleDataset)
         places = whole.sample(document).places
         return labels | ({"depth": round(places[0], 1)} if len(places) == 1 else {})
 
-    def scores(self, texts: Texts, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
+    def scores(self, dataset: Dataset, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
         """The share of the values that were found, if there are several."""
         if self.values * self.queries == 1:
             return {}
@@ -186,7 +186,7 @@ class Needle(SampleTask):
         return opening.encode(), question.format(query=query).encode()
 
 
-class NeedleTexts(WovenTexts):
+class NeedleDataset(HaystackDataset):
     """Samples drawn when they are read, each from a generator of its own."""
 
     def __init__(self, task: Needle, split: Split) -> None:

@@ -29,7 +29,7 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.base import SPLITS, SampleTask, SampleTexts, Split, Task, Texts, origin
+from zoo.train.tasks.base import SPLITS, Dataset, SampleDataset, SampleTask, Split, Task, origin
 from zoo.train.tasks.haystack import Ring
 from zoo.train.tasks.lm import END
 
@@ -110,19 +110,19 @@ class Passkey(SampleTask):
             vocab_size=self.vocab_size,
         )
 
-    def split(self, name: Split) -> Texts:
-        return PasskeyTexts(self, name)
+    def split(self, name: Split) -> Dataset:
+        return PasskeyDataset(self, name)
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         """The share of digits that a guess hits (the first is never 0); of keys it hits 1 in 90,000."""
         return {"chance": (1 / 9 + (DIGITS - 1) / 10) / DIGITS}
 
-    def groups(self, texts: Texts, document: int) -> dict[str, str | int | float]:
+    def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length, and depth to the next tenth."""
-        whole = origin(texts)
-        assert isinstance(whole, PasskeyTexts)
+        whole = origin(dataset)
+        assert isinstance(whole, PasskeyDataset)
         said = whole.sample(document)
-        return {"length": int(texts.lengths[document]), "depth": round(said.place / max(1, said.filler), 1)}
+        return {"length": int(dataset.lengths[document]), "depth": round(said.place / max(1, said.filler), 1)}
 
     def pieces(self, key: int) -> tuple[Symbols, Symbols, Symbols]:
         """What stands before, between and behind the two parts of the filler."""
@@ -136,7 +136,7 @@ class Passkey(SampleTask):
         return np.concatenate([[END], first]), between, np.concatenate([last, digits])
 
 
-class PasskeyTexts(SampleTexts):
+class PasskeyDataset(SampleDataset):
     """Samples drawn when they are read, each from a generator of its own: nothing to keep on disk."""
 
     asked = DIGITS

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import SPLITS, SampleTask, Split, Task, Texts
+from zoo.train.tasks.base import SPLITS, Dataset, SampleTask, Split, Task
 
 NOISE = 0
 
@@ -55,14 +55,14 @@ class SelectiveCopy(SampleTask):
             seed=self.seed,
         )
 
-    def split(self, name: Split) -> Texts:
-        return SelectiveCopyTexts(self, name)
+    def split(self, name: Split) -> Dataset:
+        return SelectiveCopyDataset(self, name)
 
-    def references(self, texts: Texts) -> dict[str, float]:
+    def baselines(self, dataset: Dataset) -> dict[str, float]:
         return {"chance": 1 / (self.vocab_size - 2)}
 
 
-class SelectiveCopyTexts(Texts):
+class SelectiveCopyDataset(Dataset):
     """Samples drawn when they are read, each from a generator of its own."""
 
     def __init__(self, task: SelectiveCopy, split: Split) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.train.tasks.base import Split, Task, Texts
+from zoo.train.tasks.base import Dataset, Split, Task
 
 
 class Tokens(Task):
@@ -20,7 +20,7 @@ class Tokens(Task):
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def split(self, name: Split) -> Texts:
+    def split(self, name: Split) -> Dataset:
         raise UserError("an imported model has no texts of its own: name a task in its tokens, task=…")
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:

@@ -14,7 +14,7 @@ import pytest
 from zoo.errors import UserError
 from zoo.train.corpora import catalog, splits
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.lm import references
+from zoo.train.tasks.lm import baselines
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_the_data_kit_itself():
     )
     assert list(open_corpus("wikitext-103", root).parts) == ["val", "test"]
     for name, order0, xz in (("wikilong", 4.606, 2.307), ("books", 4.490, 2.266), ("stacks", 5.072, 1.337)):
-        found = references(b"".join(contents(open_corpus(name, root), "test")))
+        found = baselines(b"".join(contents(open_corpus(name, root), "test")))
         assert found == {"xz -9": pytest.approx(xz, abs=2e-3), "order-0": pytest.approx(order0, abs=1e-3)}
 
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from zoo.module import IGNORE
-from zoo.train.data.loaders import Lanes
+from zoo.train.data.loaders import TrainLoader
 from zoo.train.data.module import DataModule
-from zoo.train.data.prefetch import Ahead
-from zoo.train.tasks.base import Task, Texts
+from zoo.train.data.prefetch import Prefetcher
+from zoo.train.tasks.base import Dataset, Task
 
 STEPS, EPOCH = 14, 5
 
 
-class Counting(Texts):
+class Counting(Dataset):
     def __init__(self):
         self.lengths = torch.tensor([8, 21, 5, 13, 30]).numpy()  # 2 + 6 + 2 + 4 + 8 windows of 4 for 5 rows
 
@@ -68,7 +68,7 @@ class Eager(DataModule):
     """Reads ahead, as on a GPU."""
 
     def train_dataloader(self):
-        return Ahead(super().train_dataloader(), pin=False)
+        return Prefetcher(super().train_dataloader(), pin=False)
 
 
 def fit(steps, made=DataModule, ckpt=None, accumulate=1, callbacks=()):
@@ -98,7 +98,7 @@ def fit(steps, made=DataModule, ckpt=None, accumulate=1, callbacks=()):
 def test_resumed_after_any_step(made, tmp_path):
     model, _ = fit(STEPS, made, callbacks=[Save(tmp_path)])
     assert [line[:2] for line in model.lines] == [divmod(step, EPOCH) for step in range(STEPS)]
-    alone = Lanes(Counting(), 5, 4, 3)
+    alone = TrainLoader(Counting(), 5, 4, 3)
     batches = [batch.tokens.tolist() for _ in range(3) for batch in alone]
     assert [line[2] for line in model.lines] == batches[:STEPS]
     for step in range(1, STEPS) if made is DataModule else (2, EPOCH, EPOCH + 1):

@@ -33,7 +33,7 @@ from zoo.train.evaluation.streaming import (
 from zoo.train.loop.trainer import train
 from zoo.train.runs import build, load
 from zoo.train.runs.config import compose
-from zoo.train.tasks.base import First, Texts
+from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.induction import Induction
 from zoo.train.tasks.lm import END
 
@@ -146,7 +146,7 @@ def test_memory_does_not_grow_with_the_length(
             return compute_loss(self, batch, carried)
 
         monkeypatch.setattr(SequenceModule, "compute_loss", noted)
-        texts, reader = First(task.split("test"), 2), StreamReader(model, rows=2, window=70)
+        texts, reader = Subset(task.split("test"), 2), StreamReader(model, rows=2, window=70)
         tracemalloc.start()
         if by == "sample":
             sample_hits(reader, texts)
@@ -160,9 +160,9 @@ def test_memory_does_not_grow_with_the_length(
 
 
 def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(reader: StreamReader, texts: Texts) -> SampleHits:
+    def hungry(reader: StreamReader, texts: Dataset) -> SampleHits:
         held = torch.ones(2**20 * int(texts.lengths[0]), dtype=torch.uint8)
-        return sample_hits(reader, First(texts, len(held[:9])))
+        return sample_hits(reader, Subset(texts, len(held[:9])))
 
     monkeypatch.setattr("zoo.train.evaluation.grids.sample_hits", hungry)
     entry = evaluate.evaluate(samples_run, EvalOptions(lengths=["200", "20"], overrides=("task.seed=6",)))
@@ -381,7 +381,7 @@ def test_an_interrupted_evaluation_keeps_the_cells_that_were_done(
 ) -> None:
     calls = []
 
-    def interrupted(reader: StreamReader, texts: Texts) -> SampleHits:
+    def interrupted(reader: StreamReader, texts: Dataset) -> SampleHits:
         calls.append(texts)
         if len(calls) == 2:
             raise KeyboardInterrupt

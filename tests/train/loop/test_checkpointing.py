@@ -151,7 +151,7 @@ def test_of_another_corpus(zoo: Any) -> None:
     (zoo.folder / "text/train/new.txt").write_text("a document that was not there")
     ended = zoo.run("resume=whole", "steps=9")
     assert ended.code == 2
-    assert "can't go on from the saved place in the data: expected documents=4" in ended.err
+    assert "can't resume from the saved position in the data: expected documents=4" in ended.err
     assert ended.err.count("\n") == 1
 
 

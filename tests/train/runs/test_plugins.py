@@ -162,7 +162,7 @@ TASK = """
 import numpy as np
 import torch
 
-from zoo.train.task import Task, Texts
+from zoo.train.tasks.base import Dataset, Task
 
 
 class Count(Task):
@@ -177,11 +177,11 @@ class Count(Task):
     def byte_count(self, targets):
         return torch.zeros((), dtype=torch.long, device=targets.device)
 
-    def references(self, texts):
+    def baselines(self, dataset):
         return {"chance": 0.1}
 
 
-class Numbers(Texts):
+class Numbers(Dataset):
     lengths = np.full(6, 40, np.int64)
 
     def window(self, document, start, stop):

@@ -18,7 +18,7 @@ from zoo.train.data.module import DataModule
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.babilong import Babilong, read_babi
-from zoo.train.tasks.base import First, Texts
+from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.haystack import Ring
 
 PLACES = ("garden", "bathroom", "office", "hallway")
@@ -69,9 +69,9 @@ def babilong(root: Path, *tasks: str, **keys: Any) -> Babilong:
     return Babilong(tasks or ("qa1",), corpus=str(root / "books"), root=root, **keys)
 
 
-def said(texts: Texts, document: int) -> tuple[str, str]:
+def said(dataset: Dataset, document: int) -> tuple[str, str]:
     """A sample as text, from behind END to the end of the answer, and what is asked of it."""
-    tokens, targets = texts.window(document, 0, int(texts.lengths[document]))
+    tokens, targets = dataset.window(document, 0, int(dataset.lengths[document]))
     assert tokens[0] == 256
     asked = targets != IGNORE
     assert asked[-asked.sum() :].all()
@@ -118,11 +118,11 @@ def test_a_question_takes_the_facts_of_its_story_so_far(root: Path) -> None:
 def test_the_answer_is_in_the_text(length: int, root: Path) -> None:
     task = babilong(root, length=length)
     for split, count in (("train", 60), ("val", 12), ("test", 90)):
-        texts = task.split(split)  # type: ignore[arg-type]
+        dataset = task.split(split)  # type: ignore[arg-type]
         for document in range(count):
-            text, asked = said(texts, document)
+            text, asked = said(dataset, document)
             assert asked == read_again(text)
-            assert len(text) == texts.lengths[document] <= length
+            assert len(text) == dataset.lengths[document] <= length
 
 
 @pytest.mark.parametrize("length", [1, 250, 1500])
@@ -131,10 +131,10 @@ def test_facts_in_their_order_among_whole_sentences_of_the_books(length: int, ro
     ring = Ring(open_corpus(str(root / "books"), "").split("test"))
     lines = ring.read(0, len(ring)).tobytes().decode().splitlines()
     long = [line.removesuffix(" Twice!") for line in lines] * 3  # the others are under 40 bytes
-    texts = babilong(root, length=length).split("test")
+    dataset = babilong(root, length=length).split("test")
     for document in range(len(questions)):
         facts, question, answer, _ = questions[document]
-        context, last = said(texts, document)[0].rsplit("\n", 1)
+        context, last = said(dataset, document)[0].rsplit("\n", 1)
         assert last == f"{question} {answer}"
         at = 0
         for fact in facts:
@@ -154,10 +154,10 @@ def test_facts_in_their_order_among_whole_sentences_of_the_books(length: int, ro
 def test_facts_go_to_any_gap_as_likely(root: Path) -> None:
     (root / "babi" / "qa7_train.txt").write_text("1 Ada left.\n2 Who left?\tAda\t1\n" * 20)
     (root / "babi" / "qa7_test.txt").write_text("1 Ada left.\n2 Bo sat.\n3 Who left?\tAda\t1\n")
-    texts = babilong(root, "qa7", length=500, eval_samples=600).split("test")
+    dataset = babilong(root, "qa7", length=500, eval_samples=600).split("test")
     counts, both, gaps = Counter[int](), 0, set()
     for document in range(600):
-        context = said(texts, document)[0].rsplit("\n", 1)[0]
+        context = said(dataset, document)[0].rsplit("\n", 1)[0]
         ada, bo = context.index("Ada left. "), context.index("Bo sat. ")
         assert ada < bo
         ahead = [context[:place].count("keeper") for place in (ada, bo)]
@@ -172,15 +172,15 @@ def test_facts_go_to_any_gap_as_likely(root: Path) -> None:
 
 
 def test_a_sample_is_never_shorter_than_its_facts(root: Path) -> None:
-    texts = babilong(root, "qa5", "qa1", length=1, eval_samples=20).split("val")
+    dataset = babilong(root, "qa5", "qa1", length=1, eval_samples=20).split("val")
     for document in range(20):
-        text, asked = said(texts, document)
-        assert len(text) == texts.lengths[document]
+        text, asked = said(dataset, document)
+        assert len(text) == dataset.lengths[document]
         assert asked == text.rsplit(" ", 1)[1]
-    assert said(texts, 0)[0] == "Ada gave the milk to Bo. \nWho has the milk? Bo"
-    assert said(texts, 2)[0] == "Ada gave the milk to Bo. Bo gave the milk to Cy. \nWho has the milk? Cy"
+    assert said(dataset, 0)[0] == "Ada gave the milk to Bo. \nWho has the milk? Bo"
+    assert said(dataset, 2)[0] == "Ada gave the milk to Bo. Bo gave the milk to Cy. \nWho has the milk? Cy"
     longer = babilong(root, "qa5", "qa1", length=120, eval_samples=20).split("val").lengths
-    np.testing.assert_array_equal(longer, np.maximum(texts.lengths, 120))
+    np.testing.assert_array_equal(longer, np.maximum(dataset.lengths, 120))
 
 
 def test_training_lengths_are_uniform_or_fixed(root: Path) -> None:
@@ -195,7 +195,7 @@ def test_training_lengths_are_uniform_or_fixed(root: Path) -> None:
 
 def test_tasks_take_turns_and_a_tenth_of_the_stories_validates(root: Path) -> None:
     task = babilong(root, "qa5", "qa1", length=300)
-    assert [task.groups(First(task.split("test"), 4), n)["task"] for n in range(4)] == ["qa5", "qa1"] * 2
+    assert [task.groups(Subset(task.split("test"), 4), n)["task"] for n in range(4)] == ["qa5", "qa1"] * 2
     stories = {name: task.questions(name) for name in ("train", "val", "test")}  # type: ignore[arg-type]
     assert {name: [len(own) for own in found.values()] for name, found in stories.items()} == {
         "train": [4, 108],
@@ -204,8 +204,8 @@ def test_tasks_take_turns_and_a_tenth_of_the_stories_validates(root: Path) -> No
     }
     assert {one.story for one in stories["train"]["qa1"]} == set(range(36))
     assert {one.story for one in stories["val"]["qa1"]} == set(range(36, 40))
-    texts = task.split("test")
-    assert Counter(said(texts, 2 * n + 1)[1] for n in range(90)) == Counter(
+    dataset = task.split("test")
+    assert Counter(said(dataset, 2 * n + 1)[1] for n in range(90)) == Counter(
         answer
         for _, _, answer, _ in stories_again((root / "babi" / task.files["qa1", "test"].name).read_text())
     )
@@ -213,10 +213,10 @@ def test_tasks_take_turns_and_a_tenth_of_the_stories_validates(root: Path) -> No
 
 def test_guesses_hit_what_is_said(root: Path) -> None:
     task = babilong(root, "qa1", "qa5", eval_samples=180)
-    texts = task.split("test")
+    dataset = task.split("test")
     answers: dict[str, list[str]] = {"qa1": [], "qa5": []}
     for document in range(180):
-        answers[str(task.groups(texts, document)["task"])].append(said(texts, document)[1])
+        answers[str(task.groups(dataset, document)["task"])].append(said(dataset, document)[1])
     size, constant, word, chance = 0, 0, 0, 0.0
     for own in answers.values():
         best = Counter(own).most_common(1)[0][0]
@@ -228,7 +228,7 @@ def test_guesses_hit_what_is_said(root: Path) -> None:
                 constant += Counter(going_on).most_common(1)[0][0] == answer[place]
                 known = {other for other in own if other.startswith(answer[:place])}
                 chance += sum(other[place] == answer[place] for other in known) / len(known)
-    found = task.references(texts)
+    found = task.baselines(dataset)
     assert found["constant"] == pytest.approx(constant / size)
     assert found["chance"] == pytest.approx(chance / size)
     assert found["constant of whole words"] == pytest.approx(word / 180)
@@ -239,11 +239,11 @@ def test_guesses_hit_what_is_said(root: Path) -> None:
 def test_babi_itself(root: Path) -> None:
     there = Path(os.environ["ZOO_DATA"]) / "babi"
     task = Babilong(length=600, folder=there, corpus=str(root / "books"))
-    texts = task.split("test")
+    dataset = task.split("test")
     for document in range(1000):
-        text, asked = said(texts, document)
+        text, asked = said(dataset, document)
         assert asked == read_again(text)
-    found = task.references(texts)
+    found = task.baselines(dataset)
     assert found["chance of whole words"] == pytest.approx(1 / 6)
     assert found["constant of whole words"] == pytest.approx(0.187)
     for name in ("qa2", "qa3", "qa4", "qa5"):
@@ -251,24 +251,24 @@ def test_babi_itself(root: Path) -> None:
         (path,) = there.glob(f"{name}_*test.txt")
         questions = stories_again(path.read_text())
         assert len(questions) == 1000
-        texts = task.split("test")
+        dataset = task.split("test")
         for document in range(0, 1000, 50):
             facts, question, answer, _ = questions[document]
-            text, asked = said(texts, document)
+            text, asked = said(dataset, document)
             assert text.endswith(f"\n{question} {answer}")
             assert asked == answer
             assert sum(len(fact) + 1 for fact in facts) < len(text)
 
 
 def test_a_window_is_a_slice_and_samples_are_repeatable(root: Path) -> None:
-    texts = babilong(root, length=2000).split("test")
-    tokens, targets = texts.window(7, 0, 2000)
+    dataset = babilong(root, length=2000).split("test")
+    tokens, targets = dataset.window(7, 0, 2000)
     for start, stop in [*pairwise(range(0, 2001, 40)), (0, 1), (5, 5), (100, 1995), (1993, 2000)]:
-        piece = texts.window(7, start, stop)
+        piece = dataset.window(7, start, stop)
         np.testing.assert_array_equal(piece[0], tokens[start:stop])
         np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
-        texts.window(7, 0, 2001)
+        dataset.window(7, 0, 2001)
     again = babilong(root, length=1000, eval_samples=8).at(length=2000).split("test")
     np.testing.assert_array_equal(again.window(7, 0, 2000)[0], tokens)
     for other in (
@@ -283,9 +283,9 @@ def test_a_window_is_a_slice_and_samples_are_repeatable(root: Path) -> None:
 def test_memory_does_not_grow_with_the_length(root: Path) -> None:
     peaks = []
     for length in (300_000, 1_200_000):
-        texts = babilong(root, length=length).split("test")
+        dataset = babilong(root, length=length).split("test")
         tracemalloc.start()
-        texts.window(1, length // 2, length // 2 + 4096)
+        dataset.window(1, length // 2, length // 2 + 4096)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] < 2**20

@@ -17,10 +17,10 @@ TEXT = (
 )
 
 
-def ring_of(folder: Path, *texts: str) -> Ring:
+def ring_of(folder: Path, *dataset: str) -> Ring:
     for split in ("train", "val"):
         (folder / "own" / split).mkdir(parents=True)
-        for number, text in enumerate(texts):
+        for number, text in enumerate(dataset):
             (folder / "own" / split / f"{number}.txt").write_text(text)
     return Ring(open_corpus(str(folder / "own"), "").split("train"))
 

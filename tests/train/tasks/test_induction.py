@@ -5,19 +5,19 @@ import pytest
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Texts
+from zoo.train.tasks.base import Dataset
 from zoo.train.tasks.induction import BLOCK, Induction
 
 
-def sample(texts: Texts, document: int) -> tuple[np.ndarray, np.ndarray]:
-    return texts.window(document, 0, int(texts.lengths[document]))
+def sample(dataset: Dataset, document: int) -> tuple[np.ndarray, np.ndarray]:
+    return dataset.window(document, 0, int(dataset.lengths[document]))
 
 
 @pytest.mark.parametrize("length", [4, 5, 64, 256])
 def test_the_answer_is_what_followed_the_special_token(length: int) -> None:
-    texts = Induction(length=length, eval_samples=200).split("val")
+    dataset = Induction(length=length, eval_samples=200).split("val")
     for document in range(200):
-        tokens, targets = sample(texts, document)
+        tokens, targets = sample(dataset, document)
         first, last = np.flatnonzero(tokens == 15)  # once inside, once at the end
         assert last == length - 1
         assert first < length - 2  # the answer is an ordinary token
@@ -26,8 +26,8 @@ def test_the_answer_is_what_followed_the_special_token(length: int) -> None:
 
 
 def test_places_and_answers_are_uniform() -> None:
-    texts = Induction(length=34, eval_samples=6400).split("val")
-    pairs = [sample(texts, document) for document in range(6400)]
+    dataset = Induction(length=34, eval_samples=6400).split("val")
+    pairs = [sample(dataset, document) for document in range(6400)]
     places = np.bincount([np.flatnonzero(tokens == 15)[0] for tokens, _ in pairs], minlength=32)
     answers = np.bincount([targets[-1] for _, targets in pairs], minlength=15)
     assert len(places) == 32
@@ -38,14 +38,14 @@ def test_places_and_answers_are_uniform() -> None:
 
 
 def test_a_window_is_a_slice_of_the_sample_across_blocks() -> None:
-    texts = Induction(length=3 * BLOCK + 10, eval_samples=3).split("test")
-    tokens, targets = sample(texts, 1)
+    dataset = Induction(length=3 * BLOCK + 10, eval_samples=3).split("test")
+    tokens, targets = sample(dataset, 1)
     for start, stop in ((0, 7), (BLOCK - 3, BLOCK + 3), (BLOCK, 2 * BLOCK), (2 * BLOCK + 1, 3 * BLOCK + 10)):
-        piece = texts.window(1, start, stop)
+        piece = dataset.window(1, start, stop)
         np.testing.assert_array_equal(piece[0], tokens[start:stop])
         np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
-        texts.window(1, 0, 3 * BLOCK + 11)
+        dataset.window(1, 0, 3 * BLOCK + 11)
 
 
 def test_splits_seeds_and_samples_differ_and_are_repeatable() -> None:

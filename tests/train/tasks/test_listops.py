@@ -13,8 +13,8 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.data.module import DataModule
 from zoo.train.tasks import listops_language
-from zoo.train.tasks.base import First, Texts
-from zoo.train.tasks.listops import Listops, ListopsTexts, read_lra
+from zoo.train.tasks.base import Dataset, Subset
+from zoo.train.tasks.listops import Listops, ListopsDataset, read_lra
 from zoo.train.tasks.listops_language import CLOSE, END, distinct, value
 
 WORDS = [*map(str, range(10)), "[MAX", "[MIN", "[MED", "[SM", "]"]
@@ -49,9 +49,9 @@ def worth_by_recursion(words: list[str]) -> tuple[int, int]:
     return worth, 1 + max(depths)
 
 
-def sample(texts: Texts, document: int) -> tuple[list[int], int]:
+def sample(dataset: Dataset, document: int) -> tuple[list[int], int]:
     """The list of a sample, without END, and its answer."""
-    tokens, targets = texts.window(document, 0, int(texts.lengths[document]))
+    tokens, targets = dataset.window(document, 0, int(dataset.lengths[document]))
     assert tokens[-1] == END
     assert (targets[:-1] == IGNORE).all()
     return tokens[:-1].tolist(), int(targets[-1])
@@ -115,10 +115,10 @@ def test_generated_lists_are_what_was_asked_for() -> None:
     task = Listops(**TINY)
     seen = set()
     for split, size in (("train", 60), ("val", 20), ("test", 20)):
-        texts = task.split(split)  # type: ignore[arg-type]
-        assert len(texts.lengths) == size
+        dataset = task.split(split)  # type: ignore[arg-type]
+        assert len(dataset.lengths) == size
         for document in range(size):
-            tokens, answer = sample(texts, document)
+            tokens, answer = sample(dataset, document)
             assert 5 < len(tokens) < 40
             worth, nested = worth_by_recursion(left := [WORDS[token] for token in tokens])
             assert not left
@@ -139,11 +139,11 @@ def test_generation_is_repeatable_whatever_the_number_of_processes(monkeypatch: 
 
 def test_generated_once_and_held_out_samples_do_not_depend_on_how_many_train(cache: Path) -> None:
     first = Listops(**TINY).split("val")
-    assert isinstance(first, ListopsTexts)
+    assert isinstance(first, ListopsDataset)
     (data,) = cache.glob("*.bin")
     written = data.stat().st_mtime_ns
     again = Listops(**TINY).split("val")
-    assert isinstance(again, ListopsTexts)
+    assert isinstance(again, ListopsDataset)
     np.testing.assert_array_equal(again.answers, first.answers)
     assert data.stat().st_mtime_ns == written
     more = Listops(**{**TINY, "samples": 90})
@@ -158,16 +158,16 @@ def test_generated_once_and_held_out_samples_do_not_depend_on_how_many_train(cac
 
 
 def test_a_window_is_a_slice_of_the_sample() -> None:
-    texts = Listops(**TINY).split("train")
+    dataset = Listops(**TINY).split("train")
     for document in range(60):
-        size = int(texts.lengths[document])
-        tokens, targets = texts.window(document, 0, size)
+        size = int(dataset.lengths[document])
+        tokens, targets = dataset.window(document, 0, size)
         for start, stop in ((0, 0), (0, 3), (2, size - 1), (size - 1, size)):
-            piece = texts.window(document, start, stop)
+            piece = dataset.window(document, start, stop)
             np.testing.assert_array_equal(piece[0], tokens[start:stop])
             np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
-        texts.window(0, 0, int(texts.lengths[0]) + 1)
+        dataset.window(0, 0, int(dataset.lengths[0]) + 1)
 
 
 def test_released_files_can_be_read_instead(tmp_path: Path) -> None:
@@ -201,16 +201,16 @@ def test_predictors_that_learn_nothing_by_their_definitions() -> None:
         for name, guess in (("constant", constant), ("root operator", given), ("root digits", alone)):
             hits[name] += guess == answer
     expected = {name: hits[name] / 20 for name in ("constant", "root operator", "root digits")}
-    assert task.references(task.split("val")) == expected
+    assert task.baselines(task.split("val")) == expected
     assert 0 < expected["root digits"] < 1
 
 
 def test_groups_are_root_and_length() -> None:
     task = Listops(**TINY)
-    texts = First(task.split("val"), 20)
+    dataset = Subset(task.split("val"), 20)
     for document in range(20):
-        tokens, _ = sample(texts, document)
-        said = task.groups(texts, document)
+        tokens, _ = sample(dataset, document)
+        said = task.groups(dataset, document)
         assert f"[{said['root']}" == WORDS[tokens[0]]
         low, high = map(int, str(said["length"]).split("-"))
         assert 6 <= low <= len(tokens) <= high <= 39
@@ -220,7 +220,7 @@ def test_groups_are_root_and_length() -> None:
 
 
 def test_a_batch_is_whole_samples() -> None:
-    data = DataModule(Listops(**TINY), rows=4, window=48, segment_len=16, seed=0)
+    data = DataModule(Listops(**TINY), batch_size=4, seq_len=48, segment_len=16, seed=0)
     for batch in data.val_dataloader():
         assert batch.fresh.all()
         assert ((batch.targets != IGNORE).sum(1) == 1).all()

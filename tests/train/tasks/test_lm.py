@@ -17,9 +17,9 @@ import zoo.configs
 from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.corpora.documents import Documents
-from zoo.train.data.loaders import Lanes, Reading
+from zoo.train.data.loaders import EvalLoader, TrainLoader
 from zoo.train.data.module import DataModule
-from zoo.train.tasks.lm import END, ByteTexts, LanguageModelling, count_words, prefix, references
+from zoo.train.tasks.lm import END, ByteDataset, LanguageModelling, baselines, count_words, prefix
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def byte_texts(place, contents):
     path = place / "data.bin"
     path.write_bytes(b"".join(contents))
     lengths = np.array([len(content) for content in contents], np.int64)
-    return ByteTexts(Documents(path, np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)))
+    return ByteDataset(Documents(path, np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)))
 
 
 contents = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6)
@@ -46,27 +46,27 @@ contents = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6)
 @settings(max_examples=25, deadline=None)
 @given(contents, st.data())
 def test_a_window_is_a_slice_of_the_document_between_its_ends(place, documents, data):
-    texts = byte_texts(place, documents)
-    assert texts.lengths.tolist() == [len(document) + 1 for document in documents]
+    dataset = byte_texts(place, documents)
+    assert dataset.lengths.tolist() == [len(document) + 1 for document in documents]
     for index, document in enumerate(documents):
         line = [END, *document, END]
         start = data.draw(st.integers(0, len(document)))
         stop = data.draw(st.integers(start + 1, len(document) + 1))
-        tokens, targets = texts.window(index, start, stop)
+        tokens, targets = dataset.window(index, start, stop)
         assert tokens.tolist() == line[start:stop]
         assert targets.tolist() == line[start + 1 : stop + 1]
-        assert texts.text(index) == document
+        assert dataset.text(index) == document
         for beyond in ((0, len(document) + 2), (-1, 1)):
             with pytest.raises(IndexError):
-                texts.window(index, *beyond)
+                dataset.window(index, *beyond)
 
 
 @settings(max_examples=40, deadline=None)
 @given(contents, st.integers(1, 3), st.integers(1, 8))
 def test_documents_can_be_put_together_from_batches(place, documents, rows, window):
-    texts = byte_texts(place, documents)
+    dataset = byte_texts(place, documents)
     found, rows_now = [], {}
-    for batch in Reading(texts, rows, window):
+    for batch in EvalLoader(dataset, rows, window):
         for row in range(len(batch.fresh)):
             asked = batch.targets[row] != IGNORE
             if batch.fresh[row] and asked.any():
@@ -81,10 +81,10 @@ def test_documents_can_be_put_together_from_batches(place, documents, rows, wind
 
 def test_another_document_moves_nothing(place):
     contents_ = [bytes([65 + i]) * (20 + 7 * i) for i in range(5)]
-    before = list(Lanes(byte_texts(place, contents_), 3, 8, seed=1))
-    whose = list(Lanes(_Whose(byte_texts(place, contents_)), 3, 8, seed=1))
+    before = list(TrainLoader(byte_texts(place, contents_), 3, 8, seed=1))
+    whose = list(TrainLoader(_Whose(byte_texts(place, contents_)), 3, 8, seed=1))
     contents_[2] = bytes([122]) * len(contents_[2])
-    after = list(Lanes(byte_texts(place, contents_), 3, 8, seed=1))
+    after = list(TrainLoader(byte_texts(place, contents_), 3, 8, seed=1))
     moved = 0
     for one, other, owner in zip(before, after, whose, strict=True):
         assert torch.equal(one.fresh, other.fresh)
@@ -94,11 +94,11 @@ def test_another_document_moves_nothing(place):
     assert moved
 
 
-class _Whose(ByteTexts):
+class _Whose(ByteDataset):
     """The same schedule, every position asking for its document's number."""
 
-    def __init__(self, texts):
-        super().__init__(texts.documents)
+    def __init__(self, dataset):
+        super().__init__(dataset.documents)
 
     def window(self, document, start, stop):
         line = np.full(stop - start, document, np.int64)
@@ -108,15 +108,15 @@ class _Whose(ByteTexts):
 @settings(max_examples=60, deadline=None)
 @given(contents, st.integers(1, 200))
 def test_a_prefix_asks_its_bytes_and_no_end_of_what_it_cuts(place, documents, limit):
-    texts = prefix(byte_texts(place, documents), limit)
-    asked = [texts.window(i, 0, int(length))[1].tolist() for i, length in enumerate(texts.lengths)]
+    dataset = prefix(byte_texts(place, documents), limit)
+    asked = [dataset.window(i, 0, int(length))[1].tolist() for i, length in enumerate(dataset.lengths)]
     expected, left = [], limit
     for document in documents:
         if left > 0:
             expected.append([*document, END] if len(document) <= left else [*document[:left]])
             left -= len(document)
     assert asked == expected
-    text = b"".join(texts.text(i) for i in range(len(texts.lengths)))
+    text = b"".join(dataset.text(i) for i in range(len(dataset.lengths)))
     assert text == b"".join(documents)[:limit]
 
 
@@ -126,15 +126,15 @@ def test_a_prefix_of_nothing_is_refused(place):
 
 
 def test_references():
-    assert references(b"ab" * 500)["order-0"] == pytest.approx(1.0)
-    assert references(bytes(range(256)) * 4)["order-0"] == pytest.approx(8.0)
-    assert references(b"a")["order-0"] == 0.0
+    assert baselines(b"ab" * 500)["order-0"] == pytest.approx(1.0)
+    assert baselines(bytes(range(256)) * 4)["order-0"] == pytest.approx(8.0)
+    assert baselines(b"a")["order-0"] == 0.0
     text = Path(__file__).read_bytes()
     shares = [count / len(text) for count in Counter(text).values()]
-    assert references(text)["order-0"] == pytest.approx(-sum(share * math.log2(share) for share in shares))
-    assert references(text)["xz -9"] == 8 * len(lzma.compress(text, lzma.FORMAT_XZ, preset=9)) / len(text)
+    assert baselines(text)["order-0"] == pytest.approx(-sum(share * math.log2(share) for share in shares))
+    assert baselines(text)["xz -9"] == 8 * len(lzma.compress(text, lzma.FORMAT_XZ, preset=9)) / len(text)
     with pytest.raises(UserError, match="0 bytes"):
-        references(b"")
+        baselines(b"")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_validation_reads_exactly_val_text(task):
     assert len(data.val_text) == 70
     asked = torch.cat([batch.targets[batch.targets < END] for batch in data.val_dataloader()])
     assert Counter(bytes(asked[asked != IGNORE].tolist())) == Counter(data.val_text)
-    assert task.references(data.val_texts()) == references(data.val_text)
+    assert task.baselines(data.val_dataset()) == baselines(data.val_text)
     assert len(DataModule(task, 2, 16, 8, seed=0, val_bytes=10**9).val_text) == 153
     assert len(DataModule(task, 2, 16, 8, seed=0).val_text) == 153
     assert sum(int(task.byte_count(batch.targets)) for batch in data.test_dataloader()) == 50

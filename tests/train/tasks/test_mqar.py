@@ -10,14 +10,14 @@ from zoo.module import IGNORE
 from zoo.train.data.module import DataModule
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
-from zoo.train.tasks.base import First, Texts
+from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.mqar import Mqar
 
 BASED = [[64, 4, 100_000], [128, 8, 20_000], [256, 16, 20_000], [256, 32, 20_000], [256, 64, 20_000]]
 
 
-def sample(texts: Texts, document: int) -> tuple[list[int], list[int]]:
-    tokens, targets = texts.window(document, 0, int(texts.lengths[document]))
+def sample(dataset: Dataset, document: int) -> tuple[list[int], list[int]]:
+    tokens, targets = dataset.window(document, 0, int(dataset.lengths[document]))
     return tokens.tolist(), targets.tolist()
 
 
@@ -71,7 +71,7 @@ def chi_square(counts: np.ndarray, shares: np.ndarray) -> float:
 
 @pytest.mark.parametrize("power_a", [0.01, 0.3, 1.0])
 def test_slots_are_drawn_by_a_power_law_without_replacement(power_a: float) -> None:
-    texts = Mqar(length=16, pairs=2, vocab_size=1000, power_a=power_a, random_non_queries=False).split(
+    dataset = Mqar(length=16, pairs=2, vocab_size=1000, power_a=power_a, random_non_queries=False).split(
         "train"
     )
     space, count = 6, 3000
@@ -86,17 +86,17 @@ def test_slots_are_drawn_by_a_power_law_without_replacement(power_a: float) -> N
     ).reshape(space, space)
     counts = np.zeros((space, space))
     for document in range(count):
-        tokens, _ = sample(texts, document)
+        tokens, _ = sample(dataset, document)
         one, other = ((tokens.index(tokens[place], 4) - 4) // 2 for place in (0, 2))
         counts[one, other] += 1
     assert chi_square(counts[chance > 0], chance[chance > 0]) < 65  # 29 degrees of freedom, p = 0.0001
 
 
 def test_filler_keys_and_values_are_uniform() -> None:
-    texts = Mqar(length=16, pairs=1, vocab_size=40).split("train")
+    dataset = Mqar(length=16, pairs=1, vocab_size=40).split("train")
     filler, first, second = np.zeros(40), np.zeros(40), np.zeros(40)
     for document in range(1500):
-        tokens, targets = sample(texts, document)
+        tokens, targets = sample(dataset, document)
         for place in range(2, 16):
             filler[tokens[place]] += targets[place] == IGNORE
         first[tokens[0]] += 1
@@ -123,11 +123,11 @@ def test_a_mixture_trains_and_one_kind_is_held_out() -> None:
         assert (len(tokens), sum(target != IGNORE for target in targets)) == (length, pairs)
         assert task.groups(train, document) == {"length": length, "pairs": pairs}
     assert val.lengths.tolist() == [256] * 50
-    assert task.groups(First(val, 3), 2) == {"length": 256, "pairs": 64}
+    assert task.groups(Subset(val, 3), 2) == {"length": 256, "pairs": 64}
     # (0 mod 5) kinds of samples: shares of all targets
     few = Mqar(length=16, pairs=1, vocab_size=100, mixture=[[16, 1, 2], [16, 3, 1]])
-    assert few.references(few.split("train")) == {"chance": 1 / 50, "any value of the sample": 3 / 5}
-    assert few.references(First(few.split("test"), 7)) == {"chance": 1 / 50, "any value of the sample": 1}
+    assert few.baselines(few.split("train")) == {"chance": 1 / 50, "any value of the sample": 3 / 5}
+    assert few.baselines(Subset(few.split("test"), 7)) == {"chance": 1 / 50, "any value of the sample": 1}
 
 
 def test_another_point_of_the_axes() -> None:
@@ -141,18 +141,18 @@ def test_another_point_of_the_axes() -> None:
 
 
 def test_a_window_is_a_slice_and_samples_are_repeatable() -> None:
-    texts = Mqar(length=64).split("test")
-    tokens, targets = sample(texts, 7)
+    dataset = Mqar(length=64).split("test")
+    tokens, targets = sample(dataset, 7)
     for start, stop in ((0, 64), (0, 1), (5, 40), (63, 64), (9, 9)):
-        piece = texts.window(7, start, stop)
+        piece = dataset.window(7, start, stop)
         assert (piece[0].tolist(), piece[1].tolist()) == (tokens[start:stop], targets[start:stop])
     for start, stop in ((-1, 3), (4, 3), (0, 65)):
         with pytest.raises(IndexError):
-            texts.window(7, start, stop)
+            dataset.window(7, start, stop)
     assert sample(Mqar(length=64, eval_samples=9).split("test"), 7) == (tokens, targets)
     for other in (Mqar(length=64).split("val"), Mqar(length=64, seed=1).split("test")):
         assert np.mean(np.array(sample(other, 7)[0]) != tokens) > 0.5
-    assert np.mean(np.array(sample(texts, 8)[0]) != tokens) > 0.5
+    assert np.mean(np.array(sample(dataset, 8)[0]) != tokens) > 0.5
 
 
 @pytest.mark.parametrize(

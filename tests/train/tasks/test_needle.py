@@ -19,7 +19,7 @@ from zoo.train.evaluation.grids import EvalOptions, evaluate_samples
 from zoo.train.evaluation.streaming import StreamReader, sample_hits
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
-from zoo.train.tasks.base import First, Texts
+from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.haystack import Ring
 from zoo.train.tasks.needle import Needle, NeedleTexts, found, score
 
@@ -39,9 +39,9 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "shelf")
 
 
-def said(texts: Texts, document: int) -> tuple[str, str]:
+def said(dataset: Dataset, document: int) -> tuple[str, str]:
     """A sample as text, from behind END to the end of the answer, and what is asked of it."""
-    tokens, targets = texts.window(document, 0, int(texts.lengths[document]))
+    tokens, targets = dataset.window(document, 0, int(dataset.lengths[document]))
     assert tokens[0] == 256
     asked = targets != IGNORE
     assert asked[-asked.sum() :].all()
@@ -84,21 +84,21 @@ def test_the_answer_is_in_the_text(kind: Any, distractors: int, shelf: str) -> N
     task = Needle(kind, length=1500, distractors=distractors, corpus=shelf)
     needles = {"single": 1}.get(kind, 4) + distractors
     for split in ("train", "test"):
-        texts = task.split(split)  # type: ignore[arg-type]
+        dataset = task.split(split)  # type: ignore[arg-type]
         for document in range(40):
-            text, asked = said(texts, document)
-            assert len(text.encode(errors="replace")) >= texts.lengths[document]
+            text, asked = said(dataset, document)
+            assert len(text.encode(errors="replace")) >= dataset.lengths[document]
             assert asked == read_again(text)
             assert text.count("One of the special magic numbers for") == needles
             assert asked.count(", ") == (3 if kind in ("multivalue", "multiquery") else 0)
-            assert texts.answers_of(document) == asked.split(", ")
+            assert dataset.answers_of(document) == asked.split(", ")
 
 
 def test_several_needles_and_queries_come_in_any_order(shelf: str) -> None:
-    texts = Needle("multiquery", length=1500, corpus=shelf).split("val")
+    dataset = Needle("multiquery", length=1500, corpus=shelf).split("val")
     places = []
     for document in range(200):
-        text, asked = said(texts, document)
+        text, asked = said(dataset, document)
         values = asked.split(", ")
         assert len(set(values)) == 4
         assert all(value[0] != "0" for value in values)
@@ -113,9 +113,9 @@ def test_without_needles_it_is_the_book_cut_between_sentences(length: int, shelf
     needle = rb"One of the special magic numbers for \S+ is: \d{7}\."
     ring = Ring(open_corpus(shelf, "").split("test"))
     book = b"".join((ring.read(0, len(ring)).tobytes() * 4).split())
-    texts = Needle(length=length, distractors=1, corpus=shelf).split("test")
+    dataset = Needle(length=length, distractors=1, corpus=shelf).split("test")
     for document in range(40):
-        tokens, targets = texts.window(document, 0, length)
+        tokens, targets = dataset.window(document, 0, length)
         text = bytes([*tokens[1:].tolist(), int(targets[-1])])
         assert len(text) == length
         context = text.split(b"\n", 1)[1].rsplit(b"\n", 1)[0]
@@ -128,9 +128,9 @@ def test_without_needles_it_is_the_book_cut_between_sentences(length: int, shelf
 @pytest.mark.parametrize("depth", [0, 0.3, 0.5, 1])
 def test_depth_is_a_share_of_the_sentences(depth: float, shelf: str) -> None:
     task = Needle(length=2500, corpus=shelf).at(depth=depth)
-    texts = task.split("test")
+    dataset = task.split("test")
     for document in range(20):
-        text, _ = said(texts, document)
+        text, _ = said(dataset, document)
         context = text.split("\n", 1)[1].rsplit("\n", 1)[0]
         before, after = re.split(r" ?One of the special magic numbers for \S+ is: \d{7}\. ?", context)
         ahead, behind = before.count(".”"), after.count(".”")
@@ -139,13 +139,13 @@ def test_depth_is_a_share_of_the_sentences(depth: float, shelf: str) -> None:
         assert ahead == pytest.approx(depth * sentences, abs=1)
         assert (depth == 0) == (before == "")
         assert (depth == 1) == (after == "")
-        assert task.groups(First(texts, 20), document) == {"length": 2500, "depth": depth}
+        assert task.groups(Subset(dataset, 20), document) == {"length": 2500, "depth": depth}
 
 
 def test_forty_depths_are_as_likely(shelf: str) -> None:
     task = Needle(length=600, corpus=shelf)
-    texts = task.split("train")
-    places = [texts.sample(document).places for document in range(2000)]
+    dataset = task.split("train")
+    places = [dataset.sample(document).places for document in range(2000)]
     assert {len(own) for own in places} == {1}
     depths = np.array(sorted({own[0] for own in places}))
     np.testing.assert_array_equal(depths, np.round(np.linspace(0, 100, num=40)).astype(int) / 100)
@@ -159,13 +159,13 @@ def test_the_same_needles_at_every_length(shelf: str) -> None:
     task = Needle("multivalue", length=1000, corpus=shelf, eval_samples=6)
     for length in (700, 5000):
         there = task.at(length=length)
-        texts = there.split("val")
-        assert isinstance(texts, NeedleTexts)
-        assert texts.lengths.tolist() == [length] * 6
-        assert there.groups(texts, 2) == {"length": length}
+        dataset = there.split("val")
+        assert isinstance(dataset, NeedleTexts)
+        assert dataset.lengths.tolist() == [length] * 6
+        assert there.groups(dataset, 2) == {"length": length}
         for document in range(6):
             near = said(task.split("val"), document)[1]
-            assert said(texts, document)[1] == near == read_again(said(texts, document)[0])
+            assert said(dataset, document)[1] == near == read_again(said(dataset, document)[0])
     for axes in ({"depth": 0.5}, {"width": 3}):
         with pytest.raises(UserError, match=r"needle has no (depth|width) to vary"):
             task.at(**axes)
@@ -184,30 +184,30 @@ def test_training_lengths_are_uniform_or_fixed(shelf: str) -> None:
 
 
 def test_a_window_is_a_slice_and_samples_are_repeatable(shelf: str) -> None:
-    texts = Needle("multikey", length=3000, corpus=shelf).split("test")
-    tokens, targets = texts.window(7, 0, 3000)
+    dataset = Needle("multikey", length=3000, corpus=shelf).split("test")
+    tokens, targets = dataset.window(7, 0, 3000)
     edges = [0, 1, 2, 130, 131, 132, 700, 2800, 2990, 2999, 3000]
     for start, stop in [*pairwise(edges), (0, 1), (5, 5), (100, 2995)]:
-        piece = texts.window(7, start, stop)
+        piece = dataset.window(7, start, stop)
         np.testing.assert_array_equal(piece[0], tokens[start:stop])
         np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
-        texts.window(7, 0, 3001)
+        dataset.window(7, 0, 3001)
     again = Needle("multikey", length=3000, corpus=shelf, eval_samples=8).split("test")
     np.testing.assert_array_equal(again.window(7, 0, 3000)[0], tokens)
     for other in (
         Needle("multikey", length=3000, corpus=shelf, seed=1).split("test"),
         Needle("multikey", length=3000, corpus=shelf).split("val"),
     ):
-        assert said(other, 7)[1] != said(texts, 7)[1]
+        assert said(other, 7)[1] != said(dataset, 7)[1]
 
 
 def test_memory_does_not_grow_with_the_length(shelf: str) -> None:
     peaks = []
     for length in (300_000, 1_200_000):
-        texts = Needle(length=length, corpus=shelf).split("test")
+        dataset = Needle(length=length, corpus=shelf).split("test")
         tracemalloc.start()
-        texts.window(1, length // 2, length // 2 + 4096)
+        dataset.window(1, length // 2, length // 2 + 4096)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] < 2**20
@@ -215,27 +215,27 @@ def test_memory_does_not_grow_with_the_length(shelf: str) -> None:
 
 def test_guesses_hit_what_is_said(shelf: str) -> None:
     task = Needle("multiquery", needles=3, distractors=1, length=1000, corpus=shelf)
-    texts = task.split("val")
+    dataset = task.split("val")
     draw, guessed, copied, of = np.random.default_rng(0), 0, 0, 0
     for document in range(300):
-        answer = said(texts, document)[1]
+        answer = said(dataset, document)[1]
         guess = ", ".join(str(draw.integers(10**6, 10**7)) for _ in range(3))
-        hidden = re.findall(r"is: (\d+)\.", said(texts, document)[0])
+        hidden = re.findall(r"is: (\d+)\.", said(dataset, document)[0])
         copy = ", ".join(hidden[draw.integers(4)] for _ in range(3))
         guessed += sum(a == b for a, b in zip(answer, guess, strict=True))
         copied += sum(a == b for a, b in zip(answer, copy, strict=True))
         of += len(answer)
-    expected = task.references(First(texts, 9))
+    expected = task.baselines(Subset(dataset, 9))
     assert expected["chance"] == pytest.approx(guessed / of, abs=0.02)
     assert expected["any needle"] == pytest.approx(copied / of, abs=0.05)
-    alone = Needle(length=1000).references(texts)
+    alone = Needle(length=1000).baselines(dataset)
     assert alone == {"chance": pytest.approx((1 / 9 + 0.6) / 7)}
 
 
 def test_scores_by_the_papers_rule(shelf: str) -> None:
-    texts = Needle("multivalue", needles=3, length=1000, corpus=shelf).split("val")
-    values = texts.answers_of(4)
-    answer = said(texts, 4)[1]
+    dataset = Needle("multivalue", needles=3, length=1000, corpus=shelf).split("val")
+    values = dataset.answers_of(4)
+    answer = said(dataset, 4)[1]
     assert score(answer, values) == score(f"they are {values[2]} and {values[0]}; {values[1]}", values) == 1
     assert score(answer[:16], values) == pytest.approx(2 / 3)
     assert score("none", values) == 0
@@ -246,8 +246,8 @@ def test_scores_by_the_papers_rule(shelf: str) -> None:
     hits[12] = False
     assert found(hits) == pytest.approx(2 / 3)
     task = Needle("multivalue", needles=3, length=1000, corpus=shelf)
-    assert task.scores(First(texts, 5), 4, hits) == {"values found": found(hits)}
-    assert Needle(length=1000).scores(texts, 4, hits[:7]) == {}
+    assert task.scores(Subset(dataset, 5), 4, hits) == {"values found": found(hits)}
+    assert Needle(length=1000).scores(dataset, 4, hits[:7]) == {}
     hits[[0, 1, 24]] = False
     assert found(hits) == 0
 
@@ -304,13 +304,13 @@ class Always(SequenceModule):
 
 def test_an_evaluation_says_which_targets_and_how_many_values_are_hit(shelf: str) -> None:
     task = Needle("multivalue", length=1000, corpus=shelf, eval_samples=20)
-    texts = task.split("test")
+    dataset = task.split("test")
     for window in (64, 4096):  # an answer may lie in two windows
-        sums = sample_hits(StreamReader(Always(ord("7")), rows=3, window=window), texts)
+        sums = sample_hits(StreamReader(Always(ord("7")), rows=3, window=window), dataset)
         for document in range(20):
-            assert sums.which[document].tolist() == [digit == "7" for digit in said(texts, document)[1]]
+            assert sums.which[document].tolist() == [digit == "7" for digit in said(dataset, document)[1]]
     (row,) = evaluate_samples(
         Always(ord("7")), task, EvalOptions(lengths=["1000"], prompts=20), 1000, lambda line: None
     )
     assert row["scores"] == {"values found": 0}
-    assert row["targets"]["hits"] == sum(said(texts, document)[1].count("7") for document in range(20))
+    assert row["targets"]["hits"] == sum(said(dataset, document)[1].count("7") for document in range(20))

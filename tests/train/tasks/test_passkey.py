@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
-from zoo.train.tasks.base import First, Texts
+from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.passkey import BLOCK, Passkey
 
 SENTENCES = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -30,13 +30,13 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "shelf"
 
 
-def sample(texts: Texts, document: int) -> tuple[np.ndarray, np.ndarray]:
-    return texts.window(document, 0, int(texts.lengths[document]))
+def sample(dataset: Dataset, document: int) -> tuple[np.ndarray, np.ndarray]:
+    return dataset.window(document, 0, int(dataset.lengths[document]))
 
 
-def said(texts: Texts, document: int) -> tuple[str, str]:
+def said(dataset: Dataset, document: int) -> tuple[str, str]:
     """A sample of bytes as text, from behind END to the key's last digit, and what is asked of it."""
-    tokens, targets = sample(texts, document)
+    tokens, targets = sample(dataset, document)
     assert tokens[0] == 256
     asked = targets != IGNORE
     assert asked[-5:].all()
@@ -94,8 +94,8 @@ def test_compact_form() -> None:
 
 
 def test_digits_are_uniform() -> None:
-    texts = Passkey(length=12, eval_samples=9000, **COMPACT).split("val")
-    digits = np.array([sample(texts, document)[1][-5:] for document in range(9000)])
+    dataset = Passkey(length=12, eval_samples=9000, **COMPACT).split("val")
+    digits = np.array([sample(dataset, document)[1][-5:] for document in range(9000)])
     for place, least in enumerate((1, 0, 0, 0, 0)):
         counts = np.bincount(digits[:, place], minlength=10)[least:]
         assert ((counts - 9000 / len(counts)) ** 2 / (9000 / len(counts))).sum() < 34  # p = 0.0001
@@ -124,10 +124,10 @@ def test_lengths_to_train_on_are_uniform_or_fixed_and_held_out_ones_fixed() -> N
 )
 def test_a_window_is_a_slice_of_the_sample(form: Any, filler: Any, shelf: Path) -> None:
     length = 2 * BLOCK + 400
-    texts = Passkey(length=length, form=form, filler=filler, corpus=str(shelf)).split("test")
+    dataset = Passkey(length=length, form=form, filler=filler, corpus=str(shelf)).split("test")
     for document in range(3):
-        tokens, targets = sample(texts, document)
-        (place,) = texts.sample(document)[2:3]  # type: ignore[attr-defined]
+        tokens, targets = sample(dataset, document)
+        (place,) = dataset.sample(document)[2:3]  # type: ignore[attr-defined]
         cuts = [
             0,
             7,
@@ -143,11 +143,11 @@ def test_a_window_is_a_slice_of_the_sample(form: Any, filler: Any, shelf: Path) 
         ]
         cuts = sorted(cut for cut in cuts if 0 <= cut <= length)
         for start, stop in itertools.pairwise(cuts):
-            piece = texts.window(document, start, stop)
+            piece = dataset.window(document, start, stop)
             np.testing.assert_array_equal(piece[0], tokens[start:stop])
             np.testing.assert_array_equal(piece[1], targets[start:stop])
     with pytest.raises(IndexError):
-        texts.window(0, 0, length + 1)
+        dataset.window(0, 0, length + 1)
 
 
 def test_random_fillers() -> None:
@@ -186,13 +186,13 @@ def test_axes() -> None:
     task = Passkey(length=100, eval_samples=64, seed=3, filler="random", **COMPACT)
     assert task.at().groups(task.split("val"), 0)["length"] == 100
     far = task.at(length=6400, depth=0.25)
-    texts = First(far.split("test"), 50)
+    dataset = Subset(far.split("test"), 50)
     keys = []
     for document in range(50):
-        tokens, targets = sample(texts, document)
+        tokens, targets = sample(dataset, document)
         assert len(tokens) == 6400
         assert np.flatnonzero(tokens == 10)[0] == round(0.25 * (6400 - 11))
-        assert far.groups(texts, document) == {"length": 6400, "depth": pytest.approx(0.2, abs=0.1)}
+        assert far.groups(dataset, document) == {"length": 6400, "depth": pytest.approx(0.2, abs=0.1)}
         keys.append(targets[-5:].tolist())
         near = sample(task.at(depth=1).split("test"), document)
         assert near[1][-5:].tolist() == keys[-1]  # the same key at every point
@@ -221,7 +221,7 @@ def test_the_config_builds_and_its_window_is_a_whole_sample(form: str) -> None:
     cfg = compose(["task=passkey", f"task.form={form}", "size=nano", "task.length=300", "task.depth=0.0"])
     assert cfg.data.seq_len == 304
     task = build.task(cfg)
-    assert task.references(task.split("val")) == {"chance": pytest.approx((1 / 9 + 4 / 10) / 5)}
+    assert task.baselines(task.split("val")) == {"chance": pytest.approx((1 / 9 + 4 / 10) / 5)}
     assert int(sample(task.split("val"), 0)[0].max()) < task.vocab_size
 
 
