@@ -21,7 +21,7 @@ from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.haystack import Ring
-from zoo.train.tasks.needle import Needle, NeedleTexts, found, score
+from zoo.train.tasks.needle import Needle, NeedleDataset, found, score
 
 KINDS = ("single", "multikey", "multivalue", "multiquery")
 
@@ -160,7 +160,7 @@ def test_the_same_needles_at_every_length(shelf: str) -> None:
     for length in (700, 5000):
         there = task.at(length=length)
         dataset = there.split("val")
-        assert isinstance(dataset, NeedleTexts)
+        assert isinstance(dataset, NeedleDataset)
         assert dataset.lengths.tolist() == [length] * 6
         assert there.groups(dataset, 2) == {"length": length}
         for document in range(6):
