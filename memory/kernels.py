@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -31,9 +31,8 @@ def require(package: str, module: str = "") -> Any:
     try:
         return importlib.import_module((module or package).replace("-", "_"))
     except Exception as error:  # a package without its CUDA part fails in ways of its own
-        said = str(error).partition("\n")[0]
         raise UserError(
-            f"backend: expected the package {package}: {INSTALL.format(package)}; found {said}"
+            f"backend: expected the package {package}: {INSTALL.format(package)}; found {first_line(error)}"
         ) from error
 
 

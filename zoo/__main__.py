@@ -1,10 +1,11 @@
 """`zoo COMMAND …` (also `python -m zoo`): one table of commands, each imported only when it is called."""
 
-import difflib
 import importlib
 import importlib.util
 import os
 import sys
+
+from zoo.errors import nearest
 
 COMMANDS = {  # command: (where it is, what it does, an example)
     "train": (
@@ -68,10 +69,9 @@ def main() -> None:
             print(overview())
     else:
         print(overview())
-        near = difflib.get_close_matches(name, COMMANDS, 1)
         print(
             f"error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}"
-            + (f"; did you mean {near[0]}?" if near else ""),
+            f"{nearest(name, COMMANDS)}",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, "" where it has none."""
+    return str(error).strip().partition("\n")[0]
+
+
 def one_line(error: BaseException) -> str:
     """The message on one line, with Hydra's cause, without the trailers of Hydra and OmegaConf."""
     hydras = type(error).__module__.startswith("hydra.")
@@ -28,7 +33,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(line for line in lines if line and not line.startswith(noise)) or type(error).__name__
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str:
+def nearest(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     """ "; did you mean …?" for the candidate that comes closest to a word, "" where none is close."""
     close = difflib.get_close_matches(word, list(candidates), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""

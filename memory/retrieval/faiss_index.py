@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 
 Kind = Literal["flat", "ivf", "hnsw"]
 
@@ -47,10 +47,9 @@ def load_faiss() -> Any:
     try:
         return importlib.import_module("faiss")
     except Exception as error:  # the GPU's fails in ways of its own without its libraries
-        said = str(error).partition("\n")[0]
         raise UserError(
             "backend: expected the package faiss-cpu: pip install faiss-cpu (with a GPU: pip install -c "
-            f"constraints/cuda.txt faiss-gpu); found {said}"
+            f"constraints/cuda.txt faiss-gpu); found {first_line(error)}"
         ) from error
 
 

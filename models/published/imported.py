@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import zoo.models.published
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 from zoo.module import Batch, SequenceModule
 from zoo.state import State
 
@@ -40,8 +40,9 @@ def loaded(name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) 
     except KeyError as error:
         raise UserError(f"config: expected {error.args[0]}, found none") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise UserError(f"config and weights don't go together as format {name}: {said}") from error
+        raise UserError(
+            f"config and weights don't go together as format {name}: {first_line(error)}"
+        ) from error
     return model
 
 

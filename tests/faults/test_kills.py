@@ -11,7 +11,7 @@ import pytest
 
 from zoo.errors import UserError
 from zoo.train.runs.checkpoint import read_checkpoint
-from zoo.train.runs.files import LOCK, alone_in
+from zoo.train.runs.files import LOCK, lock_folder
 
 WORDS = {
     "rmt": ("model=rmt", "model.dropout=0.1", "steps=24", "val_every=5", "checkpoint_every=1"),
@@ -114,8 +114,8 @@ def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
 
 # -- two runs in one folder ----------------------------------------------------------------------------------
 
-HOLD = "import sys; from pathlib import Path; from zoo.train.runs.files import alone_in\n"
-HOLD += "with alone_in(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+HOLD = "import sys; from pathlib import Path; from zoo.train.runs.files import lock_folder\n"
+HOLD += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
 def holder(zoo: Any, folder: str) -> subprocess.Popen[str]:
@@ -164,23 +164,23 @@ def test_two_runs_that_start_at_once(zoo: Any) -> None:
 
 def test_a_lock_that_was_handed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As zoo sweep does: the parent has it, the child knows."""
-    with alone_in(tmp_path), (tmp_path / LOCK).open("w") as own:
-        with pytest.raises(UserError, match="in use by another run"), alone_in(tmp_path):
+    with lock_folder(tmp_path), (tmp_path / LOCK).open("w") as own:
+        with pytest.raises(UserError, match="in use by another run"), lock_folder(tmp_path):
             pass
         monkeypatch.setenv("ZOO_LOCK", str(own.fileno()))
-        with alone_in(tmp_path):
+        with lock_folder(tmp_path):
             pass
         (tmp_path / "other").mkdir()
-        with alone_in(tmp_path / "other"):  # not the folder that was handed down
+        with lock_folder(tmp_path / "other"):  # not the folder that was handed down
             monkeypatch.setenv("ZOO_LOCK", "9999999999999999999999")
-            with pytest.raises(UserError, match="in use"), alone_in(tmp_path / "other"):
+            with pytest.raises(UserError, match="in use"), lock_folder(tmp_path / "other"):
                 pass
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK"])
 def test_the_first_rank_holds_it_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "0")
-    with alone_in(tmp_path):
+    with lock_folder(tmp_path):
         monkeypatch.setenv(name, "1")
-        with alone_in(tmp_path):
+        with lock_folder(tmp_path):
             pass

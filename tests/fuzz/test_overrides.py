@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 from hypothesis import strategies as st
 
-from zoo.train.runs.config import compose, plain
+from zoo.train.runs.config import compose, to_dict
 
 PLACES = ("data.corpus", "data.root", "task.corpus", "task.root", "run_dir", "resume")
 NUMBERS = ["-1", "0", "3", "64", "-0.5", "0.5", "1e400", "nan", "inf", "-inf", "1_0", "0x10", "1e-3", "-1e9"]
@@ -88,7 +88,7 @@ def test_any_word(
 
     zoo.whole()
     monkeypatch.setattr(L.Trainer, "fit", fit)
-    keys = keys_of(plain(compose(["model=rmt", "size=nano", "run_dir=x"])))
+    keys = keys_of(to_dict(compose(["model=rmt", "size=nano", "run_dir=x"])))
     keys += ["model.base", "model.position", "experiment", "hydra.verbose", "hydra.job.name"]
     before = fuzzing.snapshot(zoo.folder / "whole", zoo.folder / "text")
 

@@ -177,7 +177,7 @@ def test_bytes_of_state_and_how_many_tokens_there_are() -> None:
 )
 def test_the_budget(size: str, tolerance: float) -> None:
     cfg = compose(["model=memorizing", f"size={size}"])
-    keys = budget.solved(cfg)
+    keys = budget.solve_width(cfg)
     for name in ("free", "_target_"):
         keys.pop(name, None)
     with torch.device("meta"):

@@ -113,7 +113,7 @@ def whole(key: str, value: str) -> list[int]:
 
 
 def check(cfg: DictConfig) -> None:
-    run_config.check(cfg)
+    run_config.validate_config(cfg)
     if cfg.trainer.precision not in PRECISIONS:
         raise UserError(
             f"bench: trainer.precision: expected {' or '.join(PRECISIONS)}, found {cfg.trainer.precision}"

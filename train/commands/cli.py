@@ -34,11 +34,11 @@ def did_you_mean(message: str) -> str:
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:
         return ""
-    from zoo.train.runs.config import compose, plain
+    from zoo.train.runs.config import compose, to_dict
 
     groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
     try:
-        cfg = plain(compose([word for word in sys.argv[1:] if word.startswith(groups)]))
+        cfg = to_dict(compose([word for word in sys.argv[1:] if word.startswith(groups)]))
     except Exception:  # it says too little to help; the error itself is said anyway
         return ""
     inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]

@@ -80,13 +80,13 @@ def main() -> None:
 def run(cfg: DictConfig) -> float | None:
     from zoo.train.loop.signals import InterruptedRunError
     from zoo.train.loop.trainer import train
-    from zoo.train.runs.files import alone_in
+    from zoo.train.runs.files import lock_folder
 
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     Composed.done = True
     try:
-        with alone_in(run_dir):
+        with lock_folder(run_dir):
             if cfg.resume:
                 cfg = resumed(cfg, run_dir, list(hydra_config.overrides.task))
             elif (run_dir / "config.yaml").exists() and "LOCAL_RANK" not in os.environ:

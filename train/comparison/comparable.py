@@ -6,7 +6,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.train.comparison.groups import Run, full_settings
 from zoo.train.runs import budget
-from zoo.train.runs.folder import ABSENT
+from zoo.train.runs.folder import NOT_SET
 
 TOKENS_TOLERANCE = (
     0.05  # tokens seen may differ by so much: how much of a window is padding hangs on seed and window
@@ -32,7 +32,7 @@ def positions_read(run: Run) -> int:
 def task_facts(run: Run) -> dict[str, Any]:
     named = {
         "task": run.config["names.task"],
-        "task version": run.metrics.get("task_version", ABSENT),
+        "task version": run.metrics.get("task_version", NOT_SET),
         "task code": run.metrics.get("task_code", ""),
     }
     without = ("task.root", "task.corpus")
@@ -46,16 +46,19 @@ def task_facts(run: Run) -> dict[str, Any]:
 
 def data_facts(run: Run) -> dict[str, Any]:
     return {
-        "bytes held out": run.metrics.get("val_bytes", ABSENT),
-        "corpus": run.config.get("data.corpus", ABSENT),
-        "fingerprint": run.metrics.get("data_fingerprint", ABSENT),
+        "bytes held out": run.metrics.get("val_bytes", NOT_SET),
+        "corpus": run.config.get("data.corpus", NOT_SET),
+        "fingerprint": run.metrics.get("data_fingerprint", NOT_SET),
     }
 
 
 KINDS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "task": task_facts,
     "data": data_facts,
-    "budget": lambda run: {"size": run.config["names.size"], "budget": run.config.get("size.budget", ABSENT)},
+    "budget": lambda run: {
+        "size": run.config["names.size"],
+        "budget": run.config.get("size.budget", NOT_SET),
+    },
     "tokens": lambda run: {"positions read": positions_read(run)},
 }
 
@@ -71,8 +74,8 @@ def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
                 continue
             groups: dict[str, list[str]] = {}
             for one, run in zip(told, runs, strict=True):
-                value = one.get(key, ABSENT)
-                if key != "fingerprint" or value != ABSENT:
+                value = one.get(key, NOT_SET)
+                if key != "fingerprint" or value != NOT_SET:
                     groups.setdefault(format_value(value), []).append(run.name)
             if len(groups) > 1:
                 parts = [f"{value} ({some(names)})" for value, names in groups.items()]

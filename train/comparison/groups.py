@@ -18,7 +18,7 @@ from zoo import plugins
 from zoo.errors import UserError
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import Estimate, estimate
-from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat, read_config, read_json
+from zoo.train.runs.folder import NEUTRAL_SETTINGS, NOT_SET, differences, flatten, read_config, read_json
 
 MEASURED = ("val/loss", "parameters", "tokens_seen")
 POINT = ("step", "tokens_seen", "val/loss")
@@ -148,9 +148,11 @@ def short_key(key: str) -> str:
 
 def differing_settings(one: Run, other: Run) -> dict[str, tuple[Any, Any]]:
     """Settings but the seed in which two runs differ, (one's, other's) by name."""
-    found = differences(full_settings(one), full_settings(other), without=(*BESIDE, "seed", "model.free"))
+    found = differences(
+        full_settings(one), full_settings(other), without=(*NEUTRAL_SETTINGS, "seed", "model.free")
+    )
     return {
-        key: pair for key, pair in found.items() if ABSENT not in pair or constructor_takes(key, one, other)
+        key: pair for key, pair in found.items() if NOT_SET not in pair or constructor_takes(key, one, other)
     }
 
 
@@ -171,7 +173,7 @@ def full_settings(run: Run) -> dict[str, Any]:
     for group in BUILT:
         for name, value in (constructor_defaults(run.config.get(f"{group}._target_")) or {}).items():
             if f"{group}.{name}" not in given and value is not inspect.Parameter.empty:
-                found |= flat(list(value) if isinstance(value, tuple) else value, f"{group}.{name}")
+                found |= flatten(list(value) if isinstance(value, tuple) else value, f"{group}.{name}")
     if code := run.metrics.get("model_code"):
         found["model_code"] = code
     return found | run.config

@@ -8,7 +8,7 @@ from zoo import plugins
 from zoo.train.comparison.groups import Run, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
-from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat
+from zoo.train.runs.folder import NEUTRAL_SETTINGS, NOT_SET, differences, flatten
 from zoo.train.runs.stored import load_stored
 
 
@@ -18,13 +18,13 @@ def sweep_command(row: RunGroup) -> str:
     words = [f"{group}={config[f'names.{group}']}" for group in ("model", "task", "size")]
     words.append(f"steps={config['steps']}")
     try:
-        usual = flat(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
-        found = differences(config, usual, (*BESIDE, "seed", "run_dir", "resume", "task.corpus"))
+        usual = flatten(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
+        found = differences(config, usual, (*NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus"))
         if is_solved(row.runs[0]):
             found.pop(f"model.{config['model.free']}", None)
     except Exception:  # a plug-in that isn't there may raise anything
         return ""
-    words += [f"{key}={to_yaml(value)}" for key, (value, _) in found.items() if value != ABSENT]
+    words += [f"{key}={to_yaml(value)}" for key, (value, _) in found.items() if value != NOT_SET]
     return shlex.join(
         ["zoo", "sweep", *words, f"seeds={','.join(str(run.config['seed']) for run in row.runs)}"]
     )
@@ -37,4 +37,4 @@ def is_solved(run: Run) -> bool:
         return False
     stored = load_stored(run.folder / "config.yaml")
     stored.model[free] = None
-    return bool(budget.solved(stored)[free] == run.config[f"model.{free}"])
+    return bool(budget.solve_width(stored)[free] == run.config[f"model.{free}"])

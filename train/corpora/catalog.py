@@ -11,7 +11,6 @@ The documents of train stand in order of name (rows and members as they lie); th
 order of that hash, so that any prefix of them is a fair sample.
 """
 
-import difflib
 import json
 import platform
 import sysconfig
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from zoo.errors import UserError
+from zoo.errors import UserError, nearest
 from zoo.train.corpora.cache import cached, key_of
 from zoo.train.corpora.documents import READABLE, Documents, Gathered, Source, digest, files_below, gather
 from zoo.train.corpora.splits import (
@@ -93,10 +92,9 @@ def open_corpus(name: str, root: str | Path) -> Corpus:
         return _open_named(name, Path(root))
     path = Path(name).expanduser()
     if not name or not (path.is_dir() or path.is_file()):
-        near = difflib.get_close_matches(name, ["stdlib", *LAYOUTS], 1)
         raise UserError(
             f"no corpus {name!r}: expected a folder, a file or one of stdlib, {', '.join(LAYOUTS)}"
-            f" ({_present(Path(root))})" + (f"; did you mean {near[0]}?" if near else "")
+            f" ({_present(Path(root))}){nearest(name, ['stdlib', *LAYOUTS])}"
         )
     sources = files_below(path) if path.is_dir() else [Source(path.name, path)]
     if not sources:

@@ -14,8 +14,8 @@ from zoo.train.evaluation import figures, grids, results
 from zoo.train.evaluation.grids import EvalOptions, Log
 from zoo.train.plotting.charts import add_images
 from zoo.train.runs import build
-from zoo.train.runs.config import compose, plain
-from zoo.train.runs.load import APART, quiet, trained
+from zoo.train.runs.config import compose, to_dict
+from zoo.train.runs.load import LOCAL_OVERRIDES, load_run, silence_lightning
 from zoo.train.runs.provenance import commit
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
@@ -47,7 +47,7 @@ def task_config(cfg: DictConfig, asked: EvalOptions) -> tuple[str, DictConfig]:
 
 def _settings(node: DictConfig) -> dict[str, Any]:
     """What a task or a model was built with, without where data lies on this machine."""
-    return {key: value for key, value in plain(node).items() if key not in ("_target_", "root")}
+    return {key: value for key, value in to_dict(node).items() if key not in ("_target_", "root")}
 
 
 # -- the evaluation ------------------------------------------------------------------------------------------
@@ -60,8 +60,8 @@ def evaluate(run_dir: Path, asked: EvalOptions | None = None, say: Log = lambda 
     """The entry of evaluation.json that this evaluation made or added to (see
     zoo.train.evaluation.results)."""
     asked = asked or EvalOptions()
-    quiet()
-    cfg, model, far = trained(run_dir, asked.checkpoint, asked.overrides, asked.model)
+    silence_lightning()
+    cfg, model, far = load_run(run_dir, asked.checkpoint, asked.overrides, asked.model)
     own, reading = model, None
     if asked.model is not None:
         run = load_stored(run_dir / "config.yaml")
@@ -136,7 +136,7 @@ def evaluate(run_dir: Path, asked: EvalOptions | None = None, say: Log = lambda 
 
 def label_and_title(model: str, name: str, asked: EvalOptions, step: int) -> tuple[str, str]:
     """What tells this evaluation from others of the same run, for files; and a title."""
-    words = [word for word in asked.overrides if not word.startswith(APART)]
+    words = [word for word in asked.overrides if not word.startswith(LOCAL_OVERRIDES)]
     of_model = [word.removeprefix("model.") for word in words if word.startswith("model.")]
     of_task = [word.partition(".")[2] for word in words if not word.startswith("model.")]
     what = " ".join([name, *of_task, *([f"by {asked.model}", *of_model] if asked.model else [])])

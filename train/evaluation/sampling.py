@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.generate import Pick, generate, sampler
 from zoo.module import SequenceModule
-from zoo.train.runs.load import quiet, trained
+from zoo.train.runs.load import load_run, silence_lightning
 from zoo.train.tasks.lm import END, VOCABULARY
 
 
@@ -32,8 +32,8 @@ class GenerateOptions(NamedTuple):
 # -- the text
 def generate_text(asked: GenerateOptions) -> Iterator[tuple[int, str]]:
     """The text piece by piece, and how many tokens were made until then."""
-    quiet()
-    cfg, model, _ = trained(asked.run, asked.checkpoint, asked.overrides)
+    silence_lightning()
+    cfg, model, _ = load_run(asked.run, asked.checkpoint, asked.overrides)
     vocabulary = int(cfg.task.vocab_size)
     of_bytes = vocabulary == VOCABULARY
     prompt = encode_prompt(asked.prompt) if of_bytes else parse_prompt(asked.prompt, vocabulary)

@@ -65,6 +65,10 @@ class Checkpoints(L.Callback):
             self.best = loss
             trainer.save_checkpoint(self.folder / "best.ckpt")
 
+    @property
+    def state_key(self) -> str:
+        return "Checkpoints"  # in checkpoints, also those of earlier versions
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
@@ -72,9 +76,16 @@ class Checkpoints(L.Callback):
         self.best = state_dict["best"]
 
 
-class Begins(_FitLoop):
-    """A fit loop that begins also where no step is left: what is due at its start is the last validation, of
-    a run that was killed in it."""
+class FitLoopThatValidatesFirst(_FitLoop):
+    """A trainer's fit loop that also starts when no step is left.
+
+    A run that was killed in its last validation has done all its steps; Checkpoints.on_train_start then
+    repeats that validation.
+    """
+
+    def __init__(self, loop: _FitLoop) -> None:
+        super().__init__(loop.trainer, min_epochs=loop.min_epochs, max_epochs=loop.max_epochs)
+        self.epoch_loop = loop.epoch_loop
 
     @property
     def skip(self) -> bool:

@@ -15,7 +15,7 @@ from zoo.train.loop.metrics import Metrics
 REMEDY = "The last checkpoint is untouched: a smaller optim.lr, or resume= with another precision"
 
 
-class Gradients(L.Callback):
+class GradientGuard(L.Callback):
     """Clips by the norm of all gradients together; stops the run before one that isn't finite is used."""
 
     def __init__(self, clip: float, metrics: Metrics) -> None:

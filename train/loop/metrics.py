@@ -17,7 +17,7 @@ from zoo.train.runs.resources import peak_memory_bytes, state_bytes
 from zoo.train.tasks.base import BUCKETS, EDGES, Task
 
 
-class Sums:
+class RunningSums:
     """Adds up numbers per batch without waiting for the device; `take` gives their total over all ranks."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Metrics(L.Callback):
         self.grad_norm: Tensor | float = math.nan
         self.learning_rate = math.nan  # of the last step
         self.wall_s, self.since = 0.0, time.perf_counter()  # of all the processes that trained this run
-        self._sums, self._heard = Sums(), Sums()
+        self._sums, self._heard = RunningSums(), RunningSums()
         self._started, self._logged_step = 0.0, -1
         self._said_in_training: Collection[str] = ()
 
@@ -121,7 +121,7 @@ class Metrics(L.Callback):
     # -- validation
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._heard, self._place = Sums(), torch.zeros(0, dtype=torch.long)
+        self._heard, self._place = RunningSums(), torch.zeros(0, dtype=torch.long)
 
     def on_validation_batch_end(
         self,

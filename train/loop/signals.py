@@ -17,7 +17,7 @@ class InterruptedRunError(Exception):
         super().__init__(signal.Signals(number).name)
 
 
-class Interrupts(L.Callback):
+class SignalHandler(L.Callback):
     """SIGINT and SIGTERM: finish the step, write last.ckpt, leave.  A second one leaves at once."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:

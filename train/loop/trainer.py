@@ -15,21 +15,21 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 from zoo.module import SequenceModule
 from zoo.train.data.module import DataModule
-from zoo.train.loop.checkpointing import Begins, Checkpoints, ExactResume
-from zoo.train.loop.gradients import Gradients
+from zoo.train.loop.checkpointing import Checkpoints, ExactResume, FitLoopThatValidatesFirst
+from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport
-from zoo.train.loop.signals import Interrupts
+from zoo.train.loop.signals import SignalHandler
 from zoo.train.loop.tensorboard import RunLogger, position_figure, start_logs
-from zoo.train.loop.validation_curve import Validations
+from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
-from zoo.train.runs.checkpoint import WholeFiles, check_weights, read_checkpoint
-from zoo.train.runs.config import check, flat, names, stored_config
+from zoo.train.runs.checkpoint import AtomicCheckpointIO, check_weights, read_checkpoint
+from zoo.train.runs.config import hparams, names, stored_config, validate_config
 from zoo.train.runs.files import write_text
-from zoo.train.runs.load import quiet
+from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.provenance import code_fingerprint, commit, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
 from zoo.train.runs.resume_check import check_progress
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train what `cfg` says in `run_dir`, or go on with the run that lies there (`cfg.resume`); returns what
     metrics.json holds.  Raises UserError for what the user can mend."""
-    quiet()
-    check(cfg)
+    silence_lightning()
+    validate_config(cfg)
     began = time.perf_counter()
     L.seed_everything(cfg.seed, verbose=False)
     task = build.task(cfg)
-    cfg.model = budget.solved(cfg)
+    cfg.model = budget.solve_width(cfg)
     model = build.model(cfg)
     model.optim = build.optim(cfg)
     if cfg.trainer.compile:
@@ -72,7 +72,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
     metrics.since = began
     logger = RunLogger(run_dir, name="", version="tb", purge_step=seen if cfg.resume else None)
-    validations = Validations(metrics)
+    validations = ValidationCurve(metrics)
     trainer = make_trainer(cfg, run_dir, metrics, logger, validations)
     if goes_on:
         fresh = trainer.fit_loop.state_dict()
@@ -80,10 +80,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         check_progress(model, cfg.data.batch_size, fresh, metrics.KEPT, checkpoint, last, sharded)
     config = stored_config(cfg)
     if goes_on:
-        trainer.callbacks.insert(0, GoesOn(run_dir, config))  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # known before the ranks are launched
         write_text(run_dir / "config.yaml", config)
-        start_logs(logger, flat(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
+        start_logs(logger, hparams(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
     log.info(
         "%s on %s: %s parameters (%s with embeddings), %s bytes of state per row",
         cfg.names.model,
@@ -100,12 +100,12 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
         logger.experiment.close()
         write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
-        say(results, run_dir)
+        print_summary(results, run_dir)
     return results
 
 
 def make_trainer(
-    cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger, validations: Validations
+    cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger, validations: ValidationCurve
 ) -> L.Trainer:
     keys = cfg.trainer
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
@@ -127,24 +127,24 @@ def make_trainer(
             callbacks=[  # in this order: measured, then saved, then perhaps stopped
                 metrics,
                 validations,
-                Gradients(cfg.optim.clip, metrics),
+                GradientGuard(cfg.optim.clip, metrics),
                 ProgressReport(metrics),
                 ExactResume(cfg.seed, cfg.data.batch_size),
                 checkpoints,
-                Interrupts(checkpoints),
+                SignalHandler(checkpoints),
             ],
-            plugins=[WholeFiles()],
+            plugins=[AtomicCheckpointIO()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
     except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
-        raise UserError(f"trainer: {str(error).strip().partition(chr(10))[0]}") from error
-    trainer.fit_loop.__class__ = Begins
+        raise UserError(f"trainer: {first_line(error)}") from error
+    trainer.fit_loop = FitLoopThatValidatesFirst(trainer.fit_loop)
     return trainer
 
 
-class GoesOn(L.Callback):
+class WriteResumedConfig(L.Callback):
     """A resumed run's settings take the place of those that it had, once all of it is read and nothing can
     refuse them any more."""
 
@@ -165,7 +165,7 @@ def summary(
     task: Task,
     data: DataModule,
     metrics: Metrics,
-    validations: Validations,
+    validations: ValidationCurve,
 ) -> dict[str, Any]:
     """What metrics.json says of a finished run."""
     device = model.device
@@ -199,7 +199,7 @@ def summary(
     }
 
 
-def say(results: dict[str, Any], run_dir: Path) -> None:
+def print_summary(results: dict[str, Any], run_dir: Path) -> None:
     """The last lines: what was reached, beside what anyone gets for nothing, and where to look."""
     if "val/bits_per_byte" in results:
         text, unit = f" on {results['val_bytes']:,} bytes of held-out text", ".3f"

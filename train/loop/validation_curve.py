@@ -12,7 +12,7 @@ from zoo.train.loop.metrics import Metrics
 SCORES = ("val/loss", "val/bits_per_byte", "val/accuracy")
 
 
-class Validations(L.Callback):
+class ValidationCurve(L.Callback):
     """`curve` holds a point per validation, also across resumes; stands behind Metrics, which measures."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -46,6 +46,10 @@ class Validations(L.Callback):
         point: dict[str, float] = {"step": trainer.global_step, "tokens_seen": int(self.metrics.tokens_seen)}
         point |= {tag: latest[tag] for tag in SCORES if tag in latest}
         self.curve = [old for old in self.curve if old["step"] < point["step"]] + [point]
+
+    @property
+    def state_key(self) -> str:
+        return "Validations"  # in checkpoints, also those of earlier versions
 
     def state_dict(self) -> dict[str, Any]:
         return {"curve": self.curve}

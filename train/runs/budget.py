@@ -10,15 +10,15 @@ from torch.overrides import TorchFunctionMode
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
-from zoo.train.runs.config import plain
+from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import call, import_class
 
 BUDGET_TOLERANCE = 0.03  # the smallest step of a micro model's free width is 1 or 2 % of it
 
 
-def solved(cfg: DictConfig) -> dict[str, Any]:
+def solve_width(cfg: DictConfig) -> dict[str, Any]:
     """The keys of `cfg.model` with the free width filled in from the budget, where it isn't given."""
-    keys = plain(cfg.model)
+    keys = to_dict(cfg.model)
     free = keys.get("free")
     if free is not None and not isinstance(free, str):
         raise UserError(f"model.free: expected the name of one of the model's widths, found {free!r}")

@@ -6,13 +6,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 from zoo.module import SequenceModule
 from zoo.optim import Optim
-from zoo.train.runs.budget import solved
+from zoo.train.runs.budget import solve_width
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
-from zoo.train.runs.config import plain
-from zoo.train.runs.construct import call, first_line, import_class
+from zoo.train.runs.config import to_dict
+from zoo.train.runs.construct import call, import_class
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.stored import load_stored
 from zoo.train.tasks.base import Task
@@ -22,7 +22,7 @@ def model(cfg: DictConfig) -> SequenceModule:
     """The model of `cfg.model`: `_target_` is its class, `free` names the width that the budget decides,
     `base` is the folder of a run whose weights it starts from, the other keys are its arguments.  Raises
     UserError for whatever doesn't fit, in one line."""
-    keys = solved(cfg)
+    keys = solve_width(cfg)
     keys.pop("free", None)
     base = keys.pop("base", None)
     built = call(import_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
@@ -51,7 +51,7 @@ def _start_from(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> N
     if not path.is_file():
         raise UserError(f"model.base: {no_run(run_dir)}")
     try:
-        theirs = plain(load_stored(path).model)
+        theirs = to_dict(load_stored(path).model)
         target = theirs["_target_"]
     except Exception as error:  # not yaml, or not a run's
         raise UserError(f"model.base: {path} is no run's config: {first_line(error)}") from error
@@ -76,5 +76,5 @@ def optim(cfg: DictConfig) -> Optim:
 
 def task(cfg: DictConfig) -> Task:
     """The task of `cfg.task`."""
-    keys = plain(cfg.task)
+    keys = to_dict(cfg.task)
     return call(import_class(keys.pop("_target_", None), Task, "task"), keys, "task")

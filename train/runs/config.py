@@ -105,12 +105,12 @@ def compose(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
+def to_dict(node: DictConfig) -> dict[str, Any]:
     """A node of the configuration as plain Python, resolved."""
     return typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
-def check(cfg: DictConfig) -> None:
+def validate_config(cfg: DictConfig) -> None:
     """Numbers that no type can rule out."""
     least = {
         "steps": 1,
@@ -159,7 +159,7 @@ def stored_config(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(stored)
 
 
-def flat(cfg: DictConfig) -> dict[str, str | int | float | bool]:
+def hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
     """The settings as the HParams tab takes them: one level, plain values."""
     pairs: dict[str, Any] = {}
 
@@ -173,7 +173,7 @@ def flat(cfg: DictConfig) -> dict[str, str | int | float | bool]:
 
     walk({**names(cfg), "steps": cfg.steps, "seed": cfg.seed}, "")
     walk(
-        {group: plain(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")},
+        {group: to_dict(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")},
         "",
     )
     return pairs

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Literal, Union, get_args, get_origin
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 
 Kind = typing.TypeVar("Kind")
 AT_LEAST_1 = ("depth", "width", "heads", "mlp_width", "segment_len")
@@ -27,10 +27,6 @@ def import_class(target: Any, kind: type, group: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
     return found
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:

@@ -9,22 +9,22 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.train.runs.files import appearing, free, replacing, write_text
+from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_text
 from zoo.train.runs.folder import read_json
-from zoo.train.runs.load import quiet, trained
+from zoo.train.runs.load import load_run, silence_lightning
 from zoo.train.runs.provenance import commit
 from zoo.train.tasks.lm import END, VOCABULARY
 
 FORMAT, VERSION = "zoo", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-APART = ("model", "task")  # settings that config.json has at its top; the rest is its `run`
+TOP_LEVEL = ("model", "task")  # settings that config.json has at its top; the rest is its `run`
 
 
 def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[str, ...] = ()) -> None:
     """UserError: no run, or something in `to` already."""
-    quiet()
-    free(to)
-    cfg, model, far = trained(run_dir, checkpoint, overrides)
+    silence_lightning()
+    require_empty(to)
+    cfg, model, far = load_run(run_dir, checkpoint, overrides)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for group in ("data", "task"):
         if "root" in settings[group]:
@@ -49,9 +49,9 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(blob).hexdigest(), "tied": tied},
         "metrics": metrics,
         "commit": metrics.get("commit", "") if isinstance(metrics, dict) else commit(),
-        "run": {key: value for key, value in settings.items() if key not in APART},
+        "run": {key: value for key, value in settings.items() if key not in TOP_LEVEL},
     }
-    with appearing(to) as folder:
+    with atomic_folder(to) as folder:
         with replacing(folder / WEIGHTS) as file:
             file.write(blob)
         write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")

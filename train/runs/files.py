@@ -11,14 +11,14 @@ from typing import IO, Any
 from zoo.errors import UserError
 
 
-def free(folder: Path) -> None:
+def require_empty(folder: Path) -> None:
     """UserError where something lies there already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"expected a new folder, found something in {folder}: nothing is overwritten")
 
 
 @contextlib.contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its name if the block ends well, and is gone if it doesn't."""
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def appearing(folder: Path) -> Iterator[Path]:
     try:
         beside.mkdir()
         yield beside
-        free(folder)
+        require_empty(folder)
         os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -58,7 +58,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the folder's lock for the block; UserError where another process has it.
 
     The lock is the system's: it ends with the process, however that ends.  Of several ranks the first holds

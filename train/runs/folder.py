@@ -1,20 +1,20 @@
 """Runs as files: which lie in a folder, what they say, and in which settings two of them differ."""
 
-import difflib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line, nearest
 from zoo.train.runs.stored import load_stored
 
 # Settings that leave a run's final numbers as they are.  The accelerator is one: `auto` is another device on
 # another machine, so it doesn't say where a run was made (metrics.json does), and CPU and GPU differ in the
 # order of their sums, as numbers of threads do: what either makes of a seed is a result of that seed.
-BESIDE = (
+NEUTRAL_SETTINGS = (
     "data.root",
     "task.root",
     "val_every",
@@ -22,7 +22,7 @@ BESIDE = (
     "trainer.log_every",
     "trainer.accelerator",
 )
-ABSENT = "absent"
+NOT_SET = "absent"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -31,10 +31,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         stored = load_stored(path)
     except Exception as error:  # whatever yaml and the file system raise
-        raise UserError(f"{path} is no run's config: {str(error).strip().partition(chr(10))[0]}") from error
+        raise UserError(f"{path} is no run's config: {first_line(error)}") from error
     if "model" not in stored or "names" not in stored:
         raise UserError(f"{path} is no run's config: expected model and names in it")
-    return flat(OmegaConf.to_container(stored, resolve=False))
+    return flatten(OmegaConf.to_container(stored, resolve=False))
 
 
 def no_run(folder: Path) -> UserError:
@@ -44,18 +44,17 @@ def no_run(folder: Path) -> UserError:
     below = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/config.yaml")]
     if named and below:
         return UserError(f"{found}; there is one in {min(below)}")
-    beside = [path.parent.name for path in folder.parent.glob("*/config.yaml")]
-    alike = difflib.get_close_matches(folder.name, beside, n=1)
-    return UserError(found + (f"; did you mean {folder.with_name(alike[0])}?" if alike else ""))
+    siblings = (path.parent.name for path in folder.parent.glob("*/config.yaml"))
+    return UserError(found + nearest(folder.name, siblings, prefix=os.path.join(os.path.dirname(folder), "")))
 
 
-def flat(node: Any, name: str = "") -> dict[str, Any]:
+def flatten(node: Any, name: str = "") -> dict[str, Any]:
     """Nested settings on one level."""
     if not isinstance(node, dict):
         return {name: node}
     pairs: dict[str, Any] = {}
     for key, value in node.items():
-        pairs |= flat(value, f"{name}.{key}" if name else str(key))
+        pairs |= flatten(value, f"{name}.{key}" if name else str(key))
     return pairs
 
 
@@ -74,11 +73,11 @@ def folders(below: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def differences(
-    ours: dict[str, Any], theirs: dict[str, Any], without: tuple[str, ...] = BESIDE
+    ours: dict[str, Any], theirs: dict[str, Any], without: tuple[str, ...] = NEUTRAL_SETTINGS
 ) -> dict[str, tuple[Any, Any]]:
     """Settings that two runs don't share, (ours, theirs) by name, but for those that change no number."""
     keys = dict.fromkeys([*ours, *theirs])
-    pairs = {key: (ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in keys if key not in without}
+    pairs = {key: (ours.get(key, NOT_SET), theirs.get(key, NOT_SET)) for key in keys if key not in without}
     return {key: pair for key, pair in pairs.items() if not same(*pair)}
 
 
@@ -92,7 +91,7 @@ def same(one: Any, other: Any) -> bool:
         return False
 
 
-def in_words(found: dict[str, tuple[Any, Any]], ours: str, theirs: str, most: int = 4) -> str:
+def describe_differences(found: dict[str, tuple[Any, Any]], ours: str, theirs: str, most: int = 4) -> str:
     """One line: "optim.lr 0.001 here, 0.002 there; …"."""
     said = [f"{key} {one} {ours}, {other} {theirs}" for key, (one, other) in found.items()]
     return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")

@@ -18,7 +18,7 @@ from zoo.train.runs import build, checkpoint
 from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
-from zoo.train.runs.files import appearing, free, replacing, write_text
+from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_text
 from zoo.train.runs.stored import update_names
 from zoo.train.runs.weight_files import check_finite, read_weights, weight_files
 from zoo.train.tasks.tokens import Tokens
@@ -32,7 +32,7 @@ def bring(given: Mapping[str, str]) -> Path:
     """Make the run's folder; UserError: whatever doesn't fit, and nothing is made."""
     plugins.register()
     source, run_dir = Path(given["from"]), Path(given["run_dir"])
-    free(run_dir)
+    require_empty(run_dir)
     if not source.exists():
         raise UserError(f"import: from: expected a folder or a file of weights, found none at {source}")
     files = weight_files(source)
@@ -56,7 +56,7 @@ def bring(given: Mapping[str, str]) -> Path:
         "zoo": {"version": checkpoint.VERSION, "ranks": []},
     }
     check_weights(model, kept, files[0])
-    with appearing(run_dir) as folder:
+    with atomic_folder(run_dir) as folder:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
         if metrics is not None:
             write_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")

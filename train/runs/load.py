@@ -12,14 +12,15 @@ from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.train.runs import build
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
-from zoo.train.runs.config import compose, plain
+from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.stored import load_stored
 
-APART = ("data.root=", "task.root=", "model._target_=", "task._target_=")  # say nothing of what is measured
+# overrides that change nothing measured: where data lies on this machine, and classes that the user trusts
+LOCAL_OVERRIDES = ("data.root=", "task.root=", "model._target_=", "task._target_=")
 
 
-def quiet() -> None:
+def silence_lightning() -> None:
     """Lightning's banners and advertisements say nothing about the run."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
@@ -30,7 +31,7 @@ def quiet() -> None:
 
 
 # -- the run -------------------------------------------------------------------------------------------------
-def trained(
+def load_run(
     run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = (), architecture: str | None = None
 ) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
     """A run's configuration, its model with the weights of a checkpoint, ready to read, and how far that was
@@ -42,7 +43,7 @@ def trained(
     try:
         cfg = load_stored(path)
         targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}
-        plain(cfg)
+        to_dict(cfg)
         cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
     except Exception as error:
         raise UserError(f"{path} is no run's config: {one_line(error)}") from error
@@ -51,11 +52,12 @@ def trained(
             raise UserError(
                 f"{path} names a class of no installed plug-in: {target}; if you trust it, add {key}={target}"
             )
-    of_model = [word for word in overrides if word.startswith("model.") and not word.startswith(APART)]
+    settings = [word for word in overrides if not word.startswith(LOCAL_OVERRIDES)]
+    model_settings = [word for word in settings if word.startswith("model.")]
     if architecture is not None:
-        read_by(cfg, architecture, of_model)
-    elif of_model:
-        raise UserError(f"evaluate: {of_model[0]} changes a setting of model=NAME, which isn't given")
+        replace_architecture(cfg, architecture, model_settings)
+    elif model_settings:
+        raise UserError(f"evaluate: {model_settings[0]} changes a setting of model=NAME, which isn't given")
     model = build.model(cfg)
     file = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     kept = read_checkpoint(file)
@@ -65,7 +67,7 @@ def trained(
     return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), far
 
 
-def read_by(cfg: DictConfig, name: str, overrides: list[str]) -> None:
+def replace_architecture(cfg: DictConfig, name: str, overrides: list[str]) -> None:
     """Put another architecture in the place of the run's, in the run's shape."""
     names = [f"{group}={cfg.names[group]}" for group in ("task", "size")]
     other = compose([f"model={name}", *names, *overrides])
@@ -75,5 +77,5 @@ def read_by(cfg: DictConfig, name: str, overrides: list[str]) -> None:
         "base",
     }
     shared = {key: value for key, value in cfg.model.items() if key in other.model and key not in given}
-    cfg.model = plain(OmegaConf.merge(other, {"model": shared}).model)
+    cfg.model = to_dict(OmegaConf.merge(other, {"model": shared}).model)
     cfg.model.pop("base", None)

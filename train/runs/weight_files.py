@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from zoo.errors import UserError
+from zoo.errors import UserError, first_line
 
 WHOLE = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "model.pt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -97,7 +97,3 @@ def read_file(path: Path) -> dict[str, Tensor]:
         if not isinstance(weight, Tensor) or weight.layout != torch.strided:
             raise UserError(f"expected tensors in {path}, found {name}, {type(weight).__name__}")
     return found
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -13,8 +13,16 @@ from omegaconf import OmegaConf
 
 from zoo.errors import UserError
 from zoo.train.runs import budget, build
-from zoo.train.runs.config import check, compose, stored_config
-from zoo.train.runs.folder import ABSENT, BESIDE, differences, flat, in_words, read_config, read_json
+from zoo.train.runs.config import compose, stored_config, validate_config
+from zoo.train.runs.folder import (
+    NEUTRAL_SETTINGS,
+    NOT_SET,
+    describe_differences,
+    differences,
+    flatten,
+    read_config,
+    read_json,
+)
 from zoo.train.runs.provenance import code_fingerprint
 
 AXES = ("model", "task", "size")
@@ -93,11 +101,11 @@ def plan(matrix: list[list[str]], own: dict[str, str]) -> list[Job]:
     jobs = []
     for words in matrix:
         cfg = compose([*words, "run_dir=."])
-        check(cfg)
-        cfg.model = budget.solved(cfg)
+        validate_config(cfg)
+        cfg.model = budget.solve_width(cfg)
         with torch.device("meta"):
             model = build.model(cfg)
-        given = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *BESIDE)]
+        given = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *NEUTRAL_SETTINGS)]
         code = (
             f"-{hashlib.blake2b(' '.join(sorted(given)).encode(), digest_size=3).hexdigest()}"
             if given
@@ -105,7 +113,7 @@ def plan(matrix: list[list[str]], own: dict[str, str]) -> list[Job]:
         )
         names = cfg.names
         folder = Path(own["runs"]) / names.task / names.model / f"{names.size}-s{cfg.seed}{code}"
-        config = flat(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False))
+        config = flatten(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False))
         asked = {word.lstrip("+~").partition("=")[0] for word in given}
         task = get_class(cfg.task._target_)
         made_by = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)}
@@ -122,11 +130,11 @@ def config_mismatch(job: Job, folder: Path, finished: bool) -> str:
     A setting that the zoo didn't have yet when a run was made counts as its default.
     """
     found = differences(read_config(folder), job.config)
-    newer = {key for key, (theirs, _) in found.items() if theirs == ABSENT and key not in job.asked}
+    newer = {key for key, (theirs, _) in found.items() if theirs == NOT_SET and key not in job.asked}
     found = {key: pair for key, pair in found.items() if key not in newer}
     if finished:
         wanted = {"task_version": job.version, **job.code}
         result = read_json(folder / "metrics.json")
         theirs = {key: result.get(key, value) for key, value in wanted.items()}
         found |= {key.replace("_", " "): pair for key, pair in differences(theirs, wanted).items()}
-    return in_words(found, "there", "asked for")
+    return describe_differences(found, "there", "asked for")

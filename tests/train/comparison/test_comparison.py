@@ -443,7 +443,7 @@ def test_a_row_says_what_trains_it(tmp_path: Path, more: list[str]) -> None:
         "seed=5",
     ]
     cfg = compose([*words, "run_dir=."])
-    cfg.model = budget.solved(cfg)
+    cfg.model = budget.solve_width(cfg)
     folder = make_run(tmp_path / "run")
     (folder / "config.yaml").write_text(stored_config(cfg))
     [row] = groups.group_runs([groups.read_run(folder)])
@@ -452,7 +452,7 @@ def test_a_row_says_what_trains_it(tmp_path: Path, more: list[str]) -> None:
     assert said[-1] == "seeds=5"
     assert set(said[2:-1]) == {*words, "task=lm"} - {"seed=5"}
     again = compose([*said[2:-1], "seed=5", "run_dir=."])
-    again.model = budget.solved(again)
+    again.model = budget.solve_width(again)
     assert OmegaConf.create(stored_config(again)) == OmegaConf.create(stored_config(cfg))
 
 

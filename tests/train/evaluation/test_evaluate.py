@@ -72,7 +72,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def documents(run_dir: Path) -> list[list[int]]:
     """END, bytes, END of every test document, in the order in which they are read."""
-    corpus = build.task(load.trained(run_dir)[0]).split("test")
+    corpus = build.task(load.load_run(run_dir)[0]).split("test")
     return [[END, *(corpus.text(n) or b""), END] for n in range(len(corpus.lengths))]
 
 
@@ -94,7 +94,7 @@ def row_of(entry: dict[str, Any], **axes: Any) -> dict[str, Any]:
 
 def test_streamed_accuracy_is_that_of_samples_read_at_once(samples_run: Path) -> None:
     entry = evaluate.evaluate(samples_run, EvalOptions(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
-    cfg, model, _ = load.trained(samples_run)
+    cfg, model, _ = load.load_run(samples_run)
     assert [row["axes"]["length"] for row in entry["results"]] == [20, 100]
     for row in entry["results"]:
         cfg.task.length = row["axes"]["length"]
@@ -124,7 +124,7 @@ def test_a_ceiling_on_tokens_keeps_sixteen_samples(samples_run: Path) -> None:
 def test_memory_does_not_grow_with_the_length(
     by: str, samples_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, model, _ = load.trained(samples_run)
+    _, model, _ = load.load_run(samples_run)
     compute_loss = SequenceModule.compute_loss
     held = []
     for windows in (10, 60):
@@ -189,7 +189,7 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
         (40, 0),
         (40, 100),
     ]
-    cfg, model, _ = load.trained(tmp_path)
+    cfg, model, _ = load.load_run(tmp_path)
     for row in entry["results"]:
         cfg.task.length, cfg.task.depth = row["axes"]["length"], row["axes"]["depth"] / 100
         texts = build.task(cfg).split("test")
@@ -248,7 +248,7 @@ def test_wilson_by_its_definition() -> None:
 def test_memory_kept_and_reset_by_position(text_run: Path, rows: int) -> None:
     edges = [8, 32, 64]
     entry = evaluate.evaluate(text_run, EvalOptions(batch_size=rows, seq_len=32, positions=edges))
-    _, model, _ = load.trained(text_run)
+    _, model, _ = load.load_run(text_run)
     lines = documents(text_run)
     for memory in ("kept", "reset"):
         costs = []
@@ -281,7 +281,7 @@ def test_memory_kept_and_reset_by_position(text_run: Path, rows: int) -> None:
 def test_sliding_window(text_run: Path, stride: int, context: int) -> None:
     asked = EvalOptions(stride=stride, context=context, batch_size=4, seq_len=16, positions=[30])
     row = row_of(evaluate.evaluate(text_run, asked), memory="sliding", stride=stride, context=context)
-    _, model, _ = load.trained(text_run)
+    _, model, _ = load.load_run(text_run)
     near, far = [], []
     for line in documents(text_run):
         size, known, start = len(line) - 1, 0, 0

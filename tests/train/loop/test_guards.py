@@ -78,7 +78,7 @@ def test_a_signal_outside_the_loop(
 def test_a_signal_before_there_is_a_run(
     zoo: Any, number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.train.loop.trainer.check", lambda cfg: os.kill(os.getpid(), number))
+    monkeypatch.setattr("zoo.train.loop.trainer.validate_config", lambda cfg: os.kill(os.getpid(), number))
     ended = zoo.run()
     assert ended == (code, "", "interrupted before the first step; nothing was saved\n")
 

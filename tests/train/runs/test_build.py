@@ -11,7 +11,7 @@ import zoo.configs
 from zoo.errors import UserError
 from zoo.train.runs import budget as runs_budget
 from zoo.train.runs import build
-from zoo.train.runs.config import compose, plain
+from zoo.train.runs.config import compose, to_dict
 
 MODELS = sorted(path.stem for path in Path(zoo.configs.__path__[0], "model").glob("*.yaml"))
 BUDGETS = {
@@ -30,7 +30,7 @@ def test_every_model_keeps_to_the_budget(model: str, size: str) -> None:
     budget, tolerance = BUDGETS[size]
     cfg = compose([f"model={model}", f"size={size}"])
     assert cfg.size.budget == budget
-    cfg.model = runs_budget.solved(cfg)
+    cfg.model = runs_budget.solve_width(cfg)
     assert isinstance(cfg.model[cfg.model.free], int)
     with torch.device("meta"):
         made = build.model(cfg)
@@ -41,8 +41,8 @@ def test_every_model_keeps_to_the_budget(model: str, size: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_what_is_solved_is_kept(model: str) -> None:
     cfg = compose([f"model={model}", "size=micro"])
-    cfg.model = runs_budget.solved(cfg)
-    assert runs_budget.solved(cfg) == plain(cfg.model)
+    cfg.model = runs_budget.solve_width(cfg)
+    assert runs_budget.solve_width(cfg) == to_dict(cfg.model)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_is_solved_is_kept(model: str) -> None:
 )
 def test_a_budget_that_nothing_meets(words: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        runs_budget.solved(compose(["model=transformer", *words]))
+        runs_budget.solve_width(compose(["model=transformer", *words]))
 
 
 def test_a_number_where_words_are_one_of_few() -> None:
@@ -68,8 +68,8 @@ def test_a_number_where_words_are_one_of_few() -> None:
 def test_missing_arguments() -> None:
     cfg = compose(["model=rmt", "size=nano"])
     with open_dict(cfg):
-        del cfg.model["slots"]
-    with pytest.raises(UserError, match="model: RMT also needs slots"):
+        del cfg.model["memory_tokens"]
+    with pytest.raises(UserError, match="model: RMT also needs memory_tokens"):
         build.model(cfg)
 
 

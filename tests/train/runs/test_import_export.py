@@ -19,7 +19,7 @@ from zoo.models.published.imported import Imported, formats, loaded, stand_ins
 from zoo.module import SequenceModule
 from zoo.train.commands import compare, evaluate, export, generate, import_weights
 from zoo.train.runs import weight_files
-from zoo.train.runs.load import trained
+from zoo.train.runs.load import load_run
 
 FIXTURES = Path(__file__).parents[2] / "golden" / "fixtures"
 CASES = {
@@ -88,7 +88,7 @@ def test_what_is_exported(exported: Path) -> None:
     assert config["metrics"] == json.loads(Path("whole/metrics.json").read_text())
     assert config["commit"] == config["metrics"]["commit"]
     assert str(Path.cwd()) not in json.dumps(config)
-    _, model, _ = trained(Path("whole"))
+    _, model, _ = load_run(Path("whole"))
     weights = load_file(exported / "model.safetensors")
     assert config["weights"]["tied"] == {"head.weight": "embed.weight"}
     assert weights.keys() | {"head.weight"} == model.state_dict().keys()
@@ -98,7 +98,7 @@ def test_what_is_exported(exported: Path) -> None:
 
 def test_there_and_back(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
-    (_, before, far), (_, after, same) = trained(Path("whole")), trained(Path("back"))
+    (_, before, far), (_, after, same) = load_run(Path("whole")), load_run(Path("back"))
     assert far == same
     assert_same(before, after)
     assert before.state_dict().keys() == after.state_dict().keys()
@@ -277,7 +277,7 @@ def test_a_published_model_becomes_a_run(zoo: Zoo, capsys: pytest.CaptureFixture
     words = ("from=there", "run_dir=here", f"format={CASES[case]}")
     ended = call(zoo, capsys, import_weights.main, *words)
     assert ended.code == 0, ended.err
-    _, model, far = trained(Path("here"))
+    _, model, far = load_run(Path("here"))
     assert far == {"step": 0, "tokens_seen": 0}
     direct = loaded(CASES[case], {name: x.float() for name, x in weights.items()}, config).eval()
     assert isinstance(model, Imported)
@@ -308,7 +308,7 @@ def test_files_of_every_kind(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> No
             zoo, capsys, import_weights.main, f"from={source}", f"run_dir=run{number}", "format=mamba"
         )
         assert ended.code == 0, ended.err
-        models.append(trained(Path(f"run{number}"))[1])
+        models.append(load_run(Path(f"run{number}"))[1])
     for model in models[1:3]:
         assert_same(models[0], model)
     assert {weight.dtype for weight in models[3].parameters()} == {torch.float32}
@@ -326,7 +326,7 @@ def test_one_that_speaks_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) ->
     words = ("from=there", "format=transformer_xl", "task=lm", "size=nano", "data.corpus=text")
     ended = call(zoo, capsys, import_weights.main, *words, "run_dir=here", "config.tgt_len=7")
     assert ended.code == 0, ended.err
-    cfg, model, _ = trained(Path("here"))
+    cfg, model, _ = load_run(Path("here"))
     assert model.segment_len == 7
     assert cfg.names.model == "transformer_xl"
     ended = call(zoo, capsys, evaluate.main, "run=here", "split=val")
@@ -335,7 +335,7 @@ def test_one_that_speaks_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) ->
     assert call(zoo, capsys, export.main, "run=here", "to=out").code == 0
     ended = call(zoo, capsys, import_weights.main, "from=out", "run_dir=back")
     assert ended.code == 0, ended.err
-    assert_same(model, trained(Path("back"))[1])
+    assert_same(model, load_run(Path("back"))[1])
 
 
 def test_one_without_a_task_says_so(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
@@ -447,4 +447,4 @@ def test_a_config_names_no_code(zoo: Zoo, capsys: pytest.CaptureFixture[str]) ->
     path = Path("here/config.yaml")
     path.write_text(path.read_text().replace("format: mamba", "format: os"))
     with pytest.raises(UserError, match="format: expected one of"):
-        trained(Path("here"))
+        load_run(Path("here"))

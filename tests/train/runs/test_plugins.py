@@ -221,7 +221,7 @@ def test_such_a_run_is_evaluated(zoo: Any, own: str) -> None:
     assert zoo.run("model=counter", "steps=1").code == 0
     entry = evaluate.evaluate(*command.arguments(["run=run", "split=val"]), lambda *said: None)
     assert entry
-    cfg, _, far = load.trained(Path("run"))
+    cfg, _, far = load.load_run(Path("run"))
     assert (cfg.model["_target_"], far["step"]) == (f"{own}.counter.Counter", 1)
 
 

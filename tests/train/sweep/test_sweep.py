@@ -68,7 +68,7 @@ class Swept:
         own, matrix = arguments([*WORDS, *words])
         for line, job in zip(matrix, plan(matrix, own), strict=True):
             cfg = compose([*line, "run_dir=."])
-            cfg.model = budget.solved(cfg)
+            cfg.model = budget.solve_width(cfg)
             said[str(job.folder)] = stored_config(cfg)
         (self.folder / "configs.json").write_text(json.dumps(said))
 
