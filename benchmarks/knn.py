@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.memory.retrieval.bank import KNN, share_found
+from zoo.memory.retrieval.bank import KNNMemory, recall_at_k
 from zoo.memory.retrieval.faiss_index import load_faiss
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
@@ -118,7 +118,7 @@ def segment(read: Read, start: int) -> Read:
 
 def measure(read: Read, size: int, name: str, rounds: int) -> Measured:
     how: dict[str, Any] = {} if name == "torch" else {"backend": "faiss", "index": name}
-    knn = KNN(size, HEADS, WIDTH, WIDTH, NEIGHBOURS, SEGMENT, **how)
+    knn = KNNMemory(size, HEADS, WIDTH, WIDTH, NEIGHBOURS, SEGMENT, **how)
     keys, values = read.keys[:, :, :size], read.values[:, :, :size]
     bank = knn.add(knn.init_state(1, keys), keys, values)
 
@@ -136,7 +136,7 @@ def measure(read: Read, size: int, name: str, rounds: int) -> Measured:
         adds.append(took)
         pairs = zip((*after.keys, *after.values), (*bank.keys, *bank.values), strict=True)
         new, bank = sum(block.nbytes for block, old in pairs if block is not old), after
-    recall = share_found(queries, bank.keys, bank.written, knn.search(queries, bank))
+    recall = recall_at_k(queries, bank.keys, bank.length, knn.search(queries, bank))
     middle = [statistics.median(times) for times in (searches, adds, again)]
     return Measured(*middle, first, new / 2**20, recall)
 
@@ -158,7 +158,7 @@ def measure_package(package: Any, read: Read, size: int, rounds: int) -> Measure
             knn.search(asked.numpy(), NEIGHBOURS) for knn, asked in zip(memory.knns, queries[0], strict=True)
         ]
         found = torch.from_numpy(numpy.stack(ids))[None]
-        recall = share_found(queries, (read.keys[:, :, :size],), torch.tensor([size]), found)
+        recall = recall_at_k(queries, (read.keys[:, :, :size],), torch.tensor([size]), found)
         return Measured(
             statistics.median(searches), statistics.median(adds[-rounds:]), nan, first, nan, recall
         )

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.retrieval.bank import KNN, Backend, mean_recall
+from zoo.memory.retrieval.bank import Backend, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
 from zoo.models.blocks import Block, FeedForward, layers_with_memory
@@ -73,7 +73,7 @@ class Focused(Parallel):
         def mixer(layer: int) -> Attention:
             if layer not in remembering:
                 return Attention(width, heads, rope_base=rope_base, dropout=dropout)
-            knn = KNN(
+            knn = KNNMemory(
                 capacity,
                 heads,
                 key_width=width // heads,
@@ -120,5 +120,5 @@ class Focused(Parallel):
         """d, the number of contexts that a segment sees in training; with faiss, the share of the true
         neighbours that it finds."""
         banks = [kept.bank for kept in state if isinstance(kept, FocusedState)]
-        found = mean_recall([memory.knn for memory in self.memories()], banks)
+        found = recall_diagnostics([memory.knn for memory in self.memories()], banks)
         return {"contexts": float(self.memories()[0].contexts)} | found

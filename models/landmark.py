@@ -105,7 +105,7 @@ class Landmark(Parallel):
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         rows, time = tokens.shape
-        here = tokens.new_zeros(rows) if self.training else state[0].read % (self.mem_freq + 1)
+        here = tokens.new_zeros(rows) if self.training else state[0].length % (self.mem_freq + 1)
         closed = (here + time) // self.mem_freq
         count = time // self.mem_freq
         if time % self.mem_freq and rows:  # else as many landmarks in every row, wherever its block is open
@@ -113,15 +113,18 @@ class Landmark(Parallel):
             apart = closed != count
             if apart.any():
                 return self._read_apart(tokens, state, apart)
-        x, places = self.insert(tokens, here, time + count)
+        x, places = self.insert_landmarks(tokens, here, time + count)
         x, state = self.body(x, state)
         return self.head(x.take_along_dim(places[..., None], dim=1)), state
 
     def init_decode_cache(self, state: State) -> Any:
         """How far each row is into its block, and what `decode_body` knows.  None where rows stand at
         different places, or choose with a segment's later tokens."""
-        here = state[0].read % (self.mem_freq + 1)
-        if not written_for(self, "init_decode_cache", "segment", "insert") or (here != here[:1]).any():
+        here = state[0].length % (self.mem_freq + 1)
+        if (
+            not written_for(self, "init_decode_cache", "segment", "insert_landmarks")
+            or (here != here[:1]).any()
+        ):
             return None
         if any(isinstance(part, LandmarkAttention) and part.selection == "head" for part in self.modules()):
             return None
@@ -133,11 +136,11 @@ class Landmark(Parallel):
         here, known = cache
         time = tokens.shape[1]
         count = (int(here[0]) + time) // self.mem_freq if len(here) else 0
-        x, places = self.insert(tokens, here, time + count)
+        x, places = self.insert_landmarks(tokens, here, time + count)
         x, known = self.decode_body(x, known)
         return self.head(x.take_along_dim(places[..., None], dim=1)), ((here + time) % self.mem_freq, known)
 
-    def insert(
+    def insert_landmarks(
         self, tokens: Int[Tensor, "rows time"], here: Int[Tensor, " rows"], slots: int
     ) -> tuple[Float[Tensor, "rows slots width"], Int[Tensor, "rows time"]]:
         """Embeddings with landmarks among them, and where the tokens stand, `here` tokens into a block."""

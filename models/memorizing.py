@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.retrieval.bank import KNN, Backend, Bank, mean_recall
+from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.memorizing_attention import MemorizingAttention
 from zoo.models.blocks import Block, FeedForward, layers_with_memory
@@ -56,7 +56,7 @@ class Memorizing(Parallel):
             if layer not in remembering:
                 return Attention(width, heads, rope_base=rope_base, dropout=dropout)
             each = width // heads
-            knn = KNN(capacity, heads, each, each, neighbours, block, backend, index, memory_dtype)
+            knn = KNNMemory(capacity, heads, each, each, neighbours, block, backend, index, memory_dtype)
             return MemorizingAttention(width, heads, knn, rope_base=rope_base, dropout=dropout)
 
         super().__init__(
@@ -81,4 +81,4 @@ class Memorizing(Parallel):
         gates = torch.stack([memory.gate for memory in self.memories()]).sigmoid()
         said = {"gate": gates.mean().item(), "gate_min": gates.min().item(), "gate_max": gates.max().item()}
         banks = [bank for bank in state if isinstance(bank, Bank)]
-        return said | mean_recall([memory.knn for memory in self.memories()], banks)
+        return said | recall_diagnostics([memory.knn for memory in self.memories()], banks)

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.core import Position
-from zoo.memory.retrieval.bank import KNN, Backend, Bank, mean_recall
+from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 from zoo.models.blocks import Activation, Block, Norm
@@ -89,7 +89,7 @@ class Unlimiformer(Transformer, Parallel):
             layer.mixer = UnlimiformerAttention(
                 width,
                 heads,
-                KNN(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype),
+                KNNMemory(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype),
                 retrieval_training=retrieval_training,
                 kv_heads=kv_heads,
                 position=place,
@@ -112,7 +112,7 @@ class Unlimiformer(Transformer, Parallel):
         if state is None:
             return {}
         memories = [part.knn for part in self.modules() if isinstance(part, UnlimiformerAttention)]
-        return mean_recall(memories, [bank for bank in state if isinstance(bank, Bank)])
+        return recall_diagnostics(memories, [bank for bank in state if isinstance(bank, Bank)])
 
     def forward(
         self, tokens: Int[Tensor, "rows time"], state: State | None = None

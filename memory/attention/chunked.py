@@ -48,7 +48,8 @@ def attend_in_chunks(
     if time < end <= chunk:  # nobody leaves the open chunk: queries as they are, few behind many keys
         places = torch.arange(end, device=q.device).expand(rows, -1)
         keys, values = (
-            placed(new, kept, state.filled, places) for new, kept in ((k, state.keys), (v, state.values))
+            gather_slots(new, kept, state.filled, places)
+            for new, kept in ((k, state.keys), (v, state.values))
         )
         seen = (places[:, None] <= slots[..., None])[:, None]
         y = F.scaled_dot_product_attention(q, keys, values, seen, dropout, scale=1.0)
@@ -56,7 +57,7 @@ def attend_in_chunks(
         size = min(chunk, end)
         places = torch.arange(-(-end // size) * size, device=q.device).expand(rows, -1)
         q, keys, values = (
-            rearrange(placed(new, kept, state.filled, places), "b h (n c) k -> (b n) h c k", c=size)
+            rearrange(gather_slots(new, kept, state.filled, places), "b h (n c) k -> (b n) h c k", c=size)
             for new, kept in ((q, torch.zeros_like(state.keys)), (k, state.keys), (v, state.values))
         )
         y = F.scaled_dot_product_attention(q, keys, values, None, dropout, is_causal=True, scale=1.0)
@@ -67,13 +68,13 @@ def attend_in_chunks(
     places = begin[:, None] + torch.arange(chunk - 1, device=q.device)
     none = (places >= state.filled[:, None] + time)[:, None, :, None]
     kept_keys, kept_values = (
-        placed(new, kept, state.filled, places).masked_fill(none, 0).to(kept.dtype)
+        gather_slots(new, kept, state.filled, places).masked_fill(none, 0).to(kept.dtype)
         for new, kept in ((k, state.keys), (v, state.values))
     )
     return y, ChunkState(kept_keys, kept_values, (state.filled + time) % chunk)
 
 
-def placed(
+def gather_slots(
     new: Float[Tensor, "rows heads time width"],
     cached: Float[Tensor, "rows heads cache width"],
     cut: Int[Tensor, " rows"],

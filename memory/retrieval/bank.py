@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.retrieval.faiss_index import Kind
-from zoo.memory.retrieval.search import Indexes, exact
+from zoo.memory.retrieval.search import IndexCache, search_exact
 from zoo.state import special_fields
 
 Backend = Literal["torch", "faiss"]
@@ -34,12 +34,12 @@ _stamps = torch.Generator().manual_seed(secrets.randbits(62))  # of its own: no 
 class Bank(NamedTuple):
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]
     values: tuple[Float[Tensor, "rows heads block value_width"], ...]  # () where they come from the keys
-    written: Int[Tensor, " rows"]  # tokens stored since the row was fresh; token t lies in slot t % capacity
+    length: Int[Tensor, " rows"]  # tokens stored since the row was fresh; token t lies in slot t % capacity
     stamp: Int[Tensor, " rows"]  # drawn anew at every write, 0 = empty: what an index is known by
     stamp_before: Int[Tensor, " rows"]
 
 
-class KNN(nn.Module):
+class KNNMemory(nn.Module):
     """How a bank is made, written, searched and read; it has no parameters."""
 
     def __init__(
@@ -67,9 +67,9 @@ class KNN(nn.Module):
         self.capacity, self.heads, self.block = capacity, heads, block
         self.key_width, self.value_width = key_width, value_width
         self.neighbours = neighbours
-        self.found = min(neighbours, capacity)  # slots that a search names
+        self.topk = min(neighbours, capacity)  # slots that a search names
         self.dtype = None if dtype is None else torch.bfloat16
-        self.indexes = Indexes(index, capacity) if backend == "faiss" else None
+        self.index_cache = IndexCache(index, capacity) if backend == "faiss" else None
 
     def init_state(self, rows: int, like: Tensor) -> Bank:
         """An empty bank on the device of `like`, and in its dtype unless another was asked for."""
@@ -94,7 +94,7 @@ class KNN(nn.Module):
         if not keys.shape[2]:
             return bank
         late = max(0, keys.shape[2] - self.capacity)  # of more tokens than fit, the last ones stay
-        start, time = bank.written + late, keys.shape[2] - late
+        start, time = bank.length + late, keys.shape[2] - late
         touched = {
             place % len(bank.keys)
             for first in set(start.tolist())
@@ -112,7 +112,7 @@ class KNN(nn.Module):
         return Bank(
             filled(bank.keys, keys),
             () if values is None else filled(bank.values, values),
-            bank.written + keys.shape[2],
+            bank.length + keys.shape[2],
             stamp,
             bank.stamp,
         )
@@ -131,19 +131,19 @@ class KNN(nn.Module):
     ) -> Int[Tensor, "rows heads time neighbours"]:
         """Slots of the nearest keys, the nearest first; -1 where fewer are stored.  No more than the bank has
         are named, however many are asked for."""
-        if self.indexes is None:
-            return exact(queries, bank.keys, bank.written, self.found)
+        if self.index_cache is None:
+            return search_exact(queries, bank.keys, bank.length, self.topk)
         stamps = torch.stack([bank.stamp, bank.stamp_before], dim=1)
-        return self.indexes.search(queries, bank.keys, bank.written, stamps, self.found, self.training)
+        return self.index_cache.search(queries, bank.keys, bank.length, stamps, self.topk, self.training)
 
     @torch.no_grad()
     def recall(self, bank: Bank) -> float | None:
         """The share of the true neighbours that the index finds in a bank, of queries of the last search;
         None where search is exact, and where there is nothing to find."""
-        if self.indexes is None or (asked := self.indexes.asked) is None or not bank.written.any():
+        if self.index_cache is None or (asked := self.index_cache.asked) is None or not bank.length.any():
             return None
-        queries = asked.to(bank.keys[0].device).expand(len(bank.written), -1, -1, -1)
-        return share_found(queries, bank.keys, bank.written, self.search(queries, bank))
+        queries = asked.to(bank.keys[0].device).expand(len(bank.length), -1, -1, -1)
+        return recall_at_k(queries, bank.keys, bank.length, self.search(queries, bank))
 
     def gather(
         self, bank: Bank, ids: Int[Tensor, "rows heads time neighbours"]
@@ -156,14 +156,14 @@ class KNN(nn.Module):
         return keys, _read(bank.values, ids) if bank.values else None
 
 
-def share_found(
+def recall_at_k(
     queries: Float[Tensor, "rows heads time key_width"],
     blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
     written: Int[Tensor, " rows"],
     found: Int[Tensor, "rows heads time neighbours"],
 ) -> float:
     """The share of the true nearest that are in these slots, or others with the same scores."""
-    wanted = exact(queries, blocks, written, found.shape[-1])
+    wanted = search_exact(queries, blocks, written, found.shape[-1])
     queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
 
     def scores(ids: Tensor, none: float) -> Tensor:
@@ -175,7 +175,7 @@ def share_found(
     return int((hits & (found >= 0)).sum()) / int((wanted >= 0).sum())
 
 
-def mean_recall(memories: Iterable[KNN], banks: Iterable[Bank]) -> dict[str, float]:
+def recall_diagnostics(memories: Iterable[KNNMemory], banks: Iterable[Bank]) -> dict[str, float]:
     """What a model's diagnostics say of its memories' search: `recall`, where there is one to measure."""
     shares = [memory.recall(bank) for memory, bank in zip(memories, banks, strict=True)]
     found = [share for share in shares if share is not None]

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def lanes(rows: int, contexts: int, device: torch.device) -> Int[Tensor, "rows contexts"]:
+def context_rows(rows: int, contexts: int, device: torch.device) -> Int[Tensor, "rows contexts"]:
     """Whose previous segment each row sees: its own, then those of the next d - 1 rows, around the end."""
     places = torch.arange(rows, device=device)
     return (places[:, None] + places[:contexts]) % rows

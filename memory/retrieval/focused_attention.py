@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.memory.attention.core import Attention
-from zoo.memory.retrieval.bank import KNN, Bank, attend
-from zoo.memory.retrieval.crossbatch import crossbatch, lanes
+from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
+from zoo.memory.retrieval.crossbatch import context_rows, crossbatch
 from zoo.state import tree_map
 
 
@@ -43,7 +43,7 @@ class FocusedAttention(Attention):
         width: int,
         heads: int,
         segment_len: int,
-        knn: KNN,
+        knn: KNNMemory,
         schedule: Mapping[float, int],
         *,
         normalised: bool = False,
@@ -80,7 +80,7 @@ class FocusedAttention(Attention):
         if self.position == "rope":
             positions = torch.arange(x.shape[1], device=x.device)
             q, near = self.turn(q, positions), self.turn(k, positions)
-        y, bank = (self.contrast if self.training else self.look_back)(q, near, k, v, state)
+        y, bank = (self.contrast if self.training else self.attend_memory)(q, near, k, v, state)
         rows, spare = len(state.filled), self.segment_len - x.shape[1]
         keys, values = (
             F.pad(part.unflatten(0, (rows, -1))[:, -1], (0, 0, 0, spare)).to(state.previous_keys.dtype)
@@ -104,10 +104,10 @@ class FocusedAttention(Attention):
             raise UserError(f"contexts: expected at most the {rows} rows of a batch, found {most}")
         segments = len(q) // rows
         same = torch.arange(segments, device=q.device)[:, None]  # segments of one place stand together
-        seen = (lanes(rows, self.contexts, q.device)[:, None] * segments + same).flatten(0, 1)
+        seen = (context_rows(rows, self.contexts, q.device)[:, None] * segments + same).flatten(0, 1)
         return crossbatch(q, near, v, *previous(k, v, state), seen=seen, dropout=self.dropout.p), state.bank
 
-    def look_back(
+    def attend_memory(
         self,
         q: Float[Tensor, "rows_and_segments heads time head_dim"],
         near: Float[Tensor, "rows_and_segments heads time head_dim"],
@@ -145,7 +145,7 @@ class FocusedAttention(Attention):
                 torch.cat([seen, *(block.to(q.dtype) for block in blocks)], dim=2)
                 for seen, blocks in ((keys, bank.keys), (values, bank.values))
             )
-            alive = torch.arange(self.knn.capacity, device=device) < bank.written[:, None]
+            alive = torch.arange(self.knn.capacity, device=device) < bank.length[:, None]
             alive = alive[:, None, None].expand(-1, -1, time, -1)
             return F.scaled_dot_product_attention(q, keys, values, torch.cat([causal, real, alive], dim=3))
 

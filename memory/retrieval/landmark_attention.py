@@ -27,13 +27,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.memory.attention.chunked import placed
+from zoo.memory.attention.chunked import gather_slots
 from zoo.memory.attention.core import Attention
-from zoo.memory.retrieval.landmark_bank import BankState, add, by_age, gather, lines
+from zoo.memory.retrieval.landmark_bank import BankState, add, gather, lines, oldest_first
 from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]
-GATHERED = 2**26  # numbers of retrieved keys held at once: queries are read in pieces
+MAX_GATHERED = 2**26  # numbers of retrieved keys held at once: queries are read in pieces
 
 
 class OpenLine(NamedTuple):
@@ -140,7 +140,7 @@ class LandmarkAttention(Attention):
         written."""
         if self.training:
             segment = min(self.segment, x.shape[1])
-            alone = self.read_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment))
+            alone = self.attend_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment))
             return rearrange(alone, "(b n) s d -> b (n s) d", n=x.shape[1] // segment), state
         said = []
         for q, k, v in zip(*(part.split(self.segment, dim=2) for part in self.project(x)), strict=True):
@@ -148,7 +148,7 @@ class LandmarkAttention(Attention):
             said.append(y)
         return self._leave(torch.cat(said, dim=2)), state
 
-    def read_alone(
+    def attend_alone(
         self, x: Float[Tensor, "rows time width"], here: Int[Tensor, " rows"] | None = None
     ) -> Float[Tensor, "rows time width"]:
         """Read segments as whole texts; the first `here` slots of a row's first block are missing."""
@@ -156,7 +156,7 @@ class LandmarkAttention(Attention):
         count = -(-x.shape[1] // self.block) + (here is not None)
         here = torch.zeros(len(x), dtype=torch.long, device=x.device) if here is None else here
         places = torch.arange(count * self.block, device=x.device).expand(len(x), -1)
-        k, v = (placed(part, part[:, :, :0], here, places) for part in (k, v))
+        k, v = (gather_slots(part, part[:, :, :0], here, places) for part in (k, v))
         queries = (here[:, None] + torch.arange(x.shape[1], device=x.device))[:, None]
         q, k = self.turn(q, queries), self.turn(k, places[:, None])
         visible = (places >= here[:, None])[:, None, None] & (places[:, None, None] <= queries[..., None])
@@ -205,8 +205,8 @@ class LandmarkAttention(Attention):
         if not self.blocks:
             return self._weigh(self._score(turned, keys), visible, queries // block) @ values, line, values
 
-        chosen = self.choose(turned, state)
-        size = max(1, GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_dim))
+        chosen = self.choose_blocks(turned, state)
+        size = max(1, MAX_GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_dim))
         said = []
         for piece, asked, ids, at, seen in zip(
             *(part.split(size, dim=2) for part in (q, turned, chosen, queries, visible)), strict=True
@@ -229,13 +229,13 @@ class LandmarkAttention(Attention):
         return torch.cat(said, dim=2), line, values
 
     @torch.no_grad()
-    def choose(
+    def choose_blocks(
         self, q: Float[Tensor, "rows heads time head_dim"], state: BankState
     ) -> Int[Tensor, "rows heads time topk"]:
         """Which blocks of the bank each query reads, as places in `state.keys`, oldest first; before them -1
         for what isn't there."""
         exact = torch.promote_types(state.open_keys.dtype, torch.float32)  # rounded scores would tie
-        landmarks = by_age(tuple(piece[..., -1:, :] for piece in state.closed_keys), state.closed)
+        landmarks = oldest_first(tuple(piece[..., -1:, :] for piece in state.closed_keys), state.closed)
         landmarks = landmarks.squeeze(3).flip(2).to(exact)  # newest first: the first of equals is taken
         age = torch.arange(self.blocks, device=q.device)
         ranks = (self.topk - age).clamp(min=0)  # all old blocks stand at 0

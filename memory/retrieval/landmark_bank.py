@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.memory.attention.chunked import placed
+from zoo.memory.attention.chunked import gather_slots
 from zoo.state import special_fields
 
 Ring = tuple[Float[Tensor, "rows heads piece block head_dim"], ...]
@@ -27,7 +27,7 @@ class BankState(NamedTuple):
     closed_values: Ring
     open_keys: Float[Tensor, "rows heads open head_dim"]  # of the open block, its first first, 0 behind
     open_values: Float[Tensor, "rows heads open head_dim"]
-    read: Int[Tensor, " rows"]  # slots read since the row was fresh: tokens, landmarks included
+    length: Int[Tensor, " rows"]  # slots read since the row was fresh: tokens, landmarks included
 
     @property
     def block(self) -> int:
@@ -36,25 +36,25 @@ class BankState(NamedTuple):
     @property
     def closed(self) -> Int[Tensor, " rows"]:
         """Blocks closed since the row was fresh."""
-        return self.read // self.block
+        return self.length // self.block
 
     @property
     def begun(self) -> Int[Tensor, " rows"]:
         """How much of the open block is there."""
-        return self.read % self.block
+        return self.length % self.block
 
     @property
     def keys(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
         """A copy of the whole bank, the newest block last."""
-        return by_age(self.closed_keys, self.closed)
+        return oldest_first(self.closed_keys, self.closed)
 
     @property
     def values(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
         """As `keys`."""
-        return by_age(self.closed_values, self.closed)
+        return oldest_first(self.closed_values, self.closed)
 
 
-def by_age(
+def oldest_first(
     ring: tuple[Float[Tensor, "rows heads piece places width"], ...], closed: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows heads blocks places width"]:
     """The ring of rows that have closed so many blocks in one tensor, the newest last."""
@@ -76,7 +76,8 @@ def lines(
     count = -(-(state.block - 1 + k.shape[2]) // state.block)
     places = torch.arange(count * state.block, device=k.device).expand(len(k), -1)
     keys, values = (
-        placed(new, kept, state.begun, places) for new, kept in ((k, state.open_keys), (v, state.open_values))
+        gather_slots(new, kept, state.begun, places)
+        for new, kept in ((k, state.open_keys), (v, state.open_values))
     )
     return places, keys, values
 
@@ -89,7 +90,7 @@ def add(
     time: int,
 ) -> BankState:
     """The state with the lines of `time` new slots: what they close goes into the bank, the rest is open."""
-    before, after, block = state.closed, (state.read + time) // state.block, state.block
+    before, after, block = state.closed, (state.length + time) // state.block, state.block
     rest = ((after - before) * block)[:, None] + torch.arange(block - 1, device=keys.device)
     none = (rest >= (state.begun + time)[:, None])[:, None, :, None]
     at = rest.clamp(max=keys.shape[2] - 1)[:, None, :, None]
@@ -105,7 +106,7 @@ def add(
         closed_values,
         open_keys.masked_fill(none, 0),
         open_values.masked_fill(none, 0),
-        state.read + time,
+        state.length + time,
     )
 
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.bank import Bank, KNNMemory
 
-AT_ONCE = 2**26  # numbers that are gathered from the bank at a time
+MAX_GATHERED = 2**26  # numbers that are gathered from the bank at a time
 
 
-def look_near(
+def attend_local(
     q: Float[Tensor, "rows heads time head_dim"],
     k: Float[Tensor, "rows heads time head_dim"],
     v: Float[Tensor, "rows heads time head_dim"],
@@ -44,8 +44,8 @@ def look_near(
     return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=bias is None, scale=1.0)
 
 
-def look_far(
-    knn: KNN,
+def attend_retrieved(
+    knn: KNNMemory,
     bank: Bank,
     q: Float[Tensor, "rows heads time head_dim"],
     scale: Float[Tensor, " heads"],
@@ -54,7 +54,7 @@ def look_far(
     """far: attention over the nearest keys of the bank, so many queries at a time that the keys fit; in the
     backward pass they are gathered again."""
     ids, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
-    size = max(1, AT_ONCE // max(1, ids[:, :, :1].numel() * q.shape[3]))
+    size = max(1, MAX_GATHERED // max(1, ids[:, :, :1].numel() * q.shape[3]))
     weigh = partial(_weigh, knn, bank, dropout=dropout)
     if size < q.shape[2]:
         weigh = partial(checkpoint, weigh, use_reentrant=False)
@@ -64,7 +64,7 @@ def look_far(
 
 
 def _weigh(
-    knn: KNN,
+    knn: KNNMemory,
     bank: Bank,
     q: Float[Tensor, "rows heads time head_dim"],
     ids: Int[Tensor, "rows heads time neighbours"],
@@ -96,7 +96,7 @@ class MemorizingAttention(Attention):
         self,
         width: int,
         heads: int,
-        knn: KNN,
+        knn: KNNMemory,
         *,
         rope_base: float = 10000.0,
         dropout: float = 0.0,
@@ -117,11 +117,11 @@ class MemorizingAttention(Attention):
         q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
         scale, dropout = self.sharpness.exp(), self.dropout.p if self.training else 0.0
         positions = torch.arange(x.shape[1], device=x.device)
-        near = look_near(self.turn(q, positions), self.turn(k, positions), v, scale, dropout=dropout)
+        near = attend_local(self.turn(q, positions), self.turn(k, positions), v, scale, dropout=dropout)
         far = []
-        segments = (part.unflatten(0, (len(state.written), -1)).unbind(1) for part in (q, k, v))
+        segments = (part.unflatten(0, (len(state.length), -1)).unbind(1) for part in (q, k, v))
         for queries, keys, values in zip(*segments, strict=True):
-            far.append(look_far(self.knn, state, queries, scale, dropout))
+            far.append(attend_retrieved(self.knn, state, queries, scale, dropout))
             state = self.knn.add(state, keys, values)
         y = blend(near, torch.stack(far, dim=1).flatten(0, 1), self.gate)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state

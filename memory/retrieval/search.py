@@ -19,10 +19,10 @@ from torch import Tensor
 
 from zoo.memory.retrieval.faiss_index import Kind, load_faiss, make_index
 
-AT_ONCE = 2**24  # scores that exact search holds at a time
+MAX_SCORES = 2**24  # scores that exact search holds at a time
 
 
-def exact(
+def search_exact(
     queries: Float[Tensor, "rows heads time key_width"],
     blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
     written: Int[Tensor, " rows"],
@@ -33,7 +33,7 @@ def exact(
     best = queries.new_full((*queries.shape[:3], neighbours), -torch.inf, dtype=exactly)
     ids, start = torch.full_like(best, -1, dtype=torch.long), 0
     least, most = written.aminmax()
-    size = max(1, AT_ONCE // max(1, best[..., 0].numel()))
+    size = max(1, MAX_SCORES // max(1, best[..., 0].numel()))
     with torch.autocast(queries.device.type, enabled=False):
         for keys in _pieces(blocks, size):
             if start >= most:
@@ -53,7 +53,7 @@ def exact(
     return ids.masked_fill(best == -torch.inf, -1)
 
 
-def exact_reference(
+def search_exact_reference(
     queries: Float[Tensor, "rows heads time key_width"],
     blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
     written: Int[Tensor, " rows"],
@@ -104,7 +104,7 @@ class Kept(NamedTuple):
     training: bool  # the mode of the last search
 
 
-class Indexes:
+class IndexCache:
     """faiss's side of a memory: the indexes of rows lately searched, by their stamps.  A copy has none.
 
     Each mode, training and evaluation, keeps those of twice as many rows as it has ever searched at once, the
@@ -122,7 +122,7 @@ class Indexes:
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
-        return Indexes, (self.kind, self.capacity)
+        return IndexCache, (self.kind, self.capacity)
 
     def search(
         self,
@@ -133,7 +133,7 @@ class Indexes:
         neighbours: int,
         training: bool = False,
     ) -> Int[Tensor, "rows heads time neighbours"]:
-        """As `exact`; `stamps` are each row's own and the one before, `training` is the model's mode."""
+        """As `search_exact`; `stamps` hold each row's current and previous one; `training` is the mode."""
         place = queries.device if self.kind == "flat" else torch.device("cpu")
         asked = queries.detach().to(place, torch.float32).contiguous()
         scores = asked.new_full((*asked.shape[:3], neighbours), -torch.inf)

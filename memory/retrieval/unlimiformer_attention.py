@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention.core import Attention, Position, alibi_slopes
-from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.bank import Bank, KNNMemory
 
-AT_ONCE = 2**26  # numbers that are gathered from the bank at a time
+MAX_GATHERED = 2**26  # numbers that are gathered from the bank at a time
 
 
 class UnlimiformerAttention(Attention):
@@ -36,7 +36,7 @@ class UnlimiformerAttention(Attention):
         self,
         width: int,
         heads: int,
-        knn: KNN,
+        knn: KNNMemory,
         *,
         retrieval_training: bool = False,
         kv_heads: int | None = None,
@@ -66,10 +66,10 @@ class UnlimiformerAttention(Attention):
             return super().forward(x, state)
         q, k, v = self.project(x)
         near = self.score(q, k)
-        q, near, v, hidden = (part.unflatten(0, (len(state.written), -1)) for part in (q, near, v, x))
+        q, near, v, hidden = (part.unflatten(0, (len(state.length), -1)) for part in (q, near, v, x))
         said = []
         for place in range(q.shape[1]):
-            said.append(self.look_back(q[:, place], near[:, place], v[:, place], state))
+            said.append(self.attend_memory(q[:, place], near[:, place], v[:, place], state))
             state = self.knn.add(state, hidden[:, place, None], detach=not self.training)
         y = torch.stack(said, dim=1).flatten(0, 1)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state
@@ -95,7 +95,7 @@ class UnlimiformerAttention(Attention):
         groups = self.heads // self.kv_heads
         return part.repeat_interleave(groups, dim) if groups > 1 else part
 
-    def recomputing(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def kv_projections(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each head's W_k and W_v (heads, head_dim, width), b_k and b_v (heads, head_dim)."""
         bias = self.qkv.weight.new_zeros(len(self.qkv.weight)) if self.qkv.bias is None else self.qkv.bias
         w_k, w_v, b_k, b_v = (
@@ -105,7 +105,7 @@ class UnlimiformerAttention(Attention):
         )
         return w_k, w_v, b_k, b_v
 
-    def look_back(
+    def attend_memory(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
         near: Float[Tensor, "rows heads time segment"],
@@ -113,12 +113,12 @@ class UnlimiformerAttention(Attention):
         bank: Bank,
     ) -> Float[Tensor, "rows heads time head_dim"]:
         """y before W_o, of one segment: keys and values of what is found are never made, only their sums."""
-        w_k, w_v, b_k, b_v = self.recomputing()
+        w_k, w_v, b_k, b_v = self.kv_projections()
         z = einsum(q, w_k, "b h t k, h k d -> b h t d")
         offset = einsum(q, b_k, "b h t k, h k -> b h t")
         flat = [rearrange(part, "b h t ... -> b (h t) ...") for part in (z, near, offset)]
         ids = self.knn.search(flat[0][:, None], bank)[:, 0]
-        size = max(1, AT_ONCE // max(1, len(ids) * ids.shape[2] * z.shape[3]))
+        size = max(1, MAX_GATHERED // max(1, len(ids) * ids.shape[2] * z.shape[3]))
         parts = [
             checkpoint(self.weigh, bank, *part, use_reentrant=False)  # gathered again in the backward pass
             for part in zip(*(whole.split(size, dim=1) for whole in (*flat, ids)), strict=True)
@@ -154,18 +154,18 @@ class UnlimiformerAttention(Attention):
         p_near, p_far = self.dropout(p).tensor_split([near.shape[-1]], dim=-1)
         return p_near, einsum(p_far, hidden, "b n k, b n k d -> b n d"), p_far.sum(-1)
 
-    def look_back_loop(
+    def attend_memory_loop(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
         near: Float[Tensor, "rows heads time segment"],
         v: Float[Tensor, "rows kv_heads segment head_dim"],
         bank: Bank,
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """`look_back` by its definition, query by query, with keys and values recomputed; without dropout."""
-        w_k, w_v, b_k, b_v = self.recomputing()
+        """The definition of `attend_memory`, query by query, with recomputed keys and values; no dropout."""
+        w_k, w_v, b_k, b_v = self.kv_projections()
         y = torch.empty_like(q)
         for row, head, time in itertools.product(*map(range, q.shape[:3])):
-            alive = min(int(bank.written[row]), self.knn.capacity)
+            alive = min(int(bank.length[row]), self.knn.capacity)
             kept = torch.cat(bank.keys, dim=2)[row, 0, :alive].to(q.dtype)
             nearest = (kept @ (q[row, head, time] @ w_k[head])).topk(min(self.knn.neighbours, alive))[1]
             keys = kept[nearest] @ w_k[head].T + b_k[head]

@@ -197,7 +197,7 @@ def published_state(state: State) -> dict[str, Tensor]:
 
 def remembered(state: FocusedState) -> tuple[Tensor, Tensor]:
     """All keys and values that there are: the bank's, then the last segment's."""
-    counts = torch.stack([state.bank.written, state.filled]).unique(dim=1).T.tolist()
+    counts = torch.stack([state.bank.length, state.filled]).unique(dim=1).T.tolist()
     if len(counts) != 1:
         raise UserError(f"state: expected rows that remember one length, found {counts}")
     ((written, filled),) = counts

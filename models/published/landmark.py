@@ -82,7 +82,7 @@ class LandmarkInTable(Landmark):
         x = self.dropout(self.embed(tokens))
         blocks: Any = self.stack
         for block in blocks:
-            x = x + block.dropout(block.mixer.read_alone(block.mixer_norm(x), here))
+            x = x + block.dropout(block.mixer.attend_alone(block.mixer_norm(x), here))
             x = x + block.mlp(block.mlp_norm(x))
         return self.head(self.norm(x))
 
@@ -204,7 +204,7 @@ def published_state(state: State, model: LandmarkInTable) -> dict[str, Tensor]:
 
 def filled(state: BankState) -> tuple[int, int]:
     """Blocks closed since the rows were fresh, and places of the open one."""
-    lengths = state.read.unique().tolist()
+    lengths = state.length.unique().tolist()
     if len(lengths) != 1:
         raise UserError(f"state: expected rows that have read one length, found {lengths}")
     closed, still_open = divmod(lengths[0], state.keys.shape[3])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.memory.mixer import Mixer
-from zoo.memory.retrieval.bank import KNN, Bank, attend
+from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
 from zoo.models.published.weights import Config, Table, built, fill, flag, fraction, gradients, number, same
 
 TABLE: Table = {
@@ -33,7 +33,7 @@ class JointAttention(Mixer):
         self, width: int, heads: int, head_dim: int, capacity: int, neighbours: int, gated: bool = False
     ) -> None:
         super().__init__()
-        self.heads, self.knn = heads, KNN(capacity, 1, head_dim, head_dim, neighbours)
+        self.heads, self.knn = heads, KNNMemory(capacity, 1, head_dim, head_dim, neighbours)
         self.q = nn.Linear(width, heads * head_dim, bias=False)
         self.kv = nn.Linear(width, 2 * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, width, bias=False)
@@ -98,7 +98,7 @@ def published_gradients(layer: JointAttention) -> dict[str, Tensor]:
 
 def published_state(state: Bank) -> Float[Tensor, "rows tokens two head_dim"]:
     """Keys and values in the order in which they came."""
-    counts = state.written.unique().tolist()
+    counts = state.length.unique().tolist()
     if len(counts) != 1:
         raise UserError(f"state: expected rows that remember one length, found {counts}")
     ring = torch.stack([torch.cat(blocks, dim=2)[:, 0] for blocks in (state.keys, state.values)], dim=2)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.golden.cases import Case
 from zoo.memory.attention.core import rotary
-from zoo.memory.retrieval.bank import KNN, attend
-from zoo.memory.retrieval.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes
+from zoo.memory.retrieval.bank import KNNMemory, attend
+from zoo.memory.retrieval.crossbatch import context_rows, crossbatch, crossbatch_loop, earlier_rows
 from zoo.models.published import focused
 from zoo.state import State
 
@@ -52,9 +52,9 @@ def positive_share(q: Tensor, before: Tensor, seen: Tensor) -> Tensor:
 
 
 def check_paper(case: Case) -> None:
-    """`fot/paper_crossbatch_knn`: training among d lanes, evaluation with the k nearest keys and with all."""
+    """`fot/paper_crossbatch_knn`: training among d rows, evaluation with the k nearest keys and with all."""
     c = case.config
-    seen, full = lanes(c["B"], c["d"], torch.device("cpu")), torch.full((c["B"],), c["seq"])
+    seen, full = context_rows(c["B"], c["d"], torch.device("cpu")), torch.full((c["B"],), c["seq"])
     scale = (c["head_dim"] ** 0.5 / case.read("w/temperature"))[:, None, None]
     names = ("q", "k", "v", "k_prev", "v_prev")
     for form in (crossbatch, crossbatch_loop):
@@ -71,7 +71,7 @@ def check_paper(case: Case) -> None:
     causal = torch.ones(c["seq"], c["seq"], dtype=torch.bool).tril()
     expected = case.read("idx/infer/retrieved")
     for name, neighbours in (("infer", c["k"]), ("infer_dense", c["memory"])):
-        knn = KNN(c["memory"], c["H"], c["head_dim"], c["head_dim"], neighbours)
+        knn = KNNMemory(c["memory"], c["H"], c["head_dim"], c["head_dim"], neighbours)
         bank = knn.add(knn.init_state(c["B"], q), keys, values)
         ids = knn.search(q * scale, bank)
         found = knn.gather(bank, ids)

@@ -82,10 +82,10 @@ class Choices:
         self.val_state: dict[int, Tensor] = {}
         self.closed = 0  # blocks before this segment
         for layer, mixer in enumerate(self.mixers):
-            mixer.choose = partial(self.hear, layer, mixer.choose)
+            mixer.choose_blocks = partial(self.hear, layer, mixer.choose_blocks)
 
     def hear(self, layer: int, choose: Callable[..., Tensor], q: Tensor, state: BankState) -> Tensor:
-        (self.closed,) = {read // self.mixers[layer].block for read in state.read.tolist()}
+        (self.closed,) = {read // self.mixers[layer].block for read in state.length.tolist()}
         self.val_state[layer] = choose(q, state)
         return self.val_state[layer]
 
@@ -132,7 +132,7 @@ def check_cache(case: Case) -> None:
         rows = tokens[:, done : done + length]
         here = torch.full((len(rows),), done % freq)
         slots = length + (done % freq + length) // freq
-        inserted, places = model.insert(rows, here, slots)
+        inserted, places = model.insert_landmarks(rows, here, slots)
         flags = torch.ones(slots, dtype=torch.bool)
         flags[places[0]] = False
         ids = torch.full((len(rows), slots), marker).scatter(1, places, rows)

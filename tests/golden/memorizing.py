@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.retrieval.bank import KNN, Bank
-from zoo.memory.retrieval.memorizing_attention import blend, look_far, look_near
+from zoo.memory.retrieval.bank import Bank, KNNMemory
+from zoo.memory.retrieval.memorizing_attention import attend_local, attend_retrieved, blend
 from zoo.models.published import memorizing
 from zoo.state import reset_rows
 
@@ -26,7 +26,7 @@ def check_paper(case: Case) -> None:
     c, given = case.config, weights(case)
     scale, gate = (given[name].clone().requires_grad_() for name in ("scale", "gate_bias"))
     bias = case.read("in/local_bias") if "in/local_bias" in case else None
-    knn = KNN(c["memory_cap"], c["H"], c["head_dim"], c["head_dim"], c["k"])
+    knn = KNNMemory(c["memory_cap"], c["H"], c["head_dim"], c["head_dim"], c["k"])
     bank, begin = knn.init_state(c["B"], scale), torch.zeros(c["B"], dtype=torch.long)
     read = 0  # the file counts the tokens of a row through all its documents
     for s in range(c["segments"]):
@@ -36,11 +36,11 @@ def check_paper(case: Case) -> None:
         inputs = {name: case.read(f"in/seg{s}/{name}").clone().requires_grad_() for name in "qkv"}
         q, k = (F.normalize(inputs[name], dim=-1) for name in "qk")
         y = blend(
-            look_near(q, k, inputs["v"], scale, bias),
-            look_far(knn, bank, q, scale),
+            attend_local(q, k, inputs["v"], scale, bias),
+            attend_retrieved(knn, bank, q, scale),
             gate,
         )
-        ids = tokens_of(knn.search(q, bank), bank.written, c["memory_cap"])
+        ids = tokens_of(knn.search(q, bank), bank.length, c["memory_cap"])
         ids = torch.where(ids < 0, -1, ids + begin[:, None, None, None])
         ids = F.pad(ids, (0, c["k"] - ids.shape[-1]), value=-1)  # k may be more than there is room for
         case.compare(f"idx/seg{s}/", {"retrieved": ids.int()})
@@ -51,8 +51,8 @@ def check_paper(case: Case) -> None:
         case.compare(f"grad/seg{s}/", dict(zip(learned, grads, strict=True)))
         bank = knn.add(bank, k, inputs["v"])
         read += q.shape[2]
-        alive = bank.written.clamp(max=c["memory_cap"])
-        last = begin + bank.written - 1
+        alive = bank.length.clamp(max=c["memory_cap"])
+        last = begin + bank.length - 1
         ends = torch.stack([last - alive + 1, last], dim=1)
         case.compare(f"state/seg{s}/", {"memory_ids_first_last": ends.int()})
 
@@ -74,10 +74,10 @@ def check_layer(case: Case) -> None:
 
     layer.knn.search = hear  # type: ignore[method-assign]
     y, after = layer.forward(x, bank, bias)
-    ids = tokens_of(found[0], bank.written, layer.knn.capacity)[:, 0].unflatten(1, (layer.heads, -1))
+    ids = tokens_of(found[0], bank.length, layer.knn.capacity)[:, 0].unflatten(1, (layer.heads, -1))
     case.compare("idx/", {"retrieved": ids.int()})
     case.compare("out/", {"y": y})
-    state = {"db_after": memorizing.published_state(after), "db_offsets_after": after.written.int()}
+    state = {"db_after": memorizing.published_state(after), "db_offsets_after": after.length.int()}
     case.compare("state/", state)
     (y * case.read("in/cotangent")).sum().backward()
     case.compare("grad/", {"x": x.grad, **memorizing.published_gradients(layer)})

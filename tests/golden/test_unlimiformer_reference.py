@@ -237,7 +237,7 @@ def test_our_model_agrees_with_the_reference(config: Config, trained: bool) -> N
             continue
         slots = torch.cat(bank.keys, dim=2)[:, 0]
         for row, reader in enumerate(readers):
-            assert bank.written[row] == text.shape[1]
+            assert bank.length[row] == text.shape[1]
             for age, kept in enumerate(reversed(reader.past[layer]), 1):
                 slot = (text.shape[1] - age) % c["capacity"]
                 torch.testing.assert_close(slots[row, slot], kept, rtol=1e-9, atol=1e-9)

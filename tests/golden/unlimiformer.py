@@ -5,14 +5,14 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.bank import Bank, KNNMemory
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 
 
 def loaded(case: Case) -> UnlimiformerAttention:
     c = case.config
     weights = {found[1]: case.read(found[0]) for found in case.matching(r"w/(.*)")}
-    knn = KNN(c["n_hidden"], 1, c["dim"], neighbours=c["k"])
+    knn = KNNMemory(c["n_hidden"], 1, c["dim"], neighbours=c["k"])
     bias = "q_proj.bias" in weights
     mixer = UnlimiformerAttention(c["dim"], c["heads"], knn, position="none", bias=bias).double().eval()
     for part in ("weight", "bias") if bias else ("weight",):
@@ -54,13 +54,13 @@ def check_core(case: Case) -> None:
     q, _, v = mixer.project(asked.reshape(len(kept), -1, c["dim"]))
     bank = mixer.knn.add(mixer.init_state(len(kept)), kept[:, None], None)
     near, none = q.new_empty(*q.shape[:3], 0), v[:, :, :0]
-    for look_back in (mixer.look_back, mixer.look_back_loop):
-        y = mixer.out(rearrange(look_back(q, near, none, bank), "b h t k -> b t (h k)"))
+    for attend_memory in (mixer.attend_memory, mixer.attend_memory_loop):
+        y = mixer.out(rearrange(attend_memory(q, near, none, bank), "b h t k -> b t (h k)"))
         case.compare("out/", {"attn_output": y.view_as(asked)})
 
     weights, ids = heard.best_first(heads)
     case.compare("", {"out/attn_weights": weights, "idx/retrieved": ids.int()})
-    w_k, w_v, b_k, b_v = mixer.recomputing()
+    w_k, w_v, b_k, b_v = mixer.kv_projections()
     z = einsum(q, w_k, "b h t k, h k d -> b t h d")
     keys, values = (
         einsum(kept, w, "b n d, h k d -> b h n k") + b[:, None] for w, b in ((w_k, b_k), (w_v, b_v))

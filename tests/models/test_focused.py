@@ -16,8 +16,8 @@ from tests.laws import law_cases
 from zoo.contract import shaken, text_for
 from zoo.errors import UserError
 from zoo.memory.attention.core import rotary
-from zoo.memory.retrieval.bank import KNN
-from zoo.memory.retrieval.crossbatch import crossbatch_loop, lanes
+from zoo.memory.retrieval.bank import KNNMemory
+from zoo.memory.retrieval.crossbatch import context_rows, crossbatch_loop
 from zoo.memory.retrieval.focused_attention import FocusedAttention
 from zoo.models.focused import Focused, steps
 from zoo.models.published import focused as published
@@ -74,7 +74,7 @@ def test_the_memory_layer_stands_at_three_quarters_and_the_budget_is_met(size: s
 
 def layer(capacity: int, neighbours: int, **more: Any) -> FocusedAttention:
     torch.manual_seed(0)
-    return FocusedAttention(8, 2, 4, KNN(capacity, 2, 4, 4, neighbours, 4), {0.0: 2}, **more).double()
+    return FocusedAttention(8, 2, 4, KNNMemory(capacity, 2, 4, 4, neighbours, 4), {0.0: 2}, **more).double()
 
 
 def heads(mixer: FocusedAttention, x: Tensor) -> list[Tensor]:
@@ -101,7 +101,7 @@ def test_training_sees_the_previous_segments_of_the_next_rows(form: dict[str, An
     for piece in x.split(4, dim=1):
         y, state = mixer(piece, state)
         q, near, k, v = heads(mixer, piece)
-        expected = crossbatch_loop(q, near, v, *past, filled, lanes(3, 2, x.device))
+        expected = crossbatch_loop(q, near, v, *past, filled, context_rows(3, 2, x.device))
         assert_close(y, mixer.out(expected.transpose(1, 2).flatten(2)))
         past, filled = [k, v], torch.full((3,), 4)
         said.append(y)
@@ -166,7 +166,7 @@ def test_only_the_blocks_that_are_written_are_new() -> None:
         mixed = replace_rows(state, model.init_state(3), torch.tensor([True, False, False]))
         _, after = model.segment(text_for(model)[:, :8], mixed)
     assert sum(old is new for old, new in zip(mixed[1].bank.values, after[1].bank.values, strict=True)) == 6
-    assert after[1].bank.written.tolist() == [0, 32, 32]
+    assert after[1].bank.length.tolist() == [0, 32, 32]
     assert torch.equal(after[1].bank.stamp == mixed[1].bank.stamp, torch.tensor([True, False, False]))
 
 

@@ -105,16 +105,16 @@ def test_nothing_is_carried_in_training_and_the_bank_in_validation() -> None:
     assert model.landmark.grad.any(), "the landmark's embedding learns"
     with torch.no_grad():
         _, carried = model.eval().compute_loss(batch, None)
-        assert [state.read.tolist() for state in carried] == [[30, 30]] * 2
+        assert [state.length.tolist() for state in carried] == [[30, 30]] * 2
         _, carried = model.compute_loss(batch, carried)
-        assert [state.read.tolist() for state in carried] == [[60, 30]] * 2
+        assert [state.length.tolist() for state in carried] == [[60, 30]] * 2
 
 
 @torch.no_grad()
 def test_landmarks_stand_after_every_mem_freq_tokens_of_a_row() -> None:
     model = SMALL()
     tokens, here = text(model, 1, rows=3), torch.tensor([0, 1, 3])
-    x, places = model.insert(tokens, here, 15)
+    x, places = model.insert_landmarks(tokens, here, 15)
     assert x.shape == (3, 15, model.width)
     for row, begun in enumerate(here.tolist()):
         expected, spots, count = [], [], begun
@@ -259,6 +259,6 @@ def test_rows_of_different_lengths_have_no_published_state() -> None:
     weights, config = read("lm_cache_topk")
     model = landmark.load(weights, config)
     state = tree_map(lambda one, two: torch.cat([one, two]), model.init_state(1), model.init_state(1))
-    apart = tuple(layer._replace(read=torch.tensor([6, 7])) for layer in state)
+    apart = tuple(layer._replace(length=torch.tensor([6, 7])) for layer in state)
     with pytest.raises(UserError, match=r"rows that have read one length, found \[6, 7\]"):
         landmark.published_state(apart, model)

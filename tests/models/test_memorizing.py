@@ -123,7 +123,7 @@ def test_memory_is_constant_but_gate_and_scale_learn() -> None:
 def test_few_queries_at_a_time_say_and_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
     for at_once in (2**26, 2 * 4 * 4 * 4 * 3):
-        monkeypatch.setattr(memorizing_attention, "AT_ONCE", at_once)
+        monkeypatch.setattr(memorizing_attention, "MAX_GATHERED", at_once)
         model = shaken(MODEL).train()
         logits, state = model(text(3))
         logits.square().sum().backward()
@@ -169,7 +169,7 @@ def test_bytes_of_state_and_how_many_tokens_there_are() -> None:
     per_row = 4 * 16 * (4 + 4) * 4 + 3 * 8  # keys and values, three counts
     _, state = model(text(5, rows=3))
     assert nbytes(model.init_state(3)) == nbytes(state) == 3 * per_row
-    assert [leaf.tolist() for name, leaf in named_leaves(state) if name.endswith("written")] == [[40, 40, 40]]
+    assert [leaf.tolist() for name, leaf in named_leaves(state) if name.endswith("length")] == [[40, 40, 40]]
 
 
 @pytest.mark.parametrize(

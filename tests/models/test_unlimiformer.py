@@ -127,16 +127,16 @@ def test_what_a_training_step_carries() -> None:
     model = MODEL(retrieval_training=True).train()
     state = model.compute_loss(batch(True), None)[1]
     assert not any(leaf.requires_grad for leaf in leaves(state))
-    assert [int(leaf[0]) for name, leaf in named_leaves(state) if name.endswith("written")] == [16]
+    assert [int(leaf[0]) for name, leaf in named_leaves(state) if name.endswith("length")] == [16]
     assert [
         int(leaf[0])
         for name, leaf in named_leaves(model.compute_loss(batch(False), state)[1])
-        if "written" in name
+        if "length" in name
     ] == [32]
     assert [
         int(leaf[0])
         for name, leaf in named_leaves(model.eval().compute_loss(batch(True), None)[1])
-        if "written" in name
+        if "length" in name
     ]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.memory.attention.chunked import ChunkState, attend_in_chunks, placed
+from zoo.memory.attention.chunked import ChunkState, attend_in_chunks, gather_slots
 from zoo.memory.state_space.megalodon_attention import GatedAttention
 from zoo.state import leaves, replace_rows, tree_map
 
@@ -101,7 +101,7 @@ def test_no_key_crosses_a_chunk() -> None:
 
 def test_slots_hold_the_cache_then_the_new() -> None:
     cached, new = torch.tensor([[1.0, 2, 0], [3, 0, 0]]), torch.tensor([[5.0, 6], [7, 8]])
-    found = placed(
+    found = gather_slots(
         new[:, None, :, None],
         cached[:, None, :, None],
         torch.tensor([2, 1]),

@@ -22,9 +22,9 @@ from torch.testing import assert_close
 from tests.memory.watch import Watch
 from zoo.errors import UserError
 from zoo.memory.retrieval import faiss_index, search
-from zoo.memory.retrieval.bank import KNN, Bank, attend
+from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
 from zoo.memory.retrieval.faiss_index import Flat, Graph, Kind, Lists, list_count, load_faiss
-from zoo.memory.retrieval.search import exact, exact_reference
+from zoo.memory.retrieval.search import search_exact, search_exact_reference
 from zoo.models.memorizing import Memorizing
 from zoo.state import contents, detach, from_leaves, leaves, replace_rows, take_rows
 
@@ -33,8 +33,8 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def add(knn: KNN, bank: Bank, time: int, seed: int = 0) -> Bank:
-    rows = len(bank.written)
+def add(knn: KNNMemory, bank: Bank, time: int, seed: int = 0) -> Bank:
+    rows = len(bank.length)
     values = draw(seed + 1, rows, knn.heads, time, knn.value_width) if knn.value_width else None
     return knn.add(bank, draw(seed, rows, knn.heads, time, knn.key_width), values)
 
@@ -45,7 +45,7 @@ def add(knn: KNN, bank: Bank, time: int, seed: int = 0) -> Bank:
 @pytest.mark.parametrize(("capacity", "block"), [(12, None), (12, 4), (12, 1), (6, 3), (5, 5)])
 def test_a_bank_keeps_each_rows_last_tokens(capacity: int, block: int | None) -> None:
     """Token t of a row lies at slot t % capacity; rows stand at places of their own."""
-    knn = KNN(capacity, 2, 3, 4, block=block)
+    knn = KNNMemory(capacity, 2, 3, 4, block=block)
     bank, told = knn.init_state(3, torch.empty(0)), [[], [], []]  # type: ignore[var-annotated]
     for step, time in enumerate((4, 1, 7, 0, 12, 3, 30, 5)):
         if step in (2, 5):  # rows that begin anew
@@ -59,14 +59,14 @@ def test_a_bank_keeps_each_rows_last_tokens(capacity: int, block: int | None) ->
         bank = after
         for row, tokens in enumerate(told):
             tokens += [(keys[row, :, t], values[row, :, t]) for t in range(time)]
-            assert bank.written[row] == len(tokens)
+            assert bank.length[row] == len(tokens)
             for t in range(max(0, len(tokens) - capacity), len(tokens)):
                 found = [torch.cat(blocks, dim=2)[row, :, t % capacity] for blocks in bank[:2]]
                 assert_close(found, list(tokens[t]), rtol=0, atol=0)
 
 
 def test_a_bank_may_have_no_values() -> None:
-    knn = KNN(4, 1, 3)
+    knn = KNNMemory(4, 1, 3)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 3)
     assert bank.values == ()
     keys, values = knn.gather(bank, torch.tensor([[[[0, -1]]], [[[2, 1]]]]))
@@ -76,16 +76,16 @@ def test_a_bank_may_have_no_values() -> None:
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_the_dtype_is_the_models_or_bf16(dtype: Any) -> None:
-    knn = KNN(8, 2, 3, 3, 4, dtype=dtype)
+    knn = KNNMemory(8, 2, 3, 3, 4, dtype=dtype)
     bank = add(knn, knn.init_state(2, torch.empty(0, dtype=torch.float64)), 6)
     expected = torch.float64 if dtype is None else torch.bfloat16
     assert {block.dtype for block in (*bank.keys, *bank.values)} == {expected}
     queries = draw(5, 2, 2, 3, 3)
-    assert_close(knn.search(queries, bank), exact_reference(queries, bank.keys, bank.written, 4))
+    assert_close(knn.search(queries, bank), search_exact_reference(queries, bank.keys, bank.length, 4))
 
 
 def test_what_is_written_keeps_its_graph_only_when_told() -> None:
-    knn = KNN(4, 1, 2)
+    knn = KNNMemory(4, 1, 2)
     keys = draw(0, 1, 1, 3, 2).requires_grad_()
     empty = knn.init_state(1, keys.detach())
     assert not knn.add(empty, keys).keys[0].requires_grad
@@ -94,7 +94,7 @@ def test_what_is_written_keeps_its_graph_only_when_told() -> None:
 
 
 def written_bytes(capacity: int) -> int:
-    knn = KNN(capacity, 2, 8, 8, block=16)
+    knn = KNNMemory(capacity, 2, 8, 8, block=16)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 16)
     keys, values = draw(2, 2, 2, 16, 8), draw(3, 2, 2, 16, 8)
     with Watch() as watch:
@@ -108,7 +108,7 @@ def test_writing_costs_the_same_in_any_bank() -> None:
 
 
 def test_a_new_bank_shares_all_blocks_but_those_written() -> None:
-    knn = KNN(64, 2, 8, 8, block=16)
+    knn = KNNMemory(64, 2, 8, 8, block=16)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 64)
     after = add(knn, bank, 16)
     for old, new in zip(bank[:2], after[:2], strict=True):
@@ -119,7 +119,7 @@ def test_a_new_bank_shares_all_blocks_but_those_written() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 40])  # more is read than the bank has, and less
 def test_what_is_gathered(tokens: int) -> None:
-    knn = KNN(12, 2, 3, 4, block=4)
+    knn = KNNMemory(12, 2, 3, 4, block=4)
     bank = add(knn, knn.init_state(3, torch.empty(0)), 12)
     ids = torch.randint(-1, 12, (3, 2, tokens, 5), generator=torch.Generator().manual_seed(0))
     for got, blocks in zip(knn.gather(bank, ids), bank[:2], strict=True):
@@ -133,7 +133,7 @@ def test_what_is_gathered(tokens: int) -> None:
 
 
 def gathered_bytes(capacity: int) -> int:
-    knn = KNN(capacity, 2, 8, 8, block=16)
+    knn = KNNMemory(capacity, 2, 8, 8, block=16)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 16)
     ids = torch.randint(-1, capacity, (2, 2, 16, 32), generator=torch.Generator().manual_seed(0))
     with Watch() as watch:
@@ -148,7 +148,7 @@ def test_gathering_costs_the_same_from_any_bank() -> None:
 
 @pytest.mark.parametrize(("capacity", "block", "tokens"), [(12, 4, 1), (12, 4, 40), (4, None, 2)])
 def test_gathering_is_differentiable(capacity: int, block: int | None, tokens: int) -> None:
-    knn = KNN(capacity, 1, 2, block=block)
+    knn = KNNMemory(capacity, 1, 2, block=block)
     bank = knn.init_state(2, torch.empty(0, dtype=torch.float64))
     ids = torch.randint(-1, capacity, (2, 1, tokens, 2), generator=torch.Generator().manual_seed(0))
     keys = draw(0, 2, 1, capacity, 2).double().requires_grad_()
@@ -188,7 +188,7 @@ def test_one_softmax_over_local_and_retrieved() -> None:
 )
 def test_what_does_not_go_together(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        KNN(**{"capacity": 8, "heads": 1, "key_width": 2} | options)
+        KNNMemory(**{"capacity": 8, "heads": 1, "key_width": 2} | options)
 
 
 # -- exact search
@@ -200,20 +200,20 @@ def test_exact_search_is_the_definition(
     capacity: int, block: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it is cut; small whole numbers have many ties, of which the lowest slots are taken."""
-    monkeypatch.setattr(search, "AT_ONCE", at_once)
+    monkeypatch.setattr(search, "MAX_SCORES", at_once)
     random = torch.Generator().manual_seed(0)
     blocks = torch.randint(-2, 3, (3, 2, capacity, 2), generator=random).float().split(block, dim=2)
     queries = torch.randint(-2, 3, (3, 2, 5, 2), generator=random).float()
     for written in ([0, 3, 24], [40, 24, 30], [0, 0, 0], [1, 2, 25]):
         for count in (1, 5, 24):
-            found = exact(queries, blocks, torch.tensor(written), count)
-            assert torch.equal(found, exact_reference(queries, blocks, torch.tensor(written), count))
+            found = search_exact(queries, blocks, torch.tensor(written), count)
+            assert torch.equal(found, search_exact_reference(queries, blocks, torch.tensor(written), count))
             alive = torch.tensor(written).clamp(max=min(count, capacity))
             assert torch.equal((found >= 0).sum(-1), alive[:, None, None].expand(-1, 2, 5))
 
 
 def test_a_long_banks_scores_are_never_held() -> None:
-    knn = KNN(2**18, 1, 2, block=2**14)
+    knn = KNNMemory(2**18, 1, 2, block=2**14)
     bank = add(knn, knn.init_state(1, torch.empty(0)), 2**18)
     queries = draw(1, 1, 1, 256, 2)
     with Watch() as watch:
@@ -224,7 +224,7 @@ def test_a_long_banks_scores_are_never_held() -> None:
 
 def test_search_is_in_float32_at_least() -> None:
     """Also under autocast, where a product of float32 numbers is one of bf16's."""
-    knn = KNN(400, 1, 8)
+    knn = KNNMemory(400, 1, 8)
     bank = add(knn, knn.init_state(1, torch.empty(0)), 400)
     queries = draw(1, 1, 1, 50, 8)
     with torch.autocast("cpu", torch.bfloat16):
@@ -254,7 +254,7 @@ def share(wanted: Tensor, found: Tensor) -> float:
 def test_faiss_through_a_history(index: Kind) -> None:
     """Writes of any length with and without a search between, rows that begin anew or change places, and
     banks of long ago: always what the bank itself holds, never another row's, and `flat` exactly that."""
-    knn, random = KNN(160, 2, 6, 0, 8, 16, "faiss", index), torch.Generator().manual_seed(0)
+    knn, random = KNNMemory(160, 2, 6, 0, 8, 16, "faiss", index), torch.Generator().manual_seed(0)
     empty = knn.init_state(3, torch.empty(0))
     bank, past = empty, [empty]
     for step in range(60):
@@ -269,9 +269,9 @@ def test_faiss_through_a_history(index: Kind) -> None:
         past.append(bank)
         if chance < 0.7:
             queries = draw(1000 + step, 3, 2, 4, 6)
-            found, wanted = knn.search(queries, bank), exact(queries, bank.keys, bank.written, 8)
+            found, wanted = knn.search(queries, bank), search_exact(queries, bank.keys, bank.length, 8)
             assert torch.equal(found >= 0, wanted >= 0)
-            assert (found < bank.written[:, None, None, None]).all()
+            assert (found < bank.length[:, None, None, None]).all()
             for ids in found.flatten(0, 2):
                 assert len(set(ids[ids >= 0].tolist())) == int((ids >= 0).sum())
             assert share(wanted, found) >= (1.0 if index == "flat" else 0.75)
@@ -290,7 +290,7 @@ def test_an_index_is_brought_up_to_date_when_searched(monkeypatch: pytest.Monkey
         true_put(self, first, keys)
 
     monkeypatch.setattr(Flat, "put", noted)
-    knn = KNN(64, 1, 4, 0, 3, 8, "faiss")
+    knn = KNNMemory(64, 1, 4, 0, 3, 8, "faiss")
     queries = draw(9, 1, 1, 2, 4)
 
     def searched(bank: Bank) -> list[tuple[int, int]]:
@@ -318,7 +318,7 @@ def test_an_index_is_brought_up_to_date_when_searched(monkeypatch: pytest.Monkey
 @faiss_only
 def test_flat_finds_the_same_by_any_history() -> None:
     """Bit for bit and in the same order: written piece by piece, or made at once from the bank."""
-    knn, twin = (KNN(96, 2, 5, 0, 7, 16, "faiss") for _ in range(2))
+    knn, twin = (KNNMemory(96, 2, 5, 0, 7, 16, "faiss") for _ in range(2))
     bank = knn.init_state(2, torch.empty(0))
     for step in range(20):
         bank = add(knn, bank, 5 + step % 9, seed=step)
@@ -328,7 +328,7 @@ def test_flat_finds_the_same_by_any_history() -> None:
 
 @faiss_only
 def test_equals_are_in_the_order_of_their_slots() -> None:
-    knn = KNN(12, 1, 2, 0, 12, backend="faiss")
+    knn = KNNMemory(12, 1, 2, 0, 12, backend="faiss")
     keys = torch.tensor([[1.0, 0], [2, 0], [1, 0], [2, 0]]).repeat(3, 1)[None, None]
     bank = knn.add(knn.init_state(1, keys), keys)
     expected = [1, 3, 5, 7, 9, 11, 0, 2, 4, 6, 8, 10]
@@ -339,33 +339,33 @@ def test_equals_are_in_the_order_of_their_slots() -> None:
 @pytest.mark.parametrize("index", KINDS)
 def test_it_is_the_inner_product(index: Kind) -> None:
     """A long key far away beats a short one near by."""
-    knn = KNN(200, 1, 4, 0, 1, backend="faiss", index=index)
+    knn = KNNMemory(200, 1, 4, 0, 1, backend="faiss", index=index)
     keys = torch.nn.functional.normalize(draw(0, 1, 1, 200, 4), dim=-1)
     keys[0, 0, 123] = torch.tensor([50.0, 20, 20, 20])
     bank = knn.add(knn.init_state(1, keys), keys)
     query = torch.tensor([1.0, 0.1, 0.1, 0.1])
     assert knn.search(query.expand(1, 1, 1, 4), bank).item() == 123
-    assert knn.indexes is not None
+    assert knn.index_cache is not None
     metric = load_faiss().METRIC_INNER_PRODUCT
-    assert [kept.heads[0].index.metric_type for kept in knn.indexes.rows.values()] == [metric]
+    assert [kept.heads[0].index.metric_type for kept in knn.index_cache.rows.values()] == [metric]
 
 
-def only_index(knn: KNN) -> Any:
-    assert knn.indexes is not None
-    return next(reversed(knn.indexes.rows.values())).heads[0]
+def only_index(knn: KNNMemory) -> Any:
+    assert knn.index_cache is not None
+    return next(reversed(knn.index_cache.rows.values())).heads[0]
 
 
 @faiss_only
 def test_ivf_is_exact_until_it_can_train_and_trains_again() -> None:
-    knn = KNN(256, 1, 4, 0, 8, 16, "faiss", "ivf")  # 6 lists, trained from 234 keys on
+    knn = KNNMemory(256, 1, 4, 0, 8, 16, "faiss", "ivf")  # 6 lists, trained from 234 keys on
     bank, queries, found = knn.init_state(1, torch.empty(0)), draw(1, 1, 1, 20, 4), []
     for step in range(40):
         bank = add(knn, bank, 16, seed=step)
-        ids, wanted = knn.search(queries, bank), exact(queries, bank.keys, bank.written, 8)
+        ids, wanted = knn.search(queries, bank), search_exact(queries, bank.keys, bank.length, 8)
         found.append(only_index(knn))
-        assert isinstance(found[-1], Flat if bank.written < 234 else Lists)
+        assert isinstance(found[-1], Flat if bank.length < 234 else Lists)
         assert isinstance(found[-1], Lists) or torch.equal(ids, wanted)
-        assert found[-1].index.ntotal == min(256, int(bank.written))
+        assert found[-1].index.ntotal == min(256, int(bank.length))
     kinds = [id(index) for index in found[14:]]
     assert len(dict.fromkeys(kinds)) == 2  # trained at 240 tokens, and again at 496
     assert found[30] is not found[29]
@@ -373,12 +373,12 @@ def test_ivf_is_exact_until_it_can_train_and_trains_again() -> None:
 
 @faiss_only
 def test_hnsw_passes_over_what_is_gone_and_is_built_anew() -> None:
-    knn = KNN(64, 1, 4, 0, 64, 16, "faiss", "hnsw")
+    knn = KNNMemory(64, 1, 4, 0, 64, 16, "faiss", "hnsw")
     bank, queries, sizes = knn.init_state(1, torch.empty(0)), draw(1, 1, 1, 5, 4), []
     for step in range(12):
         bank = add(knn, bank, 16, seed=step)
         ids = knn.search(queries, bank)
-        alive = min(64, int(bank.written))
+        alive = min(64, int(bank.length))
         assert all(sorted(row.tolist()) == [-1] * (64 - alive) + list(range(alive)) for row in ids[0, 0])
         assert isinstance(only_index(knn), Graph)
         sizes.append(only_index(knn).index.ntotal)
@@ -387,22 +387,22 @@ def test_hnsw_passes_over_what_is_gone_and_is_built_anew() -> None:
 
 @faiss_only
 def test_a_copy_has_no_indexes_and_few_are_kept() -> None:
-    knn = KNN(32, 2, 4, 4, 3, backend="faiss")
-    assert knn.indexes is not None
+    knn = KNNMemory(32, 2, 4, 4, 3, backend="faiss")
+    assert knn.index_cache is not None
     for step in range(5):
         knn.search(draw(1, 3, 2, 2, 4), add(knn, knn.init_state(3, torch.empty(0)), 8, seed=step))
-    assert len(knn.indexes.rows) == 6  # two batches' rows
+    assert len(knn.index_cache.rows) == 6  # two batches' rows
     for other in (copy.deepcopy(knn), pickle.loads(pickle.dumps(knn))):
-        assert other.indexes is not None
-        assert (len(other.indexes.rows), other.indexes.asked) == (0, None)
-        assert (other.indexes.kind, other.indexes.capacity) == ("flat", 32)
+        assert other.index_cache is not None
+        assert (len(other.index_cache.rows), other.index_cache.asked) == (0, None)
+        assert (other.index_cache.kind, other.index_cache.capacity) == ("flat", 32)
     assert knn.state_dict() == {}
 
 
 class Stream:
     """Rows that are read segment after segment, and how many indexes the last search made anew."""
 
-    def __init__(self, knn: KNN, rows: int, made: list[int]) -> None:
+    def __init__(self, knn: KNNMemory, rows: int, made: list[int]) -> None:
         self.knn, self.made, self.steps = knn, made, 0
         self.bank = self.empty = knn.init_state(rows, torch.empty(0))
 
@@ -410,7 +410,7 @@ class Stream:
         if fresh:
             self.bank = replace_rows(self.bank, self.empty, torch.tensor(fresh))
         self.made.clear()
-        self.knn.search(draw(1, len(self.bank.written), 1, 2, 4), self.bank)
+        self.knn.search(draw(1, len(self.bank.length), 1, 2, 4), self.bank)
         self.bank, self.steps = add(self.knn, self.bank, 8, seed=self.steps), self.steps + 1
         return len(self.made)
 
@@ -436,15 +436,15 @@ def test_training_goes_on_with_its_indexes_after_a_validation(
     others: list[int], whole: bool, made: list[int]
 ) -> None:
     """However many documents began in it, one after another or in all its rows at once."""
-    knn = KNN(32, 1, 4, 0, 3, 8, "faiss")
-    assert knn.indexes is not None
+    knn = KNNMemory(32, 1, 4, 0, 3, 8, "faiss")
+    assert knn.index_cache is not None
     training = Stream(knn, 4, made)
     assert [training.read() for _ in range(4)] == [0, 4, 0, 0]
     for count in others:
         validation = Stream(knn.eval(), count, made)
         for step in range(12):
             validation.read([step % 3 == 0 and (whole or step // 3 % count == row) for row in range(count)])
-        assert len(knn.indexes.rows) <= 4 + 2 * max(others)
+        assert len(knn.index_cache.rows) <= 4 + 2 * max(others)
         knn.train()
         assert training.read() == 0
 
@@ -452,21 +452,21 @@ def test_training_goes_on_with_its_indexes_after_a_validation(
 @faiss_only
 def test_what_began_anew_in_a_row_takes_its_indexs_place(made: list[int]) -> None:
     """With nobody told what is training: two batches that are read by turns keep their indexes."""
-    knn = KNN(32, 1, 4, 0, 3, 8, "faiss")
-    assert knn.indexes is not None
+    knn = KNNMemory(32, 1, 4, 0, 3, 8, "faiss")
+    assert knn.index_cache is not None
     one, two = Stream(knn, 4, made), Stream(knn, 4, made)
     for stream in (one, two):
         stream.read()
         stream.read()
     for step in range(12):
         assert two.read([step % 4 == row for row in range(4)]) == (step > 0)  # the row that began before
-        assert len(knn.indexes.rows) <= 8
+        assert len(knn.index_cache.rows) <= 8
     assert one.read() == 0
 
 
 @faiss_only
 def test_a_row_alone_leaves_the_batch_its_indexes(made: list[int]) -> None:
-    knn = KNN(32, 1, 4, 0, 3, 8, "faiss")
+    knn = KNNMemory(32, 1, 4, 0, 3, 8, "faiss")
     batch = Stream(knn, 4, made)
     batch.read()
     batch.read()
@@ -478,12 +478,12 @@ def test_a_row_alone_leaves_the_batch_its_indexes(made: list[int]) -> None:
 @faiss_only
 @pytest.mark.parametrize("index", KINDS)
 def test_a_checkpoint_carries_the_bank_alone(index: Kind) -> None:
-    knn = KNN(32, 2, 4, 4, 3, 8, "faiss", index)
+    knn = KNNMemory(32, 2, 4, 4, 3, 8, "faiss", index)
     bank, queries = add(knn, knn.init_state(3, torch.empty(0)), 50), draw(1, 3, 2, 5, 4)
     found, file = knn.search(queries, bank), io.BytesIO()
     torch.save(leaves(bank), file)
     file.seek(0)
-    twin = KNN(32, 2, 4, 4, 3, 8, "faiss", index)
+    twin = KNNMemory(32, 2, 4, 4, 3, 8, "faiss", index)
     kept = from_leaves(twin.init_state(3, torch.empty(0)), torch.load(file, weights_only=True))
     assert torch.equal(twin.search(queries, kept), found)
 
@@ -491,7 +491,7 @@ def test_a_checkpoint_carries_the_bank_alone(index: Kind) -> None:
 @faiss_only
 def test_threads_search_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after another: each search waits for a second one to come in, and none does."""
-    knn = KNN(64, 2, 4, 0, 3, 8, "faiss")
+    knn = KNNMemory(64, 2, 4, 0, 3, 8, "faiss")
     banks = [add(knn, knn.init_state(2, torch.empty(0)), 20 + i, seed=i) for i in range(4)]
     queries, met = draw(1, 2, 2, 5, 4), threading.Barrier(2)
     true_search: Callable[..., Any] = Flat.search
@@ -505,7 +505,7 @@ def test_threads_search_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Flat, "search", waits)
 
     def reads(i: int) -> bool:
-        wanted = exact(queries, banks[i].keys, banks[i].written, 3)
+        wanted = search_exact(queries, banks[i].keys, banks[i].length, 3)
         return all(torch.equal(knn.search(queries, banks[i]), wanted) for _ in range(20))
 
     with ThreadPoolExecutor(4) as pool:
@@ -513,7 +513,7 @@ def test_threads_search_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stamps_leave_torchs_random_numbers_alone() -> None:
-    knn = KNN(8, 1, 2)
+    knn = KNNMemory(8, 1, 2)
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -533,21 +533,21 @@ def test_stamps_leave_torchs_random_numbers_alone() -> None:
 
 @faiss_only
 def test_recall_is_the_share_of_the_true_neighbours() -> None:
-    knn = KNN(512, 2, 6, 0, 8, backend="faiss", index="ivf")
+    knn = KNNMemory(512, 2, 6, 0, 8, backend="faiss", index="ivf")
     bank = add(knn, knn.init_state(2, torch.empty(0)), 600)
     assert knn.recall(bank) is None  # nobody has asked yet
     queries = draw(5, 2, 2, 16, 6)
     knn.search(queries, bank)
     only = queries[:1].expand(2, -1, -1, -1)
-    wanted = exact(only, bank.keys, bank.written, 8)
-    for kept in knn.indexes.rows.values() if knn.indexes else ():
+    wanted = search_exact(only, bank.keys, bank.length, 8)
+    for kept in knn.index_cache.rows.values() if knn.index_cache else ():
         for index in kept.heads:
             index.index.nprobe = 1
     recall = knn.recall(bank)
     assert recall == pytest.approx(share(wanted, knn.search(only, bank)))
     assert recall < 0.9
     assert knn.recall(knn.init_state(4, torch.empty(0))) is None  # nothing to find
-    assert KNN(8, 1, 2).recall(KNN(8, 1, 2).init_state(1, torch.empty(0))) is None
+    assert KNNMemory(8, 1, 2).recall(KNNMemory(8, 1, 2).init_state(1, torch.empty(0))) is None
 
 
 @pytest.fixture(scope="module")
@@ -585,10 +585,10 @@ def test_faiss_finds_most_of_a_trained_models_neighbours(
     index: Kind, capacity: int, trained: tuple[Tensor, Tensor]
 ) -> None:
     queries, keys = trained[0][:, :, capacity : capacity + 256], trained[1][:, :, :capacity]
-    knn = KNN(capacity, 2, 16, 0, 32, 64, "faiss", index)
+    knn = KNNMemory(capacity, 2, 16, 0, 32, 64, "faiss", index)
     bank = knn.add(knn.init_state(1, keys), keys)
     found = knn.search(queries, bank)
-    recall = share(exact(queries, bank.keys, bank.written, 32), found)
+    recall = share(search_exact(queries, bank.keys, bank.length, 32), found)
     assert recall > (0.998 if index == "flat" else 0.96)  # of equal keys either may be found
 
 
@@ -617,7 +617,7 @@ def test_ivf_reads_as_few_lists_as_find_most(trained: tuple[Tensor, Tensor]) -> 
         made.search(asked[:128].contiguous(), 32)
         probes.append(made.index.nprobe)
         bank = (held[None, None],)
-        wanted = exact(asked[None, None, 128:256], bank, torch.tensor([capacity]), 32)
+        wanted = search_exact(asked[None, None, 128:256], bank, torch.tensor([capacity]), 32)
         found = made.search(asked[128:256].contiguous(), 32)[1][None, None]
         assert share(wanted, found) > 0.95
     assert probes[1] < probes[0] < list_count(capacity)
@@ -641,7 +641,7 @@ def test_ivf_keeps_up_with_a_text_that_turns_to_other_things() -> None:
     apart = 20 * torch.nn.functional.one_hot(torch.arange(4096) % 16, 16).float()
     apart += torch.randn(4096, 16, generator=random)
     close = torch.randn(4096, 16, generator=random)
-    knn = KNN(4096, 1, 16, 0, 32, 256, "faiss", "ivf")
+    knn = KNNMemory(4096, 1, 16, 0, 32, 256, "faiss", "ivf")
     bank = knn.add(knn.init_state(1, apart), apart[None, None])
     knn.search(apart[None, None, :256], bank)
     for first in range(0, 4096, 256):
@@ -649,7 +649,7 @@ def test_ivf_keeps_up_with_a_text_that_turns_to_other_things() -> None:
         queries = torch.randn(1, 1, 256, 16, generator=random)
         found = knn.search(queries, bank)  # else the index would be made anew
         if first % 1024 == 768:
-            wanted = exact(queries, bank.keys, bank.written, 32)
+            wanted = search_exact(queries, bank.keys, bank.length, 32)
             assert share(wanted, found) > 0.9  # noise is the hardest
 
 
@@ -669,11 +669,11 @@ def test_without_faiss_it_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise ModuleNotFoundError(f"No module named '{name}'")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    KNN(8, 1, 2)  # torch needs none
+    KNNMemory(8, 1, 2)  # torch needs none
     with pytest.raises(
         UserError, match=r"expected the package faiss-cpu: pip install faiss-cpu .* No module"
     ):
-        KNN(8, 1, 2, backend="faiss")
+        KNNMemory(8, 1, 2, backend="faiss")
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -686,7 +686,7 @@ def test_two_packages_of_faiss_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib.metadata, "version", version)
     says = "found faiss-cpu and faiss-gpu, which share a folder: pip uninstall -y faiss-cpu faiss-gpu, then"
     with pytest.raises(UserError, match=says):
-        KNN(8, 1, 2, backend="faiss")
+        KNNMemory(8, 1, 2, backend="faiss")
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -702,11 +702,11 @@ def test_flat_on_a_gpu_needs_faiss_for_it(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("index", KINDS)
 def test_on_a_gpu(index: Kind) -> None:
     """Needs faiss-gpu."""
-    knn = KNN(96, 2, 5, 0, 7, 16, "faiss", index)
+    knn = KNNMemory(96, 2, 5, 0, 7, 16, "faiss", index)
     bank = knn.init_state(2, torch.empty(0, device="cuda"))
     for step in range(20):
         bank = knn.add(bank, draw(step, 2, 2, 5 + step % 9, 5).cuda())
         queries = draw(step, 2, 2, 30, 5).cuda()
-        found, wanted = knn.search(queries, bank), exact(queries, bank.keys, bank.written, 7)
+        found, wanted = knn.search(queries, bank), search_exact(queries, bank.keys, bank.length, 7)
         assert found.is_cuda
         assert share(wanted, found) >= (1.0 if index == "flat" else 0.75)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from zoo.memory.retrieval.crossbatch import crossbatch, crossbatch_loop, earlier_rows, lanes
+from zoo.memory.retrieval.crossbatch import context_rows, crossbatch, crossbatch_loop, earlier_rows
 
 CPU = torch.device("cpu")
 
@@ -18,8 +18,8 @@ def drawn(rows: int, time: int, segment: int, heads: int = 2, width: int = 4) ->
 
 
 def test_each_row_sees_itself_and_the_next_ones_around_the_end() -> None:
-    assert lanes(4, 3, CPU).tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0], [3, 0, 1]]
-    assert lanes(3, 1, CPU).tolist() == [[0], [1], [2]]
+    assert context_rows(4, 3, CPU).tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0], [3, 0, 1]]
+    assert context_rows(3, 1, CPU).tolist() == [[0], [1], [2]]
 
 
 def test_packs_have_the_positives_and_negatives_of_the_3b_model() -> None:
@@ -37,7 +37,7 @@ def test_packs_have_the_positives_and_negatives_of_the_3b_model() -> None:
 @pytest.mark.parametrize(("rows", "time", "segment"), [(3, 5, 5), (4, 1, 3), (2, 3, 7), (1, 4, 2)])
 @pytest.mark.parametrize("contexts", [1, 2, 4])
 def test_equals_its_loop_with_gradients(rows: int, time: int, segment: int, contexts: int) -> None:
-    seen = lanes(rows, min(contexts, rows), CPU)
+    seen = context_rows(rows, min(contexts, rows), CPU)
     if contexts > 1:
         seen[-1, -1] = -1
     filled = torch.tensor([segment, 0, 1, segment // 2][:rows])
@@ -54,7 +54,7 @@ def test_equals_its_loop_with_gradients(rows: int, time: int, segment: int, cont
 def test_what_isnt_there_is_neither_read_nor_taught() -> None:
     """A row without a previous segment shows nothing to any row."""
     q, k, v, other_keys, other_values = drawn(3, 4, 4)
-    seen, filled = lanes(3, 2, CPU), torch.tensor([4, 0, 2])
+    seen, filled = context_rows(3, 2, CPU), torch.tensor([4, 0, 2])
     y = crossbatch(q, k, v, other_keys, other_values, filled, seen)
     hidden = torch.arange(4) >= filled[:, None]
     far = other_values + 9.0 * hidden[:, None, :, None]
@@ -68,6 +68,6 @@ def test_what_isnt_there_is_neither_read_nor_taught() -> None:
 
 def test_half_precision() -> None:
     inputs = [part.detach().bfloat16() for part in drawn(2, 3, 3)]
-    y = crossbatch(*inputs, torch.tensor([3, 0]), lanes(2, 2, CPU))
+    y = crossbatch(*inputs, torch.tensor([3, 0]), context_rows(2, 2, CPU))
     assert y.dtype == torch.bfloat16
     assert y.isfinite().all()

@@ -91,7 +91,7 @@ def test_of_equal_blocks_the_newest_are_chosen() -> None:
     q = torch.randn(4, HEADS, 5, WIDTH // HEADS, dtype=torch.float64)
     for selection in ("token_and_head", "token", "head"):
         layer.selection = selection
-        chosen = layer.choose(q, alike)
+        chosen = layer.choose_blocks(q, alike)
         assert chosen.shape == (4, HEADS, 5, 3)
         for row, expected in enumerate([[5, 6, 7], [5, 6, 7], [-1, 6, 7], [-1, -1, -1]]):
             assert (chosen[row] == torch.tensor(expected)).all()
@@ -106,7 +106,9 @@ def test_the_bank_of_old_blocks_is_searched_by_their_landmarks() -> None:
     other = tree_map(
         lambda piece: torch.cat([piece[..., :-1, :] + 1, piece[..., -1:, :]], 3), state.closed_keys
     )
-    assert torch.equal(layer.choose(q, state._replace(closed_keys=other)), layer.choose(q, state))
+    assert torch.equal(
+        layer.choose_blocks(q, state._replace(closed_keys=other)), layer.choose_blocks(q, state)
+    )
 
     near = torch.ones(1, HEADS, 40, BLOCK, WIDTH // HEADS)
     near[:, :, 7] += 1e-4
@@ -115,8 +117,8 @@ def test_the_bank_of_old_blocks_is_searched_by_their_landmarks() -> None:
     state = bank(layer, [120])._replace(closed_keys=near.split(1, dim=2))
     ones = torch.ones(1, HEADS, 1, WIDTH // HEADS)
     with torch.autocast("cpu", torch.bfloat16):
-        said = layer.choose(ones.bfloat16(), state)
-    old = layer.choose(ones, state)
+        said = layer.choose_blocks(ones.bfloat16(), state)
+    old = layer.choose_blocks(ones, state)
     assert torch.equal(said, old)
 
 
@@ -124,15 +126,15 @@ def test_the_bank_of_old_blocks_is_searched_by_their_landmarks() -> None:
 def test_chosen_for_each_query_each_head_or_each_token() -> None:
     layer, q = made(blocks=30), torch.randn(2, HEADS, 9, WIDTH // HEADS, dtype=torch.float64)
     state = bank(layer, [90, 90])
-    each_one = layer.choose(q, state)
+    each_one = layer.choose_blocks(q, state)
     assert not (each_one == each_one[:, :1]).all()
     assert not (each_one == each_one[:, :, :1]).all()
     layer.selection = "token"
-    chosen = layer.choose(q, state)
+    chosen = layer.choose_blocks(q, state)
     assert (chosen == chosen[:, :1]).all()
     assert not (chosen == chosen[:, :, :1]).all()
     layer.selection = "head"
-    chosen = layer.choose(q, state)
+    chosen = layer.choose_blocks(q, state)
     assert (chosen == chosen[:, :, :1]).all()
     assert not (chosen == chosen[:, :1]).all()
 
@@ -154,7 +156,7 @@ def test_queries_are_read_in_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch
     layer, x = made(), text(SEGMENT)
     state = bank(layer, [40, 5])
     expected, _ = layer(x, state)
-    monkeypatch.setattr(landmark_attention, "GATHERED", pieces * HEADS * BLOCK)
+    monkeypatch.setattr(landmark_attention, "MAX_GATHERED", pieces * HEADS * BLOCK)
     torch.testing.assert_close(layer(x, state)[0], expected)
 
 
@@ -219,7 +221,7 @@ def test_the_bank_holds_the_last_blocks_without_positions() -> None:
         torch.testing.assert_close(found, line[:, :, :27].unflatten(2, (9, BLOCK))[:, :, kept])
         torch.testing.assert_close(still_open[:, :, :1], line[:, :, 27:])
         assert not still_open[:, :, 1:].any()
-    assert state.read.tolist() == [28, 28]
+    assert state.length.tolist() == [28, 28]
 
 
 def test_nothing_written_has_a_gradient() -> None:
@@ -246,7 +248,7 @@ def test_the_first_places_of_a_block_may_be_missing() -> None:
     """A window that begins inside a block: as if nothing had been before it."""
     layer, x = made(), text(7)
     here = torch.tensor([2, 1])
-    y = layer.read_alone(x, here)
+    y = layer.attend_alone(x, here)
     q, k, v = layer.project(x)
     places = torch.arange(7)
     q, k = layer.turn(q, places), layer.turn(k, places)
@@ -324,7 +326,7 @@ def test_rows_need_not_be_there() -> None:
         layer.train(mode)
         y, state = layer(text(2 * SEGMENT, rows=0), layer.init_state(0))
         assert y.shape == (0, 2 * SEGMENT, WIDTH)
-        assert state.read.shape == (0,)
+        assert state.length.shape == (0,)
 
 
 def test_a_state_of_another_bank_is_refused() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.memory.watch import Watch
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval import unlimiformer_attention
-from zoo.memory.retrieval.bank import KNN, Bank
+from zoo.memory.retrieval.bank import Bank, KNNMemory
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 from zoo.state import leaves, replace_rows, take_rows, tree_map
 
@@ -18,7 +18,9 @@ WIDTH, HEADS = 8, 4
 
 def made(capacity: int = 12, block: int = 4, neighbours: int = 3, **options: Any) -> UnlimiformerAttention:
     torch.manual_seed(0)
-    mixer = UnlimiformerAttention(WIDTH, HEADS, KNN(capacity, 1, WIDTH, 0, neighbours, block), **options)
+    mixer = UnlimiformerAttention(
+        WIDTH, HEADS, KNNMemory(capacity, 1, WIDTH, 0, neighbours, block), **options
+    )
     for weight in mixer.parameters():
         torch.nn.init.normal_(weight, std=0.7)
     return mixer.double().eval()
@@ -54,8 +56,8 @@ def test_sums_are_what_recomputed_keys_and_values_give(
     bank = replace_rows(bank, mixer.init_state(3), torch.tensor([False, True, False]))
     cotangent = draw(3, HEADS, 5, WIDTH // HEADS)
     found = []
-    for form, at_once in (("look_back_loop", 1), *(("look_back", size) for size in (2**26, 1, 100))):
-        monkeypatch.setattr(unlimiformer_attention, "AT_ONCE", at_once)
+    for form, at_once in (("attend_memory_loop", 1), *(("attend_memory", size) for size in (2**26, 1, 100))):
+        monkeypatch.setattr(unlimiformer_attention, "MAX_GATHERED", at_once)
         given = bank._replace(keys=tree_map(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
         q, k, v = mixer.project(x)
         y = getattr(mixer, form)(q, mixer.score(q, k), v, given)
@@ -109,7 +111,7 @@ def test_what_is_kept_has_no_place() -> None:
     x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 12)
     order = torch.randperm(12)
     turned = torch.cat(bank.keys, dim=2)[:, :, order].split(4, dim=2)
-    moved = bank._replace(keys=turned, written=bank.written + 7, stamp=bank.stamp + 1)
+    moved = bank._replace(keys=turned, length=bank.length + 7, stamp=bank.stamp + 1)
     torch.testing.assert_close(mixer(x, moved)[0], mixer(x, bank)[0])
 
 
@@ -135,7 +137,7 @@ def test_segments_of_a_row_are_rows_of_one_batch() -> None:
     y, after = mixer(pieces, bank)
     torch.testing.assert_close(y.view(2, 15, WIDTH), torch.cat(said, dim=1))
     torch.testing.assert_close(after.keys, end.keys)
-    assert torch.equal(after.written, end.written)
+    assert torch.equal(after.length, end.length)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -184,7 +186,7 @@ def test_faiss_finds_the_same() -> None:
     mixer = made(neighbours=4)
     x, bank = draw(3, 5, WIDTH), filled(mixer, 3, 9)
     expected = mixer(x, bank)[0]
-    mixer.knn = KNN(12, 1, WIDTH, 0, 4, 4, backend="faiss")
+    mixer.knn = KNNMemory(12, 1, WIDTH, 0, 4, 4, backend="faiss")
     torch.testing.assert_close(mixer(x, bank)[0], expected)
     later = mixer.knn.add(bank, draw(3, 1, 6, WIDTH))
     torch.testing.assert_close(mixer(x, bank)[0], expected)  # the bank given, not what came after it
