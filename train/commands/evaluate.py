@@ -43,7 +43,7 @@ from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import stop, words_or_help
 from zoo.train.evaluation import results, tables
 from zoo.train.evaluation.evaluate import FIGURES, evaluate
-from zoo.train.evaluation.grids import EvalOptions
+from zoo.train.evaluation.options import EvalOptions
 from zoo.train.tasks.base import Split
 
 

@@ -174,7 +174,8 @@ def format_cell(column: Column, row: RunGroup) -> str:
     found = column.value(row)
     if found is None:
         return EMPTY_CELL
-    width = column.form(found.half).lstrip("+") if column.spread and found.half is not None else None
+    half = found.half_width if column.spread else None
+    width = None if half is None else column.form(half).lstrip("+")
     count = f" ({found.runs} of {len(row.runs)})" if found.runs < len(row.runs) else ""
     return column.form(found.mean) + (f" ± {width}" if width else "") + count
 

@@ -102,8 +102,8 @@ def curve(row: RunGroup) -> charts.Line:
         assert found is not None
         x.append(sum(tokens for tokens, _ in seen) / len(seen))
         y.append(found.mean)
-        low.append(found.mean - (found.half or 0))
-        high.append(found.mean + (found.half or 0))
+        low.append(found.mean - (found.half_width or 0))
+        high.append(found.mean + (found.half_width or 0))
     return charts.Line(x, y, low, high)
 
 
@@ -113,7 +113,7 @@ def state_scores(rows: Iterable[RunGroup], score: str) -> dict[str, charts.Spot]
         size = row.estimate(lambda run: run.metrics.get("state_bytes"))
         reached = row.estimate(lambda run: run.metrics.get(score))
         if size and reached:
-            found[row.label] = charts.Spot(size.mean, reached.mean, reached.half or 0)
+            found[row.label] = charts.Spot(size.mean, reached.mean, reached.half_width or 0)
     return found
 
 
@@ -242,12 +242,12 @@ def mean_share(shares: list[Share]) -> Share:
     all seeds answer the same prompts, and differ by more than a draw of prompts does."""
     found = estimate([one["share"] for one in shares])
     assert found is not None
-    if found.half is None:
+    if found.half_width is None:
         return shares[0]
     return {
         "share": found.mean,
-        "low": max(0.0, found.mean - found.half),
-        "high": min(1.0, found.mean + found.half),
+        "low": max(0.0, found.mean - found.half_width),
+        "high": min(1.0, found.mean + found.half_width),
     }
 
 

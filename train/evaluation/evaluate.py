@@ -1,158 +1,222 @@
-"""A trained run on any length or task: load it, measure, draw, store."""
+"""Evaluation of a trained run on any length or task: load, check options, measure, draw."""
 
 import datetime
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
-from zoo.train.evaluation import figures, grids, results
-from zoo.train.evaluation.grids import EvalOptions, Log
-from zoo.train.plotting.charts import add_images
+from zoo.train.evaluation import figures, results
+from zoo.train.evaluation.options import EvalOptions, Log
+from zoo.train.evaluation.results import EvalEntry
+from zoo.train.evaluation.samples import evaluate_samples
+from zoo.train.evaluation.text import evaluate_text
+from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_run, silence_lightning
 from zoo.train.runs.provenance import commit
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
+from zoo.train.tasks.base import Task
+
+FIGURES = "evaluation"
+SAMPLE_OPTIONS = ("lengths", "depths", "prompts")
+TEXT_OPTIONS = ("positions", "stride", "context")
 
 
-def task_config(cfg: DictConfig, asked: EvalOptions) -> tuple[str, DictConfig]:
-    """Name and settings of the task to evaluate on: the run's, or another one as its yaml has it."""
-    name = asked.task or str(cfg.names.task)
+class Evaluation(NamedTuple):
+    """A run's model on a task, ready to be measured."""
+
+    run_dir: Path
+    config: DictConfig
+    model: SequenceModule
+    facts: dict[str, Any]
+    """About the run, for evaluation.json."""
+    changed_settings: dict[str, Any] | None
+    """Settings of another architecture that the run hasn't; None where the run's own reads."""
+    progress: dict[str, int]
+    """`step` and `tokens_seen` of the checkpoint."""
+    task_name: str
+    task_config: DictConfig
+    task: Task
+
+    @property
+    def is_text(self) -> bool:
+        return self.task.metric == "bits_per_byte"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return settings_of(self.task_config.task)
+
+
+def evaluate(run_dir: Path, options: EvalOptions | None = None, log: Log = lambda line: None) -> EvalEntry:
+    """The entry of evaluation.json that this evaluation wrote or extended (zoo.train.evaluation.results)."""
+    options = options or EvalOptions()
+    silence_lightning()
+    evaluation = load(run_dir, options)
+    check_options(evaluation, options)
+    entry = measure(evaluation, options, log)
+    draw(evaluation, entry)
+    return entry
+
+
+def load(run_dir: Path, options: EvalOptions) -> Evaluation:
+    """Raises UserError for a run that can't be loaded and for a task that its model can't read."""
+    cfg, model, progress = load_run(run_dir, options.checkpoint, options.overrides, options.model)
+    run_model, changed_settings = model, None
+    if options.model is not None:
+        run_cfg = load_stored(run_dir / "config.yaml")
+        assert isinstance(run_cfg, DictConfig)
+        changed_settings = {
+            key: value for key, value in settings_of(cfg.model).items() if run_cfg.model.get(key) != value
+        }
+        run_model = build.model(run_cfg)
+    name, task_cfg = task_config(cfg, options)
+    task = build.task(task_cfg)
+    if task.vocab_size > model.vocab_size:
+        raise UserError(
+            f"expected a task of at most the {model.vocab_size} symbols of the run's model, "
+            f"found {name} with {task.vocab_size}"
+        )
+    facts = run_facts(run_dir, cfg, run_model)
+    return Evaluation(run_dir, cfg, model, facts, changed_settings, progress, name, task_cfg, task)
+
+
+def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]:
+    """Name and configuration of the task to evaluate on: the run's, or another with its yaml's settings."""
+    name = options.task or str(cfg.names.task)
     if name != cfg.names.task:
-        other = compose([f"task={name}", f"size={cfg.names.size}"])
-        other.data.corpus, other.data.root = cfg.data.corpus, cfg.data.root
+        task_cfg = compose([f"task={name}", f"size={cfg.names.size}"])
+        task_cfg.data.corpus, task_cfg.data.root = cfg.data.corpus, cfg.data.root
     else:
-        other = cfg.copy()
-    for word in asked.overrides:
-        group, _, rest = word.partition(".")
-        key = rest.partition("=")[0]
+        task_cfg = cfg.copy()
+    for override in options.overrides:
+        group, _, assignment = override.partition(".")
+        key = assignment.partition("=")[0]
         if group == "model" or key == "_target_":
             continue
         if group == "data" and key not in ("corpus", "root"):
             raise UserError(f"evaluate: unknown key data.{key}; of data only data.corpus and data.root")
-        if key not in other.task:
+        if key not in task_cfg.task:
             raise UserError(
                 f"evaluate: {group}.{key}: task {name} has no such setting; expected one of "
-                f"{', '.join(_settings(other.task))}"
+                f"{', '.join(settings_of(task_cfg.task))}"
             )
-        other.task[key] = OmegaConf.from_dotlist([rest])[key]
-    return name, other
+        task_cfg.task[key] = OmegaConf.from_dotlist([assignment])[key]
+    return name, task_cfg
 
 
-def _settings(node: DictConfig) -> dict[str, Any]:
-    """What a task or a model was built with, without where data lies on this machine."""
+def settings_of(node: DictConfig) -> dict[str, Any]:
+    """Constructor arguments of a task or a model, without the data's location on this machine."""
     return {key: value for key, value in to_dict(node).items() if key not in ("_target_", "root")}
 
 
-# -- the evaluation ------------------------------------------------------------------------------------------
-FIGURES = "evaluation"
-FOR_SAMPLES = ("lengths", "depths", "prompts")
-FOR_TEXT = ("positions", "stride", "context")
-
-
-def evaluate(run_dir: Path, asked: EvalOptions | None = None, say: Log = lambda line: None) -> dict[str, Any]:
-    """The entry of evaluation.json that this evaluation made or added to (see
-    zoo.train.evaluation.results)."""
-    asked = asked or EvalOptions()
-    silence_lightning()
-    cfg, model, far = load_run(run_dir, asked.checkpoint, asked.overrides, asked.model)
-    own, reading = model, None
-    if asked.model is not None:
-        run = load_stored(run_dir / "config.yaml")
-        assert isinstance(run, DictConfig)
-        reading = {key: value for key, value in _settings(cfg.model).items() if run.model.get(key) != value}
-        own = build.model(run)
-    name, chosen = task_config(cfg, asked)
-    task = build.task(chosen)
-    if task.vocab_size > model.vocab_size:
-        raise UserError(
-            f"expected a task of at most the {model.vocab_size} symbols that the run's model knows, "
-            f"found {name} with {task.vocab_size}"
-        )
-    settings = _settings(chosen.task)
-    changed = chosen.task["_target_"] == cfg.task["_target_"] and settings != _settings(cfg.task)
-    if changed and asked.split != "train":
-        task.check_unseen(build.task(cfg), asked.split)
-    text = task.metric == "bits_per_byte"
-    for key in FOR_SAMPLES if text else FOR_TEXT:
-        if getattr(asked, key) is not None:
-            kind, usual = ("reads text", FOR_TEXT) if text else ("is made of samples", FOR_SAMPLES)
+def check_options(evaluation: Evaluation, options: EvalOptions) -> None:
+    """Raises UserError for samples that the run trained on and for options of another kind of task."""
+    cfg, task_cfg, name = evaluation.config, evaluation.task_config, evaluation.task_name
+    same_class = task_cfg.task["_target_"] == cfg.task["_target_"]
+    if same_class and evaluation.settings != settings_of(cfg.task) and options.split != "train":
+        evaluation.task.check_unseen(build.task(cfg), options.split)
+    if evaluation.is_text:
+        kind, allowed, refused = "reads text", TEXT_OPTIONS, SAMPLE_OPTIONS
+    else:
+        kind, allowed, refused = "is made of samples", SAMPLE_OPTIONS, TEXT_OPTIONS
+    for key in refused:
+        if getattr(options, key) is not None:
             raise UserError(
-                f"evaluate: {key}= says nothing of task {name}, which {kind}: expected {'=, '.join(usual)}="
+                f"evaluate: {key}= has no effect on task {name}, which {kind}: "
+                f"expected {'=, '.join(allowed)}="
             )
-    if (asked.stride is None) != (asked.context is None):
+    if (options.stride is None) != (options.context is None):
         raise UserError("evaluate: expected stride= and context= together, found one alone")
 
-    file = results.load_or_create(run_dir / results.FILE, run_facts(run_dir, cfg, own))
-    entry = file.entry(
-        {
-            "task": name,
-            "version": task.VERSION,
-            "settings": settings,
-            "split": asked.split,
-            "checkpoint": asked.checkpoint,
-            **far,
-            "read_by": asked.model,
-            "reading": reading,
-            "unit": "bits per byte" if text else "accuracy",
-        },
-        *label_and_title(str(cfg.names.model), name, asked, far["step"]),
-    )
-    facts = {
-        "asked": {
-            key: value
-            for key, value in (
-                ("rows", asked.batch_size),
-                ("window", asked.seq_len),
-                ("tokens", asked.tokens),
-                ("prompts", asked.prompts),
-            )
-            if value is not None
-        },
-        "device": torch.cuda.get_device_name(model.device)
-        if model.device.type == "cuda"
-        else f"{platform.machine()} CPU",
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+
+def measure(evaluation: Evaluation, options: EvalOptions, log: Log) -> EvalEntry:
+    """Measures every point of the axes and stores each in evaluation.json at once."""
+    model, task, settings = evaluation.model, evaluation.task, evaluation.settings
+    file = results.load_or_create(evaluation.run_dir / results.FILE, evaluation.facts)
+    identity = {
+        "task": evaluation.task_name,
+        "version": task.VERSION,
+        "settings": settings,
+        "split": options.split,
+        "checkpoint": options.checkpoint,
+        **evaluation.progress,
+        "read_by": options.model,
+        "reading": evaluation.changed_settings,
+        "unit": "bits per byte" if evaluation.is_text else "accuracy",
     }
-    rows = grids.evaluate_text if text else grids.evaluate_samples
-    for row in rows(model, task, asked, settings.get("length"), say):
-        file.put(entry, row | facts)
-    drawn = figures.draw_figures(entry, settings.get("length") if name == cfg.names.task else None)
-    for title, figure in drawn.items():
-        (run_dir / FIGURES).mkdir(exist_ok=True)
-        figure.savefig(run_dir / FIGURES / f"{title}.png", dpi=120)
-    add_images(
-        run_dir, {f"evaluation/{title}": figure for title, figure in drawn.items()}, far["tokens_seen"]
-    )
+    model_name, step = str(evaluation.config.names.model), evaluation.progress["step"]
+    entry = file.entry(identity, *label_and_title(model_name, evaluation.task_name, options, step))
+    facts = measurement_facts(model, options)
+    measure_task = evaluate_text if evaluation.is_text else evaluate_samples
+    for result in measure_task(model, task, options, settings.get("length"), log):
+        file.put(entry, result | facts)
     return entry
 
 
-def label_and_title(model: str, name: str, asked: EvalOptions, step: int) -> tuple[str, str]:
-    """What tells this evaluation from others of the same run, for files; and a title."""
-    words = [word for word in asked.overrides if not word.startswith(LOCAL_OVERRIDES)]
-    of_model = [word.removeprefix("model.") for word in words if word.startswith("model.")]
-    of_task = [word.partition(".")[2] for word in words if not word.startswith("model.")]
-    what = " ".join([name, *of_task, *([f"by {asked.model}", *of_model] if asked.model else [])])
-    others = [asked.split] * (asked.split != "test") + [asked.checkpoint] * (asked.checkpoint != "last")
-    return " ".join([what, *others]), f"{model} on {what} ({asked.split} split, step {step:,})"
+def measurement_facts(model: SequenceModule, options: EvalOptions) -> dict[str, Any]:
+    """Options, device, commit and date of a measurement."""
+    limits = {
+        "rows": options.batch_size,
+        "window": options.seq_len,
+        "tokens": options.tokens,
+        "prompts": options.prompts,
+    }
+    on_gpu = model.device.type == "cuda"
+    return {
+        "asked": {key: value for key, value in limits.items() if value is not None},
+        "device": torch.cuda.get_device_name(model.device) if on_gpu else f"{platform.machine()} CPU",
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def label_and_title(model: str, task: str, options: EvalOptions, step: int) -> tuple[str, str]:
+    """A label, unique among the run's evaluations, for files; and a title."""
+    overrides = [override for override in options.overrides if not override.startswith(LOCAL_OVERRIDES)]
+    model_settings = [word.removeprefix("model.") for word in overrides if word.startswith("model.")]
+    task_settings = [word.partition(".")[2] for word in overrides if not word.startswith("model.")]
+    words = [task, *task_settings]
+    if options.model:
+        words += [f"by {options.model}", *model_settings]
+    subject = " ".join(words)
+    if options.split != "test":
+        words.append(options.split)
+    if options.checkpoint != "last":
+        words.append(options.checkpoint)
+    return " ".join(words), f"{model} on {subject} ({options.split} split, step {step:,})"
 
 
 def run_facts(run_dir: Path, cfg: DictConfig, model: SequenceModule) -> dict[str, Any]:
-    """What evaluation.json says of the run itself."""
+    """Fields of evaluation.json that describe the run."""
+    trained_at = {"window": cfg.data.seq_len}
+    if "length" in cfg.task:
+        trained_at["length"] = cfg.task.length
     return {
         "run": run_dir.resolve().name,
-        **{group: str(chosen) for group, chosen in cfg.names.items()},
+        **{group: str(name) for group, name in cfg.names.items()},
         "seed": cfg.seed,
-        "trained_at": {"window": cfg.data.seq_len}
-        | ({"length": cfg.task.length} if "length" in cfg.task else {}),
+        "trained_at": trained_at,
         "segment_len": model.segment_len,
         "parameters": model.count_parameters(),
         "state_bytes": state_bytes(model),
     }
+
+
+def draw(evaluation: Evaluation, entry: EvalEntry) -> None:
+    """Writes the figures as PNG files beside the run and as images for TensorBoard."""
+    same_task = evaluation.task_name == evaluation.config.names.task
+    trained_at: Number | None = evaluation.settings.get("length") if same_task else None
+    drawings = figures.draw_figures(entry, trained_at)
+    folder = evaluation.run_dir / FIGURES
+    for name, figure in drawings.items():
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    images = {f"evaluation/{name}": figure for name, figure in drawings.items()}
+    add_images(evaluation.run_dir, images, evaluation.progress["tokens_seen"])

@@ -1,19 +1,19 @@
-"""evaluation.json: all that was ever measured of a finished run, one object.
+"""evaluation.json: every measurement of a finished run, as one object.
 
     run, model, task, size, seed …      the run itself: where it was trained
     evaluations: [                      one per task, settings, split, checkpoint and architecture
       task, version, settings, split, checkpoint, step, tokens_seen, unit, label, title
-      read_by, reading                another architecture, and its settings that the run hasn't; else null
+      read_by, reading                  another architecture and its settings that the run hasn't; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
         samples, exact, targets, groups, reference …     shares with hits, of and their 95 % interval
-        scores                                           means of what else the task says of a sample
+        scores                                           means of the task's further scores of a sample
         nats, tokens, bytes, bits_per_byte, word_perplexity, by_position …              of text
-        tokens_per_s                    positions read, and with a sliding window those asked
-        peak_memory_bytes               while it was measured; peak_so_far: of all before it too
+        tokens_per_s                    positions read, or targets of a sliding window
+        peak_memory_bytes               during this measurement; with peak_so_far also of all before it
         asked, device, commit, date ] ]
 
-What is measured again takes the place of what was there; all else stays.
+A result replaces an earlier one at the same axes; all others stay.
 """
 
 import json
@@ -24,6 +24,7 @@ from zoo.errors import UserError
 from zoo.train.evaluation.intervals import share
 from zoo.train.plotting.charts import Buckets, Number, Shares
 from zoo.train.runs.files import write_text
+from zoo.train.runs.resources import Peak
 
 FILE = "evaluation.json"
 FORMAT = 1
@@ -31,97 +32,108 @@ EvalEntry = dict[str, Any]
 EvalResult = dict[str, Any]
 
 
-class Evaluations:
-    """The file of one run, written whole after every row."""
+class EvaluationFile:
+    """The file of one run, rewritten after every result."""
 
-    def __init__(self, path: Path, whole: dict[str, Any]) -> None:
-        self.path, self.whole = path, whole
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content = path, content
 
     def entry(self, identity: dict[str, Any], label: str, title: str) -> EvalEntry:
-        """The entry of these very settings, with what it holds already, or a new one."""
-        for entry in self.whole["evaluations"]:
+        """The stored entry with these settings, or a new one."""
+        for entry in self.content["evaluations"]:
             if all(entry.get(key) == value for key, value in identity.items()):
                 return entry
         return {**identity, "label": label, "title": title, "results": []}
 
-    def put(self, entry: EvalEntry, row: EvalResult) -> None:
-        """Keep a row: in the place of one at the same axes, else in the order of the axes."""
-        rows = [old for old in entry["results"] if old["axes"] != row["axes"]] + [row]
+    def put(self, entry: EvalEntry, result: EvalResult) -> None:
+        """Store a result in the order of the axes, in place of one at the same axes."""
+        results = [old for old in entry["results"] if old["axes"] != result["axes"]] + [result]
         entry["results"] = sorted(
-            rows, key=lambda one: [(isinstance(v, str), v) for v in one["axes"].values()]
+            results, key=lambda result: [(isinstance(v, str), v) for v in result["axes"].values()]
         )
-        if not any(entry is one for one in self.whole["evaluations"]):
-            self.whole["evaluations"].append(entry)
-        write_text(self.path, json.dumps(self.whole, indent=1) + "\n")
+        if not any(entry is stored for stored in self.content["evaluations"]):
+            self.content["evaluations"].append(entry)
+        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
-def load_or_create(path: Path, facts: dict[str, Any]) -> Evaluations:
-    """The file as it stands, or an empty one, with what there is to say of the run.
+def load_or_create(path: Path, facts: dict[str, Any]) -> EvaluationFile:
+    """The stored file, or an empty one, with these facts about the run.
 
-    UserError: something else lies there, which is left alone.
+    Raises UserError where the path holds something else, which stays as it is.
     """
     evaluations = read(path)["evaluations"] if path.exists() else []
-    return Evaluations(path, {"format": FORMAT, **facts, "evaluations": evaluations})
+    return EvaluationFile(path, {"format": FORMAT, **facts, "evaluations": evaluations})
 
 
 def read(path: Path) -> dict[str, Any]:
-    """UserError unless it is an evaluation.json."""
+    """Raises UserError unless it is an evaluation.json."""
     try:
-        whole = json.loads(path.read_text())
-        shown = whole["format"], [(entry["label"], entry["results"]) for entry in whole["evaluations"]]
+        content: dict[str, Any] = json.loads(path.read_text())
+        found = content["format"]
+        for entry in content["evaluations"]:
+            entry["label"], entry["results"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no evaluation of the zoo's: move it out of the way") from error
-    if shown[0] != FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, found {shown[0]!r}")
-    return whole
+    if found != FORMAT:
+        raise UserError(f"{path}: expected format {FORMAT}, found {found!r}")
+    return content
 
 
-def axes_of(entry: EvalEntry) -> list[str]:
-    """Names of the axes that its rows vary."""
-    return list(dict.fromkeys(name for row in entry["results"] for name in row["axes"]))
+def cost(tokens: int, seconds: float, peak: Peak) -> EvalResult:
+    """Speed and peak memory; `peak_so_far` where the system can't forget an earlier peak."""
+    fields: EvalResult = {"tokens_per_s": tokens / seconds, "peak_memory_bytes": peak.bytes()}
+    return fields | ({"peak_so_far": True} if peak.so_far else {})
 
 
-def pooled(rows: list[EvalResult], axis: str, kind: str = "exact") -> Shares:
-    """Shares at every point of one axis, over all there is of the others."""
+# -- views of an entry
+
+
+def axis_names(entry: EvalEntry) -> list[str]:
+    """Names of the axes that its results vary."""
+    return list(dict.fromkeys(name for result in entry["results"] for name in result["axes"]))
+
+
+def has_grid(result: EvalResult) -> bool:
+    """A cell of a grid of lengths and depths."""
+    return {"length", "depth"} <= result["axes"].keys()
+
+
+def pooled(results: list[EvalResult], axis: str, kind: str = "exact") -> Shares:
+    """Shares at every point of one axis, pooled over all other axes."""
     totals: dict[Number, list[int]] = {}
-    for row in rows:
-        if axis in row["axes"]:
-            total = totals.setdefault(row["axes"][axis], [0, 0])
-            total[0] += row[kind]["hits"]
-            total[1] += row[kind]["of"]
+    for result in results:
+        if axis in result["axes"]:
+            total = totals.setdefault(result["axes"][axis], [0, 0])
+            total[0] += result[kind]["hits"]
+            total[1] += result[kind]["of"]
     return {point: share(*total) for point, total in sorted(totals.items())}
 
 
-def memory_gain(rows: list[EvalResult]) -> Buckets:
-    """By position, the loss with the memory reset less that with the memory kept, both over the same text."""
-    ways = {json.dumps(row["axes"]): losses(row) for row in rows}
-    for row in rows:
-        kept = ways.get(json.dumps({**row["axes"], "memory": "kept"}))
-        if row["axes"]["memory"] == "reset" and kept is not None:
-            reset = losses(row)
-            return {edge: reset[edge] - kept[edge] for edge in reset if edge in kept}
+def losses(result: EvalResult) -> Buckets:
+    """Loss by bucket of positions."""
+    return {(bucket["from"], bucket["to"]): bucket["loss"] for bucket in result["by_position"]}
+
+
+def memory_gain(results: list[EvalResult]) -> Buckets:
+    """Loss with the memory reset minus loss with the memory kept, by position, over the same text."""
+    by_axes = {json.dumps(result["axes"]): losses(result) for result in results}
+    for result in results:
+        with_memory = by_axes.get(json.dumps({**result["axes"], "memory": "kept"}))
+        if result["axes"]["memory"] == "reset" and with_memory is not None:
+            without = losses(result)
+            return {edge: without[edge] - with_memory[edge] for edge in without if edge in with_memory}
     return {}
 
 
 def memory_mode(axes: dict[str, Any]) -> str:
-    """How a row of text was read."""
-    way = {"kept": "memory kept", "reset": "memory reset at every segment"}.get(axes["memory"], "")
+    """Describes how a text was read."""
     if axes["memory"] == "sliding":
-        way = f"window of {axes['context']:,}, stride {axes['stride']:,}"
-    return f"{way}, first {axes['first']:,}" if "first" in axes else way
+        mode = f"window of {axes['context']:,}, stride {axes['stride']:,}"
+    else:
+        mode = {"kept": "memory kept", "reset": "memory reset at every segment"}[axes["memory"]]
+    return f"{mode}, first {axes['first']:,}" if "first" in axes else mode
 
 
-def format_value(value: Any) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
-
-
-def losses(row: EvalResult) -> Buckets:
-    """Loss by bucket of positions."""
-    return {(part["from"], part["to"]): part["loss"] for part in row["by_position"]}
-
-
-def multiple_targets(rows: list[EvalResult]) -> bool:
-    """Whether a sample has more than one target."""
-    return any(row["targets"]["of"] != row["exact"]["of"] for row in rows)
+def multiple_targets(results: list[EvalResult]) -> bool:
+    """True where a sample has more than one target."""
+    return any(result["targets"]["of"] != result["exact"]["of"] for result in results)

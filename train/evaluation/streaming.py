@@ -1,10 +1,12 @@
-"""Reading held-out texts with a trained model and adding up what it got right: by sample and by position.
+"""Streams documents through a trained model and adds up hits by sample, or losses by position.
 
-A text is read window after window with carried state, so memory doesn't depend on its length.  Targets are
-given, never fed back: a sample counts as exact when all its targets are hit, which is when greedy decoding
-would have written its answer.
+A document is read window after window with carried state, so memory doesn't depend on its length.  Targets
+are teacher-forced: a sample counts as exact when all its targets are hit, which is when greedy decoding would
+have written its answer.
 """
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,6 +15,8 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float64, Int64
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from zoo.errors import UserError
@@ -21,82 +25,83 @@ from zoo.state import State
 from zoo.train.data.loaders import EvalLoader, Span
 from zoo.train.tasks.base import Dataset
 
-Tell = Callable[[int], None]  # told how many positions were read
+OnProgress = Callable[[int], None]
+"""Called after every batch with the number of positions that were read."""
 
 
 class StreamReader(NamedTuple):
-    """How texts are read: any choice gives the same numbers."""
+    """Reads a dataset with carried state; batch size and window length change the speed and no number."""
 
     model: SequenceModule
-    rows: int = 16
-    window: int = 4096
-    tell: Tell = lambda positions: None
+    batch_size: int = 16
+    seq_len: int = 4096
+    on_progress: OnProgress = lambda positions: None
 
     def batches(
-        self, texts: Dataset, reset: bool = False
+        self, dataset: Dataset, reset_memory: bool = False
     ) -> Iterator[tuple[list[Span | None], Batch, dict[str, Tensor]]]:
-        """What each row reads, the batch, and what the model said of it (see SequenceModule.compute_loss).
+        """Yields the span of each row, the batch, and the outputs of SequenceModule.compute_loss.
 
-        With `reset` every segment of the model's starts from an empty state.
+        With `reset_memory` every segment of the model starts from an empty state.
         """
         segment_len = self.model.segment_len
-        longest = -(-int(texts.lengths.max(initial=1)) // segment_len) * segment_len
-        window = min(max(1, self.window // segment_len) * segment_len, longest)
-        reading = EvalLoader(texts, self.rows, window)
+        longest = -(-int(dataset.lengths.max(initial=1)) // segment_len) * segment_len
+        seq_len = min(max(1, self.seq_len // segment_len) * segment_len, longest)
+        loader = EvalLoader(dataset, self.batch_size, seq_len)
         state: State | None = None
         with torch.inference_mode():
-            for pieces, batch in zip(reading.spans(), reading, strict=True):
-                batch = Batch(*(part.to(self.model.device) for part in batch))
-                if reset:
-                    said = _read_apart(self.model, batch)
+            for spans, batch in zip(loader.spans(), loader, strict=True):
+                batch = Batch(*(tensor.to(self.model.device) for tensor in batch))
+                if reset_memory:
+                    outputs = _read_segments_apart(self.model, batch)
                 else:
-                    said, state = self.model.compute_loss(batch, state)
-                yield pieces, batch, said
-                self.tell(sum(piece.stop - piece.start for piece in pieces if piece))
+                    outputs, state = self.model.compute_loss(batch, state)
+                yield spans, batch, outputs
+                self.on_progress(sum(span.stop - span.start for span in spans if span))
 
 
-def _read_apart(model: SequenceModule, batch: Batch) -> dict[str, Tensor]:
-    """The same window, every segment of it a row of its own that begins fresh."""
+def _read_segments_apart(model: SequenceModule, batch: Batch) -> dict[str, Tensor]:
+    """Outputs of the same window, each segment a fresh row of the batch."""
     segments = batch.tokens.shape[1] // model.segment_len
     tokens, targets = (
-        rearrange(part, "rows (segments time) -> (rows segments) time", segments=segments)
-        for part in (batch.tokens, batch.targets)
+        rearrange(tensor, "rows (segments time) -> (rows segments) time", segments=segments)
+        for tensor in (batch.tokens, batch.targets)
     )
     fresh = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    said, _ = model.compute_loss(Batch(tokens, targets, fresh), None)
+    outputs, _ = model.compute_loss(Batch(tokens, targets, fresh), None)
     return {
-        name: rearrange(said[name], "(rows segments) time -> rows (segments time)", segments=segments)
+        name: rearrange(outputs[name], "(rows segments) time -> rows (segments time)", segments=segments)
         for name in ("nats", "hits")
     }
 
 
 class SampleHits(NamedTuple):
-    """Of every sample: targets asked and hit, and which they are in their order."""
+    """Targets of every sample, hits among them, and a mask of the hits in the order of the targets."""
 
-    asked: Int64[np.ndarray, " samples"]
+    targets: Int64[np.ndarray, " samples"]
     hits: Int64[np.ndarray, " samples"]
-    which: list[Bool[np.ndarray, " targets"]]
+    masks: list[Bool[np.ndarray, " targets"]]
     seconds: float
 
 
-def sample_hits(reader: StreamReader, texts: Dataset) -> SampleHits:
-    found = [[np.zeros(0, np.bool_)] for _ in texts.lengths]
-    began = time.perf_counter()
-    for pieces, batch, said in reader.batches(texts):
-        here, hit = torch.stack([batch.targets != IGNORE, said["hits"]]).cpu().numpy()
-        for row, piece in enumerate(pieces):
-            if piece is not None and here[row].any():  # few windows of a long sample ask anything
-                found[piece.document].append(hit[row][here[row]])
-    which = [np.concatenate(parts) for parts in found]
-    asked, hits = np.array([(len(own), own.sum()) for own in which], np.int64).T
-    return SampleHits(asked, hits, which, time.perf_counter() - began)
+def sample_hits(reader: StreamReader, dataset: Dataset) -> SampleHits:
+    parts = [[np.zeros(0, np.bool_)] for _ in dataset.lengths]
+    start = time.perf_counter()
+    for spans, batch, outputs in reader.batches(dataset):
+        is_target, hit = torch.stack([batch.targets != IGNORE, outputs["hits"]]).cpu().numpy()
+        for row, span in enumerate(spans):
+            if span is not None and is_target[row].any():  # few windows of a long sample have targets
+                parts[span.document].append(hit[row][is_target[row]])
+    masks = [np.concatenate(part) for part in parts]
+    targets, hits = np.array([(len(mask), mask.sum()) for mask in masks], np.int64).T
+    return SampleHits(targets, hits, masks, time.perf_counter() - start)
 
 
 class PositionLosses(NamedTuple):
-    """Nats and targets of every bucket of positions in a document; `hits` over all."""
+    """Nats and targets of every bucket of positions in a document; hits and bytes of all buckets."""
 
     nats: Float64[np.ndarray, " buckets"]
-    asked: Int64[np.ndarray, " buckets"]
+    targets: Int64[np.ndarray, " buckets"]
     hits: int
     bytes: int
     seconds: float
@@ -104,54 +109,68 @@ class PositionLosses(NamedTuple):
 
 def position_losses(
     reader: StreamReader,
-    texts: Dataset,
+    dataset: Dataset,
     edges: list[int],
     byte_count: Callable[[Tensor], Tensor],
-    reset: bool = False,
+    reset_memory: bool = False,
 ) -> PositionLosses:
-    """`edges` are the first positions of the second bucket, the third …"""
-    offsets = texts.offsets if isinstance(texts, SlidingWindows) else np.zeros(len(texts.lengths), np.int64)
-    nats, asked = np.zeros(len(edges) + 1), np.zeros(len(edges) + 1, np.int64)
-    hits = bytes_ = 0
-    began = time.perf_counter()
-    for pieces, batch, said in reader.batches(texts, reset):
-        starts = np.array([piece.start + offsets[piece.document] if piece else 0 for piece in pieces])
-        place = starts[:, None] + np.arange(batch.tokens.shape[1])
-        here = (batch.targets != IGNORE).cpu().numpy()
-        bucket = np.searchsorted(edges, place[here], side="right")
-        nats += np.bincount(bucket, said["nats"].cpu().numpy()[here].astype(np.float64), len(nats))
-        asked += np.bincount(bucket, minlength=len(asked))
-        hits += int((said["hits"] & (batch.targets != IGNORE)).sum())
-        bytes_ += int(byte_count(batch.targets))
-    return PositionLosses(nats, asked, hits, bytes_, time.perf_counter() - began)
+    """`edges` are the first positions of all buckets but the first."""
+    offsets = np.zeros(len(dataset.lengths), np.int64)
+    if isinstance(dataset, SlidingWindows):
+        offsets = dataset.offsets
+    nats, targets = np.zeros(len(edges) + 1), np.zeros(len(edges) + 1, np.int64)
+    hits = num_bytes = 0
+    start = time.perf_counter()
+    for spans, batch, outputs in reader.batches(dataset, reset_memory):
+        starts = np.array([span.start + offsets[span.document] if span else 0 for span in spans])
+        positions = starts[:, None] + np.arange(batch.tokens.shape[1])
+        is_target = (batch.targets != IGNORE).cpu().numpy()
+        bucket = np.searchsorted(edges, positions[is_target], side="right")
+        nats += np.bincount(bucket, outputs["nats"].cpu().numpy()[is_target].astype(np.float64), len(nats))
+        targets += np.bincount(bucket, minlength=len(targets))
+        hits += int((outputs["hits"] & (batch.targets != IGNORE)).sum())
+        num_bytes += int(byte_count(batch.targets))
+    return PositionLosses(nats, targets, hits, num_bytes, time.perf_counter() - start)
 
 
 class SlidingWindows(Dataset):
-    """The same documents, cut into windows of `context` positions that move on by `stride`.
+    """The same documents cut into windows of `context` positions, each `stride` after the one before.
 
-    Every position is asked once: all of a document's first window, and of each further one what no window
-    before it held.  So a target has at least context - stride positions before it in its window (or all
-    there are), and a window is a document of its own: what the model carries starts empty in each.
+    Every position is a target once: all positions of a document's first window, and those of each later
+    window that no earlier one contained.  So a target has at least context - stride positions before it in
+    its window (or its entire past).  A window is a separate document: the state starts empty in each.
     """
 
-    def __init__(self, texts: Dataset, stride: int, context: int) -> None:
+    def __init__(self, dataset: Dataset, stride: int, context: int) -> None:
         if not 1 <= stride <= context:
             raise UserError(f"stride: expected 1 to context={context}, found {stride}")
-        further = -(-np.maximum(texts.lengths - context, 0) // stride)
-        counts = further + 1
-        self.texts = texts
+        counts = 1 - (-np.maximum(dataset.lengths - context, 0) // stride)
+        self.dataset = dataset
         self.documents = np.repeat(np.arange(len(counts)), counts)
-        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.offsets = number * stride
-        """Where each window begins in its document."""
-        stops = np.minimum(self.offsets + context, texts.lengths[self.documents])
+        index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.offsets = index * stride
+        """Start of each window in its document."""
+        stops = np.minimum(self.offsets + context, dataset.lengths[self.documents])
         self.lengths = (stops - self.offsets).astype(np.int64)
-        self.first = np.where(number > 0, context - stride, 0)  # the first position asked, in the window
+        self.first_target = np.where(index > 0, context - stride, 0)
+        """Of each window, as a position in the window."""
 
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        at = int(self.offsets[document])
-        tokens, targets = self.texts.window(int(self.documents[document]), at + start, at + stop)
-        known = max(0, min(int(self.first[document]), stop) - start)
-        return tokens, np.concatenate([np.full(known, IGNORE, np.int64), targets[known:]])
+        offset = int(self.offsets[document])
+        tokens, targets = self.dataset.window(int(self.documents[document]), offset + start, offset + stop)
+        ignored = max(0, min(int(self.first_target[document]), stop) - start)
+        return tokens, np.concatenate([np.full(ignored, IGNORE, np.int64), targets[ignored:]])
+
+
+@contextlib.contextmanager
+def progress_bar(positions: int) -> Iterator[OnProgress]:
+    """A bar on a terminal, none elsewhere."""
+    columns = (TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"), BarColumn(bar_width=None))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("", total=positions)
+        yield lambda advance: bar.advance(task, advance)

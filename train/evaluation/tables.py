@@ -7,8 +7,8 @@ from rich.table import Table
 from zoo.train.evaluation.results import (
     EvalEntry,
     EvalResult,
-    axes_of,
-    format_value,
+    axis_names,
+    has_grid,
     losses,
     memory_gain,
     memory_mode,
@@ -17,82 +17,112 @@ from zoo.train.evaluation.results import (
 from zoo.train.plotting.charts import bucket, short
 
 
-# -- what a person sees --------------------------------------------------------------------------------------
 def tables(entry: EvalEntry) -> list[Table]:
-    """All rows of an entry."""
+    """All results of an entry."""
     if entry["unit"] == "bits per byte":
         return [_text_table(entry), _position_table(entry)]
-    grid = any({"length", "depth"} <= row["axes"].keys() for row in entry["results"])
-    return [_grid(entry) if grid else _sample_table(entry)]
+    grid = [result for result in entry["results"] if has_grid(result)]
+    return [_grid_table(entry, grid) if grid else _sample_table(entry)]
 
 
-def format_share(measured: dict[str, Any]) -> tuple[str, str]:
-    """A share and its interval, in per cent."""
-    return f"{measured['share']:.1%}", f"{measured['low']:.1%} to {measured['high']:.1%}"
+# -- samples
 
 
 def _sample_table(entry: EvalEntry) -> Table:
-    axes, rows, more = axes_of(entry), entry["results"], multiple_targets(entry["results"])
-    head = [*axes, "samples", "exact" if more else "accuracy", "95 % interval", *["per target"] * more]
-    scores = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
-    head += scores
-    shown = Table(*head, "tokens read/s", "peak memory", title=entry["title"], caption=_caption(entry))
-    for row in rows:
-        cells = [format_value(row["axes"].get(axis)) for axis in axes]
-        cost = f"{row['tokens_per_s']:,.0f}", f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        means = [f"{row['scores'][name]:.1%}" if name in row.get("scores", {}) else "" for name in scores]
-        shown.add_row(*cells, *_shares(row, more), *means, *cost)
-        for name, members in row["groups"].items() if len(rows) == 1 else ():
-            shown.add_section()
-            for member in members:
-                blank, label = [""] * len(axes), f"{name} {format_value(member['value'])}"
-                shown.add_row(*blank, *_shares(member, more), *[""] * len(scores), label)
-    return shown
-
-
-def _shares(row: EvalResult, more: bool) -> list[str]:
-    exact = row["exact"]
-    return [f"{exact['of']:,}", *format_share(exact), *[format_share(row["targets"])[0]] * more]
-
-
-def _caption(entry: EvalEntry) -> str:
-    """What is reached without learning; of targets, not of whole samples."""
-    reference = entry["results"][-1]["reference"].items() if entry["results"] else ()
-    said = ", ".join(f"{name} {value:.1%}" for name, value in reference)
-    return f"learning nothing{' (per target)' * multiple_targets(entry['results'])}: {said}" if said else ""
-
-
-def _grid(entry: EvalEntry) -> Table:
-    """Depth down, length across: exact match and its interval in per cent."""
-    rows = [row for row in entry["results"] if {"length", "depth"} <= row["axes"].keys()]
-    lengths = sorted({row["axes"]["length"] for row in rows})
-    head = [f"{short(length)} tokens" for length in lengths]
-    shown = Table(
-        "depth", *head, title=f"{entry['title']}: exact match, 95 % interval", caption=_caption(entry)
+    axes, results = axis_names(entry), entry["results"]
+    per_target = multiple_targets(results)
+    scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
+    table = Table(
+        *axes,
+        "samples",
+        *(["exact", "95 % interval", "per target"] if per_target else ["accuracy", "95 % interval"]),
+        *scores,
+        "tokens read/s",
+        "peak memory",
+        title=entry["title"],
+        caption=_baselines(entry),
     )
-    by_place = {(row["axes"]["length"], row["axes"]["depth"]): row for row in rows}
-    for depth in sorted({row["axes"]["depth"] for row in rows}):
-        cells = [by_place.get((length, depth)) for length in lengths]
-        shown.add_row(f"{depth:g} %", *(_brief(cell["exact"]) if cell else "" for cell in cells))
-    return shown
+    for result in results:
+        table.add_row(
+            *(format_value(result["axes"].get(axis)) for axis in axes),
+            *_shares(result, per_target),
+            *(f"{result['scores'][s]:.1%}" if s in result.get("scores", {}) else "" for s in scores),
+            f"{result['tokens_per_s']:,.0f}",
+            f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        )
+    if len(results) == 1:
+        for name, members in results[0]["groups"].items():
+            table.add_section()
+            for member in members:
+                label = f"{name} {format_value(member['value'])}"
+                empty = [""] * len(scores)
+                table.add_row(*[""] * len(axes), *_shares(member, per_target), *empty, label)
+    return table
 
 
-def _brief(measured: dict[str, Any]) -> str:
-    return f"{measured['share']:.0%}\n{100 * measured['low']:.0f}-{100 * measured['high']:.0f}"
+def _shares(result: EvalResult, per_target: bool) -> list[str]:
+    """Cells of the samples' number, their share of exact matches, its interval and the targets' share."""
+    exact = result["exact"]
+    cells = [f"{exact['of']:,}", f"{exact['share']:.1%}", f"{exact['low']:.1%} to {exact['high']:.1%}"]
+    return [*cells, f"{result['targets']['share']:.1%}"] if per_target else cells
+
+
+def _baselines(entry: EvalEntry) -> str:
+    """Scores of predictors that learn nothing: of targets, not of entire samples."""
+    if not entry["results"] or not entry["results"][-1]["reference"]:
+        return ""
+    values = ", ".join(f"{name} {value:.1%}" for name, value in entry["results"][-1]["reference"].items())
+    unit = " (per target)" if multiple_targets(entry["results"]) else ""
+    return f"learning nothing{unit}: {values}"
+
+
+def _grid_table(entry: EvalEntry, grid: list[EvalResult]) -> Table:
+    """Depth down, length across: exact match and its interval in per cent."""
+    lengths = sorted({result["axes"]["length"] for result in grid})
+    table = Table(
+        "depth",
+        *(f"{short(length)} tokens" for length in lengths),
+        title=f"{entry['title']}: exact match, 95 % interval",
+        caption=_baselines(entry),
+    )
+    shares = {(result["axes"]["length"], result["axes"]["depth"]): result["exact"] for result in grid}
+    for depth in sorted({depth for _, depth in shares}):
+        cells = [shares.get((length, depth)) for length in lengths]
+        table.add_row(f"{depth:g} %", *(_grid_cell(cell) if cell else "" for cell in cells))
+    return table
+
+
+def _grid_cell(share: dict[str, Any]) -> str:
+    return f"{share['share']:.0%}\n{100 * share['low']:.0f}-{100 * share['high']:.0f}"
+
+
+def format_value(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# -- text
 
 
 def _text_table(entry: EvalEntry) -> Table:
-    rows = entry["results"]
-    reference = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1]["reference"].items())
-    said = [f"bits per byte there: {reference}"] * bool(reference)
-    said += [f"perplexity per {rows[-1]['word_unit']}"] * ("word_unit" in rows[-1])
-    head = ("read with", "bytes", "bits per byte", "word perplexity", "tokens asked/s")
-    shown = Table(*head, title=entry["title"], caption="; ".join(said))
-    for row in rows:
-        words = _perplexity(row["word_perplexity"]) if "word_perplexity" in row else ""
-        cells = f"{row['bytes']:,}", f"{row['bits_per_byte']:.4f}", words, f"{row['tokens_per_s']:,.0f}"
-        shown.add_row(memory_mode(row["axes"]), *cells)
-    return shown
+    results = entry["results"]
+    captions = []
+    if baselines := ", ".join(f"{name} {value:.3f}" for name, value in results[-1]["reference"].items()):
+        captions.append(f"baselines in bits per byte: {baselines}")
+    if "word_unit" in results[-1]:
+        captions.append(f"perplexity per {results[-1]['word_unit']}")
+    head = ("read with", "bytes", "bits per byte", "word perplexity", "targets/s")
+    table = Table(*head, title=entry["title"], caption="; ".join(captions))
+    for result in results:
+        table.add_row(
+            memory_mode(result["axes"]),
+            f"{result['bytes']:,}",
+            f"{result['bits_per_byte']:.4f}",
+            _perplexity(result["word_perplexity"]) if "word_perplexity" in result else "",
+            f"{result['tokens_per_s']:,.0f}",
+        )
+    return table
 
 
 def _perplexity(value: float) -> str:
@@ -100,16 +130,18 @@ def _perplexity(value: float) -> str:
 
 
 def _position_table(entry: EvalEntry) -> Table:
-    """Loss by bucket, and what the memory is worth: how much is lost where it is reset."""
-    rows = entry["results"]
-    shown = Table("position", title="nats per token by position in the document")
-    for row in rows:
-        shown.add_column(memory_mode(row["axes"]))
-    pairs = memory_gain(rows)
-    if pairs:
-        shown.add_column("memory is worth")
-    every = [losses(row) for row in rows]
-    for edge in sorted({edge for here in every for edge in here}, key=lambda pair: pair[0]):
-        cells = [f"{here[edge]:.4f}" if edge in here else "" for here in every]
-        shown.add_row(bucket(*edge), *cells, *[f"{pairs[edge]:+.4f}" if edge in pairs else ""] * bool(pairs))
-    return shown
+    """Loss by bucket of positions, and the gain by memory: the loss that a reset adds."""
+    results = entry["results"]
+    table = Table("position", title="nats per token by position in the document")
+    for result in results:
+        table.add_column(memory_mode(result["axes"]))
+    gains = memory_gain(results)
+    if gains:
+        table.add_column("gain by memory")
+    columns = [losses(result) for result in results]
+    for edge in sorted({edge for column in columns for edge in column}, key=lambda pair: pair[0]):
+        cells = [f"{column[edge]:.4f}" if edge in column else "" for column in columns]
+        if gains:
+            cells.append(f"{gains[edge]:+.4f}" if edge in gains else "")
+        table.add_row(bucket(*edge), *cells)
+    return table

@@ -21,8 +21,8 @@ from zoo.errors import UserError
 from zoo.module import Batch, SequenceModule
 from zoo.train.commands import evaluate as command
 from zoo.train.evaluation import evaluate, results, tables
-from zoo.train.evaluation.grids import EvalOptions
 from zoo.train.evaluation.intervals import wilson
+from zoo.train.evaluation.options import EvalOptions
 from zoo.train.evaluation.streaming import (
     PositionLosses,
     SampleHits,
@@ -146,7 +146,7 @@ def test_memory_does_not_grow_with_the_length(
             return compute_loss(self, batch, carried)
 
         monkeypatch.setattr(SequenceModule, "compute_loss", noted)
-        texts, reader = Subset(task.split("test"), 2), StreamReader(model, rows=2, window=70)
+        texts, reader = Subset(task.split("test"), 2), StreamReader(model, batch_size=2, seq_len=70)
         tracemalloc.start()
         if by == "sample":
             sample_hits(reader, texts)
@@ -164,7 +164,7 @@ def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest
         held = torch.ones(2**20 * int(texts.lengths[0]), dtype=torch.uint8)
         return sample_hits(reader, Subset(texts, len(held[:9])))
 
-    monkeypatch.setattr("zoo.train.evaluation.grids.sample_hits", hungry)
+    monkeypatch.setattr("zoo.train.evaluation.samples.sample_hits", hungry)
     entry = evaluate.evaluate(samples_run, EvalOptions(lengths=["200", "20"], overrides=("task.seed=6",)))
     small, large = entry["results"]
     apart = large["peak_memory_bytes"] - small["peak_memory_bytes"]
@@ -305,7 +305,7 @@ def test_speed_counts_what_is_asked_not_what_is_read_again(
         return position_losses(*given, **named)._replace(seconds=2.0)
 
     (text_run / "evaluation.json").unlink(missing_ok=True)
-    monkeypatch.setattr("zoo.train.evaluation.grids.position_losses", in_two_seconds)
+    monkeypatch.setattr("zoo.train.evaluation.text.position_losses", in_two_seconds)
     for asked in (EvalOptions(), EvalOptions(stride=1, context=16)):
         for row in evaluate.evaluate(text_run, asked)["results"]:
             assert row["tokens_per_s"] == row["tokens"] / 2
@@ -387,7 +387,7 @@ def test_an_interrupted_evaluation_keeps_the_cells_that_were_done(
             raise KeyboardInterrupt
         return sample_hits(reader, texts)
 
-    monkeypatch.setattr("zoo.train.evaluation.grids.sample_hits", interrupted)
+    monkeypatch.setattr("zoo.train.evaluation.samples.sample_hits", interrupted)
     monkeypatch.setattr(
         sys, "argv", ["zoo evaluate", f"run={samples_run}", "task.seed=5", "lengths=40,48,56"]
     )
@@ -424,13 +424,13 @@ def test_the_best_checkpoint_can_be_taken(text_run: Path) -> None:
         (["run=x", "lengths=8,many"], "lengths: expected a whole number of at least 1, found many"),
         (["run=x", "lengths=-2x"], "lengths: expected a multiple such as 4x, found -2x"),
         (["run=x", "batch_size=0"], "batch_size: expected a whole number of at least 1, found 0"),
-        (["run=x", "rowz=1"], "unknown key 'rowz'; expected .*did you mean rows"),
+        (["run=x", "batch_siz=1"], "unknown key 'batch_siz'; expected .*did you mean batch_size"),
         (["run=x", "fast"], "unknown key 'fast'"),
         (["run=x", "split=dev"], "split: expected train | val | test, found dev"),
         (["run=x", "checkpoint=first"], "checkpoint: expected last | best, found first"),
         (["run=x", "depths=50,200"], "depths: expected per cent, 0 to 100, found 200"),
         (["run=x", "positions=9,3"], "positions: expected growing numbers, found 9,3"),
-        (["run=TEXT", "lengths=64"], "lengths= says nothing of task lm, which reads text"),
+        (["run=TEXT", "lengths=64"], "lengths= has no effect on task lm, which reads text"),
         (["run=TEXT", "stride=4"], "expected stride= and context= together"),
         (["run=TEXT", "stride=9", "context=4"], "stride: expected 1 to context=4, found 9"),
         (["run=TEXT", "task=nowhere"], "Could not find 'task/nowhere'"),
@@ -438,8 +438,8 @@ def test_the_best_checkpoint_can_be_taken(text_run: Path) -> None:
         (["run=TEXT", "task=induction", "data.corpus=x"], "data.corpus: task induction has no such setting"),
         (["run=TEXT", "data.batch_size=3"], "unknown key data.batch_size"),
         (["run=TEXT", "data.corpus=nowhere"], "no corpus 'nowhere'"),
-        (["run=SAMPLES", "stride=4", "context=8"], "stride= says nothing of task induction"),
-        (["run=SAMPLES", "task=lm"], "at most the 16 symbols that the run's model knows, found lm with 257"),
+        (["run=SAMPLES", "stride=4", "context=8"], "stride= has no effect on task induction"),
+        (["run=SAMPLES", "task=lm"], "at most the 16 symbols of the run's model, found lm with 257"),
         (["run=SAMPLES", "depths=5"], "task induction has no depth to vary"),
         (["run=SAMPLES", "task.length=long"], "task.length: expected int, found 'long'"),
         (["run=SAMPLES", "lengths=1"], "task.length: expected at least 4"),

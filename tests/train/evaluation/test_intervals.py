@@ -4,16 +4,16 @@ import math
 
 import pytest
 
-from zoo.train.evaluation.intervals import estimate, paired, student_quantile, student_share
+from zoo.train.evaluation.intervals import estimate, paired, student_cdf, student_quantile
 
 TABLE = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 9: 2.2622, 30: 2.0423, 120: 1.9799}
 
 
-@pytest.mark.parametrize(("freedom", "t"), TABLE.items())
-def test_students_t(freedom: int, t: float) -> None:
-    assert student_quantile(0.975, freedom) == pytest.approx(t, abs=6e-5)
-    assert student_share(student_quantile(0.9, freedom), freedom) == pytest.approx(0.9, abs=1e-12)
-    assert student_share(0.0, freedom) == 0.5
+@pytest.mark.parametrize(("dof", "t"), TABLE.items())
+def test_students_t(dof: int, t: float) -> None:
+    assert student_quantile(0.975, dof) == pytest.approx(t, abs=6e-5)
+    assert student_cdf(student_quantile(0.9, dof), dof) == pytest.approx(0.9, abs=1e-12)
+    assert student_cdf(0.0, dof) == 0.5
 
 
 def test_mean_and_interval() -> None:
@@ -21,7 +21,7 @@ def test_mean_and_interval() -> None:
     assert found is not None
     assert found.mean == pytest.approx(7 / 3)
     variance = sum((x - 7 / 3) ** 2 for x in (1, 2, 4)) / 2
-    assert found.half == pytest.approx(4.30265 * math.sqrt(variance / 3), rel=1e-5)
+    assert found.half_width == pytest.approx(4.30265 * math.sqrt(variance / 3), rel=1e-5)
     assert found.runs == 3
 
 

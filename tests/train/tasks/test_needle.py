@@ -15,7 +15,8 @@ from zoo.errors import UserError
 from zoo.module import IGNORE, SequenceModule
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.data.module import DataModule
-from zoo.train.evaluation.grids import EvalOptions, evaluate_samples
+from zoo.train.evaluation.options import EvalOptions
+from zoo.train.evaluation.samples import evaluate_samples
 from zoo.train.evaluation.streaming import StreamReader, sample_hits
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
@@ -306,9 +307,9 @@ def test_an_evaluation_says_which_targets_and_how_many_values_are_hit(shelf: str
     task = Needle("multivalue", length=1000, corpus=shelf, eval_samples=20)
     dataset = task.split("test")
     for window in (64, 4096):  # an answer may lie in two windows
-        sums = sample_hits(StreamReader(Always(ord("7")), rows=3, window=window), dataset)
+        hits = sample_hits(StreamReader(Always(ord("7")), batch_size=3, seq_len=window), dataset)
         for document in range(20):
-            assert sums.which[document].tolist() == [digit == "7" for digit in said(dataset, document)[1]]
+            assert hits.masks[document].tolist() == [digit == "7" for digit in said(dataset, document)[1]]
     (row,) = evaluate_samples(
         Always(ord("7")), task, EvalOptions(lengths=["1000"], prompts=20), 1000, lambda line: None
     )

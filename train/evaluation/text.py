@@ -1,0 +1,83 @@
+"""Evaluation of text: bits per byte, with the memory kept and reset or over a sliding window."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from zoo.module import SequenceModule
+from zoo.train.evaluation.options import EvalOptions, Log
+from zoo.train.evaluation.results import EvalResult, cost
+from zoo.train.evaluation.streaming import (
+    PositionLosses,
+    SlidingWindows,
+    StreamReader,
+    position_losses,
+    progress_bar,
+)
+from zoo.train.runs.resources import Peak
+from zoo.train.tasks.base import EDGES, Dataset, Task
+from zoo.train.tasks.lm import prefix
+
+
+def evaluate_text(
+    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, log: Log
+) -> Iterator[EvalResult]:
+    """Yields a result per mode of reading, all over the same text, and each again with its baselines.
+
+    `length` is unused: text has none.
+    """
+    dataset = task.split(options.split)
+    prefix_axis: dict[str, Any] = {}
+    if options.tokens is not None and options.tokens < int(dataset.lengths.sum()):
+        dataset, prefix_axis = prefix(dataset, options.tokens), {"first": options.tokens}
+    longest = int(dataset.lengths.max())
+    edges = [edge for edge in options.positions or EDGES[1:] if edge < longest]
+    words = task.words(dataset)
+    rows = []
+    for axes, windows in reading_modes(dataset, options):
+        peak = Peak(model.device)
+        with progress_bar(int(windows.lengths.sum())) as advance:
+            reader = StreamReader(model, options.batch_size, options.seq_len, advance)
+            losses = position_losses(
+                reader, windows, edges, task.byte_count, reset_memory=axes["memory"] == "reset"
+            )
+        row = {
+            "axes": axes | prefix_axis,
+            **loss_fields(losses, edges, words),
+            "reference": {},
+            **cost(int(losses.targets.sum()), losses.seconds, peak),
+        }
+        log(f"memory {axes['memory']}: {row['bits_per_byte']:.4f} bits per byte, {losses.seconds:.1f} s")
+        rows.append(row)
+        yield row
+    # only now: a compressor's memory would count as the model's
+    baselines = {name: float(value) for name, value in task.baselines(dataset).items()}
+    for row in rows:
+        yield row | {"reference": baselines}
+
+
+def reading_modes(dataset: Dataset, options: EvalOptions) -> list[tuple[dict[str, Any], Dataset]]:
+    """Axes of every mode and the dataset that it reads."""
+    if options.stride is not None and options.context is not None:
+        axes = {"memory": "sliding", "context": options.context, "stride": options.stride}
+        return [(axes, SlidingWindows(dataset, options.stride, options.context))]
+    return [({"memory": "kept"}, dataset), ({"memory": "reset"}, dataset)]
+
+
+def loss_fields(losses: PositionLosses, edges: list[int], words: tuple[int, str] | None) -> EvalResult:
+    """Sums over a text in the field's units; `words` is their count and the unit of counting."""
+    nats, targets = float(losses.nats.sum()), int(losses.targets.sum())
+    fields: EvalResult = {"nats": nats, "tokens": targets, "bytes": losses.bytes, "loss": nats / targets}
+    fields["bits_per_byte"] = nats / math.log(2) / losses.bytes
+    fields["accuracy"] = losses.hits / targets
+    if words is not None:
+        count, unit = words
+        fields |= {"words": count, "word_unit": unit, "word_perplexity": math.exp(min(nats / count, 700.0))}
+    fields["by_position"] = [
+        {"from": low, "to": high, "tokens": int(count), "loss": float(total) / int(count)}
+        for low, high, total, count in zip(
+            [0, *edges], [*edges, None], losses.nats, losses.targets, strict=True
+        )
+        if count
+    ]
+    return fields
