@@ -80,10 +80,7 @@ def measure(name: str, size: str, at: list[int], steps: int) -> str:
     again = Rereading(model, 1)
     again.read(random_text(model, segment_len))
     reread = costs[0] if model.cuts_anywhere else per_token(again, steps)
-    if model.cuts_anywhere:
-        kind = "goes on"
-    else:
-        kind = "reads again" if model.init_decode_cache(model.init_state(1)) is None else "cache"
+    kind = "continues" if model.cuts_anywhere else "cache" if model.decodes else "reads again"
     figures = " | ".join(f"{1e3 * cost:.2f}" for cost in costs)
     return f"| {name} | {kind} | {figures} | {1e3 * reread:.2f} | {(held[-1] - held[-2:][0]) / 2**20:+.1f} |"
 

@@ -1,4 +1,4 @@
-"""What every mechanism in this room is: a module that mixes positions and may carry something."""
+"""The base of every mechanism in this room: a module that mixes positions and may carry a state."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,14 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.module import DecodeRule
 from zoo.state import State
 
 
-class Mixer(nn.Module):
-    """(x, state) -> (y, state): reads x after what the state holds, and says what it holds then.
+class Mixer(DecodeRule, nn.Module):
+    """(x, state) -> (y, state): reads x after the tokens that the state has seen, and returns the state
+    after both.
 
     A mixer without memory carries the empty tuple.
     """
+
+    decodes: bool = False
+    """`decode` reads less than the open segment's inputs.  False: it is the one below (see DecodeRule)."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if not cls.decodes:
+            cls.init_decode_cache = Mixer.init_decode_cache  # type: ignore[method-assign]
+            cls.decode = Mixer.decode  # type: ignore[method-assign]
 
     def init_state(self, rows: int) -> State:
         """The state before the first token: every tensor has the rows first."""
@@ -26,15 +37,15 @@ class Mixer(nn.Module):
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        """Read on inside an open segment.
+        """Continue an open segment.
 
-        This is what it means, and right for every causal mixer: the cache holds the segment's inputs so far,
-        which are read again with x behind them.  A mixer that overrides it answers the same from less.
+        This is the definition, right for every causal mixer: the cache holds the segment's inputs so far,
+        which are read again with x behind them.  An override returns the same from a smaller cache.
         """
-        state, before = cache
-        whole = x if before is None else torch.cat([before, x], dim=1)
-        y, _ = self(whole, state)
-        return y[:, -x.shape[1] :], (state, whole)
+        state, inputs = cache
+        inputs = x if inputs is None else torch.cat([inputs, x], dim=1)
+        y, _ = self(inputs, state)
+        return y[:, -x.shape[1] :], (state, inputs)
 
     if TYPE_CHECKING:  # at run time nn.Module's own, which calls forward
 

@@ -21,7 +21,6 @@ from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeSt
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
 from zoo.models.decoder import Decoder
-from zoo.module import written_for
 from zoo.state import State
 
 
@@ -131,6 +130,4 @@ class ARMT(Decoder):
 
     def init_decode_cache(self, state: State) -> Any:
         """The memory tokens come behind the text, which doesn't see them."""
-        if not written_for(self, "init_decode_cache", "segment", "body"):
-            return None
         return 0, self.stack.init_decode_cache(state)

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
-from zoo.module import written_for
 from zoo.state import State
 
 Kind = TypeVar("Kind", bound=str)
@@ -96,18 +95,12 @@ class Block(Mixer):
         x = x + self.dropout(y)
         return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
 
-    @property
-    def _asks_mixer(self) -> bool:
-        return isinstance(self.mixer, Mixer) and written_for(self, "decode", "forward")
-
     def init_decode_cache(self, state: State) -> Any:
-        return self.mixer.init_decode_cache(state) if self._asks_mixer else super().init_decode_cache(state)
+        return self.mixer.init_decode_cache(state)
 
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        if not self._asks_mixer:
-            return super().decode(x, cache)
         y, cache = self.mixer.decode(self.mixer_norm(x), cache)
         return self._join(x, y), cache
 

@@ -1,17 +1,15 @@
 """The decoder: token embedding, a stack of blocks, the output projection; and how it reads a long text."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Norm, Stack, init_weights, make_norm
-from zoo.module import SequenceModule, written_for
+from zoo.module import SequenceModule
 from zoo.state import State
 
 
@@ -83,12 +81,7 @@ class Decoder(SequenceModule):
         return self.head(x), state
 
     def init_decode_cache(self, state: State) -> Any:
-        """How many positions `decode_body` has read, and the blocks' caches.  None where a subclass has other
-        ways with a segment and doesn't say how to go on in it."""
-        if not written_for(self, "init_decode_cache", "segment", "body"):
-            return None
-        if not all(isinstance(block, Mixer) for block in self.stack):
-            return None
+        """The number of positions that `decode_body` has read, and the blocks' caches."""
         return 0, self.stack.init_decode_cache(state)
 
     def decode(
@@ -106,55 +99,3 @@ class Decoder(SequenceModule):
             x = x + self.positions[read : read + x.shape[1]]
         x, blocks = self.stack.decode(self.dropout(x), blocks)
         return self.norm(x), (read + x.shape[1], blocks)
-
-
-class Streaming(Decoder):
-    """A decoder whose mixers all read any number of tokens at once and go on anywhere: its parallel form is
-    one long segment."""
-
-    learns_through_memory = True
-    cuts_anywhere = True
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        return self.segment(tokens, self.init_state(len(tokens)) if state is None else state)
-
-
-def by_segments(
-    tokens: Int[Tensor, "rows time"], segment_len: int
-) -> tuple[Int[Tensor, "rows_and_segments segment"], Callable[[Tensor], Tensor]]:
-    """A text's segments as rows of one batch (the last one filled up with token 0), and the way back."""
-    rows, time = tokens.shape
-    segments = max(1, math.ceil(time / segment_len))
-    tokens = F.pad(tokens, (0, segments * segment_len - time))
-    return tokens.view(rows * segments, segment_len), lambda y: y.unflatten(0, (rows, segments)).flatten(
-        1, 2
-    )[:, :time]
-
-
-class Parallel(Decoder):
-    """A decoder whose layers read all whole segments of a text at once, and then the short last one.
-
-    `segment` gets them as they are, or with `segments_as_rows` each as a row of its own, those of a text in
-    their order.
-    """
-
-    segments_as_rows = False
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        state = self.init_state(len(tokens)) if state is None else state
-        whole, logits = tokens.shape[1] // self.segment_len * self.segment_len, []
-        if whole and self.segments_as_rows:
-            pieces, back = by_segments(tokens[:, :whole], self.segment_len)
-            said, state = self.segment(pieces, state)
-            logits.append(back(said))
-        elif whole:
-            said, state = self.segment(tokens[:, :whole], state)
-            logits.append(said)
-        if whole < tokens.shape[1]:
-            said, state = self.segment(tokens[:, whole:], state)
-            logits.append(said)
-        return torch.cat(logits, dim=1), state

@@ -23,7 +23,7 @@ from zoo.memory.retrieval.bank import Backend, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
 from zoo.models.blocks import Block, FeedForward, layers_with_memory
-from zoo.models.decoder import Parallel
+from zoo.models.decoder import Decoder
 from zoo.state import State
 
 
@@ -39,9 +39,9 @@ def steps(contexts: object) -> dict[float, int]:
     return {float(share): d for share, d in schedule.items()}
 
 
-class Focused(Parallel):
-    segments_as_rows = True
+class Focused(Decoder):
     learns_through_memory: bool | tuple[str, ...] = ("previous_keys", "previous_values")
+    parallel = "segments_as_batch"
     mixes_rows_in_training = True
     memory: ClassVar[type[FocusedAttention]] = FocusedAttention
 

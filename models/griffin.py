@@ -22,13 +22,17 @@ from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.griffin_block import RecurrentBlock
 from zoo.models.blocks import Block, FeedForward, layout
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 from zoo.state import State
 
 
-class Griffin(Streaming):
+class Griffin(Decoder):
     """`window` counts the tokens that attention sees, the current one included; `heads` are also the blocks
     of the recurrence's gates."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,

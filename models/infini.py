@@ -19,15 +19,16 @@ from torch import Tensor
 
 from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState, Rule
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Parallel
+from zoo.models.decoder import Decoder
 
 GATES_RATE = 10.0  # times the learning rate
 
 
-class Infini(Parallel):
+class Infini(Decoder):
     """`bias` is the feed-forward's."""
 
     learns_through_memory = True
+    parallel = "segments"
 
     def __init__(
         self,

@@ -20,12 +20,16 @@ from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
 from zoo.models.blocks import Block, FeedForward, layout
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 
-class Jamba(Streaming):
+class Jamba(Decoder):
     """`context` counts the tokens before the current one that attention sees; `channels` is Mamba's inner
     width, 2 D by default."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Parallel
-from zoo.module import Batch, written_for
+from zoo.models.decoder import Decoder
+from zoo.module import Batch
 from zoo.state import State, take_rows, tree_map
 
 
-class Landmark(Parallel):
+class Landmark(Decoder):
     learns_through_memory = False
+    parallel = "segments"
 
     def __init__(
         self,
@@ -95,6 +96,8 @@ class Landmark(Parallel):
             dropout=dropout,
         )
         self.mem_freq = mem_freq
+        if selection == "head":  # by a segment's later tokens, too
+            self.decodes = False
         self.landmark = nn.Parameter(torch.randn(width) * width**-0.5)  # as strong as an embedding
 
     def marker(self) -> Float[Tensor, " width"]:
@@ -119,14 +122,9 @@ class Landmark(Parallel):
 
     def init_decode_cache(self, state: State) -> Any:
         """How far each row is into its block, and what `decode_body` knows.  None where rows stand at
-        different places, or choose with a segment's later tokens."""
+        different offsets."""
         here = state[0].length % (self.mem_freq + 1)
-        if (
-            not written_for(self, "init_decode_cache", "segment", "insert_landmarks")
-            or (here != here[:1]).any()
-        ):
-            return None
-        if any(isinstance(part, LandmarkAttention) and part.selection == "head" for part in self.modules()):
+        if (here != here[:1]).any():
             return None
         return here, (0, self.stack.init_decode_cache(state))
 

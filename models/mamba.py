@@ -14,11 +14,15 @@ Differs from the paper: initial weights are those of all our models, but for A, 
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
 from zoo.models.blocks import Block, FeedForward, Norm
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 
-class Mamba(Streaming):
+class Mamba(Decoder):
     """`channels` is the inner width, 2 D in the paper; `dt_rank` that of dt, D / 16 by default."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,

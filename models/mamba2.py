@@ -14,12 +14,16 @@ Differs from the paper: initial weights are those of all our models, but for A, 
 from zoo.memory.state_space.mamba2_mixer import GatedNorm, Mamba2Mixer
 from zoo.memory.state_space.ssd import Backend
 from zoo.models.blocks import Block, FeedForward, Norm
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 
-class Mamba2(Streaming):
+class Mamba2(Decoder):
     """`all_heads` counts those of all blocks together, at least one each; the first have one more where they
     can't have as many."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,

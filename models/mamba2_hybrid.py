@@ -18,12 +18,16 @@ from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.ssd import Backend
 from zoo.models.blocks import Block, FeedForward, layout
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 
-class Mamba2Hybrid(Streaming):
+class Mamba2Hybrid(Decoder):
     """`context` counts the tokens before the current one that attention sees; the recurrence has
     `channels` (2 D by default) in heads of `head_dim`."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class MegalodonBlock(Mixer):
 class Megalodon(SequenceModule):
     learns_through_memory = True
     cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,
@@ -162,12 +163,6 @@ class Megalodon(SequenceModule):
         x, layers = self.layers(self.dropout(self.embed(tokens) * self.scale), state.layers)
         x, norm = self.norm(x, state.norm)
         return self.head(x), MegalodonModelState(layers, norm)
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All at once: every part reads any length."""
-        return self.segment(tokens, self.init_state(len(tokens)) if state is None else state)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Embedding and linear maps decay; the average, the heads' gains and shifts and the norms don't."""

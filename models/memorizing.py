@@ -23,13 +23,13 @@ from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnosti
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.memorizing_attention import MemorizingAttention
 from zoo.models.blocks import Block, FeedForward, layers_with_memory
-from zoo.models.decoder import Parallel
+from zoo.models.decoder import Decoder
 from zoo.state import State
 
 
-class Memorizing(Parallel):
-    segments_as_rows = True
+class Memorizing(Decoder):
     learns_through_memory = False
+    parallel = "segments_as_batch"
 
     def __init__(
         self,

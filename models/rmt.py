@@ -22,7 +22,6 @@ from zoo.memory.attention.core import Attention, Position
 from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
 from zoo.models.decoder import Decoder
-from zoo.module import written_for
 
 
 class RMTState(NamedTuple):
@@ -76,6 +75,8 @@ class RMT(Decoder):
             dropout=dropout,
         )
         self.memory_tokens = memory_tokens
+        if memory_attention == "block":  # a mask that counts positions from the end
+            self.decodes = False
         # as strong as the embeddings it stands beside (the published code's rule)
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
 
@@ -91,10 +92,6 @@ class RMT(Decoder):
         return self.head(x[:, self.memory_tokens : end]), RMTState(x[:, end:].to(self.memory.dtype))
 
     def init_decode_cache(self, state: RMTState) -> Any:
-        """With the memory tokens read; none by the paper's mask, which tells the last positions by counting
-        from the end."""
-        counts = any(isinstance(part, BlockMemoryAttention) for part in self.modules())
-        if counts or not written_for(self, "init_decode_cache", "segment", "body"):
-            return None
+        """With the memory tokens read."""
         cache = 0, self.stack.init_decode_cache(self.stack.init_state(len(state.memory)))
         return self.decode_body(state.memory.to(self.embed.weight.dtype), cache)[1]

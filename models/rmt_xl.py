@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
 from zoo.memory.tokens.memory_tokens import surround
 from zoo.models.transformer_xl import TransformerXL
-from zoo.state import State
 
 
 class RMTXLState(NamedTuple):
@@ -28,6 +27,8 @@ class RMTXLState(NamedTuple):
 
 
 class RMTXL(TransformerXL):
+    parallel = "none"
+
     def __init__(
         self,
         vocab_size: int,
@@ -116,9 +117,3 @@ class RMTXL(TransformerXL):
         said = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
         written = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
         return self.head(said), RMTXLState(written.to(self.memory.dtype), layers)
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """The fold: a segment waits for the memory tokens of the one before."""
-        return self.fold(tokens, state)

@@ -20,12 +20,16 @@ from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
 from zoo.models.blocks import Block, FeedForward, Norm, layout
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 
-class Samba(Streaming):
+class Samba(Decoder):
     """`window` counts the tokens that attention sees, the current one included; `channels` is Mamba's inner
     width, 2 D by default; `rotated` features of a head have rotary positions, all by default."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
     def __init__(
         self,

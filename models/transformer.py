@@ -15,17 +15,16 @@ Differs from the papers: nothing.
 
 from typing import Literal
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from zoo.memory.attention.core import Attention, Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Decoder, by_segments
-from zoo.state import State
+from zoo.models.decoder import Decoder
+from zoo.module import Parallel
 
 
 class Transformer(Decoder):
+    parallel: Parallel = "segments_as_batch"
+
     def __init__(
         self,
         vocab_size: int,
@@ -94,15 +93,5 @@ class Transformer(Decoder):
         )
         carries = window is not None and window + sinks > 1
         self.remembers = self.learns_through_memory = carries
-        self.cuts_anywhere = window is not None
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All at once: a window's layers read any length; without one, the segments are rows of one batch."""
-        state = self.init_state(len(tokens)) if state is None else state
-        if self.cuts_anywhere:
-            return self.segment(tokens, state)
-        pieces, back = by_segments(tokens, self.segment_len)
-        logits, state = self.segment(pieces, state)
-        return back(logits), state
+        if window is not None:
+            self.cuts_anywhere, self.parallel = True, "any_length"

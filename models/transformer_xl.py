@@ -11,7 +11,6 @@ Differs from the paper: as its PyTorch code, scores are divided by sqrt(K), one 
 and the memory starts empty; initial weights are those of all our models.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.memory.attention.relative import OpenSegment, RecurrenceState, RelativeAttention
 from zoo.models.blocks import FeedForward, init_weights, sinusoid
-from zoo.module import SequenceModule, written_for
+from zoo.module import Parallel, SequenceModule
 from zoo.state import State
 
 
@@ -54,6 +53,7 @@ class XLLayer(nn.Module):
 
 class TransformerXL(SequenceModule):
     learns_through_memory: bool | tuple[str, ...] = False
+    parallel: Parallel = "segments"
 
     def __init__(
         self,
@@ -139,9 +139,7 @@ class TransformerXL(SequenceModule):
         return self.dropout(sinusoid(distances, self.width, like))
 
     def init_decode_cache(self, state: State) -> Any:
-        """Every layer's memory, projected once; None where a subclass reads its segments in another way."""
-        if not written_for(self, "init_decode_cache", "segment"):
-            return None
+        """Every layer's memory, projected once."""
         table = self.table(self.segment_len, self.embed.weight)
         pairs: Any = zip(self.layers, state, strict=True)
         return tuple(layer.attention.init_decode_cache(kept, table) for layer, kept in pairs)
@@ -162,20 +160,5 @@ class TransformerXL(SequenceModule):
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        h, state = self.body(self.read_embeddings(tokens), state, tokens.shape[1])
+        h, state = self.body(self.read_embeddings(tokens), state, min(tokens.shape[1], self.segment_len))
         return self.head(h), state
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """All whole segments at once, then the short last one."""
-        state = self.init_state(len(tokens)) if state is None else state
-        whole = tokens.shape[1] // self.segment_len * self.segment_len
-        logits: Sequence[Tensor] = ()
-        if whole:
-            h, state = self.body(self.read_embeddings(tokens[:, :whole]), state, self.segment_len)
-            logits = (self.head(h),)
-        if whole < tokens.shape[1]:
-            said, state = self.segment(tokens[:, whole:], state)
-            logits = (*logits, said)
-        return torch.cat(tuple(logits), dim=1), state

@@ -22,7 +22,6 @@ finds it.
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.core import Position
@@ -30,15 +29,12 @@ from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnosti
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 from zoo.models.blocks import Activation, Block, Norm
-from zoo.models.decoder import Parallel
 from zoo.models.transformer import Transformer
 from zoo.module import Batch
 from zoo.state import State
 
 
-class Unlimiformer(Transformer, Parallel):
-    segments_as_rows = True
-
+class Unlimiformer(Transformer):
     def __init__(
         self,
         vocab_size: int,
@@ -113,14 +109,6 @@ class Unlimiformer(Transformer, Parallel):
             return {}
         memories = [part.knn for part in self.modules() if isinstance(part, UnlimiformerAttention)]
         return recall_diagnostics(memories, [bank for bank in state if isinstance(bank, Bank)])
-
-    def forward(
-        self, tokens: Int[Tensor, "rows time"], state: State | None = None
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """As `transformer` reads, or with every segment's retrieval behind that of the one before."""
-        if self.reads_alone:
-            return super().forward(tokens, state)
-        return Parallel.forward(self, tokens, state)
 
     def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
         """Where segments are read alone, empty memories would only be moved about: nothing is carried."""

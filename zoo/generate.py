@@ -10,9 +10,8 @@ from torch import Tensor
 from zoo.module import SequenceModule
 from zoo.state import State
 
-AT_ONCE = (
-    4096  # tokens of whole segments that are read in one call, so that a long prompt needs no more memory
-)
+AT_ONCE = 4096
+"""Tokens of whole segments that are read in one call, so that a long prompt needs no more memory."""
 
 Pick = Callable[[Float[Tensor, "rows vocab"]], Int[Tensor, " rows"]]
 
@@ -23,7 +22,7 @@ def greedy(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
 
 
 def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Pick:
-    """Draws from softmax(logits / temperature), cut to the fewest tokens that hold `top_p` of it (Holtzman et
+    """Draws from softmax(logits / temperature), cut to the fewest tokens that have `top_p` of it (Holtzman et
     al. 2020, arXiv:1904.09751); a temperature of 0 is `greedy`."""
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
@@ -38,18 +37,18 @@ def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Gener
         shares, tokens = (logits / max(temperature, 1e-30)).softmax(-1).sort(-1, descending=True)
         before = shares.cumsum(-1) - shares
         shares = shares.masked_fill(before >= top_p, 0.0)
-        drawn = torch.multinomial(shares, 1, generator=generator)
-        return tokens.gather(-1, drawn)[:, 0]
+        rank = torch.multinomial(shares, 1, generator=generator)
+        return tokens.gather(-1, rank)[:, 0]
 
     return pick
 
 
 class Reader:
-    """Reads a text piece by piece, pieces of any length, and always knows what comes next.
+    """Reads a text in pieces of any length and predicts the token after each.
 
-    A model that `cuts_anywhere` just goes on.  Any other reads its open segment again from the state before
-    it, which is what going on inside a segment means; or goes on from a cache of it, where it has one (see
-    SequenceModule.open_segment), and reads it again once, when it is whole, for the state after it.
+    A model that `cuts_anywhere` just continues.  Any other reads its open segment again from the state before
+    it, which is the definition of continuing it; or continues from a cache where it `decodes`, and reads the
+    segment again once, when it is complete, for the state after it.
     """
 
     def __init__(self, model: SequenceModule, rows: int) -> None:
@@ -69,18 +68,18 @@ class Reader:
             return logits[:, -1]
         new = tokens.shape[1]
         tokens = torch.cat([self.open, tokens], dim=1)
-        whole = tokens.shape[1] // segment_len * segment_len
-        for piece in tokens[:, :whole].split(at_once, dim=1) if whole else ():
+        end = tokens.shape[1] // segment_len * segment_len
+        for piece in tokens[:, :end].split(at_once, dim=1) if end else ():
             logits, self.state = self.model(piece, self.state)
             self.cache = None
-        self.open = tokens[:, whole:]
+        self.open = tokens[:, end:]
         if self.open.shape[1]:
             logits = self._read_open(min(new, self.open.shape[1]))
         return logits[:, -1]
 
     def _read_open(self, new: int) -> Float[Tensor, "rows time vocab"]:
-        """Of the open segment, whose last `new` tokens the cache doesn't know."""
-        if self.cache is None:
+        """Logits of the open segment's last `new` tokens, which the cache lacks, or of all its tokens."""
+        if self.cache is None and self.model.decodes:
             self.cache = self.model.init_decode_cache(self.state)
         if self.cache is None:
             return self.model(self.open, self.state)[0]
@@ -91,10 +90,10 @@ class Reader:
 def generate(
     model: SequenceModule, prompt: Int[Tensor, "rows time"], pick: Pick = greedy
 ) -> Iterator[Int[Tensor, " rows"]]:
-    """The tokens after the prompt, one a time and without end; `pick` chooses each from its logits."""
+    """The tokens after the prompt, one at a time and without end; `pick` chooses each from its logits."""
     reader = Reader(model, len(prompt))
     tokens = prompt
     while True:
-        chosen = pick(reader.read(tokens))
-        yield chosen
-        tokens = chosen[:, None]
+        token = pick(reader.read(tokens))
+        yield token
+        tokens = token[:, None]

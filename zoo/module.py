@@ -1,12 +1,12 @@
 """The one interface every architecture implements, and the one training step they all share.
 
 An author writes `init_state` and `segment` and declares a few traits; the rest is inherited.  Letters used
-for shapes all over the house: rows B, time T, segment S, width D, heads H, head width K, memory slots M,
-vocabulary V.
+for shapes in the whole repository: rows B, time T, segment S, width D, heads H, head width K, memory tokens
+M, vocabulary V.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -17,23 +17,41 @@ from torch import Tensor, nn
 from zoo.optim import Optim
 from zoo.state import State, detach, reset_rows
 
-IGNORE = -100  # the target of a position that asks nothing
+IGNORE = -100  # the target of a position without a loss
+
+Parallel = Literal["none", "segments", "segments_as_batch", "any_length"]
 
 
 class Batch(NamedTuple):
-    """One window of text for every row; the next batch goes on where this one stops."""
+    """One window of text for every row; the next batch continues where this one stops."""
 
     tokens: Int[Tensor, "rows time"]
-    targets: Int[Tensor, "rows time"]  # IGNORE where nothing is asked
+    targets: Int[Tensor, "rows time"]  # IGNORE where there is none
     fresh: Bool[Tensor, " rows"]  # rows in which a new document begins
 
 
-class SequenceModule(L.LightningModule, ABC):
+class DecodeRule:
+    """Base of SequenceModule and Mixer: a decode cache belongs to the `segment` or `forward` beside it.
+
+    A class that overrides one of these without `init_decode_cache` has `decodes = False`, unless it sets
+    `decodes` itself.
+    """
+
+    decodes: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        defined = vars(cls).keys()
+        if "decodes" not in defined and defined & {"segment", "forward", "init_decode_cache"}:
+            cls.decodes = "init_decode_cache" in defined
+
+
+class SequenceModule(DecodeRule, L.LightningModule, ABC):
     """A language model that reads text segment by segment and hands a state from one to the next.
 
     Reading a long text is the fold of `segment` over it: cutting a call at any segment boundary changes
-    nothing. A call of `segment` closes its segment, a short one is a short segment.  What every model
-    promises beyond the types is written as laws in zoo/contract.py.
+    nothing. A call of `segment` closes its segment, a short one is a short segment.  Every further promise
+    is a law in zoo/contract.py.
     """
 
     vocab_size: int
@@ -44,14 +62,22 @@ class SequenceModule(L.LightningModule, ABC):
     """Does the gradient run back through the state into earlier segments (in train mode)?  True, False, or
     the names of the state's fields that it runs through."""
     cuts_anywhere: bool = False
-    """A call may end at any token and the next one goes on there."""
+    """A call may end at any token and the next one continues there."""
     mixes_rows_in_training: bool = False
     """Rows see one another in train mode."""
+    parallel: Parallel = "none"
+    """The inputs that one call of `segment` takes, so that `forward` needs few calls for a long text:
+    `none`: one segment; `segments`: all whole segments of a text, (rows, segments * S);
+    `segments_as_batch`: the same as rows of their own, (rows * segments, S), those of a text in order;
+    `any_length`: a text of any length."""
+    decodes: bool = False
+    """There is a cache with which `decode` continues an open segment (see DecodeRule).  False: an open
+    segment is read again from its beginning."""
     outside_budget: ClassVar[tuple[str, ...]] = ("embed", "positions", "head")
     """Parts that a budget of parameters doesn't count: token embedding, position table, output projection."""
 
     optim: Optim
-    train_state: State | None = None  # carried from one training step to the next, detached
+    train_state: State | None = None  # from one training step to the next, detached
     val_state: State | None = None  # the same in validation, never shared with training
 
     @abstractmethod
@@ -62,36 +88,57 @@ class SequenceModule(L.LightningModule, ABC):
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """Read one segment of at most `segment_len` tokens: logits, and the state after it."""
+        """Read one segment of at most `segment_len` tokens (more where `parallel` allows it): logits, and the
+        state after it."""
 
     def fold(
         self, tokens: Int[Tensor, "rows time"], state: State | None = None
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """Read a text of any length segment after segment: what `forward` means."""
+        """Read a text of any length segment by segment: the definition of `forward`."""
         if state is None:
             state = self.init_state(len(tokens))
-        logits = []
+        outputs = []
         for piece in tokens.split(self.segment_len, dim=1):
-            said, state = self.segment(piece, state)
-            logits.append(said)
-        return torch.cat(logits, dim=1), state
+            logits, state = self.segment(piece, state)
+            outputs.append(logits)
+        return torch.cat(outputs, dim=1), state
 
     def forward(
         self, tokens: Int[Tensor, "rows time"], state: State | None = None
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """The fold, or a parallel form that equals it, gradients included."""
-        return self.fold(tokens, state)
+        """The fold, or its form by `parallel`, which equals it, gradients included."""
+        if self.parallel == "none":
+            return self.fold(tokens, state)
+        if state is None:
+            state = self.init_state(len(tokens))
+        if self.parallel == "any_length":
+            return self.segment(tokens, state)
+        end = tokens.shape[1] // self.segment_len * self.segment_len
+        if not end:
+            return self.segment(tokens, state)
+        if self.parallel == "segments_as_batch":
+            logits, state = self.segment(split_segments(tokens[:, :end], self.segment_len), state)
+            logits = join_segments(logits, len(tokens))
+        else:
+            logits, state = self.segment(tokens[:, :end], state)
+        if end < tokens.shape[1]:
+            rest, state = self.segment(tokens[:, end:], state)
+            logits = torch.cat([logits, rest], dim=1)
+        return logits, state
 
     def init_decode_cache(self, state: State) -> Any:
-        """An empty cache of the segment after `state`, for `decode`; None: this model has none, and an open
-        segment is read again from its beginning at every piece, which is what going on in it means."""
+        """A cache for `decode`, of the segment after `state`, still empty.
+
+        None where this state allows none: the open segment is then read again from its beginning at every
+        piece, which is the definition of continuing it.
+        """
         return None
 
     def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
-        """Read on inside an open segment: the logits that `segment` would give at these tokens, and the cache
-        with them.  Without gradient, in eval mode; the cache given in is not changed."""
+        """Continue an open segment: the logits that `segment` would give at these tokens, and the cache with
+        them added.  Without gradient, in eval mode; the input cache is not changed."""
         raise NotImplementedError(f"{type(self).__name__} has no cache of an open segment")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -103,43 +150,46 @@ class SequenceModule(L.LightningModule, ABC):
         ]
 
     def diagnostics(self, state: State) -> dict[str, float]:
-        """What is worth watching in the carried state, logged under memory/."""
+        """Numbers that are worth watching in the carried state, logged under memory/."""
         return {}
 
     def set_progress(self, step: int, steps: int) -> None:
-        """Told before each training step how far training is: for schedules, and for nothing else."""
+        """Called before each training step with the progress of training: for schedules alone."""
 
     def count_parameters(self) -> int:
         """Parameters that the budget counts, tied ones once."""
         outside = {id(w) for part in self.outside_budget for w in _weights(getattr(self, part, None))}
         return sum(weight.numel() for weight in self.parameters() if id(weight) not in outside)
 
-    # -- the loop's side
+    # -- called by the training loop
 
-    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
-        """Read one window: loss in nats per asked target, `nats` (rows, time) (0 where nothing is asked) and
-        `hits` (rows, time), and the state to carry on, detached."""
+    def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], State]:
+        """Read one window after the state of the last one.
+
+        Returns the loss in nats per target, `nats` and `hits` (rows, time) (0 and False where there is no
+        target), and the state after the window, detached.
+        """
         # Also where no row is fresh: the weights of an initial state have their gradient, 0, on every rank.
         empty = self.init_state(len(batch.tokens))
-        carried = empty if carried is None else reset_rows(carried, empty, batch.fresh)
-        logits, state = self(batch.tokens, carried)
+        state = empty if state is None else reset_rows(state, empty, batch.fresh)
+        logits, state = self(batch.tokens, state)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nats = F.cross_entropy(logits.mT, batch.targets, ignore_index=IGNORE, reduction="none")
-        asked = (batch.targets != IGNORE).sum().clamp(min=1)  # a window that asks nothing has loss 0, not NaN
+        num_targets = (batch.targets != IGNORE).sum().clamp(min=1)  # no target at all: loss 0, not NaN
         hits = logits.argmax(-1) == batch.targets
-        return {"loss": nats.sum() / asked, "nats": nats.detach(), "hits": hits}, detach(state)
+        return {"loss": nats.sum() / num_targets, "nats": nats.detach(), "hits": hits}, detach(state)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         self.set_progress(self.trainer.global_step, self.trainer.max_steps)
-        said, self.train_state = self.compute_loss(batch, self.train_state)
-        return said
+        outputs, self.train_state = self.compute_loss(batch, self.train_state)
+        return outputs
 
     def on_validation_epoch_start(self) -> None:
         self.val_state = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        said, self.val_state = self.compute_loss(batch, self.val_state)
-        return said
+        outputs, self.val_state = self.compute_loss(batch, self.val_state)
+        return outputs
 
     def on_validation_epoch_end(self) -> None:
         self.val_state = None
@@ -148,13 +198,19 @@ class SequenceModule(L.LightningModule, ABC):
         return self.optim.build(self.parameter_groups())
 
 
-def written_for(part: nn.Module, method: str, *others: str) -> bool:
-    """Whether an object's `method` knows of its `others`: no subclass has overridden one of them since."""
+def split_segments(
+    tokens: Int[Tensor, "rows time"], segment_len: int
+) -> Int[Tensor, "rows_and_segments segment"]:
+    """The segments of a text of whole segments as rows of one batch, row by row."""
+    return tokens.reshape(-1, segment_len)
 
-    def definer(name: str) -> type:
-        return next((kind for kind in type(part).__mro__ if name in vars(kind)), object)
 
-    return all(issubclass(definer(method), definer(name)) for name in others)
+def join_segments(
+    outputs: Float[Tensor, "rows_and_segments segment features"], rows: int
+) -> Float[Tensor, "rows time features"]:
+    """The inverse of `split_segments`, of a vector for each token."""
+    segments, segment_len, width = outputs.shape
+    return outputs.reshape(rows, segments // max(1, rows) * segment_len, width)
 
 
 def _weights(part: nn.Module | Tensor | None) -> list[Tensor]:

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
-from zoo.module import written_for
 from zoo.state import State
 
 Position = Literal["rope", "alibi", "none"]
@@ -152,22 +151,13 @@ class Attention(Mixer):
         y = self.attend(q, k, v, self.visible(x.shape[1], x.device), distance)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state
 
-    @property
-    def _keeps_keys(self) -> bool:
-        """Whether `decode` below holds of this attention: a memory with another `forward` reads again."""
-        return written_for(self, "decode", "forward", "visible", "attend", "separate", "turn")
-
     def init_decode_cache(self, state: State) -> Any:
-        if not self._keeps_keys:
-            return super().init_decode_cache(state)
         return ()
 
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         """From the keys (with their positions) and values of the segment so far."""
-        if not self._keeps_keys:
-            return super().decode(x, cache)
         q, k, v = self.project(x)
         before = cache[0].shape[2] if cache else 0
         places = torch.arange(before + x.shape[1], device=x.device)

@@ -38,6 +38,8 @@ def block_visible(time: int, memory_tokens: int, device: torch.device) -> Bool[T
 class BlockMemoryAttention(Attention):
     """Attention over a segment surrounded by `memory_tokens` memory tokens, with the paper's mask."""
 
+    decodes = False
+
     def __init__(
         self,
         width: int,

@@ -102,6 +102,7 @@ class EarlierRows(FocusedAttention):
 
 class LongLLaMA(Focused):
     learns_through_memory = False
+    decodes = True
     memory = EarlierRows
 
     def forward(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 from zoo.models.mamba import Mamba
 from zoo.models.published.weights import (
     Config,
@@ -120,7 +120,7 @@ def shape(config: Config) -> dict[str, Any]:
     }
 
 
-def finish(model: Streaming, weights: Mapping[str, Tensor], config: Config, mixer: Table) -> None:
+def finish(model: Decoder, weights: Mapping[str, Tensor], config: Config, mixer: Table) -> None:
     """The norms' epsilon and the weights, in their dtype."""
     epsilon = fraction(config, "norm_epsilon" if "d_model" in config else "layer_norm_epsilon", 1e-5)
     for part in model.modules():
@@ -146,13 +146,13 @@ def load(weights: dict[str, Tensor], config: Config) -> Mamba:
     return model
 
 
-def published_gradients(model: Streaming, mixer: Table = MIXER) -> dict[str, Tensor]:
+def published_gradients(model: Decoder, mixer: Table = MIXER) -> dict[str, Tensor]:
     """Under mamba_ssm's names."""
     found = gradients(model, table(mixer, {"d_model": model.width}))
     return {name: swapped(name, grad) for name, grad in found.items()}
 
 
-def published_state(state: State, model: Streaming | None = None) -> dict[str, Tensor]:
+def published_state(state: State, model: Decoder | None = None) -> dict[str, Tensor]:
     """`{l}.conv_state` (rows, channels, K) and `{l}.ssm_state`; the oldest of the K inputs, which nothing
     reads, is 0 here."""
     return {

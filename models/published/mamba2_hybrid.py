@@ -19,7 +19,7 @@ from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer, Mamba2State
 from zoo.memory.state_space.mamba_mixer import MambaMixer, MambaState
 from zoo.models.blocks import Block, FeedForward
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 from zoo.models.published import mamba, mamba2
 from zoo.models.published.attention import seen
 from zoo.models.published.weights import (
@@ -48,6 +48,14 @@ BLOCK: Table = {
     "mlp.fc1.weight": ("mlp.enter.weight", same),
     "mlp.fc2.weight": ("mlp.out.weight", same),
 }
+
+
+class MambaLM(Decoder):
+    """Mixers that take any number of tokens."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"
 
 
 class PackedState(NamedTuple):
@@ -124,7 +132,7 @@ def mixer(config: Config, layer: int, context: int) -> Mixer:
     return built(Mamba2Mixer, width=width, **mamba2.mixer_shape(width, cell))
 
 
-def load(weights: dict[str, Tensor], config: Config) -> Streaming:
+def load(weights: dict[str, Tensor], config: Config) -> Decoder:
     """The published model with its weights, in their dtype; attention sees the config's `context` tokens, by
     default its `L`, by default 2048."""
     shape = mamba.decoder_shape({**config, "attn_layer_idx": []})
@@ -135,7 +143,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Streaming:
         mlp = FeedForward(shape["width"], hidden) if hidden else None
         return Block(mixer(config, layer, context), mlp, shape["width"], shape["norm"])
 
-    model = built(Streaming, blocks=[block(layer) for layer in range(depth)], **shape)
+    model = built(MambaLM, blocks=[block(layer) for layer in range(depth)], **shape)
     epsilon = fraction(config, "norm_epsilon", 1e-5)
     for part in model.modules():
         if isinstance(part, nn.RMSNorm | nn.LayerNorm):
@@ -144,7 +152,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Streaming:
     return model
 
 
-def table(model: Streaming) -> Table:
+def table(model: Decoder) -> Table:
     named: Table = {
         "backbone.embedding.weight": ("embed.weight", same),
         "lm_head.weight": ("head.weight", same),
@@ -161,15 +169,15 @@ def table(model: Streaming) -> Table:
     return named
 
 
-def published_gradients(model: Streaming) -> dict[str, Tensor]:
+def published_gradients(model: Decoder) -> dict[str, Tensor]:
     return {name: mamba.swapped(name, grad) for name, grad in gradients(model, table(model)).items()}
 
 
-def published_state(state: State, model: Streaming) -> dict[str, Tensor]:
+def published_state(state: State, model: Decoder) -> dict[str, Tensor]:
     return states(state, model)
 
 
-def states(state: State, model: Streaming) -> dict[str, Tensor]:
+def states(state: State, model: Decoder) -> dict[str, Tensor]:
     """`{l}.conv_state` (rows, channels, K), `{l}.ssm_state`; `{l}.attn_k`, `{l}.attn_v` (rows, keys, heads,
     head width).  The published codes keep one input more than the convolution reads: it is 0 here."""
     found: dict[str, Tensor] = {}

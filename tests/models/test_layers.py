@@ -14,10 +14,10 @@ from zoo.memory.attention.core import Attention
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Block, FeedForward, Stack, layers_with_memory, make_norm, sinusoid
-from zoo.models.decoder import Decoder, by_segments
+from zoo.models.decoder import Decoder
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
-from zoo.module import SequenceModule
+from zoo.module import SequenceModule, join_segments, split_segments
 from zoo.state import State
 
 
@@ -202,17 +202,50 @@ def test_layers_that_are_none(chosen: Any) -> None:
         layers_with_memory(3, chosen)
 
 
-@pytest.mark.parametrize("time", [1, 3, 4, 5, 8, 11])
-def test_segments_as_rows_and_back(time: int) -> None:
-    tokens = torch.randint(1, 9, (3, time))
-    pieces, back = by_segments(tokens, 4)
-    expected = []
-    for row in range(3):
-        for start in range(0, time, 4):
-            piece = tokens[row, start : start + 4].tolist()
-            expected.append(piece + [0] * (4 - len(piece)))
+@pytest.mark.parametrize("time", [4, 8, 12])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_segments_become_rows_of_a_batch_and_join_again(time: int, rows: int) -> None:
+    tokens = torch.randint(1, 9, (rows, time))
+    pieces = split_segments(tokens, 4)
+    expected = [tokens[row, start : start + 4].tolist() for row in range(rows) for start in range(0, time, 4)]
     assert pieces.tolist() == expected
-    assert torch.equal(back(pieces), tokens)
-    features = torch.randn(3, time, 2)
-    framed = torch.nn.functional.pad(features, (0, 0, 0, -time % 4)).reshape(-1, 4, 2)
-    assert torch.equal(back(framed), features)
+    outputs = torch.randn(rows, time, 2)
+    in_segments = torch.stack([outputs[:, at : at + 4] for at in range(0, time, 4)], dim=1).flatten(0, 1)
+    if rows:
+        assert torch.equal(join_segments(in_segments, rows), outputs)
+
+
+class Traced(SequenceModule):
+    """Records the shapes that `segment` gets, and predicts each token's number in its call."""
+
+    vocab_size, segment_len, learns_through_memory = 1, 4, False
+
+    def __init__(self, parallel: Any) -> None:
+        super().__init__()
+        self.parallel, self.shapes = parallel, list[tuple[int, ...]]()
+
+    def init_state(self, rows: int) -> State:
+        return ()
+
+    def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        self.shapes.append(tuple(tokens.shape))
+        return tokens[..., None].double(), state
+
+
+@pytest.mark.parametrize(
+    ("parallel", "time", "shapes"),
+    [
+        ("none", 11, [(2, 4), (2, 4), (2, 3)]),
+        ("segments", 11, [(2, 8), (2, 3)]),
+        ("segments", 8, [(2, 8)]),
+        ("segments", 3, [(2, 3)]),
+        ("segments_as_batch", 11, [(4, 4), (2, 3)]),
+        ("segments_as_batch", 8, [(4, 4)]),
+        ("segments_as_batch", 1, [(2, 1)]),
+        ("any_length", 11, [(2, 11)]),
+    ],
+)
+def test_forward_calls_segment_as_parallel_declares(parallel: str, time: int, shapes: list[Any]) -> None:
+    model, tokens = Traced(parallel), torch.arange(2 * time).view(2, time)
+    assert torch.equal(model(tokens)[0][..., 0].long(), tokens)
+    assert model.shapes == shapes

@@ -198,6 +198,7 @@ class Rereading(Reader):
 @torch.no_grad()
 def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
     model = ready(CACHED[name])
+    assert model.decodes
     assert model.init_decode_cache(model.init_state(2)) is not None
     for pieces in ((1,) * 20, (3, 1, 2, 1, 9, 1, 1), (7, 2, 2, 15, 3), (6, 1, 6, 2)):
         fast, slow = Reader(model, 2), Rereading(model, 2)
@@ -257,7 +258,8 @@ def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
         Honest(),
     ]
     for model in models:
-        assert model.init_decode_cache(model.init_state(1)) is None
+        assert not model.decodes
+    assert Honest().init_decode_cache(()) is None
     apart = Landmark(**LANDMARKS).eval()
     one, two = (apart(text(time))[1] for time in (4, 5))
     assert apart.init_decode_cache(replace_rows(one, two, torch.tensor([True, False]))) is None

@@ -58,7 +58,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Block, FeedForward
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 
 class MyModelState(NamedTuple):
@@ -90,8 +90,12 @@ class MyModelMemory(Mixer):
         return self.out(torch.stack(said, dim=1)), MyModelState(hidden)
 
 
-class MyModel(Streaming):
+class MyModel(Decoder):
     """A stack of blocks, each with such a memory and a feed-forward."""
+
+    learns_through_memory = True
+    cuts_anywhere = True
+    parallel = "any_length"  # a call of `segment` takes a text of any length
 
     def __init__(self, vocab_size: int, segment_len: int, depth: int, width: int, mlp_width: int) -> None:
         blocks = [Block(MyModelMemory(width), FeedForward(width, mlp_width), width) for _ in range(depth)]
@@ -166,7 +170,7 @@ wrote {name}/: {files}
 
 Then change {name}/model.py."""
 
-IMPORTED = ("Block", "FeedForward", "Float", "Mixer", "NamedTuple", "Streaming", "Tensor")  # by MODEL
+IMPORTED = ("Block", "Decoder", "FeedForward", "Float", "Mixer", "NamedTuple", "Tensor")  # by MODEL
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Block, FeedForward
-from zoo.models.decoder import Streaming
+from zoo.models.decoder import Decoder
 
 CHUNK = 16  # tokens whose decays are held at once
 
@@ -50,7 +50,10 @@ class GLAMemory(Mixer):
         return self.out(rearrange(y, "b h t k -> b t (h k)") * F.silu(gate)), GLAState(memory)
 
 
-class GLA(Streaming):
+class GLA(Decoder):
+    learns_through_memory = cuts_anywhere = True
+    parallel = "any_length"
+
     def __init__(
         self, vocab_size: int, segment_len: int, depth: int, width: int, heads: int, mlp_width: int
     ) -> None:
