@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,13 @@ from tests.laws import untyped
 
 # The tensors here are tiny: threads would only wait for one another, most of all on a machine that is shared.
 torch.set_num_threads(1)
+
+def pytest_collection_finish() -> None:
+    """Leave imported modules and collected tests out of every later garbage collection: they all stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+
 
 WHOLE_RUNS = ("docs", "faults", "fuzz")
 """Folders whose tests train models that others have checked: shapes and types are not looked at again."""
