@@ -13,6 +13,7 @@ from tests.laws import untyped
 # The tensors here are tiny: threads would only wait for one another, most of all on a machine that is shared.
 torch.set_num_threads(1)
 
+
 def pytest_collection_finish() -> None:
     """Leave imported modules and collected tests out of every later garbage collection: they all stay."""
     gc.collect()
