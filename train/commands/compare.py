@@ -10,6 +10,7 @@ Rows say mean and 95 % interval over seeds (Student's t).  Writes comparison.md,
 (one file that needs nothing else) and a PNG of each plot.  Lengths and depths come from `zoo evaluate`.
 """
 
+import math
 import shlex
 from pathlib import Path
 
@@ -29,7 +30,13 @@ def main() -> None:
 
     try:
         paths, keys = arguments(words)
-        comparison = compare(paths, keys, shlex.join(["zoo", "compare", *words]))
+        comparison = compare(
+            paths,
+            baseline=keys["baseline"] or None,
+            loss=positive(keys["loss"]) if keys["loss"] else None,
+            mix=[kind for kind in keys["mix"].split(",") if kind],
+            command=shlex.join(["zoo", "compare", *words]),
+        )
         out = Path(keys["out"])
         write(comparison, out)
         page.write(comparison, out)
@@ -60,3 +67,13 @@ def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:
     if unknown := [kind for kind in keys["mix"].split(",") if kind and kind not in KINDS]:
         raise UserError(f"compare: mix: expected some of {', '.join(KINDS)}, found {', '.join(unknown)}")
     return paths, keys
+
+
+def positive(word: str) -> float:
+    try:
+        loss = float(word)
+    except ValueError:
+        loss = math.nan
+    if not 0 < loss < math.inf:
+        raise UserError(f"compare: loss: expected a number of nats above 0, found {word}")
+    return loss

@@ -1,4 +1,4 @@
-"""What runs in one table must have in common: task, data, budget and tokens."""
+"""What runs in one comparison must have in common: task, data, budget and tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,108 +8,124 @@ from zoo.train.comparison.groups import Run, full_settings
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
-TOKENS_TOLERANCE = (
-    0.05  # tokens seen may differ by so much: how much of a window is padding hangs on seed and window
+TOKENS_TOLERANCE = 0.05  # of tokens seen: the share of padding depends on seed and window
+POSITION_FACTORS = (
+    "steps",
+    "data.batch_size",
+    "data.seq_len",
+    "trainer.accumulate",
+    "trainer.devices",
+    "trainer.num_nodes",
 )
 
 
-# -- what may not differ
-def positions_read(run: Run) -> int:
-    """Positions that training read."""
-    config, product = run.config, 1
-    for key in (
-        "steps",
-        "data.batch_size",
-        "data.seq_len",
-        "trainer.accumulate",
-        "trainer.devices",
-        "trainer.num_nodes",
-    ):
-        product *= int(config.get(key, 1))
-    return product
+def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
+    """Describes the differences of the allowed kinds; UserError where runs differ in any other kind."""
+    mismatches = {kind: describe(runs) for kind, describe in KINDS.items()}
+    if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
+        descriptions = "; ".join(f"in {kind}: {'; '.join(mismatches[kind])}" for kind in refused)
+        mix = ",".join([*allowed, *refused])
+        raise UserError(f"compare: the runs differ {descriptions}. mix={mix} compares them all the same")
+    return [line for lines in mismatches.values() for line in lines]
+
+
+def task_mismatch(runs: list[Run]) -> list[str]:
+    """Tasks, or else their versions, code and settings."""
+    if names := mismatch("task", runs, lambda run: run.config["names.task"]):
+        return [names]
+    facts = [task_facts(run) for run in runs]
+    keys = dict.fromkeys(key for fact in facts for key in fact)
+    lines = [mismatch_of_values(key, runs, [fact.get(key, NOT_SET) for fact in facts]) for key in keys]
+    return [line for line in lines if line]
 
 
 def task_facts(run: Run) -> dict[str, Any]:
-    named = {
-        "task": run.config["names.task"],
+    facts = {
         "task version": run.metrics.get("task_version", NOT_SET),
         "task code": run.metrics.get("task_code", ""),
     }
-    without = ("task.root", "task.corpus")
-    own = {
-        key: value
-        for key, value in full_settings(run).items()
-        if key.startswith("task.") and key not in without
-    }
-    return named | own
+    for key, value in full_settings(run).items():
+        if key.startswith("task.") and key not in ("task.root", "task.corpus"):
+            facts[key] = value
+    return facts
 
 
-def data_facts(run: Run) -> dict[str, Any]:
-    return {
-        "bytes held out": run.metrics.get("val_bytes", NOT_SET),
-        "corpus": run.config.get("data.corpus", NOT_SET),
-        "fingerprint": run.metrics.get("data_fingerprint", NOT_SET),
-    }
+def data_mismatch(runs: list[Run]) -> list[str]:
+    """Held-out bytes and fingerprints, and of older runs, which have none, the corpus by its name."""
+    fingerprinted = [run for run in runs if "data_fingerprint" in run.metrics]
+    lines = [mismatch("bytes held out", runs, lambda run: run.metrics.get("val_bytes", NOT_SET))]
+    if len(fingerprinted) < len(runs):
+        lines.append(mismatch("corpus", runs, lambda run: run.config.get("data.corpus", NOT_SET)))
+    lines.append(mismatch("fingerprint", fingerprinted, lambda run: run.metrics["data_fingerprint"]))
+    return [line for line in lines if line]
 
 
-KINDS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "task": task_facts,
-    "data": data_facts,
-    "budget": lambda run: {
-        "size": run.config["names.size"],
-        "budget": run.config.get("size.budget", NOT_SET),
-    },
-    "tokens": lambda run: {"positions read": positions_read(run)},
+def budget_mismatch(runs: list[Run]) -> list[str]:
+    """Sizes and budgets, or else parameters that are further apart than a budget allows."""
+    lines = [
+        mismatch("size", runs, lambda run: run.config["names.size"]),
+        mismatch("budget", runs, lambda run: run.config.get("size.budget", NOT_SET)),
+    ]
+    if not any(lines) and runs[0].config.get("size.budget") is not None:
+        lines.append(metric_range(runs, "parameters", budget.BUDGET_TOLERANCE))
+    return [line for line in lines if line]
+
+
+def tokens_mismatch(runs: list[Run]) -> list[str]:
+    """Positions read in training, or else tokens seen."""
+    line = mismatch("positions read", runs, positions_read)
+    line = line or metric_range(runs, "tokens_seen", TOKENS_TOLERANCE)
+    return [line] if line else []
+
+
+def positions_read(run: Run) -> int:
+    """Positions that training read."""
+    product = 1
+    for key in POSITION_FACTORS:
+        product *= int(run.config.get(key, 1))
+    return product
+
+
+KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
+    "task": task_mismatch,
+    "data": data_mismatch,
+    "budget": budget_mismatch,
+    "tokens": tokens_mismatch,
 }
+"""Differences that runs may have only if allowed, as lines of text."""
 
 
-def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
-    """In what the runs differ of what was allowed, in words; UserError: of anything else."""
-    said: dict[str, list[str]] = {}
-    known = all("data_fingerprint" in run.metrics for run in runs)
-    for kind, facts in KINDS.items():
-        told = [facts(run) for run in runs]
-        for key in dict.fromkeys(key for one in told for key in one):
-            if key == "corpus" and known:  # older runs know their corpus by name alone
-                continue
-            groups: dict[str, list[str]] = {}
-            for one, run in zip(told, runs, strict=True):
-                value = one.get(key, NOT_SET)
-                if key != "fingerprint" or value != NOT_SET:
-                    groups.setdefault(format_value(value), []).append(run.name)
-            if len(groups) > 1:
-                parts = [f"{value} ({some(names)})" for value, names in groups.items()]
-                said.setdefault(kind, []).append(f"{key}: {', '.join(parts)}")
-                if key == "task":  # the rest follows
-                    break
-    budgeted = runs[0].config.get("size.budget") is not None
-    if (
-        "budget" not in said
-        and budgeted
-        and (apart := metric_range(runs, "parameters", budget.BUDGET_TOLERANCE))
-    ):
-        said["budget"] = [apart]
-    if "tokens" not in said and (apart := metric_range(runs, "tokens_seen", TOKENS_TOLERANCE)):
-        said["tokens"] = [apart]
-    if refused := [kind for kind in said if kind not in allowed]:
-        words = "; ".join(f"in {kind}: {'; '.join(said[kind])}" for kind in refused)
-        mix = ",".join([*allowed, *refused])
-        raise UserError(f"compare: the runs differ {words}. mix={mix} compares them all the same")
-    return [line for lines in said.values() for line in lines]
+# -- descriptions
 
 
-def metric_range(runs: list[Run], key: str, near: float) -> str:
-    """The least and the most of a metric, and whose they are; "" where they lie within a share `near`."""
-    least, most = (end(runs, key=lambda run: run.metrics[key]) for end in (min, max))
-    if most.metrics[key] <= (1 + near) * least.metrics[key]:
+def mismatch(name: str, runs: list[Run], fact: Callable[[Run], Any]) -> str:
+    """One line with the values of a fact and the runs that have each; "" where all runs have the same."""
+    return mismatch_of_values(name, runs, [fact(run) for run in runs])
+
+
+def mismatch_of_values(name: str, runs: list[Run], values: list[Any]) -> str:
+    names: dict[str, list[str]] = {}
+    for value, run in zip(values, runs, strict=True):
+        names.setdefault(format_value(value), []).append(run.name)
+    if len(names) < 2:
         return ""
-    said = [f"{format_value(run.metrics[key])} ({run.name})" for run in (least, most)]
-    return f"{key.replace('_', ' ')}: {', '.join(said)}"
+    return f"{name}: {', '.join(f'{value} ({list_names(group)})' for value, group in names.items())}"
+
+
+def metric_range(runs: list[Run], key: str, tolerance: float) -> str:
+    """The least and the greatest value of a metric and their runs; "" where they differ by the tolerance at
+    most."""
+    least, greatest = (pick(runs, key=lambda run: run.metrics[key]) for pick in (min, max))
+    if greatest.metrics[key] <= (1 + tolerance) * least.metrics[key]:
+        return ""
+    values = [f"{format_value(run.metrics[key])} ({run.name})" for run in (least, greatest)]
+    return f"{key.replace('_', ' ')}: {', '.join(values)}"
 
 
 def format_value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def list_names(names: list[str], most: int = 3) -> str:
+    listed = ", ".join(names[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

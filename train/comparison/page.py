@@ -1,25 +1,18 @@
-"""A comparison as one HTML file that needs nothing else: table, plots, where every number comes from.
+"""A comparison as one HTML file: table, plots, origin of every number.
 
-It loads nothing (its own policy forbids it), follows the reader's light or dark scheme, and fits a telephone.
+The page loads nothing (its security policy forbids it), follows the reader's light or dark scheme, and fits a
+phone.
 """
 
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from zoo.train.comparison.comparison import (
-    EMPTY_CELL,
-    RUN_HEAD,
-    Comparison,
-    columns,
-    format_cell,
-    notes,
-    run_facts,
-    seeds,
-    sweep_commands,
-    title,
-)
+from zoo.train.comparison.columns import EMPTY_CELL, RUN_HEAD, columns, format_cell, run_cells
+from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.figures import PageFigure, page_figures
+from zoo.train.comparison.notes import notes
+from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.plotting import render
 from zoo.train.runs.files import replacing, write_text
 
@@ -51,7 +44,7 @@ th[aria-sort=ascending] button::after { content: " \\2191" }
 th[aria-sort=descending] button::after { content: " \\2193" }
 .plots { display: grid; gap: 1rem 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
-figure { margin: 0; min-width: 0 } figure.whole { grid-column: 1 / -1 }
+figure { margin: 0; min-width: 0 } figure.full { grid-column: 1 / -1 }
 figure h2 { margin: .8rem 0 0 } figcaption { margin: .1rem 0 .4rem }
 svg { display: block; width: 100%; height: auto; max-width: 40rem }
 .beside { display: flex; flex-wrap: wrap; gap: .5rem } .beside > div { flex: 1 1 18rem; max-width: 26rem }
@@ -60,15 +53,15 @@ svg { display: block; width: 100%; height: auto; max-width: 40rem }
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  heads.forEach((head, place) => head.firstElementChild.addEventListener("click", () => {
-    const up = head.getAttribute("aria-sort") !== "ascending";
-    heads.forEach(one => one.setAttribute("aria-sort", "none"));
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const value = row => row.cells[place].dataset.value;
-    const compared = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b) * (up ? 1 : -1);
-    const rows = [...body.rows];  // what isn't known stands last, either way
+  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+    const ascending = head.getAttribute("aria-sort") !== "ascending";
+    heads.forEach(head => head.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    const value = row => row.cells[column].dataset.value;
+    const compare = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b) * (ascending ? 1 : -1);
+    const rows = [...body.rows];  // rows without a value are last in either order
     rows.sort((a, b) => value(a) === "" ? (value(b) === "" ? 0 : 1) : value(b) === "" ? -1 :
-      compared(value(a), value(b)));
+      compare(value(a), value(b)));
     body.append(...rows);
   }));
 }
@@ -105,77 +98,77 @@ PAGE = """<!DOCTYPE html>
 
 
 def write(comparison: Comparison, out: Path) -> None:
-    """index.html, and a PNG of each plot."""
-    drawn = page_figures(comparison)
-    write_text(out / "index.html", page(comparison, drawn))
-    for picture in drawn:
-        with replacing(out / f"{picture.name}.png") as file:
-            file.write(render.png(picture.whole))
+    """Writes index.html and a PNG of each figure."""
+    figures = page_figures(comparison)
+    write_text(out / "index.html", page(comparison, figures))
+    for figure in figures:
+        with replacing(out / f"{figure.name}.png") as file:
+            file.write(render.png(figure.draw))
 
 
-def page(comparison: Comparison, drawn: Sequence[PageFigure]) -> str:
+def page(comparison: Comparison, figures: Sequence[PageFigure]) -> str:
     return PAGE.format(
-        title=html.escape(title(comparison)),
+        title=html.escape(comparison.title),
         style=STYLE,
         command=html.escape(comparison.command),
-        table=table(comparison),
+        table=sortable_table(comparison),
         notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
-        plots="\n".join(map(figure, drawn)),
-        runs=plain_table("runs", RUN_HEAD, run_facts(comparison.rows)),
-        commands=html.escape("\n".join(sweep_commands(comparison))),
+        plots="\n".join(map(figure_element, figures)),
+        runs=plain_table("runs", RUN_HEAD, run_cells(comparison)),
+        commands=html.escape("\n".join(sweep_commands(comparison.groups))),
         script=SCRIPT,
     )
 
 
-def table(comparison: Comparison) -> str:
-    """Sorted by a click on a column's head; `data-value` is the plain number."""
+def sortable_table(comparison: Comparison) -> str:
+    """A click on a column's head sorts by `data-value`, the plain number."""
     shown = columns(comparison)
     head = ["model", "seeds", *(column.title for column in shown)]
-    body = []
-    for row in comparison.rows:
-        values = [row.label, str(len(row.runs))]
-        words = [row.label, seeds(row)]
+    rows = []
+    for group in comparison.groups:
+        values = [group.label, str(len(group.runs))]
+        cells = [group.label, group.seeds]
         for column in shown:
-            found = column.value(row)
-            values.append("" if found is None else repr(found.mean))
-            words.append(format_cell(column, row))
-        body.append(cells(words, values))
+            estimate = column.estimate(group)
+            values.append("" if estimate is None else repr(estimate.mean))
+            cells.append(format_cell(column, group))
+        rows.append(table_row(cells, values))
+    buttons = (
+        f'<th aria-sort="none"><button type="button">{html.escape(name)}</button></th>' for name in head
+    )
     return (
-        '<table id="comparison" class="sortable"><thead><tr>'
-        + "".join(
-            f'<th aria-sort="none"><button type="button">{html.escape(name)}</button></th>' for name in head
-        )
-        + "</tr></thead><tbody>\n"
-        + "\n".join(body)
+        f'<table id="comparison" class="sortable"><thead><tr>{"".join(buttons)}</tr></thead><tbody>\n'
+        + "\n".join(rows)
         + "\n</tbody></table>"
     )
 
 
-def cells(words: Iterable[str], values: Iterable[str]) -> str:
-    pairs = zip(words, values, strict=True)
-    inner = "".join(
-        f'<td data-value="{html.escape(value)}">{html.escape(word)}</td>' for word, value in pairs
+def table_row(cells: Iterable[str], values: Iterable[str]) -> str:
+    elements = (
+        f'<td data-value="{html.escape(value)}">{html.escape(cell)}</td>'
+        for cell, value in zip(cells, values, strict=True)
     )
-    return f"<tr>{inner}</tr>"
+    return f"<tr>{''.join(elements)}</tr>"
 
 
-def plain_table(name: str, head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    heads = "".join(f"<th>{html.escape(word)}</th>" for word in head)
-    lines = ("".join(f"<td>{html.escape(word or EMPTY_CELL)}</td>" for word in words) for words in body)
-    inner = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table id="{name}"><thead><tr>{heads}</tr></thead><tbody>\n{inner}\n</tbody></table>'
+def plain_table(name: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    lines = ("".join(f"<td>{html.escape(cell or EMPTY_CELL)}</td>" for cell in row) for row in rows)
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table id="{name}"><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>'
 
 
-def figure(picture: PageFigure) -> str:
-    parts = [
-        f'<div role="img" aria-label="{html.escape(f"{picture.title} {part}".strip())}">'
-        + render.svg(draw, f"{picture.name}{number}", size)
+def figure_element(figure: PageFigure) -> str:
+    panels = [
+        f'<div role="img" aria-label="{html.escape(f"{figure.title} {name}".strip())}">'
+        + render.svg(draw, f"{figure.name}{index}", size)
         + "</div>"
-        for number, (part, (draw, size)) in enumerate(picture.parts.items())
+        for index, (name, (draw, size)) in enumerate(figure.panels.items())
     ]
-    several, name = len(parts) > 1, html.escape(picture.title)
-    inner = f'<div class="beside">{"".join(parts)}</div>' if several else parts[0]
+    style, content = "", panels[0]
+    if len(panels) > 1:
+        style, content = " class=full", f'<div class="beside">{"".join(panels)}</div>'
     return (
-        f'<figure id="{picture.name}"{" class=whole" if several else ""}><h2>{name}</h2>'
-        f"<figcaption>{html.escape(picture.note)}</figcaption>{inner}</figure>"
+        f'<figure id="{figure.name}"{style}><h2>{html.escape(figure.title)}</h2>'
+        f"<figcaption>{html.escape(figure.caption)}</figcaption>{content}</figure>"
     )

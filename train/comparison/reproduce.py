@@ -1,4 +1,4 @@
-"""The command that trains a group of runs again."""
+"""Commands that train the runs of a comparison again."""
 
 import shlex
 
@@ -12,26 +12,31 @@ from zoo.train.runs.folder import NEUTRAL_SETTINGS, NOT_SET, differences, flatte
 from zoo.train.runs.stored import load_stored
 
 
-def sweep_command(row: RunGroup) -> str:
-    """What trains a row's runs today; "" where its configs aren't installed."""
-    config = row.runs[0].config
-    words = [f"{group}={config[f'names.{group}']}" for group in ("model", "task", "size")]
+def sweep_commands(groups: list[RunGroup]) -> list[str]:
+    commands = [sweep_command(group) for group in groups]
+    return [command for command in commands if command]
+
+
+def sweep_command(group: RunGroup) -> str:
+    """Trains a group's runs with today's configs; "" where they aren't installed."""
+    config = group.runs[0].config
+    words = [f"{key}={config[f'names.{key}']}" for key in ("model", "task", "size")]
     words.append(f"steps={config['steps']}")
     try:
-        usual = flatten(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
-        found = differences(config, usual, (*NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus"))
-        if is_solved(row.runs[0]):
-            found.pop(f"model.{config['model.free']}", None)
-    except Exception:  # a plug-in that isn't there may raise anything
+        defaults = flatten(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
+        ignored = (*NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
+        settings = differences(config, defaults, ignored)
+        if is_solved(group.runs[0]):
+            settings.pop(f"model.{config['model.free']}", None)
+    except Exception:  # a missing plug-in may raise anything
         return ""
-    words += [f"{key}={to_yaml(value)}" for key, (value, _) in found.items() if value != NOT_SET]
-    return shlex.join(
-        ["zoo", "sweep", *words, f"seeds={','.join(str(run.config['seed']) for run in row.runs)}"]
-    )
+    words += [f"{key}={to_yaml(value)}" for key, (value, _) in settings.items() if value != NOT_SET]
+    seeds = ",".join(str(run.config["seed"]) for run in group.runs)
+    return shlex.join(["zoo", "sweep", *words, f"seeds={seeds}"])
 
 
 def is_solved(run: Run) -> bool:
-    """Whether the budget gives a run its free width, and nobody's hand did."""
+    """True if the run's free width follows from its budget, and wasn't set by hand."""
     free, target = run.config.get("model.free"), run.config["model._target_"]
     if free is None or run.config.get("size.budget") is None or not plugins.trusted(target):
         return False

@@ -8,78 +8,71 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.table import Column as TableColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from zoo.train.comparison.comparison import (
-    RUN_HEAD,
-    Comparison,
-    cells,
-    columns,
-    format_cell,
-    notes,
-    run_facts,
-    seeds,
-    sweep_commands,
-    title,
-)
+from zoo.train.comparison.columns import RUN_HEAD, cells, columns, format_cell, run_cells
+from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.notes import notes
+from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.plotting.terminal import WIDE
 from zoo.train.runs.files import write_text
 
-ON_TERMINAL = ("difference", "parameters", "state_bytes", "steps_to_loss")
+TERMINAL_COLUMNS = ("difference", "parameters", "state_bytes", "steps_to_loss")
 
 
 def write(comparison: Comparison, out: Path) -> None:
-    """comparison.md and comparison.csv."""
-    write_text(out / "comparison.md", markdown(comparison))
-    write_text(out / "comparison.csv", comma_separated(comparison))
+    """Writes comparison.md and comparison.csv."""
+    write_text(out / "comparison.md", to_markdown(comparison))
+    write_text(out / "comparison.csv", to_csv(comparison))
 
 
-def markdown(comparison: Comparison) -> str:
-    head, body = cells(comparison)
-    lines = [f"# {title(comparison)}", "", f"    {comparison.command}", ""]
-    lines += [table_line(head), table_line(["---"] * len(head)), *map(table_line, body), ""]
+def to_markdown(comparison: Comparison) -> str:
+    head, rows = cells(comparison)
+    lines = [f"# {comparison.title}", "", f"    {comparison.command}", ""]
+    lines += [*markdown_table(head, rows), ""]
     lines += [f"* {note}" for note in notes(comparison)]
-    lines += ["", "## Runs", "", table_line(RUN_HEAD), table_line(["---"] * len(RUN_HEAD))]
-    lines += [table_line(facts) for facts in run_facts(comparison.rows)]
-    lines += ["", *(f"    {words}" for words in sweep_commands(comparison))]
+    lines += ["", "## Runs", "", *markdown_table(RUN_HEAD, run_cells(comparison))]
+    lines += ["", *(f"    {command}" for command in sweep_commands(comparison.groups))]
     return "\n".join(lines) + "\n"
 
 
-def table_line(words: Iterable[str]) -> str:
-    return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
+def markdown_table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        for row in (head, ["---"] * len(head), *rows)
+    ]
 
 
-def comma_separated(comparison: Comparison) -> str:
-    """Plain numbers: mean, half width and how many runs, of every column."""
+def to_csv(comparison: Comparison) -> str:
+    """Plain numbers: mean, half width and number of runs, of every column."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     shown = columns(comparison)
     head = [f"{column.key}{part}" for column in shown for part in ("", "_half_width", "_runs")]
     writer.writerow(["model", "seeds", *head])
-    for row in comparison.rows:
-        found = [column.value(row) for column in shown]
-        flat = [part for one in found for part in (one if one is not None else ("", "", 0))]
-        writer.writerow([row.label, seeds(row), *("" if part is None else part for part in flat)])
+    for group in comparison.groups:
+        row = [group.label, group.seeds]
+        for column in shown:
+            estimate = column.estimate(group)
+            values = ("", "", 0) if estimate is None else estimate
+            row += ["" if value is None else str(value) for value in values]
+        writer.writerow(row)
     return file.getvalue()
 
 
 def show(comparison: Comparison, out: Path) -> None:
-    """What fits a terminal; the rest is in the files."""
-    shown = [
-        column
-        for column in columns(comparison)
-        if column.key in ON_TERMINAL or column.key == comparison.score
-    ]
+    """Prints the columns that fit a terminal, and the names of the files with all of them."""
+    keys = (comparison.score, *TERMINAL_COLUMNS)
+    shown = [column for column in columns(comparison) if column.key in keys]
     table = Table(
-        TableColumn("model", no_wrap=True),
+        Column("model", no_wrap=True),
         "seeds",
-        *(TableColumn(column.title, justify="right") for column in shown),
+        *(Column(column.title, justify="right") for column in shown),
         box=box.SIMPLE_HEAD,
-        title=title(comparison),
+        title=comparison.title,
     )
-    for row in comparison.rows:
-        table.add_row(row.label, seeds(row), *(format_cell(column, row) for column in shown))
+    for group in comparison.groups:
+        table.add_row(group.label, group.seeds, *(format_cell(column, group) for column in shown))
     Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     for note in notes(comparison):
         print(note)

@@ -13,8 +13,7 @@ import pytest
 
 from tests.train.made_runs import evaluate, make_run
 from zoo.train.commands import compare
-from zoo.train.comparison import comparison as comparison_comparison
-from zoo.train.comparison import figures, groups, reproduce
+from zoo.train.comparison import evaluations, figures, groups, reproduce
 from zoo.train.comparison import page as comparison_page
 from zoo.train.evaluation.intervals import share as share_of
 from zoo.train.plotting import render
@@ -24,7 +23,7 @@ from zoo.train.plotting import render
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """`zoo compare …` in a folder of its own: exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparison_comparison, "sweep_command", lambda row: f"zoo sweep model={row.label}")
+    monkeypatch.setattr(reproduce, "sweep_command", lambda row: f"zoo sweep model={row.label}")
 
     def call(*words: str, drawn: bool = False) -> tuple[Any, str, str]:
         if not drawn:
@@ -334,19 +333,19 @@ def test_the_page_needs_nothing_else(run: Any, tmp_path: Path) -> None:
 def evaluations_of(folder: Path, label: str, number: int = 0) -> list[list[dict[str, Any]]]:
     """Results of the runs of a row, as they are drawn."""
     every = groups.group_runs([groups.read_run(path) for path in sorted(folder.iterdir())])
-    return [entry["results"] for entry in figures.matching_entries(every)[number][label]]
+    return [entry["results"] for entry in evaluations.matching_entries(every)[number][label]]
 
 
 def test_seeds_have_their_own_spread_in_evaluations(tmp_path: Path) -> None:
     for seed, share in enumerate((0.8, 0.7, 0.6)):
         evaluate(make_run(tmp_path / f"{seed}", "rmt", seed), share)
     results = evaluations_of(tmp_path, "rmt")
-    found, _ = figures.accuracy_by_length({"rmt": results})
+    found, _ = evaluations.accuracy_by_length({"rmt": results})
     half = 4.30265 * 0.1 / 3**0.5
-    for said in (found["rmt"][512], figures.grid_over_seeds(results)[0]["exact"]):
+    for said in (found["rmt"][512], evaluations.grid_over_seeds(results)[0]["exact"]):
         assert said["share"] == pytest.approx(0.7)
         assert (said["low"], said["high"]) == pytest.approx((0.7 - half, 0.7 + half), rel=1e-4)
-    alone, _ = figures.accuracy_by_length({"rmt": results[:1]})
+    alone, _ = evaluations.accuracy_by_length({"rmt": results[:1]})
     assert alone["rmt"][512] == share_of(120, 150)  # Wilson's
 
 
@@ -359,7 +358,7 @@ def test_of_a_run_the_latest_step_counts(tmp_path: Path) -> None:
     for both in (earlier + whole["evaluations"], whole["evaluations"] + earlier):
         path.write_text(json.dumps({**whole, "evaluations": both}))
         [results] = evaluations_of(tmp_path, "rmt")
-        assert figures.accuracy_by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
+        assert evaluations.accuracy_by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
 
 
 def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
@@ -367,7 +366,9 @@ def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
     [ours] = evaluations_of(tmp_path, "rmt")
     assert ours[0]["axes"] == {"length": 512, "depth": 0.0}
     ours[0]["exact"] = share_of(0, 50)
-    found, left_out = figures.accuracy_by_length({"rmt": [ours], "mamba": [ours[1:]], "short": [ours[1:3]]})
+    found, left_out = evaluations.accuracy_by_length(
+        {"rmt": [ours], "mamba": [ours[1:]], "short": [ours[1:3]]}
+    )
     assert left_out == 1
     assert found["rmt"] == found["mamba"]
     assert (found["rmt"][512], found["rmt"][1024]) == (share_of(80, 100), share_of(60, 150))
@@ -378,11 +379,11 @@ def test_a_model_has_one_colour_and_memory_a_dash(tmp_path: Path) -> None:
     for model in ("rmt", "mamba"):
         evaluate(make_run(tmp_path / model, model), 0.8)
     every = groups.group_runs([groups.read_run(tmp_path / model) for model in ("rmt", "mamba")])
-    text = figures.matching_entries(every)[1]
+    text = evaluations.matching_entries(every)[1]
     picture = figures.memory_figure(
         {"rmt": text["rmt"], "mamba": text["mamba"]}, "", "", {"mamba": 0, "rmt": 1}
     )
-    [axes], [legend] = (figure := picture.whole()).axes, figure.legends
+    [axes], [legend] = (figure := picture.draw()).axes, figure.legends
     looks = [(line.get_color(), line.get_linestyle()) for line in axes.get_lines()]
     first, second = render.COLOURS[:2]
     assert looks == [(second, "-"), (second, "--"), (first, "-"), (first, "--")]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.train.made_runs import evaluate, make_run
 from zoo.train.commands import compare
-from zoo.train.comparison import comparison
+from zoo.train.comparison import reproduce
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["zoo compare", "runs"])
-        patch.setattr(comparison, "sweep_command", lambda row: f"zoo sweep model={row.label}")
+        patch.setattr(reproduce, "sweep_command", lambda row: f"zoo sweep model={row.label}")
         compare.main()
     text = (folder / "runs/comparison/index.html").read_text()
     watched = text.replace("<title>", WATCH + "<title>").replace("</body>", CLICK + "</body>")

@@ -1,0 +1,140 @@
+"""Columns of a comparison: one quantity of each group, with its interval over seeds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.groups import Run, RunGroup
+from zoo.train.evaluation.intervals import Estimate, paired
+
+EMPTY_CELL = "-"
+RUN_HEAD = ["model", "seed", "score", "commit", "date", "device", "folder"]
+
+
+class Column(NamedTuple):
+    key: str
+    title: str
+    estimate: Callable[[RunGroup], Estimate | None]
+    format: Callable[[float], str]
+    has_interval: bool
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """In the order of the table."""
+    result = [metric(comparison.score, f"held-out {comparison.unit}", score_format(comparison), True)]
+    if comparison.baseline is not None:
+        result.append(difference(comparison, comparison.baseline))
+    if comparison.in_accuracy:
+        result.append(metric("val/loss", "held-out loss (nats)", three_decimals, True))
+    return [
+        *result,
+        metric("parameters", "parameters", integer),
+        metric("state_bytes", "state bytes per row", integer),
+        metric("tokens_seen", "tokens seen", integer),
+        metric("tokens_per_s", "training targets/s", integer),
+        metric("eval_tokens_per_s", "evaluation targets/s", integer),
+        metric("peak_memory_bytes", "peak memory", mebibytes),
+        Column(
+            "steps_to_loss",
+            f"steps to held-out loss {comparison.target_loss:g}",
+            lambda group: group.estimate(lambda run: steps_to_loss(run, comparison.target_loss)),
+            integer,
+            True,
+        ),
+    ]
+
+
+def metric(key: str, title: str, form: Callable[[float], str], has_interval: bool = False) -> Column:
+    """A column of a metric as metrics.json has it."""
+    return Column(
+        key, title, lambda group: group.estimate(lambda run: run.metrics.get(key)), form, has_interval
+    )
+
+
+def difference(comparison: Comparison, baseline: RunGroup) -> Column:
+    """Score minus the baseline's, paired by seed."""
+    scores = baseline.by_seed(lambda run: run.metrics[comparison.score])
+
+    def estimate(group: RunGroup) -> Estimate | None:
+        if group is baseline:
+            return None
+        return paired(group.by_seed(lambda run: run.metrics[comparison.score]), scores)
+
+    if comparison.in_accuracy:
+        title = f"against {baseline.label} (points)"
+        return Column("difference", title, estimate, lambda x: f"{100 * x:+.1f}", True)
+    return Column("difference", f"against {baseline.label}", estimate, lambda x: f"{x:+.3f}", True)
+
+
+def steps_to_loss(run: Run, loss: float) -> float | None:
+    """The step of the first validation at or below a loss; None where there is none, or no curve."""
+    curve = run.metrics.get("curve", [])
+    return next((float(point["step"]) for point in curve if point["val/loss"] <= loss), None)
+
+
+# -- formats
+
+
+def score_format(comparison: Comparison) -> Callable[[float], str]:
+    return per_cent if comparison.in_accuracy else three_decimals
+
+
+def per_cent(x: float) -> str:
+    return f"{x:.1%}"
+
+
+def three_decimals(x: float) -> str:
+    return f"{x:.3f}"
+
+
+def integer(x: float) -> str:
+    return f"{x:,.0f}"
+
+
+def mebibytes(x: float) -> str:
+    return f"{x / 2**20:,.0f} MiB"
+
+
+def format_cell(column: Column, group: RunGroup) -> str:
+    """Mean ± half the interval's width, with a count of the runs where not all have a value."""
+    estimate = column.estimate(group)
+    if estimate is None:
+        return EMPTY_CELL
+    cell = column.format(estimate.mean)
+    if column.has_interval and estimate.half_width is not None:
+        cell += f" ± {column.format(estimate.half_width).lstrip('+')}"
+    if estimate.runs < len(group.runs):
+        cell += f" ({estimate.runs} of {len(group.runs)})"
+    return cell
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text."""
+    shown = columns(comparison)
+    head = ["model", "seeds", *(column.title for column in shown)]
+    rows = [
+        [group.label, group.seeds, *(format_cell(column, group) for column in shown)]
+        for group in comparison.groups
+    ]
+    return head, rows
+
+
+def run_cells(comparison: Comparison) -> list[list[str]]:
+    """The origin of every number, under RUN_HEAD; settings are in each folder's config.yaml."""
+    return [run_row(group.label, run) for group in comparison.groups for run in group.runs]
+
+
+def run_row(label: str, run: Run) -> list[str]:
+    commit, folder = str(run.metrics.get("commit", "")), run.folder
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    return [
+        label,
+        str(run.config["seed"]),
+        f"{run.metrics.get('val/bits_per_byte', run.metrics.get('val/accuracy')):.4f}",
+        commit[:9] + "+" if commit.endswith("+") else commit[:9],
+        str(run.metrics.get("date", ""))[:10],
+        str(run.metrics.get("device", "")),
+        str(folder),
+    ]

@@ -1,0 +1,120 @@
+"""Evaluations of the runs of a comparison, put together over seeds.
+
+Of several seeds the mean with Student's interval, since all seeds answer the same prompts and differ by more
+than a draw of prompts does; of one seed its share with Wilson's interval.
+"""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from zoo.train.comparison.groups import RunGroup
+from zoo.train.evaluation import results
+from zoo.train.evaluation.intervals import estimate
+from zoo.train.evaluation.results import EvalEntry, EvalResult
+from zoo.train.plotting.charts import Buckets, Number, Shares
+
+IDENTITY = ("task", "version", "settings", "split", "checkpoint")
+Seeds = list[list[EvalResult]]
+"""Results of each run of a group."""
+
+
+def matching_entries(groups: list[RunGroup]) -> list[dict[str, list[EvalEntry]]]:
+    """For every evaluation that any run has: its entries by group label, of each run the latest step's."""
+    by_identity: dict[str, dict[str, dict[Path, EvalEntry]]] = {}
+    for group in groups:
+        for run in group.runs:
+            for entry in sorted(run.entries, key=lambda entry: entry.get("step", 0)):
+                identity = json.dumps({key: entry.get(key) for key in IDENTITY}, sort_keys=True)
+                by_label = by_identity.setdefault(identity, {})
+                by_label.setdefault(group.label, {})[run.folder] = entry
+    return [
+        {label: list(by_folder.values()) for label, by_folder in by_label.items()}
+        for by_label in by_identity.values()
+    ]
+
+
+def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Shares], int]:
+    """Shares by length for each label, and the number of cells left out.
+
+    Averages over different depths don't compare: of a length those cells count that were measured by every
+    run that was evaluated at this length.
+    """
+    with_length = {
+        label: [[result for result in run if "length" in result["axes"]] for run in seeds]
+        for label, seeds in groups.items()
+    }
+    runs = [run for seeds in with_length.values() for run in seeds]
+    shared = shared_cells(runs)
+    every = {axes_key(result) for run in runs for result in run}
+    accuracy = {
+        label: shares_by_length([[r for r in run if axes_key(r) in shared] for run in seeds])
+        for label, seeds in with_length.items()
+    }
+    return {label: shares for label, shares in accuracy.items() if shares}, len(every - shared)
+
+
+def shared_cells(runs: Seeds) -> set[str]:
+    """Cells measured by all runs that have any cell of the same length."""
+    runs_by_cell = Counter(axes_key(result) for run in runs for result in run)
+    runs_by_length = Counter(
+        length for run in runs for length in {result["axes"]["length"] for result in run}
+    )
+    return {
+        axes_key(result)
+        for run in runs
+        for result in run
+        if runs_by_cell[axes_key(result)] == runs_by_length[result["axes"]["length"]]
+    }
+
+
+def shares_by_length(seeds: Seeds) -> Shares:
+    shares: dict[Number, list[dict[str, Any]]] = {}
+    for run in seeds:
+        for length, share in results.pooled(run, "length").items():
+            shares.setdefault(length, []).append(share)
+    return {length: mean_share(by_seed) for length, by_seed in sorted(shares.items())}
+
+
+def grid_over_seeds(seeds: Seeds) -> list[EvalResult]:
+    """One result for each length and depth."""
+    by_cell: dict[str, list[EvalResult]] = {}
+    for result in itertools.chain(*seeds):
+        if results.has_grid(result):
+            by_cell.setdefault(axes_key(result), []).append(result)
+    return [
+        {**cell[0], "exact": mean_share([result["exact"] for result in cell])} for cell in by_cell.values()
+    ]
+
+
+def mean_share(shares: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and Student's interval, within 0 and 1; a single share stays as it is."""
+    mean = estimate([share["share"] for share in shares])
+    assert mean is not None
+    if mean.half_width is None:
+        return shares[0]
+    return {
+        "share": mean.mean,
+        "low": max(0.0, mean.mean - mean.half_width),
+        "high": min(1.0, mean.mean + mean.half_width),
+    }
+
+
+def losses_by_mode(entries: dict[str, list[EvalEntry]]) -> dict[tuple[str, str], Buckets]:
+    """Mean loss over seeds by position, for each label and mode of reading."""
+    losses: dict[tuple[str, str], dict[tuple[int, int | None], list[float]]] = {}
+    for label, runs in entries.items():
+        for result in (result for entry in runs for result in entry["results"]):
+            buckets = losses.setdefault((label, results.memory_mode(result["axes"])), {})
+            for bucket, loss in results.losses(result).items():
+                buckets.setdefault(bucket, []).append(loss)
+    return {
+        key: {bucket: sum(values) / len(values) for bucket, values in buckets.items()}
+        for key, buckets in losses.items()
+    }
+
+
+def axes_key(result: EvalResult) -> str:
+    return json.dumps(result["axes"], sort_keys=True)

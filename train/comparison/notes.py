@@ -1,0 +1,69 @@
+"""Notes below a comparison: what a reader has to know about its numbers."""
+
+from zoo.train.comparison.columns import score_format
+from zoo.train.comparison.comparable import metric_range
+from zoo.train.comparison.comparison import Comparison
+from zoo.train.runs import budget
+
+
+def notes(comparison: Comparison) -> list[str]:
+    lines = [f"The runs differ: {line}." for line in comparison.mismatches]
+    lines.append(
+        "Mean ± half the width of the 95 % interval over seeds (Student's t); a single seed has none."
+    )
+    lines += [
+        parameters_note(comparison),
+        baseline_note(comparison),
+        data_note(comparison),
+        machines_note(comparison),
+        references_note(comparison),
+        curve_note(comparison),
+    ]
+    return [line for line in lines if line]
+
+
+def parameters_note(comparison: Comparison) -> str:
+    if all(run.config.get("size.budget") is not None for run in comparison.runs):
+        return ""
+    sizes = metric_range(comparison.runs, "parameters", budget.BUDGET_TOLERANCE)
+    return f"The size has no budget, the models aren't equally large: {sizes}." if sizes else ""
+
+
+def baseline_note(comparison: Comparison) -> str:
+    if comparison.baseline is None:
+        return ""
+    return f"Against {comparison.baseline.label}: differences of runs of the same seed."
+
+
+def data_note(comparison: Comparison) -> str:
+    num_bytes = comparison.runs[0].metrics.get("val_bytes")
+    if not num_bytes or comparison.mismatches:
+        return ""
+    return f"Scores and references are those of {num_bytes:,} held-out bytes."
+
+
+def machines_note(comparison: Comparison) -> str:
+    keys = ("device", "threads", "torch")
+    machines = sorted({tuple(run.metrics.get(key) for key in keys) for run in comparison.runs}, key=str)
+    lines = [f"{device}, {threads} threads, torch {torch}" for device, threads, torch in machines]
+    start = "Measured on" if len(lines) == 1 else "Speeds don't compare, measured on"
+    return f"{start} {'; '.join(lines)}."
+
+
+def references_note(comparison: Comparison) -> str:
+    references: dict[str, float] = {}
+    for run in comparison.runs:
+        references |= run.metrics.get("reference", {})
+    if not references or comparison.mismatches:
+        return ""
+    form = score_format(comparison)
+    values = ", ".join(f"{name} {form(value)}" for name, value in references.items())
+    return f"Without learning: {values} {comparison.unit}."
+
+
+def curve_note(comparison: Comparison) -> str:
+    if not any("curve" in run.metrics for run in comparison.runs):
+        return ""
+    intervals = sorted({run.config["val_every"] for run in comparison.runs})
+    every = " or ".join(map(str, intervals))
+    return f"Steps to a loss are those of a validation, held every {every} steps."
