@@ -51,10 +51,11 @@ def mamba() -> Read:
 def mamba_loop() -> Read:
     """The same model, token by token."""
     from zoo.memory.state_space import mamba_mixer as room
+    from zoo.memory.state_space.inputs import ScanInputs
     from zoo.memory.state_space.selective_scan import selective_scan_loop
 
-    def loop(*args: Any, backend: str, **options: Any) -> tuple[Tensor, Tensor]:
-        return selective_scan_loop(*args, **options)
+    def loop(inputs: ScanInputs, *, backend: str) -> tuple[Tensor, Tensor]:
+        return selective_scan_loop(inputs)
 
     room.selective_scan = loop  # type: ignore[assignment]
     return mamba()
@@ -83,10 +84,11 @@ def mamba2() -> Read:
 def mamba2_loop() -> Read:
     """The same model, token by token."""
     from zoo.memory.state_space import mamba2_mixer as room
+    from zoo.memory.state_space.inputs import SSDInputs
     from zoo.memory.state_space.ssd import ssd_loop
 
-    def loop(*args: Any, backend: str, chunk: int, **options: Any) -> tuple[Tensor, Tensor]:
-        return ssd_loop(*args, **options)
+    def loop(inputs: SSDInputs, *, backend: str, chunk_size: int) -> tuple[Tensor, Tensor]:
+        return ssd_loop(inputs)
 
     room.ssd = loop  # type: ignore[assignment]
     return mamba2()

@@ -27,7 +27,7 @@ class WindowState(NamedTuple):
     values: Float[Tensor, "rows heads cache head_dim"]
     sink_keys: Float[Tensor, "rows heads sinks head_dim"]  # the text's first
     sink_values: Float[Tensor, "rows heads sinks head_dim"]
-    read: Int[Tensor, " rows"]  # tokens read since the row was fresh
+    length: Int[Tensor, " rows"]  # tokens since the row was fresh
 
 
 class WindowAttention(Attention):
@@ -72,8 +72,8 @@ class WindowAttention(Attention):
             return weight.new_zeros(rows, self.kv_heads, length, self.head_dim)
 
         cache, sinks = self.window - 1, self.sinks
-        read = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        return WindowState(empty(cache), empty(cache), empty(sinks), empty(sinks), read)
+        length = torch.zeros(rows, dtype=torch.long, device=weight.device)
+        return WindowState(empty(cache), empty(cache), empty(sinks), empty(sinks), length)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: WindowState
@@ -100,7 +100,7 @@ class WindowAttention(Attention):
             values[:, :, time:].to(state.values.dtype),
             sink_keys.to(state.keys.dtype),
             sink_values.to(state.values.dtype),
-            state.read + time,
+            state.length + time,
         )
 
         chunk = min(self.window, time)
@@ -114,7 +114,7 @@ class WindowAttention(Attention):
             - torch.arange(cache + chunk, device=q.device)
         )
         banded = (distance >= 0) & (distance < self.window)  # (chunk, cache + chunk)
-        exists = places + state.read[:, None] >= self.sinks  # a sink is seen as a sink, never twice
+        exists = places + state.length[:, None] >= self.sinks  # a sink is seen as a sink, never twice
         allowed = (
             banded & exists.unfold(1, cache + chunk, chunk)[:, :, None]
         )  # (rows, chunks, chunk, cache + chunk)
@@ -141,7 +141,7 @@ class WindowAttention(Attention):
     def _sinks(self, k: Tensor, v: Tensor, state: WindowState) -> tuple[Tensor, Tensor]:
         """The sinks after this call: those already there, and the text's first tokens among the new ones."""
         slots = torch.arange(self.sinks, device=k.device)
-        here = slots - state.read[:, None]  # the place in this call of each row's sinks
+        here = slots - state.length[:, None]  # the place in this call of each row's sinks
         new = ((here >= 0) & (here < k.shape[2]))[:, None, :, None]
         index = here.clamp(0, k.shape[2] - 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
         sink_keys, sink_values = (
@@ -168,7 +168,7 @@ class WindowAttention(Attention):
         sink_keys, sink_values, k_chunks, v_chunks = (
             part.repeat_interleave(groups, dim=1) for part in (sink_keys, sink_values, k_chunks, v_chunks)
         )
-        place = torch.arange(q.shape[2], device=q.device) + state.read[:, None]  # (rows, time), in the text
+        place = torch.arange(q.shape[2], device=q.device) + state.length[:, None]  # (rows, time), in the text
         cached = place.clamp(max=self.sinks + self.window - 1)  # in the cache
         slots = torch.arange(self.sinks, device=q.device)
         if self.position == "rope":

@@ -36,7 +36,7 @@ LEAST = 1e-15  # what a memory says to features as far from all its keys as this
 class MemoryState(NamedTuple):
     matrix: Float[Tensor, "rows heads head_dim value_width"]  # M
     normaliser: Float[Tensor, "rows heads head_dim"]  # z
-    written: Int[Tensor, " rows"]  # segments, since the row was fresh
+    writes: Int[Tensor, " rows"]  # segments since the row was fresh
 
 
 class _Sigma(torch.autograd.Function):
@@ -63,11 +63,11 @@ def sigma(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 def scales(
     features: Float[Tensor, "*any time head_dim"],
     normaliser: Float[Tensor, "*any head_dim"],
-    written: Int[Tensor, "*any_or_one"],
+    writes: Int[Tensor, "*any_or_one"],
 ) -> Float[Tensor, "*any time 1"]:
     """1 / (sigma(Q) z); 0, so that the answer is, where nothing is there."""
     sums = features @ normaliser[..., None]
-    there = (written[..., None, None] > 0) & (sums > LEAST)
+    there = (writes[..., None, None] > 0) & (sums > LEAST)
     return torch.where(there, sums, torch.inf).reciprocal()
 
 
@@ -79,14 +79,14 @@ def read_and_write_loop(
     rule: Rule,
 ) -> tuple[Float[Tensor, "rows segments heads time value_width"], MemoryState]:
     """The definition, segment after segment: A_mem, and the memory after the last."""
-    matrix, normaliser, written = state
+    matrix, normaliser, writes = state
     said = []
     for queries, keys, values in zip(sigma(q).unbind(1), sigma(k).unbind(1), v.unbind(1), strict=True):
-        said.append(queries @ matrix * scales(queries, normaliser, written[:, None]))
+        said.append(queries @ matrix * scales(queries, normaliser, writes[:, None]))
         if rule == "delta":
-            values = values - keys @ matrix * scales(keys, normaliser, written[:, None])
-        matrix, normaliser, written = matrix + keys.mT @ values, normaliser + keys.sum(-2), written + 1
-    return torch.stack(said, dim=1), MemoryState(matrix, normaliser, written)
+            values = values - keys @ matrix * scales(keys, normaliser, writes[:, None])
+        matrix, normaliser, writes = matrix + keys.mT @ values, normaliser + keys.sum(-2), writes + 1
+    return torch.stack(said, dim=1), MemoryState(matrix, normaliser, writes)
 
 
 def read_and_write(
@@ -101,7 +101,7 @@ def read_and_write(
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (part.to(state.matrix.dtype) for part in (q, k, v))
         queries, keys = sigma(q), sigma(k)
-        count = (state.written[:, None] + torch.arange(segments, device=q.device))[..., None]
+        count = (state.writes[:, None] + torch.arange(segments, device=q.device))[..., None]
         normalisers = list(accumulate(keys.sum(-2).unbind(1), initial=state.normaliser))
         before = torch.stack(normalisers[:-1], dim=1)
         news = (keys.mT @ v).unbind(1)
@@ -113,7 +113,7 @@ def read_and_write(
             for p, new in zip(forgotten, news, strict=True):
                 matrices.append(matrices[-1] + new - p @ matrices[-1])
         said = queries @ torch.stack(matrices[:-1], dim=1) * scales(queries, before, count)
-        return said, MemoryState(matrices[-1], normalisers[-1], state.written + segments)
+        return said, MemoryState(matrices[-1], normalisers[-1], state.writes + segments)
 
 
 class CompressiveAttention(Mixer):

@@ -1,4 +1,4 @@
-"""Megalodon's moving average: for each channel, a few damped and turning averages of its past.
+"""Megalodon's moving average: for each channel, a few damped and rotating averages of its past.
 
 Ma et al. 2024, arXiv:2404.08801, section 3.1.  For each channel d and each of its N states n = 1..N:
 
@@ -8,10 +8,10 @@ Ma et al. 2024, arXiv:2404.08801, section 3.1.  For each channel d and each of i
 Carried: h, complex, at float32 or better.
 Differs from the paper, as its code does: p is real, gamma is scaled by 1/sqrt(N), and omega x_t is added.
 
-`ema_loop` is what it means.  `ema` reads chunks: inside a chunk the average is one matrix product, and only
-h is handed from chunk to chunk.  Every power of q is taken anew, exp(l log q) with l up to the chunk's
-length and its angle reduced in float64, and nothing is ever divided by one, so that a decay may be as strong
-or as weak as it likes.
+`ema_loop` is the definition.  `ema` works in chunks: inside a chunk the average is one matrix product, and
+only h passes from chunk to chunk.  Every power of q is computed directly, exp(l log q) with l up to the
+chunk's length and its angle reduced in float64, and nothing is ever divided by one, so that a decay may be as
+strong or as weak as it likes.
 """
 
 import math
@@ -29,73 +29,74 @@ CHUNK = 32  # tokens: longer ones cost more multiplications, shorter ones more s
 
 
 class Coefficients(NamedTuple):
-    """What the recurrence is made of, in float64; log|q| and the angle of q, so that powers are exact."""
+    """The recurrence's coefficients in float64; q by log|q| and its angle, so that powers are exact."""
 
-    enter: Float[Tensor, "width states"]  # p
-    decay: Float[Tensor, "width states"]  # log|q|, at most 0
-    angle: Float[Tensor, "width states"]
-    leave: Complex[Tensor, "width states"]  # gamma / sqrt(N)
-    skip: Float[Tensor, " width"]  # omega
+    p: Float[Tensor, "width states"]
+    log_abs_q: Float[Tensor, "width states"]  # at most 0
+    angle_q: Float[Tensor, "width states"]
+    gamma: Complex[Tensor, "width states"]  # gamma / sqrt(N)
+    omega: Float[Tensor, " width"]
 
-    def powers(self, length: int, exact: torch.dtype) -> Complex[Tensor, "width states powers"]:
-        """q^0 .. q^length, with parts of the dtype `exact`."""
-        steps = torch.arange(length + 1, device=self.decay.device, dtype=torch.float64)
-        size = (self.decay[..., None] * steps).to(exact).exp()
-        angle = (self.angle[..., None] * steps).remainder(2 * math.pi).to(exact)
+    def powers(self, length: int, dtype: torch.dtype) -> Complex[Tensor, "width states powers"]:
+        """q^0 .. q^length, with real and imaginary parts of `dtype`."""
+        exponents = torch.arange(length + 1, device=self.p.device, dtype=torch.float64)
+        size = (self.log_abs_q[..., None] * exponents).to(dtype).exp()
+        angle = (self.angle_q[..., None] * exponents).remainder(2 * math.pi).to(dtype)
         return torch.complex(size * angle.cos(), size * angle.sin())
 
 
 def ema_loop(
-    x: Float[Tensor, "rows time width"], given: Coefficients, h: Complex[Tensor, "rows width states"]
+    x: Float[Tensor, "rows time width"], coefficients: Coefficients, h: Complex[Tensor, "rows width states"]
 ) -> tuple[Float[Tensor, "rows time width"], Complex[Tensor, "rows width states"]]:
-    """The recurrence token by token, at the precision of h: the definition."""
-    q = torch.polar(given.decay.exp(), given.angle).to(h.dtype)
-    enter, leave, skip = given.enter.to(h.real.dtype), given.leave.to(h.dtype), given.skip.to(h.real.dtype)
-    said = []
-    for token in x.to(h.real.dtype).unbind(1):
-        h = q * h + enter * token[..., None]
-        said.append((leave * h).real.sum(-1) + skip * token)
-    return torch.stack(said, dim=1).to(x.dtype), h
+    """The definition, token by token, at the precision of h."""
+    p, log_abs_q, angle_q, gamma, omega = coefficients
+    q = torch.polar(log_abs_q.exp(), angle_q).to(h.dtype)
+    p, gamma, omega = p.to(h.real.dtype), gamma.to(h.dtype), omega.to(h.real.dtype)
+    outputs = []
+    for x_t in x.to(h.real.dtype).unbind(1):
+        h = q * h + p * x_t[..., None]
+        outputs.append((gamma * h).real.sum(-1) + omega * x_t)
+    return torch.stack(outputs, dim=1).to(x.dtype), h
 
 
 def ema(
-    x: Float[Tensor, "rows time width"], given: Coefficients, h: Complex[Tensor, "rows width states"]
+    x: Float[Tensor, "rows time width"], coefficients: Coefficients, h: Complex[Tensor, "rows width states"]
 ) -> tuple[Float[Tensor, "rows time width"], Complex[Tensor, "rows width states"]]:
-    """What `ema_loop` says, chunk by chunk, at the precision of h."""
+    """`ema_loop` in chunks, at the precision of h."""
     rows, time, _ = x.shape
-    exact = h.real.dtype
+    dtype = h.real.dtype
     chunk = min(CHUNK, time)
     chunks = -(-time // chunk)
     last = time - (chunks - 1) * chunk  # the last chunk's length
-    powers = given.powers(chunk, exact)
-    enters = given.enter.to(exact)[..., None] * powers  # what a token has become l tokens later
-    leaves = given.leave.to(h.dtype)[..., None] * powers
+    powers = coefficients.powers(chunk, dtype)
+    p_powers = coefficients.p.to(dtype)[..., None] * powers  # p q^l: a token's share in h, l tokens later
+    gamma = coefficients.gamma.to(h.dtype)[..., None]
 
     # inside a chunk: y_i += sum_{j <= i} kernel_{i-j} x_j
-    kernel = (given.leave.to(h.dtype)[..., None] * enters[..., :chunk]).real.sum(1)
-    kernel = kernel + F.pad(given.skip.to(exact)[:, None], (0, chunk - 1))
+    kernel = (gamma * p_powers[..., :chunk]).real.sum(1)
+    kernel = kernel + F.pad(coefficients.omega.to(dtype)[:, None], (0, chunk - 1))
     inside = F.pad(kernel, (chunk - 1, 0)).unfold(1, chunk, 1).flip(1)  # (width, chunk j, chunk i)
-    pieces = F.pad(x.to(exact), (0, 0, 0, chunks * chunk - time))
+    pieces = F.pad(x.to(dtype), (0, 0, 0, chunks * chunk - time))
     pieces = rearrange(pieces, "b (n c) d -> d (b n) c", c=chunk).contiguous()
 
-    # from chunk to chunk: h after each of them, the last one as short as it is
-    to_end = rearrange(torch.view_as_real(enters[..., :chunk].flip(2)), "d s c r -> d c (s r)").contiguous()
+    # from chunk to chunk: h after each of them, the last one at its actual length
+    to_end = rearrange(torch.view_as_real(p_powers[..., :chunk].flip(2)), "d s c r -> d c (s r)").contiguous()
     ends = rearrange(pieces @ to_end, "d (b n) (s r) -> d b n s r", b=rows, r=2)
-    step, before = powers[:, None, :, chunk], [h.transpose(0, 1)]
+    decay, starts = powers[:, None, :, chunk], [h.transpose(0, 1)]
     for end in torch.view_as_complex(ends).unbind(2)[:-1]:
-        before.append(step * before[-1] + end)
-    tail = rearrange(pieces, "d (b n) c -> d b n c", b=rows)[:, :, -1, :last] @ to_end[:, chunk - last :]
-    after = powers[:, None, :, last] * before[-1] + torch.view_as_complex(tail.unflatten(2, (-1, 2)))
+        starts.append(decay * starts[-1] + end)
+    last_end = rearrange(pieces, "d (b n) c -> d b n c", b=rows)[:, :, -1, :last] @ to_end[:, chunk - last :]
+    h = powers[:, None, :, last] * starts[-1] + torch.view_as_complex(last_end.unflatten(2, (-1, 2)))
 
-    carried = rearrange(torch.view_as_real(torch.stack(before, dim=2)), "d b n s r -> d (b n) (s r)")
+    initial = rearrange(torch.view_as_real(torch.stack(starts, dim=2)), "d b n s r -> d (b n) (s r)")
     # Re(a h) = Re(a*) Re(h) + Im(a*) Im(h)
-    from_before = torch.view_as_real(leaves[..., 1:].conj().resolve_conj())
-    from_before = rearrange(from_before, "d s c r -> d (s r) c").contiguous()
-    y = torch.baddbmm(pieces @ inside, carried, from_before)
+    from_start = torch.view_as_real((gamma * powers)[..., 1:].conj().resolve_conj())
+    from_start = rearrange(from_start, "d s c r -> d (s r) c").contiguous()
+    y = torch.baddbmm(pieces @ inside, initial, from_start)
     if y.requires_grad:
         y.register_hook(Tensor.contiguous)  # else its three products copy their gradient channel by channel
     y = rearrange(y, "d (b n) c -> b (n c) d", b=rows)[:, :time]
-    return y.to(x.dtype), after.transpose(0, 1)
+    return y.to(x.dtype), h.transpose(0, 1)
 
 
 class ComplexEMA(Mixer):
@@ -122,19 +123,19 @@ class ComplexEMA(Mixer):
         nn.init.trunc_normal_(self.omega, std=0.25, a=-1.0, b=1.0)
 
     def init_state(self, rows: int) -> Complex[Tensor, "rows width states"]:
-        exact = torch.promote_types(self.alpha.dtype, torch.float32).to_complex()
-        return self.alpha.new_zeros(rows, self.width, self.state_size, dtype=exact)
+        dtype = torch.promote_types(self.alpha.dtype, torch.float32).to_complex()
+        return self.alpha.new_zeros(rows, self.width, self.state_size, dtype=dtype)
 
     def coefficients(self) -> Coefficients:
         alpha, delta, theta, gamma, omega = (
             weight.double() for weight in (self.alpha, self.delta, self.theta, self.gamma, self.omega)
         )
-        enter = alpha.sigmoid()
-        lost = (enter * delta.sigmoid()).clamp(max=1 - 2**-53)  # both may round to 1, and log 0 is no decay
-        turns = torch.arange(1, self.state_size + 1, device=theta.device, dtype=theta.dtype)
-        angle = turns * (theta.sigmoid() * 2 * math.pi / self.state_size)[:, None]
-        leave = torch.view_as_complex(gamma) * self.state_size**-0.5
-        return Coefficients(enter, torch.log1p(-lost), angle, leave, omega)
+        p = alpha.sigmoid()
+        one_minus_abs_q = (p * delta.sigmoid()).clamp(max=1 - 2**-53)  # rounded to 1, log|q| were -inf
+        n = torch.arange(1, self.state_size + 1, device=theta.device, dtype=theta.dtype)
+        angle_q = n * (theta.sigmoid() * 2 * math.pi / self.state_size)[:, None]
+        gamma = torch.view_as_complex(gamma) * self.state_size**-0.5
+        return Coefficients(p, torch.log1p(-one_minus_abs_q), angle_q, gamma, omega)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: Complex[Tensor, "rows width states"]

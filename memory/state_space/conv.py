@@ -1,11 +1,11 @@
-"""Causal depthwise convolution over time, with the tail of what was read before carried along.
+"""Causal depthwise convolution over time that carries its last inputs.
 
 The short convolution in front of every selective scan: Gu & Dao 2023, arXiv:2312.00752, figure 3; in Griffin
 without activation: De et al. 2024, arXiv:2402.19427, section 2.4.
 
     y_t = b + sum_{j=0..K-1} w_j x_{t-K+1+j}        (w_{K-1} weighs the current token; zeros before the start)
 
-Carried: the last K-1 inputs, oldest first.  The published codes keep K of them; nothing reads the oldest.
+Carried: the last K-1 inputs, oldest first.  The published codes keep K of them; the oldest is never used.
 Differs from the papers: nothing.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from zoo.memory import kernels
+from zoo.memory.state_space import kernels
 
 Backend = Literal["torch", "causal_conv1d"]
 
@@ -25,31 +25,31 @@ def causal_conv_loop(
     x: Float[Tensor, "rows time channels"],
     weight: Float[Tensor, "channels taps"],
     bias: Float[Tensor, " channels"] | None,
-    tail: Float[Tensor, "rows earlier channels"],
+    state: Float[Tensor, "rows earlier channels"],
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
-    """The definition, token by token: what was said, and the tail after it."""
-    said = []
+    """The definition, token by token: y, and the state after it."""
+    outputs = []
     for x_t in x.unbind(1):
-        seen = torch.cat([tail, x_t[:, None]], dim=1)
-        y = torch.einsum("bkc,ck->bc", seen, weight)
-        said.append(y if bias is None else y + bias)
-        tail = seen[:, 1:]
-    return torch.stack(said, dim=1), tail
+        window = torch.cat([state, x_t[:, None]], dim=1)
+        y = torch.einsum("bkc,ck->bc", window, weight)
+        outputs.append(y if bias is None else y + bias)
+        state = window[:, 1:]
+    return torch.stack(outputs, dim=1), state
 
 
 def causal_conv(
     x: Float[Tensor, "rows time channels"],
     weight: Float[Tensor, "channels taps"],
     bias: Float[Tensor, " channels"] | None,
-    tail: Float[Tensor, "rows earlier channels"],
+    state: Float[Tensor, "rows earlier channels"],
     backend: Backend = "torch",
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
-    """All tokens at once; y has x's dtype, the tail keeps its own."""
+    """All tokens at once; y has x's dtype, the state keeps its dtype."""
     if backend == "causal_conv1d":
-        return kernels.causal_conv(x, weight, bias, tail)
-    seen = torch.cat([tail.to(x.dtype), x], dim=1)
-    y = _Conv.apply(seen, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    return y, seen[:, x.shape[1] :].to(tail.dtype)
+        return kernels.causal_conv(x, weight, bias, state)
+    inputs = torch.cat([state.to(x.dtype), x], dim=1)
+    y = _Conv.apply(inputs, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return y, inputs[:, x.shape[1] :].to(state.dtype)
 
 
 class _Conv(torch.autograd.Function):
@@ -58,37 +58,37 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
-        seen: Float[Tensor, "rows earlier_and_time channels"],
+        inputs: Float[Tensor, "rows earlier_and_time channels"],
         weight: Float[Tensor, "channels taps"],
         bias: Float[Tensor, " channels"] | None,
     ) -> Float[Tensor, "rows time channels"]:
-        ctx.save_for_backward(seen, weight)
-        (first, *rest), conv_size = weight.t().contiguous(), _shifts(seen, weight)
-        y = first * conv_size[0] if bias is None else torch.addcmul(bias, first, conv_size[0])
-        for w, x in zip(rest, conv_size[1:], strict=True):
+        ctx.save_for_backward(inputs, weight)
+        (first, *rest), shifted = weight.t().contiguous(), _shifts(inputs, weight)
+        y = first * shifted[0] if bias is None else torch.addcmul(bias, first, shifted[0])
+        for w, x in zip(rest, shifted[1:], strict=True):
             y.addcmul_(w, x)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        seen, weight = ctx.saved_tensors
-        dseen = torch.zeros_like(seen)
-        for w, d in zip(weight.t().contiguous(), _shifts(dseen, weight), strict=True):
-            d.addcmul_(w, grad)
-        dweight = [(grad * x).sum((0, 1)) for x in _shifts(seen, weight)]
-        dbias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
-        return dseen, torch.stack(dweight, dim=1), dbias
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs, weight = ctx.saved_tensors
+        dinputs = torch.zeros_like(inputs)
+        for w, dx in zip(weight.t().contiguous(), _shifts(dinputs, weight), strict=True):
+            dx.addcmul_(w, dy)
+        dweight = [(dy * x).sum((0, 1)) for x in _shifts(inputs, weight)]
+        dbias = dy.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return dinputs, torch.stack(dweight, dim=1), dbias
 
 
-def _shifts(seen: Tensor, weight: Tensor) -> list[Tensor]:
-    """What each tap sees, the oldest first."""
+def _shifts(inputs: Tensor, weight: Tensor) -> list[Tensor]:
+    """The inputs that w_0 .. w_{K-1} weigh, a view for each."""
     conv_size = weight.shape[1]
-    return [seen[:, k : seen.shape[1] - conv_size + 1 + k] for k in range(conv_size)]
+    return [inputs[:, k : inputs.shape[1] - conv_size + 1 + k] for k in range(conv_size)]
 
 
 class CausalConv(nn.Module):
-    """The convolution's weights, drawn as PyTorch's Conv1d draws them: U(-1/sqrt(K), 1/sqrt(K))."""
+    """The convolution with its weights, drawn as PyTorch's Conv1d draws them: U(-1/sqrt(K), 1/sqrt(K))."""
 
     def __init__(self, channels: int, conv_size: int, bias: bool = True, backend: Backend = "torch") -> None:
         super().__init__()
@@ -97,20 +97,15 @@ class CausalConv(nn.Module):
         if backend == "causal_conv1d":
             kernels.require("causal-conv1d")
         self.backend: Backend = backend
-        self.weight = nn.Parameter(
-            torch.empty(channels, conv_size).uniform_(-(conv_size**-0.5), conv_size**-0.5)
-        )
-        self.bias = (
-            nn.Parameter(torch.empty(channels).uniform_(-(conv_size**-0.5), conv_size**-0.5))
-            if bias
-            else None
-        )
+        bound = conv_size**-0.5
+        self.weight = nn.Parameter(torch.empty(channels, conv_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound)) if bias else None
 
     def init_state(self, rows: int) -> Float[Tensor, "rows earlier channels"]:
         channels, conv_size = self.weight.shape
         return self.weight.new_zeros(rows, conv_size - 1, channels)
 
     def forward(
-        self, x: Float[Tensor, "rows time channels"], tail: Float[Tensor, "rows earlier channels"]
+        self, x: Float[Tensor, "rows time channels"], state: Float[Tensor, "rows earlier channels"]
     ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
-        return causal_conv(x, self.weight, self.bias, tail, self.backend)
+        return causal_conv(x, self.weight, self.bias, state, self.backend)

@@ -2,11 +2,11 @@
 
 De et al. 2024, arXiv:2402.19427, section 2.3 and figure 2.
 
-    u = conv(W_x x)        y = W_out (gelu(W_y x) * rglru(u))        conv: 4 taps, no activation
+    u = conv(W_x x)        y = W_out (gelu(W_y x) * rglru(u))        conv: K = 4, no activation
 
-Carried: the convolution's last K-1 inputs, the unit's h, and how many tokens each row has read (the first is
-not scaled: memory/state_space/rglru.py).
-Differs from the paper: the convolution begins as PyTorch's do, not nearly shut.
+Carried: the convolution's last K-1 inputs, the unit's h, and each row's tokens so far (the first is not
+scaled: memory/state_space/rglru.py).
+Differs from the paper: the convolution is initialised as PyTorch's, not close to 0.
 """
 
 from typing import NamedTuple
@@ -22,9 +22,9 @@ from zoo.memory.state_space.rglru import RGLRU
 
 
 class RecurrentState(NamedTuple):
-    tail: Float[Tensor, "rows earlier lru_width"]  # the last taps - 1 inputs of the convolution, oldest first
-    hidden: Float[Tensor, "rows lru_width"]  # h, in float32 at least
-    read: Int[Tensor, " rows"]  # tokens read since the row was fresh
+    conv: Float[Tensor, "rows earlier lru_width"]  # the convolution's last K-1 inputs, oldest first
+    h: Float[Tensor, "rows lru_width"]  # in float32 at least
+    length: Int[Tensor, " rows"]  # tokens since the row was fresh
 
 
 class RecurrentBlock(Mixer):
@@ -39,17 +39,17 @@ class RecurrentBlock(Mixer):
         self.out = nn.Linear(lru_width, width)
 
     def init_state(self, rows: int) -> RecurrentState:
-        rate = self.unit.rate
-        hidden = rate.new_zeros(rows, len(rate), dtype=torch.promote_types(rate.dtype, torch.float32))
-        read = torch.zeros(rows, dtype=torch.long, device=rate.device)
-        return RecurrentState(self.conv.init_state(rows), hidden, read)
+        Lambda = self.unit.rate
+        h = Lambda.new_zeros(rows, len(Lambda), dtype=torch.promote_types(Lambda.dtype, torch.float32))
+        length = torch.zeros(rows, dtype=torch.long, device=Lambda.device)
+        return RecurrentState(self.conv.init_state(rows), h, length)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: RecurrentState
     ) -> tuple[Float[Tensor, "rows time width"], RecurrentState]:
         time = x.shape[1]
-        starts = state.read[:, None] + torch.arange(time, device=x.device) == 0
-        u, tail = self.conv(self.enter(x), state.tail)
-        h, hidden = self.unit(u, state.hidden, starts)
-        y = self.out(h * F.gelu(self.gate(x), approximate="tanh"))
-        return y, RecurrentState(tail, hidden, state.read + time)
+        starts = state.length[:, None] + torch.arange(time, device=x.device) == 0
+        u, conv = self.conv(self.enter(x), state.conv)
+        u, h = self.unit(u, state.h, starts)
+        y = self.out(u * F.gelu(self.gate(x), approximate="tanh"))
+        return y, RecurrentState(conv, h, state.length + time)

@@ -1,4 +1,4 @@
-"""h_t = a_t h_{t-1} + b_t for all t at once, with a backward pass of its own."""
+"""h_t = a_t h_{t-1} + b_t for all t at once, with a hand-written backward pass."""
 
 from typing import Any
 
@@ -10,46 +10,42 @@ from torch import Tensor
 
 
 class LinearScan(torch.autograd.Function):
-    """h_t = a_t h_{t-1} + b_t for (rows, time, width); backward is the same recurrence read from the end:
+    """h_t = a_t h_{t-1} + b_t for (rows, time, width); backward is the same recurrence from the end:
     g_t = dh_t + a_{t+1} g_{t+1},  da_t = g_t h_{t-1},  db_t = g_t."""
 
     @staticmethod
-    def forward(ctx: Any, decay: Tensor, inputs: Tensor, initial: Tensor) -> Tensor:
-        hidden = _scan(decay, inputs, initial)
-        ctx.save_for_backward(decay, hidden, initial)
-        return hidden
+    def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+        h = _scan(a, b, h0)
+        ctx.save_for_backward(a, h, h0)
+        return h
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        decay, hidden, initial = ctx.saved_tensors
-        later = F.pad(decay[:, 1:], (0, 0, 0, 1))
-        back = _scan(later.flip(1), slope.flip(1), torch.zeros_like(initial)).flip(1)
-        before = torch.cat([initial[:, None], hidden[:, :-1]], dim=1)
-        return back * before, back, back[:, 0] * decay[:, 0]
+    def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, h, h0 = ctx.saved_tensors
+        next_a = F.pad(a[:, 1:], (0, 0, 0, 1))
+        g = _scan(next_a.flip(1), dh.flip(1), torch.zeros_like(h0)).flip(1)
+        previous_h = torch.cat([h0[:, None], h[:, :-1]], dim=1)
+        return g * previous_h, g, g[:, 0] * a[:, 0]
 
 
 def _scan(
-    decay: Float[Tensor, "rows time width"],
-    inputs: Float[Tensor, "rows time width"],
-    initial: Float[Tensor, "rows width"],
+    a: Float[Tensor, "rows time width"], b: Float[Tensor, "rows time width"], h0: Float[Tensor, "rows width"]
 ) -> Float[Tensor, "rows time width"]:
-    """All chunks of about sqrt(time) tokens at once from zero, then what each chunk begins with.
+    """All chunks of about sqrt(time) tokens at once from zero, then the state that each chunk starts from.
 
     Only products of decays are taken, so one that underflows is the 0 that it should be.
     """
-    time = decay.shape[1]
+    time = a.shape[1]
     chunk = max(1, round(time**0.5))
-    spare = -time % chunk
-    decay, inputs = (
-        rearrange(F.pad(part, (0, 0, 0, spare)), "b (n c) w -> c b n w", c=chunk) for part in (decay, inputs)
-    )
-    hidden, product = torch.empty_like(inputs), torch.empty_like(inputs)
-    hidden[0], product[0] = inputs[0], decay[0]
-    for place in range(1, chunk):
-        torch.addcmul(inputs[place], decay[place], hidden[place - 1], out=hidden[place])
-        torch.mul(decay[place], product[place - 1], out=product[place])
-    entering = [initial]
-    for kept, new in zip(product[-1].unbind(1)[:-1], hidden[-1].unbind(1)[:-1], strict=True):
-        entering.append(torch.addcmul(new, kept, entering[-1]))
-    hidden.addcmul_(product, torch.stack(entering, dim=1))
-    return rearrange(hidden, "c b n w -> b (n c) w")[:, :time]
+    padding = -time % chunk
+    a, b = (rearrange(F.pad(part, (0, 0, 0, padding)), "b (n c) w -> c b n w", c=chunk) for part in (a, b))
+    h, product = torch.empty_like(b), torch.empty_like(b)
+    h[0], product[0] = b[0], a[0]
+    for t in range(1, chunk):
+        torch.addcmul(b[t], a[t], h[t - 1], out=h[t])
+        torch.mul(a[t], product[t - 1], out=product[t])
+    starts = [h0]
+    for decay, addition in zip(product[-1].unbind(1)[:-1], h[-1].unbind(1)[:-1], strict=True):
+        starts.append(torch.addcmul(addition, decay, starts[-1]))
+    h.addcmul_(product, torch.stack(starts, dim=1))
+    return rearrange(h, "c b n w -> b (n c) w")[:, :time]

@@ -17,9 +17,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory import kernels
 from zoo.memory.mixer import Mixer
+from zoo.memory.state_space import kernels
 from zoo.memory.state_space.conv import CausalConv
+from zoo.memory.state_space.inputs import SSDInputs
 from zoo.memory.state_space.mamba_mixer import inverse_softplus_of_steps
 from zoo.memory.state_space.ssd import Backend, ssd
 
@@ -27,13 +28,13 @@ GatedNorm = Literal["after_gate", "before_gate", "none"]
 
 
 class Mamba2State(NamedTuple):
-    tail: Float[Tensor, "rows earlier channels"]  # the last taps - 1 inputs of the convolution: x, B and C
-    hidden: Float[Tensor, "rows heads head_dim states"]  # S, in float32 at least
+    conv: Float[Tensor, "rows earlier channels"]  # the convolution's last K-1 inputs: x, B and C
+    ssm: Float[Tensor, "rows heads head_dim states"]  # S, in float32 at least
 
 
 class Mamba2Mixer(Mixer):
-    """`heads` of `head_dim` channels each, in `groups` that share B and C; `gated_width` channels pass the
-    recurrence by, as silu(z0) x0."""
+    """`heads` of `head_dim` channels each, in `groups` that share B and C; `gated_width` channels bypass
+    the recurrence as silu(z0) x0."""
 
     undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
 
@@ -61,12 +62,12 @@ class Mamba2Mixer(Mixer):
             raise ValueError(f"heads {heads} is not a multiple of groups {groups}")
         self.heads, self.head_dim, self.state_size, self.groups = heads, head_dim, state_size, groups
         self.gated_width, self.norm, self.norm_eps = gated_width, norm, norm_eps
-        self.dt_limit, self.chunk = dt_limit, chunk_size
+        self.dt_limit, self.chunk_size = dt_limit, chunk_size
         self.backend: Backend = backend
-        inner, mixed = heads * head_dim, heads * head_dim + 2 * groups * state_size
-        self.parts = [gated_width, gated_width, inner, mixed, heads]  # z0, x0, z, xBC, dt
+        inner, conv_width = heads * head_dim, heads * head_dim + 2 * groups * state_size
+        self.parts = [gated_width, gated_width, inner, conv_width, heads]  # z0, x0, z, xBC, dt
         self.enter = nn.Linear(width, sum(self.parts), bias=bias)
-        self.conv = CausalConv(mixed, conv_size, conv_bias, kernels.for_conv(backend))
+        self.conv = CausalConv(conv_width, conv_size, conv_bias, kernels.for_conv(backend))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads, head_dim) if skip_per_channel else torch.empty(heads))
@@ -84,42 +85,43 @@ class Mamba2Mixer(Mixer):
             self.norm_weight.fill_(1.0)
 
     def init_state(self, rows: int) -> Mamba2State:
-        kept = torch.promote_types(self.A_log.dtype, torch.float32)
-        hidden = self.A_log.new_zeros(rows, self.heads, self.head_dim, self.state_size, dtype=kept)
-        return Mamba2State(self.conv.init_state(rows), hidden)
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        ssm = self.A_log.new_zeros(rows, self.heads, self.head_dim, self.state_size, dtype=dtype)
+        return Mamba2State(self.conv.init_state(rows), ssm)
 
     def forward(
         self, u: Float[Tensor, "rows time width"], state: Mamba2State
     ) -> tuple[Float[Tensor, "rows time width"], Mamba2State]:
-        z0, x0, gate, mixed, dt = self.enter(u).split(self.parts, dim=-1)
-        mixed, tail = self.conv(mixed, state.tail)
-        shared = self.groups * self.state_size
-        x, write, read = F.silu(mixed).split([mixed.shape[-1] - 2 * shared, shared, shared], dim=-1)
-        y, hidden = ssd(
+        z0, x0, z, xBC, dt = self.enter(u).split(self.parts, dim=-1)
+        xBC, conv = self.conv(xBC, state.conv)
+        states = self.groups * self.state_size
+        x, B, C = F.silu(xBC).split([xBC.shape[-1] - 2 * states, states, states], dim=-1)
+        inputs = SSDInputs(
             rearrange(x, "b t (h k) -> b t h k", h=self.heads),
             dt,
             -self.A_log.exp(),
-            rearrange(write, "b t (g n) -> b t g n", g=self.groups),
-            rearrange(read, "b t (g n) -> b t g n", g=self.groups),
-            state.hidden,
-            skip=self.D,
-            bias=self.dt_bias,
-            limits=self.dt_limit,
-            chunk_size=self.chunk,
-            backend=self.backend,
+            rearrange(B, "b t (g n) -> b t g n", g=self.groups),
+            rearrange(C, "b t (g n) -> b t g n", g=self.groups),
+            state.ssm,
+            D=self.D,
+            dt_bias=self.dt_bias,
+            dt_limit=self.dt_limit,
         )
-        y = self._gated(rearrange(y, "b t h k -> b t (h k)").to(u.dtype), gate)
+        y, ssm = ssd(inputs, chunk_size=self.chunk_size, backend=self.backend)
+        y = self.gated_norm(rearrange(y, "b t h k -> b t (h k)").to(u.dtype), z)
         if self.gated_width:
             y = torch.cat([F.silu(z0) * x0, y], dim=-1)
-        return self.out(y), Mamba2State(tail, hidden)
+        return self.out(y), Mamba2State(conv, ssm)
 
-    def _gated(self, y: Tensor, gate: Tensor) -> Tensor:
+    def gated_norm(
+        self, y: Float[Tensor, "rows time inner"], z: Float[Tensor, "rows time inner"]
+    ) -> Float[Tensor, "rows time inner"]:
         """RMS norm over each group's channels, of y silu(z) or of y alone."""
         if self.norm != "before_gate":
-            y = y * F.silu(gate)
+            y = y * F.silu(z)
         if self.norm_weight is None:
             return y
         grouped = rearrange(y, "b t (g c) -> b t g c", g=self.groups)
         normed = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm_eps)
         y = rearrange(normed, "b t g c -> b t (g c)") * self.norm_weight
-        return y * F.silu(gate) if self.norm == "before_gate" else y
+        return y * F.silu(z) if self.norm == "before_gate" else y

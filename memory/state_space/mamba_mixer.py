@@ -3,7 +3,7 @@
 Gu & Dao 2023, arXiv:2312.00752, section 3.4; Jamba's norms on dt, B and C: Lieber et al. 2024,
 arXiv:2403.19887, section 6.4.
 
-    x, z = W_in u        x = silu(conv(x))        r, B, C = W_x x        dt = softplus(W_dt r + b_dt)
+    x, z = W_in u        x = silu(conv(x))        r, B, C = W_x x        dt = softplus(W_dt r + dt_bias)
     y = scan(x, dt, A = -exp(A_log), B, C, D) silu(z)        out = W_out y
 
 Carried: the convolution's last K-1 inputs and the scan's h.
@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory import kernels
 from zoo.memory.mixer import Mixer
+from zoo.memory.state_space import kernels
 from zoo.memory.state_space.conv import CausalConv
+from zoo.memory.state_space.inputs import ScanInputs
 from zoo.memory.state_space.selective_scan import Backend, selective_scan
 
 
 class MambaState(NamedTuple):
-    tail: Float[Tensor, "rows earlier channels"]  # the last taps - 1 inputs of the convolution, oldest first
-    hidden: Float[Tensor, "rows channels states"]  # h, in float32 at least
+    conv: Float[Tensor, "rows earlier channels"]  # the convolution's last K-1 inputs, oldest first
+    ssm: Float[Tensor, "rows channels states"]  # h, in float32 at least
 
 
 def inverse_softplus_of_steps(count: int) -> Float[Tensor, " count"]:
@@ -38,7 +39,7 @@ def inverse_softplus_of_steps(count: int) -> Float[Tensor, " count"]:
 class MambaMixer(Mixer):
     """`channels` is the inner width E; `norm_eps` turns on Jamba's RMS norms of dt's input, B and C.
 
-    No parameter of its own is touched by models.layers.init_weights but the three projections'.
+    The decoder's init_weights draws the weights of its linear maps and norms; `reset` draws the rest.
     """
 
     undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
@@ -67,9 +68,8 @@ class MambaMixer(Mixer):
         self.A_log = nn.Parameter(torch.empty(channels, state_size))
         self.D = nn.Parameter(torch.empty(channels))
         self.out = nn.Linear(channels, width, bias=bias)
-        normed = norm_eps is not None
-        self.dt_norm, self.write_norm, self.read_norm = (
-            nn.RMSNorm(size, eps=norm_eps) if normed else nn.Identity()
+        self.dt_norm, self.write_norm, self.read_norm = (  # the last two of B and C
+            nn.Identity() if norm_eps is None else nn.RMSNorm(size, eps=norm_eps)
             for size in (self.dt_rank, state_size, state_size)
         )
         self.reset()
@@ -84,29 +84,27 @@ class MambaMixer(Mixer):
         self.D.fill_(1.0)
 
     def init_state(self, rows: int) -> MambaState:
-        kept = torch.promote_types(self.A_log.dtype, torch.float32)
-        hidden = self.A_log.new_zeros(rows, self.channels, self.state_size, dtype=kept)
-        return MambaState(self.conv.init_state(rows), hidden)
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        ssm = self.A_log.new_zeros(rows, self.channels, self.state_size, dtype=dtype)
+        return MambaState(self.conv.init_state(rows), ssm)
 
     def forward(
-        self, x: Float[Tensor, "rows time width"], state: MambaState
+        self, u: Float[Tensor, "rows time width"], state: MambaState
     ) -> tuple[Float[Tensor, "rows time width"], MambaState]:
-        x, gate = self.enter(x).chunk(2, dim=-1)
-        x, tail = self.conv(x, state.tail)
+        x, z = self.enter(u).chunk(2, dim=-1)
+        x, conv = self.conv(x, state.conv)
         x = F.silu(x)
-        low, write, read = self.select(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        delta = F.linear(self.dt_norm(low), self.dt_weight)
-        write, read = self.write_norm(write)[:, :, None], self.read_norm(read)[:, :, None]
-        y, hidden = selective_scan(
+        r, B, C = self.select(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        inputs = ScanInputs(
             x,
-            delta,
+            F.linear(self.dt_norm(r), self.dt_weight),
             -self.A_log.exp(),
-            write,
-            read,
-            state.hidden,
-            skip=self.D,
-            gate=gate,
-            bias=self.dt_bias,
-            backend=self.backend,
+            self.write_norm(B)[:, :, None],
+            self.read_norm(C)[:, :, None],
+            state.ssm,
+            D=self.D,
+            z=z,
+            dt_bias=self.dt_bias,
         )
-        return self.out(y.to(x.dtype)), MambaState(tail, hidden)
+        y, ssm = selective_scan(inputs, backend=self.backend)
+        return self.out(y.to(x.dtype)), MambaState(conv, ssm)

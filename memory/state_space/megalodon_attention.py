@@ -4,13 +4,13 @@ Ma et al. 2024, arXiv:2404.08801, sections 3.3 to 3.5.  With x the layer's input
 
     X = TimestepNorm(x)        C = RMSNorm(CEMA(X))        V = s(W_v X + b_v)
     Z = W_z C + b_z, each head over its own root mean square
-    q, k = Z (gamma + 1) / sqrt(K) + beta, each with a gamma and a beta of its own
+    q, k = Z (gamma + 1) / sqrt(K) + beta, each with its gamma and beta
     O = attention in chunks (q, k, V)
     y = W_h C + b_h + U (O * s(W_r C + b_r)) + x
 
 Carried: the statistics of the norm, the state of the average, and the open chunk's keys and values.
-Differs from the paper, as its code does: C has an RMSNorm; the rest stands in the parts' files, ema.py,
-timestepnorm.py and chunk.py.
+Differs from the paper, as its code does: C has an RMSNorm; for the rest see complex_ema.py,
+timestep_norm.py and attention/chunked.py.
 """
 
 from typing import NamedTuple
@@ -70,12 +70,14 @@ class GatedAttention(Mixer):
         self.timestep_norm = TimestepNorm(width, norm_groups, eps=eps)
         self.average = ComplexEMA(width, state_size)
         self.average_gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
-        self.shared = nn.Linear(width, key_width)  # z
-        self.gain, self.shift = (nn.Parameter(torch.zeros(2, key_width)) for _ in range(2))  # query's, key's
-        self.value = nn.Linear(width, value_width)
-        self.gate = nn.Linear(width, value_width)
-        self.straight = nn.Linear(width, width)
-        self.mixed = nn.Linear(value_width, width, bias=False)
+        self.shared = nn.Linear(width, key_width)  # W_z
+        self.gain, self.shift = (
+            nn.Parameter(torch.zeros(2, key_width)) for _ in range(2)
+        )  # gamma, beta of q, k
+        self.value = nn.Linear(width, value_width)  # W_v
+        self.gate = nn.Linear(width, value_width)  # W_r
+        self.straight = nn.Linear(width, width)  # W_h
+        self.mixed = nn.Linear(value_width, width, bias=False)  # U
         self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
         self.attention_dropout = nn.Dropout(attention_dropout)
 
@@ -91,20 +93,19 @@ class GatedAttention(Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: MegalodonState
     ) -> tuple[Float[Tensor, "rows time width"], MegalodonState]:
-        normed, norm = self.timestep_norm(x, state.norm)
-        averaged, average = self.average(normed, state.average)
-        averaged = self.hidden_dropout(gained_rms(averaged, self.average_gain, self.eps))
-        z = rearrange(self.shared(averaged), "b t (h k) -> b t h k", h=self.heads)
-        z = rearrange(gained_rms(z, None, self.eps), "b t h k -> b t (h k)")
+        X, norm = self.timestep_norm(x, state.norm)
+        C, average = self.average(X, state.average)
+        C = self.hidden_dropout(gained_rms(C, self.average_gain, self.eps))
+        V = rearrange(F.silu(self.value(X)), "b t (h k) -> b h t k", h=self.heads)
+        Z = rearrange(self.shared(C), "b t (h k) -> b t h k", h=self.heads)
+        Z = rearrange(gained_rms(Z, None, self.eps), "b t h k -> b t (h k)")
+        scale = (self.heads / Z.shape[-1]) ** 0.5  # 1 / sqrt(K)
         q, k = (
-            rearrange(
-                z * (gain + 1) * (self.heads / len(gain)) ** 0.5 + shift, "b t (h k) -> b h t k", h=self.heads
-            )
-            for gain, shift in zip(self.gain, self.shift, strict=True)
+            rearrange(Z * (gamma + 1) * scale + beta, "b t (h k) -> b h t k", h=self.heads)
+            for gamma, beta in zip(self.gain, self.shift, strict=True)
         )
-        v = rearrange(F.silu(self.value(normed)), "b t (h k) -> b h t k", h=self.heads)
-        dropped = self.attention_dropout.p if self.training else 0.0
-        y, chunk = attend_in_chunks(q, k, v, state.chunk, self.chunk_size, self.rope_base, dropped)
-        y = self.hidden_dropout(rearrange(y, "b h t k -> b t (h k)") * F.silu(self.gate(averaged)))
-        y = self.dropout(self.straight(averaged) + self.mixed(y)) + x
+        dropout = self.attention_dropout.p if self.training else 0.0
+        y, chunk = attend_in_chunks(q, k, V, state.chunk, self.chunk_size, self.rope_base, dropout)
+        y = self.hidden_dropout(rearrange(y, "b h t k -> b t (h k)") * F.silu(self.gate(C)))
+        y = self.dropout(self.straight(C) + self.mixed(y)) + x
         return y, MegalodonState(norm, average, chunk)

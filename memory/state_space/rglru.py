@@ -21,55 +21,55 @@ from torch import Tensor, nn
 
 from zoo.memory.state_space.linear_scan import LinearScan
 
-SHARPNESS = 8.0  # c
-FLATTEST = 1e-6  # 4x is taken to be at least this in the gradient of sqrt(x)
+EXPONENT = 8.0  # c
+LEAST_4X = 1e-6  # lower bound of 4x in the gradient of sqrt(x)
 
 
 def rglru_loop(
     x: Float[Tensor, "rows time width"],
-    log_decay: Float[Tensor, "rows time width"],
+    log_a: Float[Tensor, "rows time width"],
     starts: Bool[Tensor, "rows time"],
-    initial: Float[Tensor, "rows width"],
+    h: Float[Tensor, "rows width"],
 ) -> tuple[Float[Tensor, "rows time width"], Float[Tensor, "rows width"]]:
-    """What `rglru` computes, token after token: the definition."""
-    hidden, said = initial, []
-    for token, log_a, first in zip(
-        x.to(initial.dtype).unbind(1), log_decay.to(initial.dtype).unbind(1), starts.unbind(1), strict=True
+    """The definition of `rglru`, token by token."""
+    outputs = []
+    for x_t, log_a_t, start in zip(
+        x.to(h.dtype).unbind(1), log_a.to(h.dtype).unbind(1), starts.unbind(1), strict=True
     ):
-        carried = log_a.exp() * hidden + BoundedSqrt.apply(room(log_a)) * token
-        hidden = torch.where(first[:, None], token, carried)
-        said.append(hidden)
-    return torch.stack(said, dim=1), hidden
+        continued = log_a_t.exp() * h + BoundedSqrt.apply(one_minus_a_squared(log_a_t)) * x_t
+        h = torch.where(start[:, None], x_t, continued)
+        outputs.append(h)
+    return torch.stack(outputs, dim=1), h
 
 
 def rglru(
     x: Float[Tensor, "rows time width"],
-    log_decay: Float[Tensor, "rows time width"],
+    log_a: Float[Tensor, "rows time width"],
     starts: Bool[Tensor, "rows time"],
-    initial: Float[Tensor, "rows width"],
+    h: Float[Tensor, "rows width"],
 ) -> tuple[Float[Tensor, "rows time width"], Float[Tensor, "rows width"]]:
-    """h_t for every token and the last one, from i_t x_t and log a_t, at the precision of `initial`.
+    """h_t for every token and the last one, from i_t x_t, log a_t and the h before, in that h's dtype.
 
-    A text begins where `starts` says so, and forgets what was before.
+    `starts` marks first tokens of texts: nothing from before them counts.
     """
     with torch.autocast(x.device.type, enabled=False):  # a sum over the whole text
-        x, log_decay, first = x.to(initial.dtype), log_decay.to(initial.dtype), starts[..., None]
-        decay = decays(log_decay).masked_fill(first, 0)
-        scale = BoundedSqrt.apply(room(log_decay)).masked_fill(first, 1)
-        hidden = LinearScan.apply(decay, scale * x, initial)
-        return hidden, hidden[:, -1]
+        x, log_a, start = x.to(h.dtype), log_a.to(h.dtype), starts[..., None]
+        a = decay(log_a).masked_fill(start, 0)
+        scale = BoundedSqrt.apply(one_minus_a_squared(log_a)).masked_fill(start, 1)
+        y = LinearScan.apply(a, scale * x, h)
+        return y, y[:, -1]
 
 
-def decays(log_decay: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+def decay(log_a: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """a, rounded to nearest also where it is almost 1: there the exp of some processors is an ulp too small,
     which adds up over thousands of tokens."""
-    return torch.where(log_decay > -1, 1 + log_decay.expm1(), log_decay.exp())
+    return torch.where(log_a > -1, 1 + log_a.expm1(), log_a.exp())
 
 
-def room(log_decay: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+def one_minus_a_squared(log_a: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
     """1 - a^2; in float64 with a^2 rounded as the published code does, else without cancellation near 1."""
-    excess = (2 * log_decay).expm1()  # not exp, which on some processors rounds exp(-1e-17) to 1 - 2^-53
-    return 1 - (1 + excess) if log_decay.dtype == torch.float64 else -excess
+    excess = (2 * log_a).expm1()  # not exp, which on some processors rounds exp(-1e-17) to 1 - 2^-53
+    return 1 - (1 + excess) if log_a.dtype == torch.float64 else -excess
 
 
 class BoundedSqrt(torch.autograd.Function):
@@ -81,9 +81,9 @@ class BoundedSqrt(torch.autograd.Function):
         return x.sqrt()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return slope * (4 * x).clamp(min=FLATTEST).rsqrt()
+        return grad * (4 * x).clamp(min=LEAST_4X).rsqrt()
 
 
 class BlockLinear(nn.Module):
@@ -105,23 +105,23 @@ class BlockLinear(nn.Module):
 
 
 class RGLRU(nn.Module):
-    """The unit with its gates, `blocks` blocks in each.  At birth a^2 is uniform between 0.9^2 and 0.999^2
+    """The unit with its gates, `blocks` blocks in each.  Initially a^2 is uniform between 0.9^2 and 0.999^2
     where r = 1/c; gates have variance 1/block, their biases are 0."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         self.input_gate, self.decay_gate = BlockLinear(width, blocks), BlockLinear(width, blocks)
-        least, most = 0.9**2, 0.999**2
-        log_a = 0.5 * (least + (most - least) * torch.rand(width)).log()
+        low, high = 0.9**2, 0.999**2
+        log_a = 0.5 * (low + (high - low) * torch.rand(width)).log()
         self.rate = nn.Parameter((-log_a).expm1().log())  # Lambda: softplus(Lambda) = -log a
 
     def forward(
         self,
         x: Float[Tensor, "rows time width"],
-        hidden: Float[Tensor, "rows width"],
+        h: Float[Tensor, "rows width"],
         starts: Bool[Tensor, "rows time"],
     ) -> tuple[Float[Tensor, "rows time width"], Float[Tensor, "rows width"]]:
-        gate, r = (part(x).to(hidden.dtype).sigmoid() for part in (self.input_gate, self.decay_gate))
-        log_decay = -SHARPNESS * r * F.softplus(self.rate.to(hidden.dtype))
-        y, hidden = rglru(gate * x, log_decay, starts, hidden)
-        return y.to(x.dtype), hidden
+        i, r = (gate(x).to(h.dtype).sigmoid() for gate in (self.input_gate, self.decay_gate))
+        Lambda = self.rate.to(h.dtype)
+        y, h = rglru(i * x, -EXPONENT * r * F.softplus(Lambda), starts, h)
+        return y.to(x.dtype), h

@@ -41,7 +41,7 @@ def by_part(weight: Tensor, groups: int, head_dim: int) -> Tensor:
 def seen(attention: WindowAttention, state: WindowState) -> dict[str, Tensor]:
     """`attn_k`, `attn_v` (rows, keys, heads, head width): the keys that there are, in the order of the text,
     with their rotary positions in it."""
-    lengths = state.read.unique().tolist()
+    lengths = state.length.unique().tolist()
     if len(lengths) != 1:
         raise UserError(f"state: expected rows that have read one length, found {lengths}")
     (read,), cache = lengths, attention.window - 1

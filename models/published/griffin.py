@@ -116,6 +116,6 @@ def published_state(state: State, model: Griffin) -> dict[str, Tensor]:
     for layer, (kept, block) in enumerate(zip(state, model.stack, strict=True)):
         mixer: Any = block.mixer
         recurs = isinstance(kept, RecurrentState)
-        named = {"conv": kept.tail, "h": kept.hidden} if recurs else seen(mixer, kept)
+        named = {"conv": kept.conv, "h": kept.h} if recurs else seen(mixer, kept)
         found |= {f"{layer}.{name}": tensor for name, tensor in named.items()}
     return found

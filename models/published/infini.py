@@ -113,7 +113,7 @@ def published_state(state: tuple[MemoryState, ...]) -> dict[str, Tensor]:
     return {
         f"layer{layer}/{name}": tensor
         for layer, kept in enumerate(state)
-        if kept.written.any()
+        if kept.writes.any()
         for name, tensor in memory(kept).items()
     }
 

@@ -158,5 +158,5 @@ def published_state(state: State, model: Decoder | None = None) -> dict[str, Ten
     return {
         f"{layer}.{name}": tensor
         for layer, kept in enumerate(state)
-        for name, tensor in (("conv_state", F.pad(kept.tail.mT, (1, 0))), ("ssm_state", kept.hidden))
+        for name, tensor in (("conv_state", F.pad(kept.conv.mT, (1, 0))), ("ssm_state", kept.ssm))
     }

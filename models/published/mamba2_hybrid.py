@@ -59,7 +59,7 @@ class MambaLM(Decoder):
 
 
 class PackedState(NamedTuple):
-    tail: Float[Tensor, "rows earlier channels"]  # the last taps - 1 queries, keys and values, oldest first
+    conv: Float[Tensor, "rows earlier channels"]  # the last K-1 queries, keys and values, oldest first
     window: WindowState
 
 
@@ -80,18 +80,18 @@ class PackedAttention(Mixer):
         self.conv = CausalConv(packed, conv_size) if conv_size else None
 
     def init_state(self, rows: int) -> PackedState:
-        tail = self.attention.qkv.weight.new_zeros(rows, 0, self.parts[0])
-        tail = tail if self.conv is None else self.conv.init_state(rows)
-        return PackedState(tail, self.attention.init_state(rows))
+        conv = self.attention.qkv.weight.new_zeros(rows, 0, self.parts[0])
+        conv = conv if self.conv is None else self.conv.init_state(rows)
+        return PackedState(conv, self.attention.init_state(rows))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: PackedState
     ) -> tuple[Float[Tensor, "rows time width"], PackedState]:
         packed, up, gate = self.attention.qkv(x).split(self.parts, dim=-1)
-        packed, tail = (packed, state.tail) if self.conv is None else self.conv(packed, state.tail)
+        packed, conv = (packed, state.conv) if self.conv is None else self.conv(packed, state.conv)
         q, k, v = self.attention.separate(packed)
         y, window = self.attention.mix(self.scale * q, k, v, state.window)
-        return self.attention.out(torch.cat([y, up * F.silu(gate)], dim=-1)), PackedState(tail, window)
+        return self.attention.out(torch.cat([y, up * F.silu(gate)], dim=-1)), PackedState(conv, window)
 
 
 def attention(width: int, config: Config, context: int) -> PackedAttention:
@@ -185,9 +185,9 @@ def states(state: State, model: Decoder) -> dict[str, Tensor]:
         mixer: Any = block.mixer
         named: dict[str, Tensor] = {}
         if isinstance(kept, (MambaState, Mamba2State, PackedState)) and mixer.conv is not None:
-            named["conv_state"] = F.pad(rearrange(kept.tail, "b k c -> b c k"), (1, 0))
+            named["conv_state"] = F.pad(rearrange(kept.conv, "b k c -> b c k"), (1, 0))
         if isinstance(kept, (MambaState, Mamba2State)):
-            named["ssm_state"] = kept.hidden
+            named["ssm_state"] = kept.ssm
         elif isinstance(kept, PackedState):
             named |= seen(mixer.attention, kept.window)
         else:

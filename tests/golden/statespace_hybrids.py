@@ -75,7 +75,7 @@ def check_recurrent_block(case: Case) -> None:
         for piece in inputs["x"].split(lengths, dim=1):
             y, state = block(piece, state)
             said.append(y)
-            case.compare(f"state@{int(state.read[0])}.", {"conv": state.tail, "h": state.hidden})
+            case.compare(f"state@{int(state.length[0])}.", {"conv": state.conv, "h": state.h})
         y = torch.cat(said, dim=1)
         case.compare("out.", {"y": y})
         (y * case.read("cot.y")).sum().backward()

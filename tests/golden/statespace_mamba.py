@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.golden.cases import Case
 from tests.golden.statespace_hybrids import check_model, cuts, slopes
 from zoo.memory.mixer import Mixer
+from zoo.memory.state_space.inputs import ScanInputs, SSDInputs
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import selective_scan, selective_scan_loop
@@ -45,24 +46,28 @@ def grown(case: Case, names: list[str]) -> dict[str, Tensor]:
     return {name: case.read(f"in.{name}").clone().requires_grad_() for name in names if f"in.{name}" in case}
 
 
+def by_name(form: Function, inputs: type[ScanInputs | SSDInputs], **options: Any) -> Function:
+    """The recurrence as a function of named tensors."""
+    return lambda **tensors: form(inputs(**tensors, **options))
+
+
 def check_scan(case: Case) -> None:
     """`mamba1/scan`: both forms, cut anywhere, with and without a gradient of the last state."""
-    names = {"u": "u", "delta": "delta", "rates": "A", "write": "B", "read": "C"}
-    names |= {"skip": "D", "gate": "z", "bias": "delta_bias"}
-    timed = {"u", "delta", "write", "read", "gate"}
+    names = {name: name for name in ("u", "A", "B", "C", "D", "z")} | {"dt": "delta", "dt_bias": "delta_bias"}
+    timed = {"u", "dt", "B", "C", "z"}
     for form in (selective_scan, selective_scan_loop):
-        form = partial(form, softplus=case.config["delta_softplus"])
+        scan = by_name(form, ScanInputs, dt_softplus=case.config["delta_softplus"])
         for lengths in cuts(case, case.config["L"]):
             for prefix in ("grad.", "grad_y_only."):
                 inputs = grown(case, list(names.values()))
-                given = {ours: inputs[theirs] for ours, theirs in names.items() if theirs in inputs}
-                for name in ("write", "read"):
-                    grouped = given[name] if given[name].ndim == 4 else given[name][:, None]
-                    given[name] = rearrange(grouped, "b g n t -> b t g n")
-                for name in timed & set(given) - {"write", "read"}:
-                    given[name] = rearrange(given[name], "b e t -> b t e")
+                tensors = {ours: inputs[theirs] for ours, theirs in names.items() if theirs in inputs}
+                for name in ("B", "C"):
+                    grouped = tensors[name] if tensors[name].ndim == 4 else tensors[name][:, None]
+                    tensors[name] = rearrange(grouped, "b g n t -> b t g n")
+                for name in timed & set(tensors) - {"B", "C"}:
+                    tensors[name] = rearrange(tensors[name], "b e t -> b t e")
                 empty = torch.zeros(len(inputs["u"]), *inputs["A"].shape, dtype=torch.float64)
-                y, after = run(form, given, timed, lengths, empty)
+                y, after = run(scan, tensors, timed, lengths, empty)
                 y, last = y.mT, after[sum(lengths)]
                 case.compare("out.", {"y": y, "last_state": last})
                 for done, state in after.items():
@@ -75,22 +80,23 @@ def check_scan(case: Case) -> None:
 
 
 def check_ssd(case: Case) -> None:
-    """`mamba2/ssd`: both forms, chunks that fit and that don't, cut anywhere; fresh, and from a given
-    state."""
-    names = {"x": "x", "dt": "dt", "rates": "A", "write": "B", "read": "C"}
-    names |= {"skip": "D", "gate": "z", "bias": "dt_bias"}
-    timed, config = {"x", "dt", "write", "read", "gate"}, case.config
-    own = {"softplus": config["dt_softplus"], "limits": mamba2.limits(config, "dt_limit")}
+    """`mamba2/ssd`: both forms, chunks that fit and that don't, cut anywhere; from an empty state, and from a
+    random one."""
+    names, timed, config = (
+        ("x", "dt", "A", "B", "C", "D", "z", "dt_bias"),
+        {"x", "dt", "B", "C", "z"},
+        case.config,
+    )
+    options = {"dt_softplus": config["dt_softplus"], "dt_limit": mamba2.limits(config, "dt_limit")}
     forms: list[Function] = [
         ssd_loop,
         *(partial(ssd, chunk_size=q) for q in (config["chunk_size"], 1, 5, 64)),
     ]
     for form, lengths in product(forms, cuts(case, config["L"])):
-        form = partial(form, **own)
-        inputs = grown(case, list(names.values()))
-        given = {ours: inputs[theirs] for ours, theirs in names.items() if theirs in inputs}
+        recurrence = by_name(form, SSDInputs, **options)
+        inputs = grown(case, [*names])
         empty = torch.zeros(*inputs["x"].shape[:1], *inputs["x"].shape[2:], inputs["B"].shape[3]).double()
-        y, after = run(form, given, timed, lengths, empty)
+        y, after = run(recurrence, inputs, timed, lengths, empty)
         case.compare("out.", {"y": y, "final_state": after[sum(lengths)]})
         for done, state in after.items():
             case.compare(f"state@{done}.", {"ssm_state": state})
@@ -99,10 +105,9 @@ def check_ssd(case: Case) -> None:
 
         if "in.h0" not in case:
             continue
-        inputs = grown(case, [*names.values(), "h0"])
-        given = {ours: inputs[theirs] for ours, theirs in names.items() if theirs in inputs}
-        given = {name: tensor for name, tensor in given.items() if name not in ("skip", "gate")}
-        y, after = run(form, given, timed, lengths, inputs["h0"])
+        inputs = grown(case, [*names, "h0"])
+        tensors = {name: tensor for name, tensor in inputs.items() if name not in ("D", "z", "h0")}
+        y, after = run(recurrence, tensors, timed, lengths, inputs["h0"])
         last = after[sum(lengths)]
         case.compare("out0.", {"y": y, "final_state": last})
         loss = (y * case.read("cot0.y")).sum() + (last * case.read("cot0.final_state")).sum()
@@ -123,13 +128,13 @@ def check_layer(
     mixer.out.register_forward_hook(lambda _, read, __: said.update(pre_out_proj=read[0]))
     mixer.conv.register_forward_hook(lambda _, read, __: heard.append(read[0]))
     if isinstance(mixer, Mamba2Mixer):
-        gated = mixer._gated
+        gated_norm = mixer.gated_norm
 
-        def tell(y: Tensor, gate: Tensor) -> Tensor:
-            said.update(pre_norm_y=y, post_norm=gated(y, gate))
+        def tell(y: Tensor, z: Tensor) -> Tensor:
+            said.update(pre_norm_y=y, post_norm=gated_norm(y, z))
             return said["post_norm"]
 
-        mixer._gated = tell  # type: ignore[method-assign]
+        mixer.gated_norm = tell  # type: ignore[method-assign]
     for lengths in cuts(case, case.config["L"]):
         mixer.zero_grad()
         heard.clear()
@@ -141,9 +146,9 @@ def check_layer(
             seen = torch.cat(heard, dim=1)
             taps = mixer.conv.weight.shape[1]
             padded = torch.cat([seen.new_zeros(len(seen), taps, seen.shape[2]), seen], dim=1)
-            assert torch.equal(padded[:, padded.shape[1] - taps + 1 :], state.tail)
+            assert torch.equal(padded[:, padded.shape[1] - taps + 1 :], state.conv)
             case.compare(
-                f"state@{seen.shape[1]}.", {"conv_state": padded[:, -taps:].mT, "ssm_state": state.hidden}
+                f"state@{seen.shape[1]}.", {"conv_state": padded[:, -taps:].mT, "ssm_state": state.ssm}
             )
         y = torch.cat(parts, dim=1)
         case.compare("out.", {"y": y})

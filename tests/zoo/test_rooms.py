@@ -45,7 +45,7 @@ INSIDE = {  # of train and memory: folder -> the other folders that it may impor
 
 
 def imports(file: str) -> Iterator[str]:
-    """Every module imported, wherever in the file: "zoo.memory.kernels" for both ways of saying it."""
+    """Every module imported, wherever in the file: "zoo.memory.mixer" for both ways of saying it."""
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -168,7 +168,7 @@ def kernel(package: str) -> Finding:
     import torch
 
     try:
-        look_up("zoo.memory.kernels:require")(package)
+        look_up("zoo.memory.state_space.kernels:require")(package)
     except UserError as error:
         broken = bool(version(package)) and torch.cuda.is_available()
         return Finding(package, f"no: {reason(error)}", problem=broken)

@@ -91,7 +91,7 @@ def test_any_window_read_in_any_calls(
         y, state = layer(piece, state)
         said.append(y)
     torch.testing.assert_close(torch.cat(said, dim=1)[0], slow(layer, x[0]), rtol=1e-9, atol=1e-9)
-    assert state.read.tolist() == [sum(calls)]
+    assert state.length.tolist() == [sum(calls)]
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi"])
@@ -109,7 +109,7 @@ def test_rows_at_different_fills(position: Position, window: int, sinks: int) ->
             texts[row] = x[row] if row in fresh else torch.cat([texts[row], x[row]])
             expected = slow(layer, texts[row])[-length:]
             torch.testing.assert_close(y[row], expected, rtol=1e-9, atol=1e-9)
-    assert state.read.tolist() == [21, 18, 13]
+    assert state.length.tolist() == [21, 18, 13]
 
 
 @torch.no_grad()
@@ -143,9 +143,9 @@ def test_a_text_has_no_length_at_which_it_goes_wrong(sinks: int) -> None:
 
     after = text(layer, 1, 3 * window, seed=1).float()
     on, _ = layer(after, near)
-    late, end = layer(after, near._replace(read=near.read + 10**12))
+    late, end = layer(after, near._replace(length=near.length + 10**12))
     assert torch.equal(late, on)
-    assert end.read.item() == 10**12 + sinks + 6 * window
+    assert end.length.item() == 10**12 + sinks + 6 * window
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def test_cut_anywhere_between_segments(rule: Rule) -> None:
         second, state = read_and_write(q[:, cut:], k[:, cut:], v[:, cut:], state, rule)
         torch.testing.assert_close(torch.cat([first, second], dim=1), far)
         torch.testing.assert_close(leaves(state), leaves(after))
-    assert after.written.tolist() == [8, 5, 8]
+    assert after.writes.tolist() == [8, 5, 8]
 
 
 def test_sigma_by_its_formula() -> None:
@@ -120,7 +120,7 @@ def test_an_empty_memory_has_no_gradient(rule: Rule) -> None:
 @torch.no_grad()
 def test_nothing_written_is_nothing_there_whatever_lies_in_it(form: Any, rule: Rule) -> None:
     (q, k, v), old = parts(1, 4), begun(rule)
-    state = old._replace(matrix=draw(ROWS, HEADS, KEY, VALUE), written=torch.zeros_like(old.written))
+    state = old._replace(matrix=draw(ROWS, HEADS, KEY, VALUE), writes=torch.zeros_like(old.writes))
     far, after = form(q, k, v, state, rule)
     assert not far.any()
     torch.testing.assert_close(after.matrix, state.matrix + sigma(k[:, 0]).mT @ v[:, 0])  # nothing taken off

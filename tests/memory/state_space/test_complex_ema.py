@@ -9,8 +9,8 @@ from torch import Tensor
 from zoo.memory.state_space.complex_ema import CHUNK, Coefficients, ComplexEMA, ema, ema_loop
 
 
-def made(width: int, states: int, seed: int = 0) -> ComplexEMA:
-    """In float64, every parameter shaken."""
+def build(width: int, states: int, seed: int = 0) -> ComplexEMA:
+    """In float64, every parameter perturbed."""
     torch.manual_seed(seed)
     layer = ComplexEMA(width, states).double()
     with torch.no_grad():
@@ -19,23 +19,23 @@ def made(width: int, states: int, seed: int = 0) -> ComplexEMA:
     return layer
 
 
-def weighed(*parts: Tensor) -> Tensor:
-    """A scalar in which every entry has a weight of its own."""
+def weighted_sum(*parts: Tensor) -> Tensor:
+    """With a different weight for every entry."""
     flat = [(torch.view_as_real(part) if part.is_complex() else part).flatten() for part in parts]
     return torch.stack([part @ torch.linspace(-1, 2, len(part), dtype=part.dtype) for part in flat]).sum()
 
 
 @pytest.mark.parametrize("time", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 4 * CHUNK + 7])
 @pytest.mark.parametrize(("rows", "width", "states"), [(1, 1, 1), (3, 5, 4), (2, 3, 16)])
-def test_chunks_say_and_learn_what_the_loop_does(time: int, rows: int, width: int, states: int) -> None:
-    layer = made(width, states)
+def test_chunks_equal_the_loop_in_values_and_gradients(time: int, rows: int, width: int, states: int) -> None:
+    layer = build(width, states)
     results = []
     for form in (ema_loop, ema):
         torch.manual_seed(1)
         x = torch.randn(rows, time, width, dtype=torch.float64, requires_grad=True)
         h = torch.randn(rows, width, states, dtype=torch.complex128, requires_grad=True)
         y, after = form(x, layer.coefficients(), h)
-        grads = torch.autograd.grad(weighed(y, after), [x, h, *layer.parameters()])
+        grads = torch.autograd.grad(weighted_sum(y, after), [x, h, *layer.parameters()])
         results.append([y, after, *grads])
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-10)
 
@@ -43,7 +43,7 @@ def test_chunks_say_and_learn_what_the_loop_does(time: int, rows: int, width: in
 @torch.no_grad()
 def test_the_loop_is_the_papers_sum() -> None:
     """y_t = sum_j k_{t-j} x_j + omega x_t + sum_n Re(g q^{t+1} h), each power by Python's complex numbers."""
-    layer, time = made(2, 3), 6
+    layer, time = build(2, 3), 6
     x, h = torch.randn(1, time, 2, dtype=torch.float64), torch.randn(1, 2, 3, dtype=torch.complex128)
     y, after = ema_loop(x, layer.coefficients(), h)
 
@@ -52,33 +52,35 @@ def test_the_loop_is_the_papers_sum() -> None:
 
     for d in range(2):
         alpha, delta = layer.alpha[d].tolist(), layer.delta[d].tolist()
-        turn = sigmoid(layer.theta[d].item()) * 2 * math.pi / 3
+        step = sigmoid(layer.theta[d].item()) * 2 * math.pi / 3
         p = [sigmoid(a) for a in alpha]
         r = [1 - sigmoid(a) * sigmoid(b) for a, b in zip(alpha, delta, strict=True)]
-        q = [r[n] * complex(math.cos((n + 1) * turn), math.sin((n + 1) * turn)) for n in range(3)]
+        q = [r[n] * complex(math.cos((n + 1) * step), math.sin((n + 1) * step)) for n in range(3)]
         g = [complex(*pair) / math.sqrt(3) for pair in layer.gamma[d].tolist()]
         start, past = h[0, d].tolist(), x[0, :, d].tolist()
         for t in range(time):
-            now = [
+            h_t = [
                 q[n] ** (t + 1) * start[n] + sum(p[n] * q[n] ** (t - j) * past[j] for j in range(t + 1))
                 for n in range(3)
             ]
-            said = sum((g[n] * now[n]).real for n in range(3)) + layer.omega[d].item() * past[t]
-            assert y[0, t, d].item() == pytest.approx(said, abs=1e-12)
-        assert after[0, d].tolist() == pytest.approx(now, abs=1e-12)
+            expected = sum((g[n] * h_t[n]).real for n in range(3)) + layer.omega[d].item() * past[t]
+            assert y[0, t, d].item() == pytest.approx(expected, abs=1e-12)
+        assert after[0, d].tolist() == pytest.approx(h_t, abs=1e-12)
 
 
 @torch.no_grad()
-def test_any_cut_of_a_text_says_the_same() -> None:
-    layer = made(4, 3)
+def test_a_text_may_be_cut_anywhere() -> None:
+    layer = build(4, 3)
     x = torch.randn(2, 100, 4, dtype=torch.float64)
-    whole, end = layer(x, layer.init_state(2))
+    expected, end = layer(x, layer.init_state(2))
     for lengths in ([50, 50], [1] * 100, [33, 1, 66], [7, 93]):
-        state, said = layer.init_state(2), []
+        state, outputs = layer.init_state(2), []
         for piece in x.split(lengths, dim=1):
             y, state = layer(piece, state)
-            said.append(y)
-        torch.testing.assert_close((torch.cat(said, dim=1), state), (whole, end), rtol=1e-10, atol=1e-10)
+            outputs.append(y)
+        torch.testing.assert_close(
+            (torch.cat(outputs, dim=1), state), (expected, end), rtol=1e-10, atol=1e-10
+        )
 
 
 # alpha, delta: decays q near 0 and rounded to 0, in between, near 1 and rounded to 1
@@ -86,7 +88,7 @@ DECAYS = [(30, 30), (40, 40), (100, 100), (0, 0), (-3, 3), (5, -8), (-6, -6), (0
 ANGLES = [-20.0, -3.0, 0.0, 2.0, 5.0, 20.0]
 
 
-def at_the_edge(alpha: float, delta: float) -> ComplexEMA:
+def with_decay(alpha: float, delta: float) -> ComplexEMA:
     torch.manual_seed(0)
     layer = ComplexEMA(len(ANGLES), 16)
     with torch.no_grad():
@@ -101,10 +103,9 @@ def at_the_edge(alpha: float, delta: float) -> ComplexEMA:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_long_texts_at_any_decay(alpha: float, delta: float, dtype: torch.dtype) -> None:
     """8192 tokens at float32 against the loop at float64, relative to the largest entry: below 1e-4 (measured
-    4.5e-5 where nothing decays; the loop at float32 has 2.4e-4), and below 1e-6 where |q| <= 0.9.  What is
-    said of bf16 inputs is rounded to bf16; the state is as exact as that of float32's.  Gradients are
-    finite."""
-    layer = at_the_edge(alpha, delta)
+    4.5e-5 where nothing decays; the loop at float32 has 2.4e-4), and below 1e-6 where |q| <= 0.9.  Outputs of
+    bf16 inputs are rounded to bf16; the state is as exact as that of float32's.  Gradients are finite."""
+    layer = with_decay(alpha, delta)
     x = torch.randn(2, 8192, len(ANGLES)).to(dtype)
     h = torch.randn(2, len(ANGLES), 16, dtype=torch.complex64)
     with torch.no_grad():
@@ -113,8 +114,8 @@ def test_long_texts_at_any_decay(alpha: float, delta: float, dtype: torch.dtype)
     y, after = layer(x, h)
     assert y.dtype == dtype
     assert after.dtype == torch.complex64
-    strongest = layer.coefficients().decay.exp().max().item()
-    bound = 1e-6 if strongest <= 0.9 else 1e-4
+    abs_q = layer.coefficients().log_abs_q.exp().max().item()
+    bound = 1e-6 if abs_q <= 0.9 else 1e-4
     rounding = 2**-8 * expected.abs() if dtype == torch.bfloat16 else 0
     assert ((y - expected).abs() <= bound * expected.abs().max() + rounding).all()
     assert (after - end).abs().max() <= bound * end.abs().max()
@@ -126,29 +127,29 @@ def test_long_texts_at_any_decay(alpha: float, delta: float, dtype: torch.dtype)
 def test_gradients_of_a_long_text_at_float32(alpha: float, delta: float) -> None:
     """2048 tokens against the float64 loop, each gradient relative to its largest entry."""
     torch.manual_seed(1)
-    x, weights, found = torch.randn(1, 2048, len(ANGLES)), torch.randn(1, 2048, len(ANGLES)), []
-    for form, exact in ((ema_loop, torch.float64), (ema, torch.float32)):
-        layer = at_the_edge(alpha, delta).to(exact)
-        given = x.detach().to(exact, copy=True).requires_grad_()
-        y, after = form(given, layer.coefficients(), layer.init_state(1))
-        total = (y * weights.to(exact)).sum() + torch.view_as_real(after).sum()
-        found.append(torch.autograd.grad(total, [given, *layer.parameters()]))
-    for expected, grad in zip(*found, strict=True):
+    x, weights, results = torch.randn(1, 2048, len(ANGLES)), torch.randn(1, 2048, len(ANGLES)), []
+    for form, dtype in ((ema_loop, torch.float64), (ema, torch.float32)):
+        layer = with_decay(alpha, delta).to(dtype)
+        inputs = x.detach().to(dtype, copy=True).requires_grad_()
+        y, after = form(inputs, layer.coefficients(), layer.init_state(1))
+        total = (y * weights.to(dtype)).sum() + torch.view_as_real(after).sum()
+        results.append(torch.autograd.grad(total, [inputs, *layer.parameters()]))
+    for expected, grad in zip(*results, strict=True):
         assert (grad - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1e-9)
 
 
 def test_autocast_leaves_the_average_alone() -> None:
-    layer = made(4, 3).float()
+    layer = build(4, 3).float()
     x = torch.randn(2, 40, 4)
     expected = layer(x, layer.init_state(2))
     with torch.autocast("cpu", torch.bfloat16):
-        found = layer(x, layer.init_state(2))
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+        result = layer(x, layer.init_state(2))
+    assert torch.equal(result[0], expected[0])
+    assert torch.equal(result[1], expected[1])
     assert layer.bfloat16().init_state(2).dtype == torch.complex64
 
 
-def test_born_as_published() -> None:
+def test_initial_weights_are_drawn_as_published() -> None:
     torch.manual_seed(0)
     layer = ComplexEMA(64, 16)
     rates = layer.theta.detach().sigmoid().sort(descending=True).values

@@ -1,4 +1,4 @@
-"""The RG-LRU: its fast form against the loop that defines it, and in float32 where decays are extreme."""
+"""The RG-LRU: its fast form against the loop that defines it, also in float32 where decays are extreme."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoo.memory.state_space.griffin_block import RecurrentBlock
-from zoo.memory.state_space.rglru import RGLRU, rglru, rglru_loop, room
+from zoo.memory.state_space.rglru import RGLRU, one_minus_a_squared, rglru, rglru_loop
 from zoo.state import leaves
 
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -19,31 +19,31 @@ DECAYS = {  # a between exp of these
     "near 1": (-1e-5, -1e-9),
     "exactly 1": (0.0, 0.0),
     "near 0": (-80.0, -20.0),
-    "all there are": (-200.0, -1e-8),
-    "as at birth": (-0.8, -1e-3),
+    "all": (-200.0, -1e-8),
+    "as initialised": (-0.8, -1e-3),
 }
 
 
-def drawn(rows: int, time: int, least: float, most: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, log decays (between the two), and an initial state, in float64."""
-    generator = torch.Generator().manual_seed(seed)
+def random_inputs(
+    rows: int, time: int, low: float, high: float, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, log decays between `low` and `high`, and an initial state, in float64."""
+    rng = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=rng, dtype=torch.float64)
 
-    log_decay = least + (most - least) * torch.rand(
-        rows, time, WIDTH, generator=generator, dtype=torch.float64
-    )
-    return draw(rows, time, WIDTH), log_decay, draw(rows, WIDTH)
+    log_a = low + (high - low) * torch.rand(rows, time, WIDTH, generator=rng, dtype=torch.float64)
+    return draw(rows, time, WIDTH), log_a, draw(rows, WIDTH)
 
 
-def answers(form: Form, given: tuple[Tensor, Tensor, Tensor], starts: Tensor) -> list[Tensor]:
+def run(form: Form, inputs: tuple[Tensor, Tensor, Tensor], starts: Tensor) -> list[Tensor]:
     """All h, the last, and the gradients of inputs, decays and initial state."""
-    x, log_decay, initial = (part.clone().requires_grad_() for part in given)
-    y, last = form(x, log_decay, starts, initial)
+    x, log_a, initial = (part.clone().requires_grad_() for part in inputs)
+    y, last = form(x, log_a, starts, initial)
     weights = torch.linspace(1, 2, y.numel(), dtype=torch.float64).view_as(y)
     total = (y.double() * weights).sum() + (last.double() * torch.linspace(-1, 3, WIDTH)).sum()
-    return [y.detach(), last.detach(), *torch.autograd.grad(total, [x, log_decay, initial])]
+    return [y.detach(), last.detach(), *torch.autograd.grad(total, [x, log_a, initial])]
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,68 +54,69 @@ def answers(form: Form, given: tuple[Tensor, Tensor, Tensor], starts: Tensor) ->
     often=st.sampled_from([0.0, 0.1, 1.0]),
     seed=st.integers(0, 99),
 )
-def test_the_fast_form_is_the_loop(
+def test_the_fast_form_equals_the_loop(
     rows: int, time: int, decays: tuple[float, float], often: float, seed: int
 ) -> None:
-    parts = drawn(rows, time, *decays, seed=seed)
+    inputs = random_inputs(rows, time, *decays, seed=seed)
     starts = torch.rand(rows, time, generator=torch.Generator().manual_seed(seed)) < often
-    for fast, slow in zip(answers(rglru, parts, starts), answers(rglru_loop, parts, starts), strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        run(rglru, inputs, starts), run(rglru_loop, inputs, starts), rtol=1e-11, atol=1e-11
+    )
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30))
+def error(result: Tensor, exact: Tensor) -> float:
+    return float((result.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["near 1", "near 0", "all there are"])
+@pytest.mark.parametrize("name", ["near 1", "near 0", "all"])
 def test_8192_tokens_in_float32_and_bfloat16(name: str) -> None:
     """Of the largest entry, against the loop in float64: 1e-5 in float32, outputs and gradients; bfloat16
     inputs add their own rounding, 4e-3, and no more."""
-    x, log_decay, initial = (part.float().double() for part in drawn(1, LONG, *DECAYS[name]))
+    x, log_a, initial = (part.float().double() for part in random_inputs(1, LONG, *DECAYS[name]))
     starts = torch.zeros(1, LONG, dtype=torch.bool)
     with torch.enable_grad():
-        exact = answers(rglru_loop, (x, log_decay, initial), starts)
-        found = answers(rglru, (x.float(), log_decay.float(), initial.float()), starts)
-    assert all(part.isfinite().all() for part in found)
-    for ours, theirs in zip(found, exact, strict=True):
-        assert error(ours, theirs) < 1e-5
+        exact = run(rglru_loop, (x, log_a, initial), starts)
+        results = run(rglru, (x.float(), log_a.float(), initial.float()), starts)
+    assert all(result.isfinite().all() for result in results)
+    for result, expected in zip(results, exact, strict=True):
+        assert error(result, expected) < 1e-5
 
     short, scale = x.bfloat16(), exact[0].abs().max()
-    said, last = rglru(short, log_decay.float(), starts, initial.float())
-    assert said.dtype == last.dtype == torch.float32
-    assert (said - rglru_loop(short.double(), log_decay, starts, initial)[0]).abs().max() < 1e-5 * scale
-    assert (said - exact[0]).abs().max() < 4e-3 * scale
+    y, last = rglru(short, log_a.float(), starts, initial.float())
+    assert y.dtype == last.dtype == torch.float32
+    assert (y - rglru_loop(short.double(), log_a, starts, initial)[0]).abs().max() < 1e-5 * scale
+    assert (y - exact[0]).abs().max() < 4e-3 * scale
 
 
 def test_the_square_root_s_gradient_is_clipped() -> None:
     """d sqrt(1 - a^2) / d log a is -2 a^2 / sqrt(max(4 (1 - a^2), 1e-6)): -2000 at a = 1."""
-    log_decay = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
-    one, none = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    y, _ = rglru(one, log_decay, torch.zeros(1, 1, dtype=torch.bool), none)
+    log_a = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+    x, h = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    y, _ = rglru(x, log_a, torch.zeros(1, 1, dtype=torch.bool), h)
     assert not y.any()
     y.sum().backward()
-    assert log_decay.grad is not None
-    torch.testing.assert_close(log_decay.grad, torch.full_like(log_decay, -2000.0))
+    assert log_a.grad is not None
+    torch.testing.assert_close(log_a.grad, torch.full_like(log_a, -2000.0))
 
 
 def test_1_minus_a_squared_in_float64_has_a_squared_rounded_to_nearest() -> None:
-    """On every processor: whether exp(-1e-17) is 1 or 1 - 2^-53 makes 1e-8 of sqrt(1 - a^2)."""
-    log_decay = -torch.tensor([1e-17, 3e-17, 2**-54 * 1.01, 2**-52, 0.1], dtype=torch.float64)
-    expected = [1 - math.exp(2 * float(log_a)) for log_a in log_decay]
-    assert room(log_decay).tolist() == pytest.approx(expected, rel=1e-15, abs=0)
+    """On every processor: exp(-1e-17) rounded to 1 - 2^-53 instead of 1 would move sqrt(1 - a^2) by 1e-8."""
+    log_a = -torch.tensor([1e-17, 3e-17, 2**-54 * 1.01, 2**-52, 0.1], dtype=torch.float64)
+    expected = [1 - math.exp(2 * value) for value in log_a.tolist()]
+    assert one_minus_a_squared(log_a).tolist() == pytest.approx(expected, rel=1e-15, abs=0)
 
 
-def test_a_text_that_begins_inside_forgets_what_was_before() -> None:
+def test_a_text_that_starts_inside_a_row_forgets_the_one_before() -> None:
     torch.manual_seed(0)
     unit, x = RGLRU(6, 2).double(), torch.randn(2, 11, 6, dtype=torch.float64)
     starts = torch.zeros(2, 11, dtype=torch.bool)
     starts[1, 4] = True
     y, last = unit(x, torch.randn(2, 6, dtype=torch.float64), starts)
-    begins = torch.zeros(1, 7, dtype=torch.bool)
-    begins[0, 0] = True
-    alone, end = unit(x[1:, 4:], torch.zeros(1, 6, dtype=torch.float64), begins)
-    torch.testing.assert_close(y[1:, 4:], alone)
+    first = torch.zeros(1, 7, dtype=torch.bool)
+    first[0, 0] = True
+    expected, end = unit(x[1:, 4:], torch.zeros(1, 6, dtype=torch.float64), first)
+    torch.testing.assert_close(y[1:, 4:], expected)
     torch.testing.assert_close(last[1:], end)
 
 
@@ -133,17 +134,17 @@ def test_the_gates_start_as_stated_and_a_squared_is_uniform() -> None:
         RGLRU(7, 2)
 
 
-def test_the_block_counts_what_each_row_has_read() -> None:
+def test_the_block_counts_the_tokens_of_each_row() -> None:
     """A fresh row's first token isn't scaled, a continuing row's is, side by side."""
     torch.manual_seed(0)
     block = RecurrentBlock(4, 6, 2).double()
     x = torch.randn(2, 5, 4, dtype=torch.float64)
-    fresh, (_, going) = block.init_state(1), block(x[1:, :3], block.init_state(1))
-    both = type(going)(*(torch.cat(pair) for pair in zip(fresh, going, strict=True)))
-    y, state = block(x, both)
+    fresh, (_, continuing) = block.init_state(1), block(x[1:, :3], block.init_state(1))
+    rows = type(continuing)(*(torch.cat(pair) for pair in zip(fresh, continuing, strict=True)))
+    y, state = block(x, rows)
     torch.testing.assert_close(y[:1], block(x[:1], fresh)[0])
-    torch.testing.assert_close(y[1:], block(x[1:], going)[0])
-    assert state.read.tolist() == [5, 8]
+    torch.testing.assert_close(y[1:], block(x[1:], continuing)[0])
+    assert state.length.tolist() == [5, 8]
 
 
 def test_under_bfloat16_the_state_keeps_its_precision() -> None:
@@ -156,5 +157,5 @@ def test_under_bfloat16_the_state_keeps_its_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y, after = block(x, state)
     assert [leaf.dtype for leaf in leaves(after)] == [leaf.dtype for leaf in leaves(state)]
-    assert after.hidden.dtype == torch.float32
+    assert after.h.dtype == torch.float32
     assert error(y, exact) < 0.03

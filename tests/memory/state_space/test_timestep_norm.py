@@ -14,7 +14,7 @@ from zoo.memory.state_space.timestep_norm import (
 EPS = 1e-5
 
 
-def begun(rows: int, groups: int, seed: int = 0) -> TimestepState:
+def random_state(rows: int, groups: int, seed: int = 0) -> TimestepState:
     """Row i has read 3 i tokens: the first none."""
     torch.manual_seed(seed)
     count = 3 * torch.arange(rows)
@@ -25,10 +25,10 @@ def begun(rows: int, groups: int, seed: int = 0) -> TimestepState:
 @pytest.mark.parametrize("time", [1, 2, 17, 64])
 @pytest.mark.parametrize("padding", ["none", "some", "first", "all"])
 @pytest.mark.parametrize(("rows", "width", "groups"), [(1, 4, 1), (3, 12, 4), (2, 6, 6)])
-def test_sums_say_and_learn_what_the_loop_does(
+def test_sums_equal_the_loop_in_values_and_gradients(
     time: int, padding: str, rows: int, width: int, groups: int
 ) -> None:
-    state = begun(rows, groups)
+    state = random_state(rows, groups)
     if groups == width:  # a group of one feature needs a past
         state = state._replace(tokens=state.tokens + 2)
     padded = None
@@ -64,8 +64,8 @@ def test_a_token_is_normalised_by_all_features_of_all_tokens_so_far() -> None:
         for t in range(9):
             for group in range(3):
                 features = slice(4 * group, 4 * group + 4)
-                seen = x[row, : t + 1, features].flatten()
-                expected = (x[row, t, features] - seen.mean()) / (seen.var(correction=0) + 1e-3).sqrt()
+                past = x[row, : t + 1, features].flatten()
+                expected = (x[row, t, features] - past.mean()) / (past.var(correction=0) + 1e-3).sqrt()
                 expected = expected * (1 + norm.weight[features]) + norm.bias[features]
                 torch.testing.assert_close(y[row, t, features], expected, rtol=1e-10, atol=1e-10)
     groups = x.unflatten(2, (3, 4)).transpose(1, 2).flatten(2)
@@ -99,7 +99,7 @@ def test_the_prior_is_learned() -> None:
         assert prior.grad.all()
 
 
-def far(mean: float, drift: float) -> Tensor:
+def text_with_mean(mean: float, drift: float) -> Tensor:
     torch.manual_seed(0)
     return torch.randn(2, 3000, 64) + mean + drift * torch.arange(3000)[:, None]
 
@@ -108,9 +108,9 @@ def far(mean: float, drift: float) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_means_far_away_and_drifting(mean: float, drift: float, dtype: torch.dtype) -> None:
-    """3000 float32 tokens against the float64 loop.  A mean m costs what float32 can't say of it: y is within
+    """3000 float32 tokens against the float64 loop.  float32 rounds a mean m: y is within
     2e-6 + 2 * 2^-23 |m| / sqrt(v), and the variance within that share of itself."""
-    x = far(mean, drift).to(dtype)
+    x = text_with_mean(mean, drift).to(dtype)
     state = TimestepNorm(64, 4).init_state(2)
     expected, end = timestep_norm_loop(x.double(), state, EPS)
     y, after = timestep_norm(x, state, EPS)

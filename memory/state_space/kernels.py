@@ -1,0 +1,149 @@
+"""CUDA kernels in place of the zoo's loops, where a configuration requests them: `backend: mamba_ssm`.
+
+causal-conv1d and mamba-ssm (Dao & Gu) are imported on first use, never at a module's top; a missing one is an
+error, never another code path.  Their functions are called, not their modules, which change states in place.
+All take an initial state and return the final one, with gradients through both.
+
+Mamba-1's kernel takes no initial state, and gives its last state no gradient; `with_states` makes up for both
+with N tokens before the text that write the state, and N after it that read it.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.errors import UserError, first_line
+from zoo.memory.state_space.inputs import SSDInputs
+
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (u, dt, A, B, C) -> y
+
+INSTALL = "pip install --no-build-isolation -c constraints/cuda.txt {} (with torch and nvcc installed)"
+STEP = 2.0**-20  # dt of the tokens that write the state: so short that nothing decays meanwhile
+
+
+def require(package: str, module: str = "") -> Any:
+    """The package (`mamba-ssm`), or a module of it; UserError with the line that installs it."""
+    try:
+        return importlib.import_module((module or package).replace("-", "_"))
+    except Exception as error:  # a package without its CUDA part fails in many ways
+        raise UserError(
+            f"backend: expected the package {package}: {INSTALL.format(package)}; found {first_line(error)}"
+        ) from error
+
+
+def for_conv(backend: Literal["torch", "mamba_ssm"]) -> Literal["torch", "causal_conv1d"]:
+    """The convolution's backend in a mixer with `backend`; UserError if mamba-ssm is required and missing."""
+    if backend == "torch":
+        return "torch"
+    require("mamba-ssm")
+    return "causal_conv1d"
+
+
+def _require_gpu(package: str, x: Tensor) -> None:
+    if not x.is_cuda:
+        raise UserError(f"backend: expected a CUDA device for the kernels of {package}, found {x.device}")
+    if x.dtype == torch.float64:
+        raise UserError(
+            f"backend: expected float32, bfloat16 or float16 for the kernels of {package}, found float64"
+        )
+
+
+def causal_conv(
+    x: Float[Tensor, "rows time channels"],
+    weight: Float[Tensor, "channels taps"],
+    bias: Float[Tensor, " channels"] | None,
+    state: Float[Tensor, "rows earlier channels"],
+) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
+    """As zoo.memory.state_space.conv.causal_conv; `conv_size` 2 to 4, and channels in multiples of 8."""
+    (channels, conv_size), package = weight.shape, require("causal-conv1d")
+    if channels % 8 or not 2 <= conv_size <= 4:
+        raise UserError(
+            "backend: expected channels in multiples of 8 and a conv_size of 2 to 4 for causal-conv1d, found "
+            f"{channels} channels and a conv_size of {conv_size}"
+        )
+    _require_gpu("causal-conv1d", x)
+    x = x.contiguous()  # channels last: the layout whose initial states the kernel accepts
+    before = state.to(x.dtype).contiguous()
+    y = package.causal_conv1d_fn(x.mT, weight, bias, initial_states=before.mT)
+    after = torch.cat([before, x[:, max(0, x.shape[1] - conv_size + 1) :]], dim=1)[:, 1 - conv_size :]
+    return y.mT, after.to(state.dtype)
+
+
+def ssd(
+    inputs: SSDInputs, chunk_size: int
+) -> tuple[Float[Tensor, "rows time heads head_dim"], Float[Tensor, "rows heads head_dim states"]]:
+    """As zoo.memory.state_space.ssd.ssd, by mamba_ssm's `mamba_chunk_scan_combined`; `chunk_size` is a power
+    of 2 from 16."""
+    package = require("mamba-ssm", "mamba_ssm.ops.triton.ssd_combined")
+    x, D, z, dt_bias = inputs.x, inputs.D, inputs.z, inputs.dt_bias
+    _require_gpu("mamba-ssm", x)
+    y, state = package.mamba_chunk_scan_combined(
+        x,
+        inputs.dt.float(),
+        inputs.A.float(),
+        inputs.B.to(x.dtype),
+        inputs.C.to(x.dtype),
+        max(16, 1 << (chunk_size - 1).bit_length()),
+        D=None if D is None else D.float(),
+        z=None if z is None else z.to(x.dtype),
+        dt_bias=None if dt_bias is None else dt_bias.float(),
+        initial_states=inputs.state.contiguous(),
+        dt_softplus=inputs.dt_softplus,
+        dt_limit=inputs.dt_limit or (0.0, float("inf")),
+        return_final_states=True,
+    )
+    return y, state.to(inputs.state.dtype)
+
+
+def selective_scan(
+    u: Float[Tensor, "rows time channels"],
+    dt: Float[Tensor, "rows time channels"],
+    A: Float[Tensor, "channels states"],
+    B: Float[Tensor, "rows time groups states"],
+    C: Float[Tensor, "rows time groups states"],
+    state: Float[Tensor, "rows channels states"],
+) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows channels states"]]:
+    """The scan of zoo.memory.state_space.selective_scan with dt as it is, by mamba_ssm's `selective_scan_fn`,
+    in float32."""
+    package = require("mamba-ssm", "mamba_ssm.ops.selective_scan_interface")
+    _require_gpu("mamba-ssm", u)
+
+    def scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        u, dt = (rearrange(part, "b t e -> b e t").contiguous() for part in (u, dt))
+        B, C = (rearrange(part, "b t g n -> b g n t").contiguous() for part in (B, C))
+        return rearrange(package.selective_scan_fn(u, dt, A.contiguous(), B, C), "b e t -> b t e")
+
+    return with_states(scan, u, dt, A, B, C, state)
+
+
+def with_states(
+    scan: Scan,
+    u: Float[Tensor, "rows time channels"],
+    dt: Float[Tensor, "rows time channels"],
+    A: Float[Tensor, "channels states"],
+    B: Float[Tensor, "rows time groups states"],
+    C: Float[Tensor, "rows time groups states"],
+    state: Float[Tensor, "rows channels states"],
+) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows channels states"]]:
+    """Give an initial and a final state to a scan that starts from an empty state and returns y alone.
+
+    Token n of the N before the text has B = e_n and dt u = h[n], raised by what h[n] loses until the text
+    starts; token n of the N after it has dt = 0, which keeps the state, and C = e_n, so that y is h[n].
+    """
+    time, state_size = u.shape[1], A.shape[1]
+    units = repeat(torch.eye(state_size).to(u), "t n -> b t g n", b=len(u), g=B.shape[2])
+    steps_left = torch.arange(state_size - 1, -1, -1).to(u)
+    first = rearrange(state * (-STEP * A * steps_left).exp() / STEP, "b e n -> b n e")
+    padding = (0, 0, 0, state_size)
+    u = torch.cat([first, F.pad(u, padding)], dim=1)
+    dt = torch.cat([torch.full_like(first, STEP), F.pad(dt, padding)], dim=1)
+    B = torch.cat([units, F.pad(B, (0, 0, *padding))], dim=1)
+    C = torch.cat([torch.zeros_like(units), C, units], dim=1)
+    y = scan(u, dt, A, B, C)
+    return y[:, state_size : state_size + time], rearrange(y[:, state_size + time :], "b n e -> b e n")
