@@ -3,8 +3,11 @@
 import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -12,6 +15,22 @@ from tests.laws import untyped
 
 # The tensors here are tiny: threads would only wait for one another, most of all on a machine that is shared.
 torch.set_num_threads(1)
+
+
+decorate = jaxtyping.jaxtyped
+
+
+def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
+    """As jaxtyping's own, but a function inside a function, decorated anew at each call of the outer one
+    (2 ms), is left as it is while checks are off."""
+    if function is None:
+        return partial(jaxtyped, typechecker=typechecker)
+    if jaxtyping.config.jaxtyping_disable and "<locals>" in function.__qualname__:
+        return function
+    return decorate(function, typechecker=typechecker)
+
+
+jaxtyping.jaxtyped = jaxtyped
 
 
 def pytest_collection_finish() -> None:
