@@ -29,68 +29,71 @@ class GenerateOptions(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-# -- the text
-def generate_text(asked: GenerateOptions) -> Iterator[tuple[int, str]]:
-    """The text piece by piece, and how many tokens were made until then."""
+def generate_text(options: GenerateOptions) -> Iterator[tuple[int, str]]:
+    """Yields the text piece by piece, each with the number of tokens generated so far."""
     silence_lightning()
-    cfg, model, _ = load_run(asked.run, asked.checkpoint, asked.overrides)
-    vocabulary = int(cfg.task.vocab_size)
-    of_bytes = vocabulary == VOCABULARY
-    prompt = encode_prompt(asked.prompt) if of_bytes else parse_prompt(asked.prompt, vocabulary)
-    pieces = decode_pieces(sample_tokens(model, prompt, asked, vocabulary), of_bytes)
-    if asked.echo:
-        yield 0, asked.prompt.decode("utf-8", "replace") + ("" if of_bytes else " ")
-    yield from pieces
+    cfg, model, _ = load_run(options.run, options.checkpoint, options.overrides)
+    vocab_size = int(cfg.task.vocab_size)
+    is_bytes = vocab_size == VOCABULARY
+    prompt = encode_prompt(options.prompt) if is_bytes else parse_prompt(options.prompt, vocab_size)
+    if options.echo:
+        yield 0, options.prompt.decode("utf-8", "replace") + ("" if is_bytes else " ")
+    yield from decode_pieces(sample_tokens(model, prompt, options, vocab_size), is_bytes)
 
 
 def sample_tokens(
-    model: SequenceModule, prompt: list[int], asked: GenerateOptions, vocabulary: int
+    model: SequenceModule, prompt: list[int], options: GenerateOptions, vocab_size: int
 ) -> Iterator[int]:
-    """Tokens, up to as many as are asked for."""
-    dice = torch.Generator(model.device).manual_seed(asked.seed)
-    pick = restrict_vocab(vocabulary, sampler(asked.temperature, asked.top_p, dice))
+    """At most `options.tokens` tokens after the prompt."""
+    rng = torch.Generator(model.device).manual_seed(options.seed)
+    pick = restrict_vocab(vocab_size, sampler(options.temperature, options.top_p, rng))
     tokens = torch.tensor([prompt], device=model.device)
-    for token in islice(generate(model, tokens, pick), asked.tokens):
+    for token in islice(generate(model, tokens, pick), options.tokens):
         yield int(token)
 
 
-def restrict_vocab(vocabulary: int, pick: Pick) -> Pick:
-    """Only the task's tokens: a model may have a few more, to round up.  UserError: none is a number."""
+def restrict_vocab(vocab_size: int, pick: Pick) -> Pick:
+    """Picks among the task's tokens only: a model may round its vocabulary up.  UserError: logits that aren't
+    finite."""
 
-    def chosen(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+    def restricted(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
         if not logits.isfinite().all():
             raise UserError("the model's logits are not finite: its weights are damaged, or it diverged")
-        return pick(logits[:, :vocabulary])
+        return pick(logits[:, :vocab_size])
 
-    return chosen
+    return restricted
+
+
+# -- text and tokens
 
 
 def encode_prompt(text: bytes) -> list[int]:
-    """As the training text has it: every document opens with END."""
+    """As in training, where every document opens with END."""
     return [END, *text]
 
 
-def parse_prompt(text: bytes, vocabulary: int) -> list[int]:
+def parse_prompt(text: bytes, vocab_size: int) -> list[int]:
+    """Tokens written as numbers."""
     words = text.decode("utf-8", "replace").replace(",", " ").split()
     if not words:
         raise UserError(
-            f"generate: this run's tokens are numbers from 0 to {vocabulary - 1}, found no prompt; "
+            f"generate: this run's tokens are numbers from 0 to {vocab_size - 1}, found no prompt; "
             'expected one such as prompt="0 1"'
         )
     for word in words:
-        if not word.isdecimal() or int(word) >= vocabulary:
+        if not word.isdecimal() or int(word) >= vocab_size:
             raise UserError(
-                f"generate: prompt: expected numbers of tokens from 0 to {vocabulary - 1}, found {word!r}"
+                f"generate: prompt: expected numbers of tokens from 0 to {vocab_size - 1}, found {word!r}"
             )
     return [int(word) for word in words]
 
 
-def decode_pieces(tokens: Iterator[int], of_bytes: bool) -> Iterator[tuple[int, str]]:
-    """Each token's text as soon as it is whole: bytes wait for the rest of their character."""
+def decode_pieces(tokens: Iterator[int], is_bytes: bool) -> Iterator[tuple[int, str]]:
+    """The text of each token; a byte yields "" until its character is complete."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     count = 0
     for count, token in enumerate(tokens, start=1):
-        if not of_bytes:
+        if not is_bytes:
             yield count, f"{token} "
         elif token == END:
             break

@@ -1,4 +1,4 @@
-"""Speed and memory of one model, measured in a process of its own."""
+"""Speed and memory of one model, each measurement in a separate process."""
 
 import contextlib
 import json
@@ -21,55 +21,56 @@ from zoo.train.runs import build
 from zoo.train.runs.resources import Peak
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
-WORKER_FLAG = "--one"  # the word before those of a single measurement
-MIN_SECONDS = 1.0  # that each speed is measured for, and at least MIN_REPEATS times
-MIN_REPEATS = 3
-# glibc hands large blocks back after every use; faulting them in again is what would be measured
+WORKER_FLAG = "--one"
+"""First word of the command line of a process that makes one measurement."""
+MIN_SECONDS, MIN_REPEATS = 1.0, 3  # of every speed
+# glibc returns large blocks after every use, and faulting them in again would be measured
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 Measurement = dict[str, float]
-# -- what was asked
-BenchCase = tuple[str, int]  # a model's name and the tokens per row and step
+BenchCase = tuple[str, int]
+"""A model's name and the tokens per row and step."""
 
 
-def select_device(cfg: DictConfig) -> torch.device:
-    asked, there = cfg.trainer.accelerator, torch.cuda.is_available()
-    if asked in ("gpu", "cuda") and not there:
-        raise UserError(f"bench: trainer.accelerator={asked}: found no CUDA device")
-    if asked not in ("auto", "cpu", "gpu", "cuda"):
-        raise UserError(f"bench: trainer.accelerator: expected auto, cpu or gpu, found {asked}")
-    return torch.device("cuda" if there and asked != "cpu" else "cpu")
-
-
-# -- all measurements
 def run_rounds(cases: dict[BenchCase, list[str]], rounds: int) -> dict[BenchCase, list[Measurement | str]]:
-    """What every process found, or the last line of one that failed."""
-    found: dict[BenchCase, list[Measurement | str]] = {case: [] for case in cases}
-    for number in range(rounds):
+    """Measures every case once a round; the last line of stderr stands for a process that failed."""
+    results: dict[BenchCase, list[Measurement | str]] = {case: [] for case in cases}
+    for i in range(rounds):
         for case, words in cases.items():
-            found[case].append(result := measure_in_subprocess(words))
-            said = result if isinstance(result, str) else f"{result['train']:,.0f} tokens/s"
-            print(f"round {number + 1}/{rounds}: {case[0]}, {case[1]} tokens: {said}", file=sys.stderr)
-    return found
+            result = measure_in_subprocess(words)
+            results[case].append(result)
+            outcome = result if isinstance(result, str) else f"{result['train']:,.0f} tokens/s"
+            print(f"round {i + 1}/{rounds}: {case[0]}, {case[1]} tokens: {outcome}", file=sys.stderr)
+    return results
 
 
 def measure_in_subprocess(words: list[str]) -> Measurement | str:
-    """One measurement, in a process of its own."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "zoo", "bench", WORKER_FLAG, *words],
         env={**os.environ, **ALLOCATOR},
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         return lines[-1].removeprefix("error: ")
-    result: Measurement = json.loads(done.stdout.splitlines()[-1])
-    return result
+    measurement: Measurement = json.loads(process.stdout.splitlines()[-1])
+    return measurement
+
+
+def select_device(cfg: DictConfig) -> torch.device:
+    accelerator, has_cuda = cfg.trainer.accelerator, torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not has_cuda:
+        raise UserError(f"bench: trainer.accelerator={accelerator}: found no CUDA device")
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise UserError(f"bench: trainer.accelerator: expected auto, cpu or gpu, found {accelerator}")
+    return torch.device("cuda" if has_cuda and accelerator != "cpu" else "cpu")
 
 
 # -- one measurement
+
+
 def measure(cfg: DictConfig) -> Measurement:
-    """Speeds, peak memory and bytes of state of the model that a configuration names, in this process."""
+    """Speeds, peak memory and bytes of state of a configured model, in this process."""
     torch.manual_seed(cfg.seed)
     device = select_device(cfg)
     torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
@@ -83,21 +84,21 @@ def measure(cfg: DictConfig) -> Measurement:
     tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
     batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool, device=device))
     dtype = PRECISIONS[cfg.trainer.precision]
-    mixed = contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-    with mixed:
+    autocast = contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+    with autocast:
         train = tokens_per_second(train_step(model.train(), batch, cfg.optim.clip), tokens.numel(), device)
-        above = peak.above()
+        peak_bytes = peak.above()
         model.eval()
         with torch.inference_mode():
             read = tokens_per_second(forward_step(model, tokens), tokens.numel(), device)
             write = tokens_per_second(decode_step(model, tokens), len(tokens), device)
-            held, written = state_bytes(model, tokens)
+            state, written = state_bytes(model, tokens)
     return {
         "train": train,
-        "peak": above,
+        "peak": peak_bytes,
         "read": read,
         "write": write,
-        "state": held,
+        "state": state,
         "written": written,
         "parameters": model.count_parameters(),
         "rows": len(tokens),
@@ -106,28 +107,28 @@ def measure(cfg: DictConfig) -> Measurement:
     }
 
 
-def tokens_per_second(again: Callable[[], object], tokens: int, device: torch.device) -> float:
-    """Tokens per second, by the median of several runs behind a first one that isn't counted."""
-    again()
+def tokens_per_second(step: Callable[[], object], tokens: int, device: torch.device) -> float:
+    """Tokens per second of a step: the median over repeats after one that isn't counted."""
+    step()
     times: list[float] = []
     while len(times) < MIN_REPEATS or sum(times) < MIN_SECONDS:
-        began = time.perf_counter()
-        again()
+        start = time.perf_counter()
+        step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return tokens / statistics.median(times)
 
 
 def train_step(model: SequenceModule, batch: Batch, clip: float) -> Callable[[], object]:
-    """Whole steps, the state carried on from one to the next."""
+    """A complete training step, with the state carried from one to the next."""
     optimizer: torch.optim.Optimizer = model.configure_optimizers()["optimizer"]
-    carried: State | None = None
+    state: State | None = None
 
     def step() -> None:
-        nonlocal carried
-        said, carried = model.compute_loss(batch, carried)
-        said["loss"].backward()
+        nonlocal state
+        outputs, state = model.compute_loss(batch, state)
+        outputs["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -146,16 +147,15 @@ def forward_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], ob
 
 
 def decode_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
-    """One token a time, behind a window of text."""
+    """One token per row, after a window of text."""
     stream: Iterator[Any] = generate(model, tokens)
     return lambda: next(stream)
 
 
 def state_bytes(model: SequenceModule, tokens: torch.Tensor) -> tuple[float, float]:
-    """Bytes of state per row, and how many of them the next segment writes: tensors that are not the old
-    ones."""
+    """Bytes of state per row, and those in tensors that the next segment replaces."""
     _, before = model(tokens)
     _, after = model(tokens[:, : model.segment_len], before)
-    old = {leaf.data_ptr() for leaf in leaves(before)}
-    written = sum(leaf.nbytes for leaf in leaves(after) if leaf.data_ptr() not in old)
+    pointers = {leaf.data_ptr() for leaf in leaves(before)}
+    written = sum(leaf.nbytes for leaf in leaves(after) if leaf.data_ptr() not in pointers)
     return nbytes(after) / len(tokens), written / len(tokens)

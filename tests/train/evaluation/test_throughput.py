@@ -1,4 +1,4 @@
-"""`zoo bench`: what is measured, and what is refused."""
+"""`zoo bench`: measurements, the order of processes, errors."""
 
 import subprocess
 import sys
@@ -20,8 +20,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, *words: str) -> tuple[Any,
     code: Any = 0
     try:
         bench.main()
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as error:
+        code = error.code
     return (code, *capsys.readouterr())
 
 
@@ -30,26 +30,27 @@ def test_a_measurement(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     monkeypatch.setattr(throughput, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(throughput, "MIN_REPEATS", 1)
     cfg = compose([*SMALL, f"model={model}", "data.seq_len=32"])
-    found = throughput.measure(cfg)
-    assert all(found[speed] > 0 for speed in ("train", "read", "write"))
-    assert found["peak"] >= 0
-    assert found["rows"] == 2
+    measurement = throughput.measure(cfg)
+    assert all(measurement[speed] > 0 for speed in ("train", "read", "write"))
+    assert measurement["peak"] >= 0
+    assert measurement["rows"] == 2
     built = build.model(cfg)
-    assert (found["state"], found["parameters"]) == (nbytes(built.init_state(1)), built.count_parameters())
+    assert measurement["state"] == nbytes(built.init_state(1))
+    assert measurement["parameters"] == built.count_parameters()
     if model == "memorizing":  # of a bank of 2 blocks one is written
-        assert 0 < found["written"] < found["state"]
+        assert 0 < measurement["written"] < measurement["state"]
     else:
-        assert found["written"] == found["state"]
+        assert measurement["written"] == measurement["state"]
 
 
 def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    asked = []
+    calls = []
 
     def measure_in_subprocess(words: list[str]) -> Any:
-        asked.append((words[0].partition("=")[2], words[-1].partition("=")[2]))
+        calls.append((words[0].partition("=")[2], words[-1].partition("=")[2]))
         if words[0] == "model=mamba" and words[-1] == "data.seq_len=64":
             return "out of memory"
-        speed = float(len(asked))
+        speed = float(len(calls))
         return dict.fromkeys(("train", "peak", "read", "write", "state", "written", "parameters"), speed) | {
             "rows": 2.0,
             "threads": 1.0,
@@ -58,18 +59,18 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(throughput, "measure_in_subprocess", measure_in_subprocess)
     code, out, err = run(monkeypatch, capsys, "model=rmt,mamba", "lengths=32,64", "rounds=3", *SMALL)
-    turn = [("rmt", "32"), ("rmt", "64"), ("mamba", "32"), ("mamba", "64")]
-    assert asked == turn * 3
+    order = [("rmt", "32"), ("rmt", "64"), ("mamba", "32"), ("mamba", "64")]
+    assert calls == order * 3
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert "medians of 3 rounds" in out
-    assert "rmt 32 5 5 (1 to 9) 0 5 5 5 (5)" in rows  # of the turns 1, 5 and 9
+    assert "rmt 32 5 5 (1 to 9) 0 5 5 5 (5)" in rows  # of the calls 1, 5 and 9
     assert "mamba 64 failed" in rows
     assert code == 1
     assert err.count("failed: mamba, 64 tokens: out of memory") == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["size=nano"], "expected model=a,b"),
         (["model=rmt,rmt"], "each once"),
@@ -90,25 +91,27 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
         ),
     ],
 )
-def test_a_slip(monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], says: str) -> None:
+def test_a_user_error_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, words: list[str], message: str
+) -> None:
     monkeypatch.setattr(
         throughput,
         "measure_in_subprocess",
-        lambda words: pytest.fail("a slip shows before anything is measured"),
+        lambda words: pytest.fail("expected an error before any measurement"),
     )
-    given = [] if any(word.startswith("size=") for word in words) else ["size=nano"]
-    code, out, err = run(monkeypatch, capsys, *words, *given)
+    size = [] if any(word.startswith("size=") for word in words) else ["size=nano"]
+    code, out, err = run(monkeypatch, capsys, *words, *size)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
-    assert says in err
+    assert message in err
 
 
-def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_process_returns_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
     assert throughput.measure_in_subprocess([]) == "exit code 1"
 
 
-HELD = """
+SCRIPT = """
 import torch
 from zoo.train.runs.resources import Peak
 peak = Peak(torch.device("cpu"))
@@ -120,18 +123,18 @@ print(above, later.before - peak.before, int(later.so_far))
 """
 
 
-def test_peak_memory_is_what_came_on_top() -> None:
+def test_peak_memory_is_above_what_the_process_held_before() -> None:
     # In a separate process, as measurements are made: an earlier test of this one may have had a higher peak.
-    ended = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
-    above, left, so_far = map(int, ended.stdout.split())
+    process = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    above, remaining, so_far = map(int, process.stdout.split())
     assert 300 * 2**20 < above < 400 * 2**20
-    assert (left < 50 * 2**20) == (not so_far)  # of the block nothing, or it is said
+    assert (remaining < 50 * 2**20) == (not so_far)
 
 
 @pytest.mark.slow
 def test_as_a_command(zoo: Any) -> None:
     command = [sys.executable, "-m", "zoo", "bench", "model=rmt,mamba", "rounds=1", *SMALL]
-    ended = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "medians of 1 rounds" in ended.stdout
-    assert ended.stderr.count("tokens/s") == 2
+    process = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "medians of 1 rounds" in process.stdout
+    assert process.stderr.count("tokens/s") == 2
