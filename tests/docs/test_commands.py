@@ -375,10 +375,11 @@ def generate(house: House, words: list[str]) -> None:
 
 
 def sweep(house: House, words: list[str]) -> None:
-    from zoo.train.sweep.plan import OWN, arguments
+    from zoo.train.commands.sweep import KEYS, arguments
+    from zoo.train.sweep.plan import AXES
 
     arguments(words)
-    shared = [word for word in words if word.partition("=")[0] not in OWN]
+    shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*AXES}]
     for one in combinations(shared):
         checked(one)
 
@@ -389,10 +390,10 @@ def bench(house: House, words: list[str]) -> None:
 
 
 def check(house: House, words: list[str]) -> None:
-    from zoo.train.commands.check import builder
+    from zoo.train.commands.check import model_builder
 
     if "=" in words[0]:
-        builder(words)()
+        model_builder(words)()
     else:
         assert len(words[0].split(".")) > 1, f"expected package.module.Class, found {words[0]}"
 

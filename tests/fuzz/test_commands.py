@@ -50,7 +50,7 @@ OTHERS = [
     ("evaluate", "run=cut"),
     ("evaluate", "run=foreign"),
     ("evaluate", "run=emptied"),
-    ("evaluate", "run=whole", "checkpoint=best", "split=train", "rows=0"),
+    ("evaluate", "run=whole", "checkpoint=best", "split=train", "batch_size=0"),
     ("evaluate", "run=whole", "lengths=9"),
     ("evaluate", "runs=whole"),
     ("check", "nowhere.Model"),

@@ -24,15 +24,13 @@ import statistics
 import sys
 
 import torch
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zoo.errors import UserError, one_line
-from zoo.train.commands.cli import stop, words_or_help
+from zoo.errors import UserError
+from zoo.train.commands.cli import command, distinct, integer, list_of, parse
 from zoo.train.evaluation.throughput import (
     PRECISIONS,
     WORKER_FLAG,
@@ -46,70 +44,43 @@ from zoo.train.runs import build, provenance
 from zoo.train.runs import config as run_config
 from zoo.train.runs.config import compose
 
-OWN = {"lengths": "", "rounds": "3"}
-REFUSED = ("run_dir", "resume", "steps", "data.seq_len")
-COLUMNS = ("tokens", "parameters", "train tok/s", "peak MiB", "read tok/s", "write tok/s", "state bytes")
+KEYS = {"model": distinct, "lengths": list_of(integer(least=1)), "rounds": integer(least=1)}
+REFUSED = dict.fromkeys(
+    ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
+)
+ROUNDS = 3
 
 
-def main() -> None:
-    """Exit code 0, 1 where a measurement failed, 2 for a slip of the user's."""
-    words = words_or_help(__doc__)
-    try:
-        if words[0] == WORKER_FLAG:
-            print(json.dumps(measure(compose(words[1:]))))
-            return
-        cases, rounds = plan(words)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        stop(one_line(error), 2)
-    try:
-        found = run_rounds(cases, rounds)
-    except KeyboardInterrupt:
-        stop("interrupted", 130)
+@command
+def main(words: list[str]) -> int:
+    """Exit code 1 where a measurement failed."""
+    if words[0] == WORKER_FLAG:
+        print(json.dumps(measure(compose(words[1:]))))
+        return 0
+    cases, rounds = plan(words)
+    found = run_rounds(cases, rounds)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table(found, rounds))
-    for (name, length), results in found.items():
-        for why in {result for result in results if isinstance(result, str)}:
-            print(f"failed: {name}, {length} tokens: {why}", file=sys.stderr)
-    sys.exit(1 if any(isinstance(one, str) for results in found.values() for one in results) else 0)
+    failures = {
+        case: {result for result in results if isinstance(result, str)} for case, results in found.items()
+    }
+    for (name, length), reasons in failures.items():
+        for reason in reasons:
+            print(f"failed: {name}, {length} tokens: {reason}", file=sys.stderr)
+    return int(any(failures.values()))
 
 
 def plan(words: list[str]) -> tuple[dict[BenchCase, list[str]], int]:
-    """The words of every measurement, each checked by building its model on the meta device."""
-    given, others = dict(OWN), []
-    models: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"bench: expected key=value, found {word!r}")
-        if key in REFUSED:
-            raise UserError(f"bench: {key} can't be set here; lengths= are the windows")
-        if key in OWN:
-            given[key] = value
-        elif key == "model":
-            models = value.strip("[]").split(",")
-        else:
-            others.append(word)
-    if not models or "" in models or len(set(models)) < len(models):
-        raise UserError("bench: expected model=a,b, names with commas between, each once")
+    """The words of every measurement, each checked by building its model; and how often to measure."""
+    options, others = parse("bench", words, KEYS, required=["model"], pass_unknown=True, refused=REFUSED)
     cases: dict[BenchCase, list[str]] = {}
-    for model in models:
-        lengths = [f"data.seq_len={length}" for length in whole("lengths", given["lengths"])]
-        for window in ([length] for length in lengths) if lengths else [[]]:
-            asked = [f"model={model}", *others, *window]
-            cfg = compose(asked)
+    for model in options["model"]:
+        for length in options.get("lengths", [None]):
+            measured = [f"model={model}", *others, *([f"data.seq_len={length}"] if length else [])]
+            cfg = compose(measured)
             check(cfg)
-            cases[model, cfg.data.seq_len] = asked
-    rounds = whole("rounds", given["rounds"])
-    if len(rounds) != 1:
-        raise UserError(f"bench: rounds: expected one whole number, found {given['rounds']!r}")
-    return cases, rounds[0]
-
-
-def whole(key: str, value: str) -> list[int]:
-    parts = [part for part in value.strip("[]").split(",") if part]
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise UserError(f"bench: {key}: expected whole numbers of at least 1, found {value!r}")
-    return [int(part) for part in parts]
+            cases[model, cfg.data.seq_len] = measured
+    return cases, options.get("rounds", ROUNDS)
 
 
 def check(cfg: DictConfig) -> None:

@@ -1,58 +1,227 @@
-"""What all commands share: help, one line for an error, its exit code."""
+"""What all commands share: the parser of their words, the boundary at which errors become one line, help.
 
-import difflib
+Only Python's own modules are imported up here, so that help answers at once and `zoo doctor` runs where other
+packages are broken.
+"""
+
+import functools
+import inspect
+import math
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from omegaconf.errors import OmegaConfBaseException
+from zoo.errors import UserError, nearest, one_line
 
-from zoo.errors import UserError, one_line
-from zoo.train.runs.stored import renamed_key
+Reader = Callable[[str], Any]
+"""Turns the text behind `key=` into a value, or raises ValueError("expected …, found …")."""
 
 
-def in_words(error: Exception) -> str | None:
-    """What the user can do about an error, in one line; None for a fault of ours."""
-    if isinstance(error, (UserError, OmegaConfBaseException)):
-        return one_line(error)
-    cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps what open says
+# -- readers
+
+
+def text(value: str) -> str:
+    if not value:
+        raise ValueError("expected a value, found none")
+    return value
+
+
+def integer(least: int, most: int | None = None) -> Reader:
+    bounds = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
+
+    def read(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            raise ValueError(f"expected a whole number {bounds}, found {value or 'none'}")
+        return number
+
+    return read
+
+
+def number(least: int | float, most: int | float = math.inf, what: str = "a number") -> Reader:
+    """`what` is the quantity in words: "per cent" say."""
+    bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+
+    def read(value: str) -> float:
+        result = to_float(value)
+        if not least <= result <= most:
+            raise ValueError(f"expected {what} {bounds}, found {value or 'none'}")
+        return result
+
+    return read
+
+
+def positive(what: str = "a number") -> Reader:
+    def read(value: str) -> float:
+        result = to_float(value)
+        if not result > 0:
+            raise ValueError(f"expected {what} above 0, found {value or 'none'}")
+        return result
+
+    return read
+
+
+def to_float(value: str) -> float:
+    """NaN for what is no finite number: comparisons with it are false."""
+    try:
+        return float(value) if math.isfinite(float(value)) else math.nan
+    except ValueError:
+        return math.nan
+
+
+def one_of(*choices: str) -> Reader:
+    def read(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"expected {' | '.join(choices)}, found {value}")
+        return value
+
+    return read
+
+
+def boolean(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"expected true | false, found {value}")
+    return value.lower() == "true"
+
+
+def list_of(read: Reader) -> Reader:
+    """Values with commas between, in brackets or not."""
+    return lambda value: [read(part.strip()) for part in value.strip("[]").split(",")]
+
+
+def distinct(value: str) -> list[str]:
+    """Names with commas between, each once."""
+    names = value.strip("[]").split(",")
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"expected names with commas between, each once, found {value}")
+    return names
+
+
+# -- words
+
+
+def parse(
+    command: str,
+    words: Iterable[str],
+    readers: Mapping[str, Reader],
+    *,
+    required: Iterable[str] = (),
+    passed_on: tuple[str, ...] = (),
+    pass_unknown: bool = False,
+    refused: Mapping[str, str] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Values by key, and the words that are passed on unread to the configuration.
+
+    `passed_on` are beginnings of keys, `task.` say; with `pass_unknown` every word that is no key of the
+    command's is passed on. `refused` says for a key what to use instead, `renamed` gives new names of keys.
+    Raises UserError, in one line, for a word that is no key=value, a key that is unknown, given twice or
+    refused, a value that its reader refuses, and a required key that is missing.
+    """
+    values: dict[str, Any] = {}
+    rest: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in (renamed or {}):
+            raise UserError(f"{command}: {key} is called {(renamed or {})[key]} now")
+        if equals and key in (refused or {}):
+            raise UserError(f"{command}: {key} can't be set here; {(refused or {})[key]}")
+        if equals and key not in readers and (key.startswith(passed_on) or (pass_unknown and key)):
+            rest.append(word)
+            continue
+        if pass_unknown and not (equals and key):
+            raise UserError(f"{command}: expected key=value, found {word!r}")
+        if not equals or key not in readers:
+            expected = ", ".join([*readers, *(f"{start}…" for start in passed_on)])
+            message = f"{command}: unknown key {key!r}; expected one of {expected}"
+            raise UserError(message + nearest(key, readers))
+        if key in values:
+            raise UserError(f"{command}: {key} is given twice")
+        try:
+            values[key] = readers[key](value)
+        except ValueError as error:
+            raise UserError(f"{command}: {key}: {error}") from error
+    if missing := [key for key in required if key not in values]:
+        raise UserError(f"{command}: expected {', '.join(f'{key}=…' for key in missing)}")
+    return values, rest
+
+
+# -- errors
+
+
+def command(main: Callable[[list[str]], int | None]) -> Callable[[], None]:
+    """The entry point of a command: calls `main` with the words behind the command's name.
+
+    Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C. `--help`
+    prints the docstring of the command's module; no words do so too, where `main` needs some (its parameter
+    has no default).
+    """
+    parameter = next(iter(inspect.signature(main).parameters.values()))
+    needs_words = parameter.default is inspect.Parameter.empty
+
+    @functools.wraps(main)
+    def entry() -> None:
+        words = sys.argv[1:]
+        if words[:1] in (["-h"], ["--help"]) or (needs_words and not words):
+            print(sys.modules[main.__module__].__doc__, file=sys.stdout if words else sys.stderr)
+            sys.exit(0 if words else 2)
+        try:
+            code = main(words)
+        except KeyboardInterrupt:
+            stop("interrupted", 130)
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            stop(message, 2)
+        sys.exit(code or 0)
+
+    return entry
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line about what the user can mend, or None for an error that isn't the user's."""
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, UserError) or package in ("hydra", "omegaconf"):
+        return one_line(error) + suggestion(str(error))
+    cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps the error of open()
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"can't use {cause.filename}: {cause.strerror}"
-    memory = ("out of memory", "allocate memory")  # torch says so in words alone
-    if isinstance(error, MemoryError) or any(words in str(error) for words in memory):
+    phrases = ("out of memory", "allocate memory")  # torch has no type for these
+    if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
         return f"{one_line(error)} (a smaller size, data.batch_size or data.seq_len?)"
     return None
 
 
-def did_you_mean(message: str) -> str:
-    """For a key that doesn't exist: its new name, or the key that comes closest, as a question."""
+def suggestion(message: str) -> str:
+    """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
+    if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
+        return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))
+    if "'" not in message:
+        return ""
+    from zoo.train.runs.stored import renamed_key
+
     if new_name := renamed_key(message):
         return new_name
-    if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
-        near = difflib.get_close_matches(option[2], re.findall(r"\S+", message.rpartition("':")[2]), 1)
-        return f"; did you mean {near[0]}?" if near else ""
-    found = re.search(r"Could not override '([^']+)'", message)
-    if not found:
-        return ""
+    unknown = re.search(r"Could not override '([^']+)'", message)
+    return nearest(unknown[1], config_keys()) if unknown else ""
+
+
+def config_keys() -> list[str]:
+    """Keys of the configuration that the groups on the command line compose; [] where they don't compose."""
     from zoo.train.runs.config import compose, to_dict
 
     groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
     try:
         cfg = to_dict(compose([word for word in sys.argv[1:] if word.startswith(groups)]))
-    except Exception:  # it says too little to help; the error itself is said anyway
-        return ""
+    except Exception:  # the first error is reported anyway
+        return []
     inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
-    near = difflib.get_close_matches(found[1], [*cfg, *inner], 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def words_or_help(text: str | None) -> list[str]:
-    """The words after a command's name; without any, or where they ask for it, leaves with its help."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(text, file=sys.stdout if words else sys.stderr)
-        sys.exit(0 if words else 2)
-    return words
+    return [*cfg, *inner]
 
 
 def stop(message: str, code: Any) -> NoReturn:

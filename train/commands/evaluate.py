@@ -28,134 +28,74 @@ Writes evaluation.json (what was there of other tasks and axes stays), evaluatio
 as images for TensorBoard.  Each cell is kept as soon as it is done.
 """
 
-import difflib
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from zoo.errors import UserError, one_line
-from zoo.train.commands.cli import stop, words_or_help
+from zoo.train.commands.cli import command, integer, list_of, number, one_of, parse, positive, stop, text
 from zoo.train.evaluation import results, tables
 from zoo.train.evaluation.evaluate import FIGURES, evaluate
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.tasks.base import Split
 
+POSITIVE = integer(least=1)
 
-def main() -> None:
-    """Exit code 0, or 2 for a slip of the user's."""
-    words = words_or_help(__doc__)
+
+@command
+def main(words: list[str]) -> None:
+    run_dir, options = arguments(words)
     try:
-        run_dir, asked = arguments(words)
-        entry = evaluate(run_dir, asked, said)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        stop(one_line(error), 2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        stop(f"can't use {error.filename}: {error.strerror}", 2)
+        entry = evaluate(run_dir, options, lambda line: print(line, file=sys.stderr))
     except KeyboardInterrupt:
         stop(f"interrupted; what was measured before is in {run_dir / results.FILE}", 130)
-    else:
-        Console().print(*tables.tables(entry))
-        print(f"{run_dir / results.FILE}   figures: {run_dir / FIGURES}")
+    Console().print(*tables.tables(entry))
+    print(f"{run_dir / results.FILE}   figures: {run_dir / FIGURES}")
 
 
-# -- the command line ----------------------------------------------------------------------------------------
-def arguments(words: list[str]) -> tuple[Path, EvalOptions]:
-    """The run's folder and what is asked; UserError: an unknown key, or a value that is none of its kind."""
-    given: dict[str, str] = {}
-    overrides = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key.startswith(("task.", "data.", "model.")):
-            overrides.append(word)
-        elif key not in KEYS or not equals:
-            near = difflib.get_close_matches(key, KEYS, 1)
-            raise UserError(
-                f"evaluate: unknown key {key!r}; expected one of {', '.join(KEYS)}, "
-                "task.KEY, model.KEY, data.corpus" + (f"; did you mean {near[0]}?" if near else "")
-            )
-        else:
-            given[key] = value
-    if not given.get("run"):
-        raise UserError("evaluate: expected run=<a run's folder>")
-    read = {key: KEYS[key](key, value) for key, value in given.items() if key != "run"}
-    return Path(given["run"]), EvalOptions(overrides=tuple(overrides), **read)
-
-
-def _whole(key: str, value: str) -> int:
-    if not value.replace("_", "").isdigit() or int(value) < 1:
-        raise UserError(f"evaluate: {key}: expected a whole number of at least 1, found {value}")
-    return int(value)
-
-
-def _listed(key: str, value: str) -> list[str]:
-    return [part.strip() for part in value.strip("[]").split(",")]
-
-
-def _lengths(key: str, value: str) -> list[str]:
-    for one in _listed(key, value):
-        if not one.endswith("x"):
-            _whole(key, one)
-        elif not _number(one[:-1]) > 0:
-            raise UserError(f"evaluate: {key}: expected a multiple such as 4x, found {one}")
-    return _listed(key, value)
-
-
-def _number(word: str) -> float:
-    """NaN where it is none: no comparison holds of it."""
-    try:
-        return float(word) if math.isfinite(float(word)) else math.nan
-    except ValueError:
-        return math.nan
-
-
-def _depths(key: str, value: str) -> list[float]:
-    for one in _listed(key, value):
-        if not 0 <= _number(one) <= 100:
-            raise UserError(f"evaluate: {key}: expected per cent, 0 to 100, found {one}")
-    return [float(one) for one in _listed(key, value)]
-
-
-def _positions(key: str, value: str) -> list[int]:
-    edges = [_whole(key, one) for one in _listed(key, value)]
-    if edges != sorted(set(edges)):
-        raise UserError(f"evaluate: {key}: expected growing numbers, found {value}")
-    return edges
-
-
-def _one_of(*choices: str) -> Callable[[str, str], str]:
-    def read(key: str, value: str) -> str:
-        if value not in choices:
-            raise UserError(f"evaluate: {key}: expected {' | '.join(choices)}, found {value}")
+def length(value: str) -> str:
+    """A number of tokens, or a multiple of the task's own length such as 4x."""
+    if not value.endswith("x"):
+        POSITIVE(value)
         return value
+    try:
+        positive()(value[:-1])
+    except ValueError as error:
+        raise ValueError(f"expected a multiple such as 4x, found {value}") from error
+    return value
 
-    return read
+
+def edges(value: str) -> list[int]:
+    numbers: list[int] = list_of(POSITIVE)(value)
+    if numbers != sorted(set(numbers)):
+        raise ValueError(f"expected growing numbers, found {value}")
+    return numbers
 
 
-KEYS: dict[str, Callable[[str, str], Any]] = {
-    "run": lambda key, value: value,
-    "checkpoint": _one_of("last", "best"),
-    "model": lambda key, value: value,
-    "task": lambda key, value: value,
-    "split": _one_of(*get_args(Split)),
-    "batch_size": _whole,
-    "seq_len": _whole,
-    "tokens": _whole,
-    "lengths": _lengths,
-    "depths": _depths,
-    "prompts": _whole,
-    "positions": _positions,
-    "stride": _whole,
-    "context": _whole,
+KEYS = {
+    "run": text,
+    "checkpoint": one_of("last", "best"),
+    "model": text,
+    "task": text,
+    "split": one_of(*get_args(Split)),
+    "batch_size": POSITIVE,
+    "seq_len": POSITIVE,
+    "tokens": POSITIVE,
+    "lengths": list_of(length),
+    "depths": list_of(number(least=0, most=100, what="per cent")),
+    "prompts": POSITIVE,
+    "positions": edges,
+    "stride": POSITIVE,
+    "context": POSITIVE,
 }
+RENAMED = {"rows": "batch_size", "window": "seq_len"}
+PASSED_ON = ("task.", "model.", "data.")
 
 
-def said(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def arguments(words: list[str]) -> tuple[Path, EvalOptions]:
+    """The run's folder, and what to evaluate it on."""
+    options, overrides = parse(
+        "evaluate", words, KEYS, required=["run"], passed_on=PASSED_ON, renamed=RENAMED
+    )
+    return Path(options.pop("run")), EvalOptions(overrides=tuple(overrides), **options)

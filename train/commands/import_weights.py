@@ -15,26 +15,17 @@ Weights are read from .safetensors, .bin, .pt, .pth or .ckpt, in one file or sev
 code is run.
 """
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from zoo.errors import UserError, one_line
-from zoo.train.commands.cli import stop, words_or_help
-from zoo.train.commands.export import words
+from zoo.train.commands.cli import command, parse, text
 from zoo.train.runs.import_weights import PREFIXES, bring
 
-KEYS = ("from", "run_dir", "format", "config", "task", "size", "model._target_", "task._target_")
+KEYS = dict.fromkeys(("from", "run_dir", "format", "config", "task", "size"), text)
+TARGETS = ("model._target_", "task._target_")
 
 
-def main() -> None:
-    """Exit code 0, or 2 for a slip of the user's."""
-    found = words_or_help(__doc__)
-    try:
-        run_dir = bring(words(found, "import", KEYS, ("from", "run_dir"), PREFIXES))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        stop(one_line(error), 2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        stop(f"can't use {error.filename}: {error.strerror}", 2)
+@command
+def main(words: list[str]) -> None:
+    options, rest = parse(
+        "import", words, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS)
+    )
+    run_dir = bring(options | dict(word.split("=", 1) for word in rest))
     print(f"{run_dir}: zoo evaluate run={run_dir}   zoo generate run={run_dir} prompt=…")

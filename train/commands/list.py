@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hydra.errors import HydraException
 from hydra.utils import get_class
-from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +31,7 @@ from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.plugins import Choice
 from zoo.state import nbytes
-from zoo.train.commands.cli import stop
+from zoo.train.commands.cli import command
 from zoo.train.corpora.catalog import LAYOUTS
 from zoo.train.corpora.documents import READABLE
 from zoo.train.plotting.terminal import WIDE
@@ -67,34 +65,26 @@ class Listed(NamedTuple):
     golden: str
 
 
-def main() -> None:
-    """Exit code 0, or 2 for a slip of the user's; what can't be built is said in its row."""
-    words = sys.argv[1:]
-    if words[:1] in (["-h"], ["--help"]):
-        print(__doc__)
-        return
-    try:
-        sections, others = arguments(words)
-        console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
-        for section in SECTIONS:
-            if section in sections:
-                console.print(TABLES[section](others))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        stop(one_line(error), 2)
+@command
+def main(words: list[str] = []) -> None:  # noqa: B006  # never changed
+    sections, others = arguments(words)
+    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    for section in sections:
+        console.print(TABLES[section](others))
 
 
-def arguments(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The sections asked for (all where none is), and the words of every configuration."""
-    asked = tuple(word for word in words if "=" not in word)
-    if unknown := [word for word in asked if word not in SECTIONS]:
+def arguments(words: list[str]) -> tuple[list[str], list[str]]:
+    """The sections requested, all if none is, and the words of every configuration."""
+    requested = [word for word in words if "=" not in word]
+    if unknown := [word for word in requested if word not in SECTIONS]:
         raise UserError(
             f"list: expected models, tasks, corpora or key=value, found {' and '.join(unknown)!r}"
         )
     others = [word for word in words if "=" in word]
     if not any(word.startswith("size=") for word in others):
         others.insert(0, "size=micro")
-    compose(others)  # a slip shows here, once
-    return asked or SECTIONS, others
+    compose(others)  # raises user errors once, not model by model
+    return [section for section in SECTIONS if section in requested or not requested], others
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from zoo import plugins
 from zoo.errors import UserError
-from zoo.train.commands.cli import stop, words_or_help
+from zoo.train.commands.cli import command
 
 NAME, CLASS = "my_model", "MyModel"  # in the files below, which are a working package of that name
 
@@ -173,20 +173,15 @@ Then change {name}/model.py."""
 IMPORTED = ("Block", "Decoder", "FeedForward", "Float", "Mixer", "NamedTuple", "Tensor")  # by MODEL
 
 
-def main() -> None:
-    """Exit code 0, or 2 for a slip of the user's."""
-    words = words_or_help(__doc__)
-    try:
-        if len(words) > 1:
-            raise UserError(f"new: expected one name, found {' '.join(words)!r}")
-        check(words[0])
-        write(words[0], Path())
-    except UserError as error:
-        stop(str(error), 2)
-    except OSError as error:
-        stop(f"can't use {error.filename}: {error.strerror}", 2)
-    files = ", ".join(renamed(words[0], file) for file in FILES if not file.endswith("__init__.py"))
-    print(NEXT.format(name=words[0], files=files, made=class_name(words[0])))
+@command
+def main(words: list[str]) -> None:
+    if len(words) > 1:
+        raise UserError(f"new: expected one name, found {' '.join(words)!r}")
+    name = words[0]
+    check(name)
+    write(name, Path())
+    files = ", ".join(renamed(name, file) for file in FILES if not file.endswith("__init__.py"))
+    print(NEXT.format(name=name, files=files, made=class_name(name)))
 
 
 def check(name: str) -> None:

@@ -10,32 +10,62 @@
 
 A finished run isn't run again, a dead one is resumed from its last checkpoint, one that another sweep trains
 is waited for.  A failed run is reported and the others go on; what a run printed is in its output.log.
-Ctrl-C lets every run write a checkpoint and ends.  Exit code 0: all done, 1: some failed, 2: a slip of the
-user's.
+Ctrl-C lets every run write a checkpoint and ends.  Exit code 0: all done, 1: some failed, 2: a user
+error.
 """
 
-import sys
+import itertools
+from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from zoo.errors import UserError, one_line
-from zoo.train.commands.cli import stop, words_or_help
-from zoo.train.sweep.plan import arguments, plan
+from zoo.train.commands.cli import command, distinct, integer, parse, text
+from zoo.train.sweep.plan import AXES, OWN, plan
 from zoo.train.sweep.scheduler import Sweep
 
 
-def main() -> None:
-    words = words_or_help(__doc__)
-    try:
-        own, matrix = arguments(words)
-        jobs = plan(matrix, own)
-        sweep = Sweep(jobs, own)
-        code = sweep.run()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        stop(one_line(error), 2)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        stop(f"can't use {error.filename}: {error.strerror}", 2)
-    sys.exit(code)
+@command
+def main(words: list[str]) -> int:
+    own, matrix = arguments(words)
+    return Sweep(plan(matrix, own), own).run()
+
+
+def seeds(value: str) -> list[int]:
+    """0:5 is 0 1 2 3 4, as in Python."""
+    first, colon, end = value.partition(":")
+    numbers = [first or "0", end] if colon else value.strip("[]").split(",")
+    integers = [int(part) for part in numbers if part.isdigit()]
+    if colon and len(integers) == 2 and integers[0] < integers[1]:
+        return list(range(*integers))
+    if colon or len(integers) < len(numbers) or len(set(integers)) < len(integers):
+        raise ValueError(f"expected 0:5 (0 to 4) or 0,3,7, each once, found {value!r}")
+    return integers
+
+
+def any_text(value: str) -> str:
+    return value
+
+
+KEYS = {
+    "seeds": seeds,
+    "jobs": integer(least=1),
+    "runs": text,
+    "results": any_text,
+    "keep": any_text,
+    **dict.fromkeys(AXES, distinct),
+}
+REFUSED = {
+    "seed": "take seeds=",
+    "run_dir": "take runs=",
+    "resume": "a dead run is resumed by itself",
+}
+
+
+def arguments(words: list[str]) -> tuple[dict[str, Any], list[list[str]]]:
+    """The sweep's own settings, and the words of every run but its folder, the seed last."""
+    options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
+    axes = [[f"{axis}={name}" for name in options.pop(axis)] for axis in [*options] if axis in AXES]
+    own = OWN | options
+    combinations = itertools.product(*axes, [others], own["seeds"])
+    matrix = []
+    for *chosen, rest, seed in combinations:
+        matrix.append([*chosen, *rest, f"seed={seed}"])
+    return own, matrix

@@ -1,7 +1,6 @@
 """Which runs a sweep is made of: every combination of its words, composed and checked, with a folder each."""
 
 import hashlib
-import itertools
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,7 @@ from zoo.train.runs.folder import (
 from zoo.train.runs.provenance import code_fingerprint
 
 AXES = ("model", "task", "size")
-OWN = {"seeds": "0", "jobs": "", "runs": "runs", "results": "results/runs", "keep": ""}
-REFUSED = {"seed": "seeds=", "run_dir": "runs=", "resume": "nothing: a dead run is resumed by itself"}
+OWN: dict[str, Any] = {"seeds": [0], "jobs": 0, "runs": "runs", "results": "results/runs", "keep": ""}
 
 
 @dataclass
@@ -56,47 +54,7 @@ class Job:
         return f"{'/'.join(names)}-s{self.config['seed']}"
 
 
-def arguments(words: list[str]) -> tuple[dict[str, str], list[list[str]]]:
-    """The sweep's own settings, and the words of every run but its seed and folder, seed last."""
-    own, axes, others = dict(OWN), dict[str, list[str]](), list[str]()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"sweep: expected key=value, found {word!r}")
-        if key in REFUSED:
-            raise UserError(f"sweep: {key} can't be set here; take {REFUSED[key]}")
-        if key in OWN:
-            own[key] = value
-        elif key in AXES:
-            if key in axes:
-                raise UserError(f"sweep: {key} is given twice; several stand behind one {key}=, with commas")
-            axes[key] = listed(key, value)
-        else:
-            others.append(word)
-    if own["jobs"] and (not own["jobs"].isdigit() or int(own["jobs"]) < 1):
-        raise UserError(f"sweep: jobs: expected a whole number of at least 1, found {own['jobs']!r}")
-    combined = itertools.product(*([f"{axis}={one}" for one in values] for axis, values in axes.items()))
-    seeds = seeds_of(own["seeds"])
-    return own, [[*words, *others, f"seed={seed}"] for words in map(list, combined) for seed in seeds]
-
-
-def listed(key: str, value: str) -> list[str]:
-    values = value.strip("[]").split(",")
-    if "" in values or len(set(values)) < len(values):
-        raise UserError(f"sweep: {key}: expected names with commas between, each once, found {value!r}")
-    return values
-
-
-def seeds_of(value: str) -> list[int]:
-    """0:5 is 0 1 2 3 4, as in Python."""
-    first, colon, end = value.partition(":")
-    numbers = [first or "0", end] if colon else listed("seeds", value)
-    if not all(number.isdigit() for number in numbers) or (colon and int(numbers[1]) <= int(numbers[0])):
-        raise UserError(f"sweep: seeds: expected 0:5 (0 to 4) or 0,3,7, found {value!r}")
-    return list(range(int(numbers[0]), int(numbers[1]))) if colon else [int(number) for number in numbers]
-
-
-def plan(matrix: list[list[str]], own: dict[str, str]) -> list[Job]:
+def plan(matrix: list[list[str]], own: dict[str, Any]) -> list[Job]:
     """Every run composed and checked before any starts: a slip in one stops all of them."""
     jobs = []
     for words in matrix:

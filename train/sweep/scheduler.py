@@ -10,6 +10,7 @@ import time
 import types
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -35,14 +36,14 @@ MANY = 30  # more runs than these, and the live table leaves out those that wait
 class Sweep:
     """Starts, watches and ends the processes."""
 
-    def __init__(self, jobs: list[Job], own: dict[str, str]) -> None:
+    def __init__(self, jobs: list[Job], own: dict[str, Any]) -> None:
         self.jobs, self.keep = jobs, own["keep"]
         self.devices = gpus(jobs)
         needs = max(int(job.config["trainer.devices"]) for job in jobs)
         self.per_run = needs if self.devices else 1
         if self.devices and needs > len(self.devices):
             raise UserError(f"trainer.devices: expected at most {len(self.devices)}, found {needs}")
-        self.most = int(own["jobs"]) if own["jobs"] else max(1, len(self.devices) // self.per_run)
+        self.most = own["jobs"] or max(1, len(self.devices) // self.per_run)
         self.signal = 0
         self.words = [word for word in sys.argv[1:] if word.startswith(("hydra.searchpath=", "data.root="))]
         self.console = Console(width=None if sys.stdout.isatty() else WIDE)

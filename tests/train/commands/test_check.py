@@ -11,7 +11,7 @@ from zoo import contract
 from zoo.train.commands import check
 
 MODEL = "zoo.models.transformer.Transformer"
-WORDS = ("depth=1", "width=8", "heads=2", "hidden=8", "window=16")
+WORDS = ("depth=1", "width=8", "heads=2", "mlp_width=8", "window=16")
 
 
 def run(
@@ -35,7 +35,7 @@ def test_a_line_a_law(
     code, out, err = run(capsys, monkeypatch, *words)
     *lines, last = out.splitlines()
     assert (code, err, last) == (0, "", "every law holds")
-    names = [name for name, _ in contract.laws(check.builder(list(words)))]
+    names = [name for name, _ in contract.laws(check.model_builder(list(words)))]
     assert [line.split()[0] for line in lines] == names
     assert all(line.endswith(" s  holds") for line in lines)
 

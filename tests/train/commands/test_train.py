@@ -151,7 +151,7 @@ def snapshot(folder: Any) -> dict[Path, bytes]:
 def test_a_run_is_never_overwritten(zoo: Any) -> None:
     zoo.whole()
     before = snapshot(zoo.folder / "whole")
-    check_refused(zoo.run("run_dir=whole"), "holds a run already; resume=.*whole goes on with it")
+    check_refused(zoo.run("run_dir=whole"), "holds a run already; resume=.*whole continues it")
     assert snapshot(zoo.folder / "whole") == before
     assert "holds a run already" in (zoo.folder / "whole/train.log").read_text()
 

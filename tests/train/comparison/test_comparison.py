@@ -251,7 +251,7 @@ SLIPS = [
     (("runs", "los=3"), "unknown key 'los'; expected one of baseline, loss, mix, out"),
     (("runs", "loss=x"), "loss: expected a number of nats above 0, found x"),
     (("runs", "loss=nan"), "loss: expected a number of nats above 0, found nan"),
-    (("runs", "mix=size"), "mix: expected some of task, data, budget, tokens, found size"),
+    (("runs", "mix=size"), r"mix: expected task \| data \| budget \| tokens, found size"),
     (("runs", "baseline=rtm"), "baseline: expected one of rmt, found rtm"),
     (("runs/a/config.yaml",), "no folder runs/a/config.yaml"),
     (("empty",), "no finished run below empty"),

@@ -428,7 +428,7 @@ def test_the_best_checkpoint_can_be_taken(text_run: Path) -> None:
         (["run=x", "fast"], "unknown key 'fast'"),
         (["run=x", "split=dev"], "split: expected train | val | test, found dev"),
         (["run=x", "checkpoint=first"], "checkpoint: expected last | best, found first"),
-        (["run=x", "depths=50,200"], "depths: expected per cent, 0 to 100, found 200"),
+        (["run=x", "depths=50,200"], "depths: expected per cent from 0 to 100, found 200"),
         (["run=x", "positions=9,3"], "positions: expected growing numbers, found 9,3"),
         (["run=TEXT", "lengths=64"], "lengths= has no effect on task lm, which reads text"),
         (["run=TEXT", "stride=4"], "expected stride= and context= together"),

@@ -31,7 +31,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     zoo.whole("model.dropout=0.1")
     ended = zoo.run("model.dropout=0.1", "run_dir=cut", callbacks=[zoo.At(hook, step, send(number))])
     assert ended.code == code
-    assert ended.err == f"{number.name}: saved; go on with resume=cut\n"
+    assert ended.err == f"{number.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] == saved
     assert not (zoo.folder / "cut" / "metrics.json").exists()
     assert signal.getsignal(number) is train.leave  # no longer the loop's
@@ -69,7 +69,7 @@ def test_a_signal_outside_the_loop(
     step = 8 if hook == "on_fit_end" else 0
     ended = zoo.run("run_dir=cut", callbacks=[zoo.At(hook, step, send(number))])
     assert ended.code == code
-    assert ended.err == "interrupted; go on with resume=cut\n"
+    assert ended.err == "interrupted; continue with resume=cut\n"
     assert zoo.run("resume=cut").code == 0 or hook == "on_fit_end"
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
 
@@ -96,7 +96,7 @@ def test_a_signal_to_a_process(
     again = ("resume=cut",) if resumed else (*words, "run_dir=cut")
     ended = zoo.start_and_signal(number, 12, *again)
     assert ended.code == code
-    assert ended.err == f"{number.name}: saved; go on with resume=cut\n"
+    assert ended.err == f"{number.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] in range(12, 40)
     assert zoo.finish("resume=cut").code == 0
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []

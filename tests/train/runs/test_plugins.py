@@ -10,9 +10,10 @@ import pytest
 
 from zoo import plugins
 from zoo.train.commands import evaluate as command
+from zoo.train.commands.sweep import arguments
 from zoo.train.evaluation import evaluate
 from zoo.train.runs import load
-from zoo.train.sweep.plan import arguments, plan
+from zoo.train.sweep.plan import plan
 
 MODULE = '''
 from typing import NamedTuple

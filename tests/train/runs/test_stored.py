@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from zoo.train.commands.cli import did_you_mean
+from zoo.train.commands.cli import suggestion
 from zoo.train.runs.config import compose
 from zoo.train.runs.construct import import_class
 from zoo.train.runs.stored import MOVED, RENAMED, load_stored, update_names
@@ -65,7 +65,7 @@ def test_an_old_key_on_the_command_line_is_answered_with_the_new_one(old: str, m
     monkeypatch.setattr(sys, "argv", ["zoo"])
     with pytest.raises(Exception, match="Could not override") as caught:
         compose(["model=rmt", f"{old}=3"])
-    assert did_you_mean(str(caught.value)) == f"; {old} is called {RENAMED[old]} now"
+    assert suggestion(str(caught.value)) == f"; {old} is called {RENAMED[old]} now"
 
 
 def test_an_old_interpolation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,4 +76,4 @@ def test_an_old_interpolation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match=r"data\.window") as caught:
         OmegaConf.to_container(compose(["model=mine"]), resolve=True)
-    assert did_you_mean(str(caught.value)) == "; data.window is called data.seq_len now"
+    assert suggestion(str(caught.value)) == "; data.window is called data.seq_len now"

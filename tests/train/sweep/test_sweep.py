@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 from zoo.train.commands import sweep
+from zoo.train.commands.sweep import arguments, seeds
 from zoo.train.sweep import scheduler
-from zoo.train.sweep.plan import Job, arguments, plan, seeds_of
+from zoo.train.sweep.plan import Job, plan
 
 WORDS = ("size=nano", "data.corpus=text", "steps=8", "trainer.accelerator=cpu")
 PRETEND = """
@@ -103,21 +104,21 @@ def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "seeds"),
+    ("word", "expected"),
     [("0:5", [0, 1, 2, 3, 4]), (":2", [0, 1]), ("2:4", [2, 3]), ("7", [7]), ("0,3", [0, 3])],
 )
-def test_seeds(word: str, seeds: list[int]) -> None:
-    assert seeds_of(word) == seeds
+def test_seeds(word: str, expected: list[int]) -> None:
+    assert seeds(word) == expected
 
 
 SLIPS = [
     ("seeds=3:1", r"seeds: expected 0:5 .*found '3:1'"),
     ("seeds=a", "seeds: expected 0:5 .*found 'a'"),
-    ("seeds=0,0", "seeds: expected names with commas"),
+    ("seeds=0,0", "seeds: expected 0:5 .*each once, found .0,0."),
     ("seed=1", "seed can't be set here; take seeds="),
     ("run_dir=x", "run_dir can't be set here; take runs="),
     ("resume=x", "resume can't be set here"),
-    ("jobs=0", "jobs: expected a whole number of at least 1, found '0'"),
+    ("jobs=0", "jobs: expected a whole number of at least 1, found 0"),
     ("jobs=x", "jobs: expected a whole number"),
     ("rmt", "expected key=value, found 'rmt'"),
     ("model=rmt,", "model: expected names with commas between"),
