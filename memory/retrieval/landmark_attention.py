@@ -2,20 +2,21 @@
 
 Mohtashami & Jaggi 2023, arXiv:2305.16300, equations 2-4 and section 3.2.
 
-    p = softmax(q k_j / sqrt(K))   over the tokens of the query's own block and the landmarks of earlier ones
-    a_j = p_j                                               j a token of the query's own block
+    p = softmax(q k_j / sqrt(K))   over the tokens of the query's block and the landmarks of earlier blocks
+    a_j = p_j                                               j a token of the query's block
     a_j = softmax over the block (q k_j / sqrt(K)) p_l      j a token of an earlier block with landmark l
     a_j = 0                                                 j a landmark
 
 In train mode each segment is read alone.  In eval mode a query also reads the `topk` blocks of the bank whose
-landmarks score highest, ties to the newest.  Positions are stingy: the newest `topk` blocks of the bank stand
-where they are, all older ones just before those; what is retrieved keeps its order.
+landmarks score highest, ties to the newest.  Positions are stingy: the newest `topk` blocks of the bank have
+the positions just before the open block, all older blocks share those before them; retrieved blocks keep
+their order.
 
-Carried, in eval mode alone: the last `blocks` closed blocks and the open one, keys without positions; without
-gradient (memory/retrieval/landmark_bank.py).  `head` chooses for a segment's queries together, so that an
-earlier query learns what a later one asks for: it is the paper's option, and it breaks causality by
-definition. Differs from the paper, whose code fails or overlaps positions with `topk` blocks or fewer: they
-stand where they are, and what isn't there is masked.
+Carried, in eval mode alone: the last `blocks` closed blocks and the open one, keys without positions, without
+gradient (memory/retrieval/landmark_bank.py).  `head` selects for all queries of a segment together, so that
+an earlier query depends on later ones: it is the paper's option, and it breaks causality by definition.
+Differs from the paper, whose code fails or overlaps positions with `topk` blocks or fewer: they keep their
+positions, and missing ones are masked.
 """
 
 import math
@@ -29,72 +30,81 @@ from torch import Tensor
 
 from zoo.memory.attention.chunked import gather_slots
 from zoo.memory.attention.core import Attention
-from zoo.memory.retrieval.landmark_bank import BankState, add, gather, lines, oldest_first
+from zoo.memory.retrieval.landmark_bank import (
+    BankState,
+    LocalContext,
+    append,
+    gather_blocks,
+    local_context,
+    oldest_first,
+)
 from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]
-MAX_GATHERED = 2**26  # numbers of retrieved keys held at once: queries are read in pieces
+MAX_GATHERED = 2**26  # numbers of retrieved keys in memory at once: queries are read in pieces
 
 
-class OpenLine(NamedTuple):
-    """Of an open segment: the state before it, and its slots' keys, without positions, and values."""
+class DecodeCache(NamedTuple):
+    """The state before an open segment, and the segment's keys, without positions, and values."""
 
     state: BankState
-    keys: Float[Tensor, "rows heads slots head_dim"]
-    values: Float[Tensor, "rows heads slots head_dim"]
+    keys: Float[Tensor, "rows heads open head_dim"]
+    values: Float[Tensor, "rows heads open head_dim"]
 
 
-def allowed_softmax(
-    scores: Float[Tensor, "*rows keys"], allowed: Bool[Tensor, "*rows_or_one keys"]
+def masked_softmax(
+    scores: Float[Tensor, "*rows keys"], mask: Bool[Tensor, "*rows_or_one keys"]
 ) -> Float[Tensor, "*rows keys"]:
-    """Softmax over what is allowed, all zeros where nothing is; at least in float32."""
+    """Softmax over the keys in the mask, all zeros where it is empty; at least in float32."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1) * allowed
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
 
 
 def grouped_softmax_reference(
     scores: Float[Tensor, "*rows time keys"], landmarks: Bool[Tensor, "*rows_or_one keys"]
 ) -> tuple[Float[Tensor, "*rows time keys"], Float[Tensor, "*rows time keys"]]:
-    """a and p above, wherever the landmarks stand; the queries are the last of the keys' positions."""
+    """a and p above, for landmarks at any positions; the queries are at the last of the keys' positions."""
     time, keys = scores.shape[-2:]
-    visible = torch.ones(time, keys, dtype=torch.bool, device=scores.device).tril(keys - time)
+    mask = torch.ones(time, keys, dtype=torch.bool, device=scores.device).tril(keys - time)
     landmarks = landmarks[..., None, :]
     block = landmarks.long().cumsum(-1) - landmarks.long()  # a landmark belongs to the block that it closes
-    own = block.masked_fill(~visible, -1).amax(-1, keepdim=True)
-    p = allowed_softmax(scores, visible & torch.where(landmarks, block < own, block == own))
+    query_block = block.masked_fill(~mask, -1).amax(-1, keepdim=True)
+    p = masked_softmax(scores, mask & torch.where(landmarks, block < query_block, block == query_block))
     weights = p * ~landmarks
-    for number in range(int(landmarks.sum(-1).max())):
-        inside = allowed_softmax(scores, visible & (block == number) & ~landmarks)
-        gate = (p * (landmarks & (block == number))).sum(-1, keepdim=True)  # 0: the own block's
+    for index in range(int(landmarks.sum(-1).max())):
+        inside = masked_softmax(scores, mask & (block == index) & ~landmarks)
+        gate = (p * (landmarks & (block == index))).sum(-1, keepdim=True)  # 0 for the query's block
         weights = weights + inside * gate
     return weights, p
 
 
 def grouped_softmax(
     scores: Float[Tensor, "rows heads time blocks block"],
-    visible: Bool[Tensor, "*rows_or_one time blocks block"],
-    own: Int[Tensor, "*rows_or_none time"],
+    mask: Bool[Tensor, "*rows_or_one time blocks block"],
+    query_block: Int[Tensor, "*rows_or_none time"],
 ) -> Float[Tensor, "rows heads time blocks block"]:
-    """a for keys that come in whole blocks, each with its landmark last; `own` is each query's block."""
-    number = torch.arange(scores.shape[-2], device=scores.device)
-    mine = own.expand(scores.shape[:3])[..., None, None]
-    tokens, seen = scores[..., :-1], visible[..., :-1]
-    gates, passable = scores[..., -1], visible[..., -1] & (number < own[..., None])
-    near, near_seen = (
-        part.take_along_dim(mine, -2).squeeze(-2) for part in (tokens, seen.expand(tokens.shape))
+    """a for keys in whole blocks, the landmark last in each; `query_block` is the index of each query's."""
+    blocks = torch.arange(scores.shape[-2], device=scores.device)
+    index = query_block.expand(scores.shape[:3])[..., None, None]
+    tokens, token_mask = scores[..., :-1], mask[..., :-1]
+    gates, gate_mask = scores[..., -1], mask[..., -1] & (blocks < query_block[..., None])
+    current, current_mask = (
+        part.take_along_dim(index, -2).squeeze(-2) for part in (tokens, token_mask.expand(tokens.shape))
     )
-    top = torch.cat([passable.expand(gates.shape), near_seen], dim=-1)
-    p = allowed_softmax(torch.cat([gates, near], dim=-1), top)
-    p_gates, p_near = p.tensor_split([len(number)], dim=-1)
-    far = allowed_softmax(tokens, seen) * p_gates[..., None]
-    return F.pad(far + p_near[..., None, :] * (number == own[..., None])[..., None], (0, 1))
+    p_mask = torch.cat([gate_mask.expand(gates.shape), current_mask], dim=-1)
+    p = masked_softmax(torch.cat([gates, current], dim=-1), p_mask)
+    p_gates, p_current = p.tensor_split([len(blocks)], dim=-1)
+    earlier = masked_softmax(tokens, token_mask) * p_gates[..., None]
+    is_current = (blocks == query_block[..., None])[..., None]
+    return F.pad(earlier + p_current[..., None, :] * is_current, (0, 1))
 
 
 class LandmarkAttention(Attention):
-    """Reads slots: tokens, and a landmark after every `block - 1` of them.
+    """Attention over a stream of tokens with a landmark after every `block - 1` of them.
 
-    `segment` and `block` are lengths in slots.  A bank of 0 `blocks` is none: the layer reads its segment
-    and the open block.  Rotary positions turn the features (i, i + K/2), or `interleaved` (2i, 2i + 1).
+    `segment` and `block` are lengths with landmarks.  A bank of 0 `blocks` is none: the layer reads its
+    segment and the open block.  Rotary positions rotate the features (i, i + K/2), or `interleaved`
+    (2i, 2i + 1).
     """
 
     def __init__(
@@ -116,14 +126,14 @@ class LandmarkAttention(Attention):
         self.selection, self.interleaved = selection, interleaved
 
     def init_state(self, rows: int) -> BankState:
-        """Zeros that take no memory until something is written."""
-        nought, head = self.qkv.weight.new_zeros(()), (rows, self.heads)
+        """Zeros that take no memory until the first write."""
+        zero, heads = self.qkv.weight.new_zeros(()), (rows, self.heads)
         size = math.gcd(self.blocks, max(1, self.segment // self.block))  # whole segments fill whole pieces
-        piece = nought.expand(*head, size, self.block, self.head_dim)
-        still_open = nought.expand(*head, self.block - 1, self.head_dim)
-        read = torch.zeros(rows, dtype=torch.long, device=nought.device)
+        piece = zero.expand(*heads, size, self.block, self.head_dim)
+        open_block = zero.expand(*heads, self.block - 1, self.head_dim)
+        length = torch.zeros(rows, dtype=torch.long, device=zero.device)
         ring = (piece,) * (self.blocks // size)
-        return BankState(ring, ring, still_open, still_open, read)
+        return BankState(ring, ring, open_block, open_block, length)
 
     def turn(
         self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
@@ -140,114 +150,125 @@ class LandmarkAttention(Attention):
         written."""
         if self.training:
             segment = min(self.segment, x.shape[1])
-            alone = self.attend_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment))
-            return rearrange(alone, "(b n) s d -> b (n s) d", n=x.shape[1] // segment), state
-        said = []
+            y = self.attend_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment))
+            return rearrange(y, "(b n) s d -> b (n s) d", n=x.shape[1] // segment), state
+        outputs = []
         for q, k, v in zip(*(part.split(self.segment, dim=2) for part in self.project(x)), strict=True):
-            y, state = self._read(q, k, v, state)
-            said.append(y)
-        return self._leave(torch.cat(said, dim=2)), state
+            y, local = self._attend_bank(q, k, v, state)
+            state = append(state, local, q.shape[2])
+            outputs.append(y)
+        return self._merge_heads(torch.cat(outputs, dim=2)), state
 
     def attend_alone(
-        self, x: Float[Tensor, "rows time width"], here: Int[Tensor, " rows"] | None = None
+        self, x: Float[Tensor, "rows time width"], offset: Int[Tensor, " rows"] | None = None
     ) -> Float[Tensor, "rows time width"]:
-        """Read segments as whole texts; the first `here` slots of a row's first block are missing."""
+        """Read segments without a bank; the first `offset` tokens of a row's first block are missing."""
         q, k, v = self.project(x)
-        count = -(-x.shape[1] // self.block) + (here is not None)
-        here = torch.zeros(len(x), dtype=torch.long, device=x.device) if here is None else here
-        places = torch.arange(count * self.block, device=x.device).expand(len(x), -1)
-        k, v = (gather_slots(part, part[:, :, :0], here, places) for part in (k, v))
-        queries = (here[:, None] + torch.arange(x.shape[1], device=x.device))[:, None]
-        q, k = self.turn(q, queries), self.turn(k, places[:, None])
-        visible = (places >= here[:, None])[:, None, None] & (places[:, None, None] <= queries[..., None])
-        weights = self._weigh(self._score(q, k), visible, queries // self.block)
-        return self._leave(weights @ v)
+        num_blocks = -(-x.shape[1] // self.block) + (offset is not None)
+        offset = torch.zeros(len(x), dtype=torch.long, device=x.device) if offset is None else offset
+        positions = torch.arange(num_blocks * self.block, device=x.device).expand(len(x), -1)
+        k, v = (gather_slots(part, part[:, :, :0], offset, positions) for part in (k, v))
+        queries = (offset[:, None] + torch.arange(x.shape[1], device=x.device))[:, None]
+        q, k = self.turn(q, queries), self.turn(k, positions[:, None])
+        causal = positions[:, None, None] <= queries[..., None]
+        mask = (positions >= offset[:, None])[:, None, None] & causal
+        return self._merge_heads(self._weights(self._scores(q, k), mask, queries // self.block) @ v)
 
-    def _leave(self, y: Float[Tensor, "rows heads time head_dim"]) -> Float[Tensor, "rows time width"]:
+    def _merge_heads(self, y: Float[Tensor, "rows heads time head_dim"]) -> Float[Tensor, "rows time width"]:
         return self.out(rearrange(y, "b h t k -> b t (h k)"))
 
-    def _score(self, q: Tensor, k: Tensor) -> Tensor:
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         return (q * self.head_dim**-0.5) @ k.mT
 
-    def _weigh(self, scores: Tensor, visible: Tensor, own: Tensor) -> Tensor:
-        """Grouped softmax over keys in a line."""
-        scores, visible = (x.unflatten(-1, (-1, self.block)) for x in (scores, visible))
-        return self.dropout(grouped_softmax(scores, visible, own).to(scores.dtype)).flatten(-2)
+    def _weights(self, scores: Tensor, mask: Tensor, query_block: Tensor) -> Tensor:
+        """The grouped softmax, with the blocks' keys one after another in the last axis."""
+        scores, mask = (part.unflatten(-1, (-1, self.block)) for part in (scores, mask))
+        return self.dropout(grouped_softmax(scores, mask, query_block).to(scores.dtype)).flatten(-2)
 
-    def init_decode_cache(self, state: BankState) -> OpenLine:
-        nothing = state.open_keys[:, :, :0]
-        return OpenLine(state, nothing, nothing)
+    def init_decode_cache(self, state: BankState) -> DecodeCache:
+        empty = state.open_keys[:, :, :0]
+        return DecodeCache(state, empty, empty)
 
     def decode(
-        self, x: Float[Tensor, "rows time width"], cache: OpenLine
-    ) -> tuple[Float[Tensor, "rows time width"], OpenLine]:
-        """Not by selection `head`, which asks the whole segment at once."""
+        self, x: Float[Tensor, "rows time width"], cache: DecodeCache
+    ) -> tuple[Float[Tensor, "rows time width"], DecodeCache]:
+        """Not for selection `head`, which depends on all queries of a segment."""
         q, *new = self.project(x)
         keys, values = (torch.cat(pair, dim=2) for pair in zip(cache[1:], new, strict=True))
-        y, _, _ = self._look(q, keys, values, cache.state)
-        return self._leave(y), OpenLine(cache.state, keys, values)
+        y, _ = self._attend_bank(q, keys, values, cache.state)
+        return self._merge_heads(y), DecodeCache(cache.state, keys, values)
 
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, BankState]:
-        """One segment after what the state holds."""
-        y, keys, values = self._look(q, k, v, state)
-        return y, add(state, keys, values, q.shape[2])
-
-    def _look(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, Tensor, Tensor]:
-        """What the last slots of a segment read of it, up to themselves, and of the state; and the segment's
-        line of keys and values."""
-        block, topk = self.block, self.topk
-        places, line, values = lines(state, k, v)
-        start = (topk + 1) * block  # where the open block begins
-        late = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
-        queries = (state.begun[:, None] + late)[:, None]  # places in the line
-        visible = places[:, None, None] <= queries[..., None]
-        turned, keys = self.turn(q, start + queries), self.turn(line, start + places[:, None])
+    def _attend_bank(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, LocalContext]:
+        """The last queries of a segment over its keys, causally, and the state; and the local context."""
+        local = local_context(state, k, v)
+        start = (self.topk + 1) * self.block  # rotary position of the open block
+        time = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
+        positions = (state.open_length[:, None] + time)[:, None]  # of the queries, as `local.positions`
+        mask = local.positions[:, None, None] <= positions[..., None]
+        rotated_q = self.turn(q, start + positions)
+        rotated = local._replace(keys=self.turn(local.keys, start + local.positions[:, None]))
         if not self.blocks:
-            return self._weigh(self._score(turned, keys), visible, queries // block) @ values, line, values
+            weights = self._weights(self._scores(rotated_q, rotated.keys), mask, positions // self.block)
+            return weights @ local.values, local
+        ids = self.choose_blocks(rotated_q, state)
+        size = max(1, MAX_GATHERED // max(1, ids[:, :, 0].numel() * self.block * self.head_dim))
+        y = [
+            self._attend_retrieved(state, rotated, *piece)
+            for piece in zip(
+                *(part.split(size, dim=2) for part in (q, rotated_q, ids, positions, mask)), strict=True
+            )
+        ]
+        return torch.cat(y, dim=2), local
 
-        chosen = self.choose_blocks(turned, state)
-        size = max(1, MAX_GATHERED // max(1, chosen[:, :, 0].numel() * block * self.head_dim))
-        said = []
-        for piece, asked, ids, at, seen in zip(
-            *(part.split(size, dim=2) for part in (q, turned, chosen, queries, visible)), strict=True
-        ):
-            # turned back by where its block stands, a query meets keys at their places inside the block
-            slots = torch.arange(topk, device=q.device) + (ids >= self.blocks - topk).long()
-            apart = start + at[..., None] - slots * block
-            apart_q = self.turn(piece[:, :, :, None].expand(-1, -1, -1, topk, -1), apart)
-            kept_keys, kept_values, which = gather(state, ids)
-            kept_keys = self.turn(kept_keys.to(q.dtype), torch.arange(block, device=q.device))[which]
-            absent = (ids < 0)[..., None, None]  # 0 times whatever stands there may not be 0
-            kept_values = kept_values.to(v.dtype)[which].masked_fill(absent, 0).flatten(-3, -2)
-            kept_scores = self._score(apart_q[..., None, :], kept_keys).flatten(-3)
-            scores = torch.cat([kept_scores, self._score(asked, keys)], dim=-1)
-            there = (ids >= 0).repeat_interleave(block, dim=-1)
-            shown = torch.cat([there, seen.expand(*there.shape[:3], -1)], dim=-1)
-            weights = self._weigh(scores, shown, topk + at // block)
-            kept, near = weights.tensor_split([topk * block], dim=-1)
-            said.append((kept[..., None, :] @ kept_values).squeeze(-2) + near @ values)
-        return torch.cat(said, dim=2), line, values
+    def _attend_retrieved(
+        self,
+        state: BankState,
+        rotated: LocalContext,
+        q: Float[Tensor, "rows heads time head_dim"],
+        rotated_q: Float[Tensor, "rows heads time head_dim"],
+        ids: Int[Tensor, "rows heads time topk"],
+        positions: Int[Tensor, "rows one time"],
+        mask: Bool[Tensor, "rows one time local"],
+    ) -> Float[Tensor, "rows heads time head_dim"]:
+        """Queries, at `positions` of the local context, over it and over the blocks `ids` of the bank."""
+        block, topk = self.block, self.topk
+        # rotated by its distance to the start of a block, a query meets keys rotated inside their blocks
+        ranks = torch.arange(topk, device=q.device) + (ids >= self.blocks - topk).long()
+        distance = (topk + 1) * block + positions[..., None] - ranks * block
+        q_by_block = self.turn(q[:, :, :, None].expand(-1, -1, -1, topk, -1), distance)
+        selected = gather_blocks(state, ids)
+        keys = self.turn(selected.keys.to(q.dtype), torch.arange(block, device=q.device))[selected.indices]
+        absent = (ids < 0)[..., None, None]  # whose values may be infinite, and 0 times that isn't 0
+        values = selected.values.to(rotated.values.dtype)[selected.indices].masked_fill(absent, 0)
+        retrieved_scores = self._scores(q_by_block[..., None, :], keys).flatten(-3)
+        scores = torch.cat([retrieved_scores, self._scores(rotated_q, rotated.keys)], dim=-1)
+        retrieved_mask = (ids >= 0).repeat_interleave(block, dim=-1)
+        mask = torch.cat([retrieved_mask, mask.expand(*ids.shape[:3], -1)], dim=-1)
+        weights = self._weights(scores, mask, topk + positions // block)
+        retrieved, local = weights.tensor_split([topk * block], dim=-1)
+        return (retrieved[..., None, :] @ values.flatten(-3, -2)).squeeze(-2) + local @ rotated.values
 
     @torch.no_grad()
     def choose_blocks(
         self, q: Float[Tensor, "rows heads time head_dim"], state: BankState
     ) -> Int[Tensor, "rows heads time topk"]:
-        """Which blocks of the bank each query reads, as places in `state.keys`, oldest first; before them -1
-        for what isn't there."""
-        exact = torch.promote_types(state.open_keys.dtype, torch.float32)  # rounded scores would tie
-        landmarks = oldest_first(tuple(piece[..., -1:, :] for piece in state.closed_keys), state.closed)
-        landmarks = landmarks.squeeze(3).flip(2).to(exact)  # newest first: the first of equals is taken
+        """The blocks of the bank that each query reads, as indices into `state.keys`, the oldest first; -1,
+        before them, where the bank has fewer."""
+        dtype = torch.promote_types(state.open_keys.dtype, torch.float32)  # rounded scores would tie
+        landmarks = oldest_first(tuple(piece[..., -1:, :] for piece in state.closed_keys), state.num_closed)
+        landmarks = landmarks.squeeze(3).flip(2).to(dtype)  # newest first: max takes the first of equals
         age = torch.arange(self.blocks, device=q.device)
-        ranks = (self.topk - age).clamp(min=0)  # all old blocks stand at 0
+        ranks = (self.topk - age).clamp(min=0)  # 0 for all blocks older than the newest `topk`
         with torch.autocast(q.device.type, enabled=False):
-            left = self._score(q.to(exact), self.turn(landmarks, ranks * self.block + self.block - 1))
-        there = (age < state.closed[:, None])[:, None, None]
+            rotated = self.turn(landmarks, ranks * self.block + self.block - 1)
+            scores = self._scores(q.to(dtype), rotated)
+        stored = (age < state.num_closed[:, None])[:, None, None]
         if self.selection != "token_and_head":
             shared = 1 if self.selection == "token" else 2
-            left = allowed_softmax(left, there).amax(shared, keepdim=True)
-        left, found = left.masked_fill(~there, -torch.inf), []
+            scores = masked_softmax(scores, stored).amax(shared, keepdim=True)
+        scores, chosen = scores.masked_fill(~stored, -torch.inf), []
         for _ in range(self.topk):
-            best, place = left.max(-1, keepdim=True)
-            found.append((self.blocks - 1 - place).masked_fill(best == -torch.inf, -1))
-            left.scatter_(-1, place, -torch.inf)
-        return torch.cat(found, dim=-1).sort(-1).values.expand(*q.shape[:3], -1)
+            best, index = scores.max(-1, keepdim=True)
+            chosen.append((self.blocks - 1 - index).masked_fill(best == -torch.inf, -1))
+            scores.scatter_(-1, index, -torch.inf)
+        return torch.cat(chosen, dim=-1).sort(-1).values.expand(*q.shape[:3], -1)

@@ -1,11 +1,9 @@
-"""The bank of Landmark attention: each row's last closed blocks of keys and values, and the block still open.
+"""The bank of Landmark attention: each row's last closed blocks of keys and values, and its open block.
 
-Mohtashami & Jaggi 2023, arXiv:2305.16300, section 3.2; it is read in memory/retrieval/landmark_attention.py.
+Mohtashami & Jaggi 2023, arXiv:2305.16300, section 3.2; used by memory/retrieval/landmark_attention.py.
 
-    closed block n of a row lies in slot n mod `blocks`
-
-The slots are held in equal pieces: a new state shares all but those written.  A row's line is its open block
-and what is new behind it, in whole blocks.
+Closed blocks are the entries of a ring buffer (memory/retrieval/ring_buffer.py).  A row's local context is
+its open block followed by the new tokens, in whole blocks.
 Differs from the paper: nothing.
 """
 
@@ -16,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.chunked import gather_slots
+from zoo.memory.retrieval.ring_buffer import oldest_first, touched_pieces, write_entries
 from zoo.state import special_fields
 
 Ring = tuple[Float[Tensor, "rows heads piece block head_dim"], ...]
@@ -23,132 +22,100 @@ Ring = tuple[Float[Tensor, "rows heads piece block head_dim"], ...]
 
 @special_fields(lazy=("closed_keys", "closed_values"))
 class BankState(NamedTuple):
-    closed_keys: Ring  # without positions; a block's landmark last
+    closed_keys: Ring  # without positions; a block's landmark is its last token
     closed_values: Ring
-    open_keys: Float[Tensor, "rows heads open head_dim"]  # of the open block, its first first, 0 behind
+    open_keys: Float[Tensor, "rows heads open head_dim"]  # the open block's tokens in order, then zeros
     open_values: Float[Tensor, "rows heads open head_dim"]
-    length: Int[Tensor, " rows"]  # slots read since the row was fresh: tokens, landmarks included
+    length: Int[Tensor, " rows"]  # tokens read since the row was fresh, landmarks included
 
     @property
     def block(self) -> int:
+        """Tokens of a block, its landmark included."""
         return self.open_keys.shape[2] + 1
 
     @property
-    def closed(self) -> Int[Tensor, " rows"]:
+    def num_closed(self) -> Int[Tensor, " rows"]:
         """Blocks closed since the row was fresh."""
         return self.length // self.block
 
     @property
-    def begun(self) -> Int[Tensor, " rows"]:
-        """How much of the open block is there."""
+    def open_length(self) -> Int[Tensor, " rows"]:
+        """Tokens of the open block."""
         return self.length % self.block
 
     @property
     def keys(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
-        """A copy of the whole bank, the newest block last."""
-        return oldest_first(self.closed_keys, self.closed)
+        """A copy of all closed blocks, the newest last."""
+        return oldest_first(self.closed_keys, self.num_closed)
 
     @property
     def values(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
         """As `keys`."""
-        return oldest_first(self.closed_values, self.closed)
+        return oldest_first(self.closed_values, self.num_closed)
 
 
-def oldest_first(
-    ring: tuple[Float[Tensor, "rows heads piece places width"], ...], closed: Int[Tensor, " rows"]
-) -> Float[Tensor, "rows heads blocks places width"]:
-    """The ring of rows that have closed so many blocks in one tensor, the newest last."""
-    whole = torch.cat(ring, dim=2)
-    slots = (closed[:, None] + torch.arange(whole.shape[2], device=closed.device)) % whole.shape[2]
-    return whole.take_along_dim(slots[:, None, :, None, None], 2)
+class LocalContext(NamedTuple):
+    """Each row's open block and the new tokens behind it; keys and values past the last one are undefined."""
+
+    positions: Int[Tensor, "rows local"]  # 0, 1, .. from the start of the open block
+    keys: Float[Tensor, "rows heads local head_dim"]
+    values: Float[Tensor, "rows heads local head_dim"]
 
 
-def lines(
+def local_context(
     state: BankState,
     k: Float[Tensor, "rows heads time head_dim"],
     v: Float[Tensor, "rows heads time head_dim"],
-) -> tuple[
-    Int[Tensor, "rows line"],
-    Float[Tensor, "rows heads line head_dim"],
-    Float[Tensor, "rows heads line head_dim"],
-]:
-    """The places 0, 1, .. of each row's line, and the keys and values there; behind the last one whatever."""
-    count = -(-(state.block - 1 + k.shape[2]) // state.block)
-    places = torch.arange(count * state.block, device=k.device).expand(len(k), -1)
-    keys, values = (
-        gather_slots(new, kept, state.begun, places)
-        for new, kept in ((k, state.open_keys), (v, state.open_values))
-    )
-    return places, keys, values
+) -> LocalContext:
+    num_blocks = -(-(state.block - 1 + k.shape[2]) // state.block)
+    positions = torch.arange(num_blocks * state.block, device=k.device).expand(len(k), -1)
+    keys = gather_slots(k, state.open_keys, state.open_length, positions)
+    return LocalContext(positions, keys, gather_slots(v, state.open_values, state.open_length, positions))
 
 
 @torch.no_grad()
-def add(
-    state: BankState,
-    keys: Float[Tensor, "rows heads line head_dim"],
-    values: Float[Tensor, "rows heads line head_dim"],
-    time: int,
-) -> BankState:
-    """The state with the lines of `time` new slots: what they close goes into the bank, the rest is open."""
-    before, after, block = state.closed, (state.length + time) // state.block, state.block
-    rest = ((after - before) * block)[:, None] + torch.arange(block - 1, device=keys.device)
-    none = (rest >= (state.begun + time)[:, None])[:, None, :, None]
-    at = rest.clamp(max=keys.shape[2] - 1)[:, None, :, None]
+def append(state: BankState, local: LocalContext, time: int) -> BankState:
+    """The state after the `time` new tokens of a local context: blocks that they close go into the bank."""
+    block, end = state.block, state.length + time
+    closed, num_closed = state.num_closed, end // block
+    open_start = (num_closed - closed) * block  # in the local context
+    positions = open_start[:, None] + torch.arange(block - 1, device=end.device)
+    past_end = (positions >= (state.open_length + time)[:, None])[:, None, :, None]
+    index = positions.clamp(max=local.keys.shape[2] - 1)[:, None, :, None]
+    touched = set()
+    if state.closed_keys:
+        touched = touched_pieces(closed, num_closed, state.closed_keys[0].shape[2], len(state.closed_keys))
 
-    def put(line: Tensor, ring: Ring) -> tuple[Ring, Tensor]:
-        return _put(line.unflatten(2, (-1, block)), ring, before, after), line.take_along_dim(at, 2)
+    def write(context: Tensor, ring: Ring) -> tuple[Ring, Tensor]:
+        context = context.to(state.open_keys.dtype)
+        open_tokens = context.take_along_dim(index, 2).masked_fill(past_end, 0)
+        return write_entries(
+            ring, context.unflatten(2, (-1, block)), closed, num_closed, touched
+        ), open_tokens
 
-    dtype = state.open_keys.dtype
-    closed_keys, open_keys = put(keys.to(dtype), state.closed_keys)
-    closed_values, open_values = put(values.to(dtype), state.closed_values)
-    return BankState(
-        closed_keys,
-        closed_values,
-        open_keys.masked_fill(none, 0),
-        open_values.masked_fill(none, 0),
-        state.length + time,
-    )
+    closed_keys, open_keys = write(local.keys, state.closed_keys)
+    closed_values, open_values = write(local.values, state.closed_values)
+    return BankState(closed_keys, closed_values, open_keys, open_values, end)
 
 
-def _put(new: Tensor, ring: Ring, before: Tensor, after: Tensor) -> Ring:
-    """The ring with the blocks `before` .. `after - 1` of each row, of which `new` holds the first first."""
-    if not ring:
-        return ring
-    piece, blocks = ring[0].shape[2], len(ring) * ring[0].shape[2]
-    touched = {
-        number % blocks // piece
-        for first, end in set(zip(before.tolist(), after.tolist(), strict=True))
-        for number in range(max(first, end - blocks), end)
-    }
+class SelectedBlocks(NamedTuple):
+    """Keys and values of selected blocks, each block once."""
 
-    def written(place: int) -> Tensor:
-        slots = torch.arange(place * piece, (place + 1) * piece, device=new.device)
-        newest = after[:, None] - 1 - (after[:, None] - 1 - slots) % blocks  # whose slot it is by now
-        index = (newest - before[:, None])[:, None, :, None, None]
-        return torch.where(index >= 0, new.take_along_dim(index.clamp(min=0), 2), ring[place])
-
-    return tuple(written(place) if place in touched else old for place, old in enumerate(ring))
+    keys: Float[Tensor, "distinct block head_dim"]
+    values: Float[Tensor, "distinct block head_dim"]
+    indices: Int[Tensor, "rows heads time topk"]  # of each selected block in `keys`; undefined where it is -1
 
 
-def gather(
-    state: BankState, ids: Int[Tensor, "rows heads time topk"]
-) -> tuple[
-    Float[Tensor, "found block head_dim"],
-    Float[Tensor, "found block head_dim"],
-    Int[Tensor, "rows heads time topk"],
-]:
-    """Keys and values of the blocks named, each once and no others, and which of them each id is.
-
-    An id is a place in `state.keys`: 0 the oldest, -1 none, for which any block stands.
-    """
-    (rows, heads), piece, pieces = ids.shape[:2], state.closed_keys[0].shape[2], len(state.closed_keys)
-    slots = (state.closed.view(-1, 1, 1, 1) + ids.clamp(min=0)) % (pieces * piece)
-    line = torch.arange(rows * heads, device=ids.device).view(rows, heads, 1, 1)
-    size = max(1, rows * heads * piece)
-    places, which = (slots // piece * size + line * piece + slots % piece).unique(return_inverse=True)
-    parts = (places % size).split((places // size).bincount(minlength=pieces).tolist())
+def gather_blocks(state: BankState, ids: Int[Tensor, "rows heads time topk"]) -> SelectedBlocks:
+    """The blocks with these indices in `state.keys`: 0 the oldest, -1 none."""
+    (rows, heads), piece, num_pieces = ids.shape[:2], state.closed_keys[0].shape[2], len(state.closed_keys)
+    slots = (state.num_closed.view(-1, 1, 1, 1) + ids.clamp(min=0)) % (num_pieces * piece)
+    head = torch.arange(rows * heads, device=ids.device).view(rows, heads, 1, 1)
+    size = max(1, rows * heads * piece)  # blocks in one piece of all rows and heads
+    distinct, indices = (slots // piece * size + head * piece + slots % piece).unique(return_inverse=True)
+    parts = (distinct % size).split((distinct // size).bincount(minlength=num_pieces).tolist())
     keys, values = (
-        torch.cat([one.flatten(0, 2)[part] for one, part in zip(ring, parts, strict=True)])
+        torch.cat([blocks.flatten(0, 2)[part] for blocks, part in zip(ring, parts, strict=True)])
         for ring in (state.closed_keys, state.closed_values)
     )
-    return keys, values, which
+    return SelectedBlocks(keys, values, indices)

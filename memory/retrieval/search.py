@@ -1,10 +1,10 @@
-"""Where a bank's nearest keys lie: by exact search, or by faiss's indexes, one for each row and head.
+"""Search for a bank's nearest keys: exactly, or by faiss's indexes, one for each row and head.
 
-    found_i = the k slots j with the largest q_i k_j, in float32 at least; of equals the lowest slot
+    N_i = the k slots j with the largest q_i k_j, in float32 at least; of equal scores the lowest slot
 
-An index (memory/retrieval/faiss_index.py) is a cache of the bank and no part of it.  It is known by its row's
-stamp and brought up to date when the row is searched: with its own stamp it is used, with the one before it
-gets what was written since, with any other it is made anew.
+An index (memory/retrieval/faiss_index.py) is a cache of the bank and no part of it.  It is identified by its
+row's stamp and brought up to date when the row is searched: under the current stamp it is used as it is,
+under the previous one it gets the tokens written since, and under any other it is built anew.
 """
 
 import math
@@ -19,106 +19,107 @@ from torch import Tensor
 
 from zoo.memory.retrieval.faiss_index import Kind, load_faiss, make_index
 
-MAX_SCORES = 2**24  # scores that exact search holds at a time
+MAX_SCORES = 2**24  # scores that exact search computes at a time
 
 
 def search_exact(
     queries: Float[Tensor, "rows heads time key_width"],
     blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
-    written: Int[Tensor, " rows"],
+    length: Int[Tensor, " rows"],
     neighbours: int,
 ) -> Int[Tensor, "rows heads time neighbours"]:
-    """Piece after piece of the bank: the scores of all of it are never held."""
-    exactly = torch.promote_types(queries.dtype, torch.float32)
-    best = queries.new_full((*queries.shape[:3], neighbours), -torch.inf, dtype=exactly)
-    ids, start = torch.full_like(best, -1, dtype=torch.long), 0
-    least, most = written.aminmax()
+    """Slots of the nearest keys, piece after piece of the bank: its scores are never all in memory."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    best = queries.new_full((*queries.shape[:3], neighbours), -torch.inf, dtype=dtype)
+    best_slots, start = torch.full_like(best, -1, dtype=torch.long), 0
+    shortest, longest = length.aminmax()
     size = max(1, MAX_SCORES // max(1, best[..., 0].numel()))
     with torch.autocast(queries.device.type, enabled=False):
         for keys in _pieces(blocks, size):
-            if start >= most:
+            if start >= longest:
                 break
-            scores = queries.to(exactly) @ keys.to(exactly).mT
+            scores = queries.to(dtype) @ keys.to(dtype).mT
             end = start + keys.shape[2]
-            if least < end:
-                empty = torch.arange(start, end, device=queries.device) >= written[:, None]
+            if shortest < end:
+                empty = torch.arange(start, end, device=queries.device) >= length[:, None]
                 scores.masked_fill_(empty[:, None, None], -torch.inf)
-            found, places = _largest(scores, neighbours)
-            if start:  # of equals, those found before lie lower
-                found, places = torch.cat([best, found], dim=-1), torch.cat([ids, places + start], dim=-1)
-                found, chosen = _largest(found, neighbours)
-                places = places.gather(-1, chosen)
-            best[..., : found.shape[-1]], ids[..., : found.shape[-1]] = found, places
+            top, slots = _largest(scores, neighbours)
+            if start:  # of equal scores, those of earlier pieces have the lower slots
+                top, slots = torch.cat([best, top], dim=-1), torch.cat([best_slots, slots + start], dim=-1)
+                top, order = _largest(top, neighbours)
+                slots = slots.gather(-1, order)
+            best[..., : top.shape[-1]], best_slots[..., : top.shape[-1]] = top, slots
             start = end
-    return ids.masked_fill(best == -torch.inf, -1)
+    return best_slots.masked_fill(best == -torch.inf, -1)
 
 
 def search_exact_reference(
     queries: Float[Tensor, "rows heads time key_width"],
     blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
-    written: Int[Tensor, " rows"],
+    length: Int[Tensor, " rows"],
     neighbours: int,
 ) -> Int[Tensor, "rows heads time neighbours"]:
-    """The definition: all scores in order, of equals the lowest slot first."""
-    exactly = torch.promote_types(queries.dtype, torch.float32)
-    scores = queries.to(exactly) @ torch.cat(blocks, dim=2).to(exactly).mT
-    empty = torch.arange(scores.shape[-1], device=queries.device) >= written[:, None]
+    """The definition: all scores sorted, of equal ones the lowest slot first."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    scores = queries.to(dtype) @ torch.cat(blocks, dim=2).to(dtype).mT
+    empty = torch.arange(scores.shape[-1], device=queries.device) >= length[:, None]
     scores = scores.masked_fill(empty[:, None, None], -torch.inf)
-    best, ids = (part[..., :neighbours] for part in scores.sort(dim=-1, descending=True, stable=True))
-    return ids.masked_fill(best == -torch.inf, -1)
+    best, slots = (part[..., :neighbours] for part in scores.sort(dim=-1, descending=True, stable=True))
+    return slots.masked_fill(best == -torch.inf, -1)
 
 
 def _pieces(blocks: tuple[Tensor, ...], size: int) -> Iterator[Tensor]:
-    """The same keys in pieces of about `size`: long blocks are cut, short ones joined."""
-    held: list[Tensor] = []
+    """The keys in pieces of about `size`: long blocks are cut, short ones joined."""
+    pending: list[Tensor] = []
     for part in (part for block in blocks for part in block.split(size, dim=2)):
-        if held and sum(other.shape[2] for other in held) + part.shape[2] > size:
-            yield torch.cat(held, dim=2)
-            held = []
-        held.append(part)
-    yield torch.cat(held, dim=2)
+        if pending and sum(earlier.shape[2] for earlier in pending) + part.shape[2] > size:
+            yield torch.cat(pending, dim=2)
+            pending = []
+        pending.append(part)
+    yield torch.cat(pending, dim=2)
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest scores and their places, the largest first; of equals the first places."""
-    best, places = scores.topk(min(count + 1, scores.shape[-1]))
-    if places.shape[-1] > count:
+    """The largest scores and their indices, the largest first; of equal scores the first indices."""
+    best, indices = scores.topk(min(count + 1, scores.shape[-1]))
+    if indices.shape[-1] > count:
         last, next_best = best[..., count - 1], best[..., count]
-        torn = (last == next_best) & (last > -torch.inf)  # of equals, some are taken and some aren't
-        places = places[..., :count]
+        torn = (last == next_best) & (last > -torch.inf)  # of equal scores, some are taken and some aren't
+        indices = indices[..., :count]
         if torn.any():
-            places[torn] = scores[torn].sort(descending=True, stable=True).indices[:, :count]
-    places = places.sort().values
-    best, order = scores.gather(-1, places).sort(descending=True, stable=True)
-    return best, places.gather(-1, order)
+            indices[torn] = scores[torn].sort(descending=True, stable=True).indices[:, :count]
+    indices = indices.sort().values
+    best, order = scores.gather(-1, indices).sort(descending=True, stable=True)
+    return best, indices.gather(-1, order)
 
 
-Key = tuple[int, torch.device]  # a stamp, and where its index lies
+Key = tuple[int, torch.device]  # a row's stamp, and the device of its indexes
 
 
-class Kept(NamedTuple):
-    """One row's indexes, one per head, and how many tokens had been written when they were up to date."""
+class RowIndexes(NamedTuple):
+    """One row's indexes."""
 
-    heads: list[Any]
-    written: int
+    heads: list[Any]  # one per head
+    length: int  # tokens that the row had stored when they were last brought up to date
     training: bool  # the mode of the last search
 
 
 class IndexCache:
-    """faiss's side of a memory: the indexes of rows lately searched, by their stamps.  A copy has none.
+    """The faiss indexes of rows that were lately searched, by their stamps.  A copy of the cache is empty.
 
-    Each mode, training and evaluation, keeps those of twice as many rows as it has ever searched at once, the
-    ones used last; an evaluation takes none from training.  Where some rows of a search go on from the one
-    before and others don't, those have ended, and their indexes go at once.
+    Eviction is by least recent use, separately in training and evaluation, so that an evaluation evicts
+    nothing of training's: each mode keeps twice as many rows as its largest search had.  Where a search
+    continues some rows of the mode's last search and not others, the others have ended and are evicted at
+    once.
     """
 
     def __init__(self, kind: Kind, capacity: int) -> None:
         load_faiss()
         self.kind, self.capacity = kind, capacity
-        self.rows: OrderedDict[Key, Kept] = OrderedDict()
-        self.last: dict[bool, list[Key]] = {True: [], False: []}  # whose rows the last search of a mode read
-        self.most = {True: 0, False: 0}  # rows that a search of the mode had
-        self.asked: Tensor | None = None  # a few queries (heads, queries, width) of the last search
+        self.rows: OrderedDict[Key, RowIndexes] = OrderedDict()  # least recently used first
+        self.last_search: dict[bool, list[Key]] = {True: [], False: []}  # rows of each mode's last search
+        self.max_rows = {True: 0, False: 0}  # of a search in each mode
+        self.recent_queries: Tensor | None = None  # (heads, queries, width), a few of the last search's
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
@@ -128,75 +129,77 @@ class IndexCache:
         self,
         queries: Float[Tensor, "rows heads time key_width"],
         blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
-        written: Int[Tensor, " rows"],
+        length: Int[Tensor, " rows"],
         stamps: Int[Tensor, "rows two"],
         neighbours: int,
         training: bool = False,
     ) -> Int[Tensor, "rows heads time neighbours"]:
-        """As `search_exact`; `stamps` hold each row's current and previous one; `training` is the mode."""
-        place = queries.device if self.kind == "flat" else torch.device("cpu")
-        asked = queries.detach().to(place, torch.float32).contiguous()
-        scores = asked.new_full((*asked.shape[:3], neighbours), -torch.inf)
-        ids = torch.full_like(scores, -1, dtype=torch.long)
+        """As `search_exact`; `stamps` are each row's current and previous one, `training` is the mode."""
+        device = queries.device if self.kind == "flat" else torch.device("cpu")
+        vectors = queries.detach().to(device, torch.float32).contiguous()
+        scores = vectors.new_full((*vectors.shape[:3], neighbours), -torch.inf)
+        slots = torch.full_like(scores, -1, dtype=torch.long)
         with self.lock:
-            self._end([[(stamp, place) for stamp in both] for both in stamps.tolist()], training)
-            for row, (stamp, before) in enumerate(stamps.tolist()):
-                if count := int(written[row]):
-                    keys = [block[row] for block in blocks]
-                    kept = self._current((stamp, place), (before, place), count, keys, training)
-                    for head, index in enumerate(kept.heads):
-                        scores[row, head], ids[row, head] = index.search(asked[row, head], neighbours)
-            self._forget(training)
-            self.asked = asked[0, :, -16:].clone()
-        tied = (scores[..., 1:] == scores[..., :-1]) & (ids[..., 1:] >= 0)
-        if tied.any():  # faiss has an order of its own of them
-            ids, order = ids.sort(stable=True)
+            keys = [((current, device), (previous, device)) for current, previous in stamps.tolist()]
+            self._evict_ended(keys, training)
+            for row, (current, previous) in enumerate(keys):
+                if count := int(length[row]):
+                    ring = [block[row] for block in blocks]
+                    indexes = self._up_to_date(current, previous, count, ring, training)
+                    for head, index in enumerate(indexes.heads):
+                        scores[row, head], slots[row, head] = index.search(vectors[row, head], neighbours)
+            self._evict_oldest(training)
+            self.recent_queries = vectors[0, :, -16:].clone()
+        tied = (scores[..., 1:] == scores[..., :-1]) & (slots[..., 1:] >= 0)
+        if tied.any():  # faiss orders equal scores differently
+            slots, order = slots.sort(stable=True)
             order = scores.gather(-1, order).sort(descending=True, stable=True).indices
-            ids = ids.gather(-1, order)
-        return ids.to(queries.device)
+            slots = slots.gather(-1, order)
+        return slots.to(queries.device)
 
-    def _end(self, rows: list[list[Key]], training: bool) -> None:
-        """Drop the rows of the last search that this one doesn't go on with, though it does with others."""
-        known, last = {key for row in rows for key in row}, self.last[training]
-        if len(last) == len(rows) and any(key in known and key in self.rows for key in last):
+    def _evict_ended(self, rows: list[tuple[Key, Key]], training: bool) -> None:
+        """Evict the rows of the last search that this one doesn't continue, if it continues some."""
+        continued, last = {key for row in rows for key in row}, self.last_search[training]
+        if len(last) == len(rows) and any(key in continued and key in self.rows for key in last):
             for key in last:
-                if key not in known:
+                if key not in continued:
                     self.rows.pop(key, None)
-        self.last[training] = [own for own, _ in rows]
-        self.most[training] = max(self.most[training], len(rows))
+        self.last_search[training] = [current for current, _ in rows]
+        self.max_rows[training] = max(self.max_rows[training], len(rows))
 
-    def _forget(self, training: bool) -> None:
-        """Drop what this mode hasn't used for longest and has no room for."""
-        mine = [key for key, kept in self.rows.items() if kept.training == training]
-        for key in mine[: max(0, len(mine) - 2 * self.most[training])]:
+    def _evict_oldest(self, training: bool) -> None:
+        """Evict the rows that this mode used least recently, down to its limit."""
+        keys = [key for key, indexes in self.rows.items() if indexes.training == training]
+        for key in keys[: max(0, len(keys) - 2 * self.max_rows[training])]:
             del self.rows[key]
 
-    def _current(self, own: Key, before: Key, written: int, blocks: list[Tensor], training: bool) -> Kept:
-        """The row's indexes: as they are, with what is new, or made from its bank."""
-        kept = self.rows.pop(own, None)
-        if kept is None:
-            old = self.rows.pop(before, None)
-            alive, place = min(written, self.capacity), own[1]
+    def _up_to_date(
+        self, current: Key, previous: Key, length: int, blocks: list[Tensor], training: bool
+    ) -> RowIndexes:
+        """The row's indexes: cached, cached and extended by the new tokens, or built from its bank."""
+        indexes = self.rows.pop(current, None)
+        if indexes is None:
+            indexes, device = self.rows.pop(previous, None), current[1]
+            stored = min(length, self.capacity)
             if (
-                old is None
-                or not written - alive <= old.written <= written
-                or any(index.outdated(written) for index in old.heads)
+                indexes is None
+                or not length - stored <= indexes.length <= length
+                or any(index.outdated(length) for index in indexes.heads)
             ):
                 heads, width = blocks[0].shape[0], blocks[0].shape[2]
-                made = [make_index(self.kind, width, self.capacity, alive, place) for _ in range(heads)]
-                old = Kept(made, written - alive, training)
-            if old.written < written:
-                new = _tokens(blocks, old.written, written).to(place, torch.float32)
-                for index, keys in zip(old.heads, new, strict=True):
-                    index.put(old.written, keys.contiguous())
-            kept = Kept(old.heads, written, training)
-        self.rows[own] = kept._replace(training=training)
-        return kept
+                empty = [make_index(self.kind, width, self.capacity, stored, device) for _ in range(heads)]
+                indexes = RowIndexes(empty, length - stored, training)
+            if indexes.length < length:
+                new = _token_keys(blocks, indexes.length, length).to(device, torch.float32)
+                for index, keys in zip(indexes.heads, new, strict=True):
+                    index.put(indexes.length, keys.contiguous())
+        self.rows[current] = indexes._replace(length=length, training=training)
+        return self.rows[current]
 
 
-def _tokens(blocks: list[Tensor], first: int, end: int) -> Float[Tensor, "heads tokens width"]:
-    """The keys of tokens `first` .. `end` - 1 of a row: token t lies at slot t of a ring of blocks."""
+def _token_keys(blocks: list[Tensor], first: int, end: int) -> Float[Tensor, "heads tokens width"]:
+    """The keys of a row's tokens `first` .. `end` - 1: token t is in slot t of a ring of blocks."""
     size = blocks[0].shape[1]
-    places = range(first // size, math.ceil(end / size))
-    keys = torch.cat([blocks[place % len(blocks)] for place in places], dim=1)
-    return keys[:, first - places.start * size :][:, : end - first]
+    indices = range(first // size, math.ceil(end / size))
+    keys = torch.cat([blocks[index % len(blocks)] for index in indices], dim=1)
+    return keys[:, first - indices.start * size :][:, : end - first]

@@ -182,8 +182,8 @@ def test_one_softmax_over_local_and_retrieved() -> None:
         ({"capacity": 0}, "capacity 0"),
         ({"neighbours": 0}, "neighbours must be at least 1, not 0"),
         ({"index": "ivf"}, "index ivf needs backend faiss"),
-        ({"dtype": "float16"}, "dtype must be bfloat16, or none for the model's own, not float16"),
-        ({"dtype": "float32"}, "dtype must be bfloat16, or none for the model's own, not float32"),
+        ({"dtype": "float16"}, "dtype must be bfloat16, or none for the model's, not float16"),
+        ({"dtype": "float32"}, "dtype must be bfloat16, or none for the model's, not float32"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], says: str) -> None:
@@ -394,7 +394,7 @@ def test_a_copy_has_no_indexes_and_few_are_kept() -> None:
     assert len(knn.index_cache.rows) == 6  # two batches' rows
     for other in (copy.deepcopy(knn), pickle.loads(pickle.dumps(knn))):
         assert other.index_cache is not None
-        assert (len(other.index_cache.rows), other.index_cache.asked) == (0, None)
+        assert (len(other.index_cache.rows), other.index_cache.recent_queries) == (0, None)
         assert (other.index_cache.kind, other.index_cache.capacity) == ("flat", 32)
     assert knn.state_dict() == {}
 

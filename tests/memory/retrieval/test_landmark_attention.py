@@ -16,7 +16,7 @@ from zoo.memory.retrieval.landmark_attention import (
     grouped_softmax,
     grouped_softmax_reference,
 )
-from zoo.memory.retrieval.landmark_bank import BankState, add, gather, lines
+from zoo.memory.retrieval.landmark_bank import BankState, append, gather_blocks, local_context
 from zoo.state import from_leaves, leaves, nbytes, replace_rows, reset_rows, take_rows, tree_map
 
 WIDTH, HEADS, BLOCK, SEGMENT = 8, 2, 3, 9
@@ -297,8 +297,7 @@ def test_a_new_state_shares_all_pieces_but_those_written() -> None:
     state = bank(layer, [12 * BLOCK] * 2)
     for time, written in ((2, []), (3, [0]), (9, [0]), (13, [0, 1]), (30, [0, 1, 2, 3])):
         _, k, v = layer.project(text(time))
-        _, keys, values = lines(state, k, v)
-        after = add(state, keys, values, time)
+        after = append(state, local_context(state, k, v), time)
         for old, new in ((state.closed_keys, after.closed_keys), (state.closed_values, after.closed_values)):
             apart = [place for place, (x, y) in enumerate(zip(old, new, strict=True)) if x is not y]
             assert apart == written
@@ -310,12 +309,12 @@ def test_what_is_gathered_is_each_block_once() -> None:
     layer = made(blocks=12)
     state = bank(layer, [14 * BLOCK + 1, 40 * BLOCK])
     ids = torch.randint(-1, 12, (2, HEADS, 30, 4), generator=torch.Generator().manual_seed(0))
-    keys, values, which = gather(state, ids)
+    keys, values, which = gather_blocks(state, ids)
     rows, heads = torch.arange(2).view(2, 1, 1, 1), torch.arange(HEADS).view(HEADS, 1, 1)
     for found, kept in ((keys, state.keys), (values, state.values)):
         assert torch.equal(found[which][ids >= 0], kept[rows, heads, ids.clamp(min=0)][ids >= 0])
         assert len(found) == 2 * HEADS * 12 == len(found.unique(dim=0))
-    keys, _, which = gather(state, ids[:, :, :1, :1])
+    keys, _, which = gather_blocks(state, ids[:, :, :1, :1])
     assert len(keys) == which.numel() == 2 * HEADS
 
 
