@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def run(form: Form, inputs: tuple[Tensor, Tensor, Tensor], starts: Tensor) -> li
     """All h, the last, and the gradients of inputs, decays and initial state."""
     x, log_a, initial = (part.clone().requires_grad_() for part in inputs)
     y, last = form(x, log_a, starts, initial)
-    weights = torch.linspace(1, 2, y.numel(), dtype=torch.float64).view_as(y)
+    weights = torch.linspace(1, 2, y[0].numel(), dtype=torch.float64).view_as(y[0])  # alike for all rows
     total = (y.double() * weights).sum() + (last.double() * torch.linspace(-1, 3, WIDTH)).sum()
     return [y.detach(), last.detach(), *torch.autograd.grad(total, [x, log_a, initial])]
 
@@ -68,25 +69,41 @@ def error(result: Tensor, exact: Tensor) -> float:
     return float((result.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["near 1", "near 0", "all"])
+LONG_DECAYS = ("near 1", "near 0", "all")
+
+
+@cache
+def loop_over_long_texts() -> tuple[list[tuple[Tensor, Tensor, Tensor]], list[Tensor], Tensor]:
+    """Inputs per LONG_DECAYS; one loop with these as its rows: its results, and its outputs of bfloat16 x."""
+    drawn = [random_inputs(1, LONG, *DECAYS[name]) for name in LONG_DECAYS]
+    rows = [torch.cat(parts).float().double() for parts in zip(*drawn, strict=True)]
+    x, log_a, initial = rows
+    starts = torch.zeros(len(rows[0]), LONG, dtype=torch.bool)
+    with torch.no_grad():
+        rounded = rglru_loop(x.bfloat16().double(), log_a, starts, initial)[0]
+    inputs = [(x[i : i + 1], log_a[i : i + 1], initial[i : i + 1]) for i in range(len(x))]
+    return inputs, run(rglru_loop, (x, log_a, initial), starts), rounded
+
+
+@pytest.mark.parametrize("name", LONG_DECAYS)
 def test_8192_tokens_in_float32_and_bfloat16(name: str) -> None:
     """Of the largest entry, against the loop in float64: 1e-5 in float32, outputs and gradients; bfloat16
     inputs add their own rounding, 4e-3, and no more."""
-    x, log_a, initial = (part.float().double() for part in random_inputs(1, LONG, *DECAYS[name]))
+    inputs, exact, rounded = loop_over_long_texts()
+    row = LONG_DECAYS.index(name)
+    x, log_a, initial = inputs[row]
     starts = torch.zeros(1, LONG, dtype=torch.bool)
-    with torch.enable_grad():
-        exact = run(rglru_loop, (x, log_a, initial), starts)
-        results = run(rglru, (x.float(), log_a.float(), initial.float()), starts)
+    results = run(rglru, (x.float(), log_a.float(), initial.float()), starts)
     assert all(result.isfinite().all() for result in results)
     for result, expected in zip(results, exact, strict=True):
-        assert error(result, expected) < 1e-5
+        assert error(result[0], expected[row]) < 1e-5
 
-    short, scale = x.bfloat16(), exact[0].abs().max()
-    y, last = rglru(short, log_a.float(), starts, initial.float())
+    scale = exact[0][row].abs().max()
+    with torch.no_grad():
+        y, last = rglru(x.bfloat16(), log_a.float(), starts, initial.float())
     assert y.dtype == last.dtype == torch.float32
-    assert (y - rglru_loop(short.double(), log_a, starts, initial)[0]).abs().max() < 1e-5 * scale
-    assert (y - exact[0]).abs().max() < 4e-3 * scale
+    assert (y[0] - rounded[row]).abs().max() < 1e-5 * scale
+    assert (y[0] - exact[0][row]).abs().max() < 4e-3 * scale
 
 
 def test_the_square_root_s_gradient_is_clipped() -> None:
