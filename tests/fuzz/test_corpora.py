@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.data.loaders import EvalLoader, TrainLoader
-from zoo.train.tasks.lm import ByteDataset, baselines
+from zoo.train.tasks.lm import ByteDataset, compression_baselines
 
 TEXT = b"the keeper of the zoo counts what she remembers, twice a day\n" * 4
 
@@ -197,4 +197,4 @@ def read_all(corpus: Any) -> None:
         for batch, _ in zip(EvalLoader(texts, batch_size=2, seq_len=8), range(3), strict=False):
             assert batch.tokens.min() >= 0
         if split == "val":
-            baselines(texts.text(0) or b"")
+            compression_baselines(texts.text(0) or b"")

@@ -8,13 +8,13 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from io import BufferedIOBase, BufferedWriter, BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Integer, UInt8
 
 from zoo.errors import UserError
 
@@ -168,6 +168,19 @@ def gather(sources: Sequence[Source], out: BufferedWriter) -> Gathered:
         except _BROKEN as problem:
             raise UserError(f"cannot read {source.path}: {' '.join(str(problem).split())}") from problem
     return Gathered(names, spans, binary, empty)
+
+
+def count_words(chunks: Iterable[Integer[np.ndarray, " bytes"]]) -> tuple[int, int]:
+    """Words between white space (as bytes.split has them) and line ends of a text in consecutive chunks."""
+    words = lines = 0
+    in_word = False
+    for chunk in chunks:
+        if len(chunk):
+            letter = (chunk != 32) & ((chunk < 9) | (chunk > 13))
+            words += int(np.count_nonzero(letter[1:] > letter[:-1])) + int(letter[0] and not in_word)
+            lines += int(np.count_nonzero(chunk == 10))
+            in_word = bool(letter[-1])
+    return words, lines
 
 
 def _copy(stream: BufferedIOBase, out: BufferedWriter) -> bool:

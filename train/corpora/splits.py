@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from zoo.errors import UserError
-from zoo.train.corpora.documents import Gathered, digest
+from zoo.train.corpora.documents import Gathered, count_words, digest
 
 SPLITS = ("train", "val", "test")
 CALLED = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -140,21 +140,15 @@ def check_enwik8(text: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:
 def check_wikitext(name: str, text: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:
     """UserError unless every split that is there has the published number of tokens."""
     for split, spans in pieces.items():
-        expected, found = WIKITEXT[name][split], sum(_tokens(text[at : at + length]) for at, length in spans)
-        if found != expected:
-            raise UserError(f"this is not {name}: expected {expected:,} tokens in {split}, found {found:,}")
+        tokens = sum(count_tokens(text[start : start + length]) for start, length in spans)
+        expected = WIKITEXT[name][split]
+        if tokens != expected:
+            raise UserError(f"this is not {name}: expected {expected:,} tokens in {split}, found {tokens:,}")
 
 
-def _tokens(text: UInt8[np.ndarray, " bytes"], chunk: int = 1 << 24) -> int:
+def count_tokens(text: UInt8[np.ndarray, " bytes"], chunk_size: int = 1 << 24) -> int:
     """Words between white space, and line ends."""
-    count, in_word = 0, False
-    for at in range(0, len(text), chunk):
-        piece = text[at : at + chunk]
-        word = (piece != 32) & ((piece < 9) | (piece > 13))
-        count += int(np.count_nonzero(word[1:] > word[:-1])) + int(word[0] and not in_word)
-        count += int(np.count_nonzero(piece == 10))
-        in_word = bool(word[-1])
-    return count
+    return sum(count_words(text[i : i + chunk_size] for i in range(0, len(text), chunk_size)))
 
 
 def check_pg19(text: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:

@@ -32,7 +32,7 @@ def evaluate_text(
         dataset, prefix_axis = prefix(dataset, options.tokens), {"first": options.tokens}
     longest = int(dataset.lengths.max())
     edges = [edge for edge in options.positions or EDGES[1:] if edge < longest]
-    words = task.words(dataset)
+    words = task.word_count(dataset)
     rows = []
     for axes, windows in reading_modes(dataset, options):
         peak = Peak(model.device)

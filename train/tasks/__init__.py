@@ -1,1 +1,1 @@
-"""What is asked of a model: texts with targets."""
+"""Tasks: datasets of tokens with targets, and how predictions are scored."""

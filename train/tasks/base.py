@@ -1,9 +1,11 @@
-"""What a task is: language modelling with a mask, read by the same loaders and trained by the same loop.
+"""Tasks and datasets: language modelling with a mask, read by the same loaders and trained by the same loop.
 
-Of tasks made of samples the end of every sample is asked, and accuracy is what counts.
+In a task made of samples only the end of every sample has targets, and accuracy is what counts.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,10 +17,30 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Symbols = Int64[np.ndarray, " _"]
+
+BLOCK = 4096  # symbols drawn together: one far inside a long sample costs no more than the first
+
+EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
+RANGES = list(zip(EDGES, [*EDGES[1:], None], strict=True))
+BUCKETS = [f"{low}-{high or 'end'}" for low, high in RANGES]
+
+
+def sample_rng(seed: int, split: Split, *index: int) -> np.random.Generator:
+    """The generator of one sample, or of a block of it; without an index, that of its whole split."""
+    return np.random.Generator(np.random.Philox([seed, SPLITS.index(split), *index]))
+
+
+def read_blocks(start: int, stop: int, draw_block: Callable[[int], Symbols]) -> Symbols:
+    """Symbols start..stop-1 of an endless sequence that is drawn in blocks of BLOCK symbols."""
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    symbols = np.concatenate([draw_block(block) for block in blocks])
+    return symbols[start % BLOCK :][: stop - start]
 
 
 class Dataset(ABC):
-    """Documents as tokens and what is asked of them."""
+    """Documents as tokens and targets."""
 
     lengths: Int64[np.ndarray, " documents"]
     """Positions per document, at least 1; an end symbol is one of them."""
@@ -27,15 +49,21 @@ class Dataset(ABC):
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        """Tokens, and targets (IGNORE where nothing is asked), of positions start..stop-1."""
+        """Tokens, and targets (IGNORE where there is none), of positions start..stop-1."""
 
     def text(self, document: int) -> bytes | None:
         """The bytes that the document's targets stand for; None where targets aren't bytes."""
         return None
 
+    def check_window(self, document: int, start: int, stop: int) -> None:
+        """IndexError unless the document has positions start..stop-1."""
+        length = int(self.lengths[document])
+        if not 0 <= start <= stop <= length:
+            raise IndexError(f"positions {start}..{stop} of document {document}, which has {length}")
+
 
 class Subset(Dataset):
-    """The first so many documents of other texts."""
+    """The first `count` documents of another dataset."""
 
     def __init__(self, dataset: Dataset, count: int) -> None:
         self.dataset, self.lengths = dataset, dataset.lengths[:count]
@@ -49,29 +77,38 @@ class Subset(Dataset):
         return self.dataset.text(document)
 
 
+def unwrap(dataset: Dataset) -> Dataset:
+    """The dataset that subsets are taken from."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
 class Task(ABC):
-    """Texts in splits, and the unit in which they are scored."""
+    """Datasets in three splits, and the unit in which predictions are scored."""
 
     name: ClassVar[str]
     VERSION: ClassVar[int]
     """Raised whenever the same configuration would give other tokens or targets."""
+    axes: ClassVar[Mapping[str, type]] = {}
+    """Fields that an evaluation may vary, with their types; a task that has any is a dataclass."""
     vocab_size: int
     metric: ClassVar[Literal["bits_per_byte", "accuracy"]]
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:
-        """Texts to train on, to validate with or to test with; UserError where there are none."""
+        """Documents to train on, to validate with or to test with; UserError where there are none."""
 
     @abstractmethod
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
-        """How many bytes the asked targets stand for: 0 in a task without bytes."""
+        """Number of bytes that the targets stand for: 0 in a task without bytes."""
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """Scores of predictors that learn nothing, on the same texts and in the task's unit, by name."""
+        """Scores of predictors that learn nothing, on the same dataset and in the task's unit, by name."""
         return {}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        """Labels of a document, by axis: accuracy is reported by each of them too."""
+        """Labels of a document, by axis: accuracy is reported for each of them too."""
         return {}
 
     def scores(self, dataset: Dataset, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
@@ -79,80 +116,75 @@ class Task(ABC):
         return {}
 
     def at(self, **axes: int | float) -> "Task":
-        """The same task at another point of its axes (a length, a depth); UserError: an axis it hasn't."""
-        if axes:
-            raise UserError(f"task {self.name} has no {' or '.join(axes)} to vary")
-        return self
+        """The same task at another point of its axes (a length, a depth).
+
+        UserError: an axis that the task hasn't, or a value that it can't take.
+        """
+        if unknown := axes.keys() - self.axes.keys():
+            raise UserError(f"task {self.name} has no {' or '.join(sorted(unknown))} to vary")
+        if not axes:
+            return self
+        values = {name: self.axes[name](value) for name, value in axes.items()}
+        return replace(self, **values)  # type: ignore[type-var]
 
     def check_unseen(self, trained: "Task", split: Split) -> None:  # noqa: B027
         """UserError where documents of a held-out split are among those that a run of `trained`, the same
-        task with other settings, trains on; most tasks draw each split apart."""
+        task with other settings, trains on; most tasks draw each split separately."""
 
-    def words(self, dataset: Dataset) -> tuple[int, str] | None:
-        """How many words the texts hold, and what counts as one; None where words say nothing."""
+    def word_count(self, dataset: Dataset) -> tuple[int, str] | None:
+        """Number of words in the dataset, and the unit of counting; None in a task without words."""
         return None
-
-
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class SampleDataset(Dataset):
     """A sample is a line of n + 1 symbols: tokens s0 … s(n-1), targets s1 … sn.
 
-    The last `asked` symbols are asked.
+    The last `num_targets` symbols are targets.
     """
 
-    asked: int
+    num_targets: int
 
-    def asked_of(self, document: int) -> int:
-        """How many symbols a sample asks, where they don't all ask as many."""
-        return self.asked
+    def count_targets(self, document: int) -> int:
+        """Targets of a sample, where samples differ in it."""
+        return self.num_targets
 
     @abstractmethod
-    def line(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " symbols"]:
-        """Symbols start..stop-1 of a line, as an array of its own."""
+    def symbols(self, document: int, start: int, stop: int) -> Symbols:
+        """Symbols start..stop-1 of a line, as a new array."""
 
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        size = int(self.lengths[document])
-        if not 0 <= start <= stop <= size:
-            raise IndexError(f"positions {start}..{stop} of sample {document}, which has {size}")
-        line = self.line(document, start, stop + 1)
-        targets = line[1:].copy()
-        targets[: max(0, size - self.asked_of(document) - start)] = IGNORE
-        return line[:-1], targets
+        self.check_window(document, start, stop)
+        symbols = self.symbols(document, start, stop + 1)
+        targets = symbols[1:].copy()
+        first_target = int(self.lengths[document]) - self.count_targets(document)
+        targets[: max(0, first_target - start)] = IGNORE
+        return symbols[:-1], targets
 
 
 class SampleTask(Task):
-    """`samples` to train on, `eval_samples` for val and test each."""
+    """`samples` to train on, `eval_samples` each for val and test."""
 
     metric = "accuracy"
+    samples: int
+    eval_samples: int
+    seed: int
 
-    def __init__(self, vocab_size: int, needed: int, samples: int, eval_samples: int, seed: int) -> None:
-        """UserError: fewer than the `needed` symbols, or a split without samples."""
-        if vocab_size < needed:
-            raise UserError(f"task.vocab_size: expected at least {needed}, found {vocab_size}")
-        if min(samples, eval_samples) < 1:
+    def check_sizes(self, min_vocab_size: int) -> None:
+        """UserError: fewer symbols than needed, or a split without samples."""
+        if self.vocab_size < min_vocab_size:
+            raise UserError(f"task.vocab_size: expected at least {min_vocab_size}, found {self.vocab_size}")
+        if min(self.samples, self.eval_samples) < 1:
             raise UserError(
-                f"task.samples and task.eval_samples: expected at least 1, found {samples} and {eval_samples}"
+                "task.samples and task.eval_samples: expected at least 1, "
+                f"found {self.samples} and {self.eval_samples}"
             )
-        if seed < 0:
-            raise UserError(f"task.seed: expected at least 0, found {seed}")
-        self.vocab_size, self.seed = vocab_size, seed
-        self.counts = {"train": samples, "val": eval_samples, "test": eval_samples}
+        if self.seed < 0:
+            raise UserError(f"task.seed: expected at least 0, found {self.seed}")
+
+    def num_samples(self, split: Split) -> int:
+        return self.samples if split == "train" else self.eval_samples
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return torch.zeros((), dtype=torch.long, device=targets.device)
-
-
-def origin(dataset: Dataset) -> Dataset:
-    """The texts that others are the first of."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset
-
-
-EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
-RANGES = list(zip(EDGES, [*EDGES[1:], None], strict=True))
-BUCKETS = [f"{low}-{high or 'end'}" for low, high in RANGES]

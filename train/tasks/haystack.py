@@ -1,4 +1,4 @@
-"""Text to hide things in: sentences of a corpus, and samples woven of them and of lines of their own."""
+"""Haystacks: sentences of a corpus, and samples of bytes in which lines are hidden among them."""
 
 import re
 from abc import abstractmethod
@@ -9,197 +9,202 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
 from zoo.errors import UserError
 from zoo.train.corpora.documents import Documents
-from zoo.train.tasks.base import SPLITS, SampleDataset, Split
+from zoo.train.tasks.base import SampleDataset, Split, Symbols, sample_rng
 from zoo.train.tasks.lm import END
 
-# A sentence ends at . ! or ?, quotes and brackets closed behind it, before white space; or at an empty line.
+# A sentence ends at . ! or ?, with closing quotes and brackets, before white space; or at an empty line.
 SENTENCE_END = re.compile(rb"""[.!?](?:["')\]]|\xe2\x80[\x99\x9d])*\s+|\n\s*\n""")
-ENDING = b".!?\"')]\xe2\x80\x99\x9d \t\n\r\f\v"  # what an end is made of
-BLOCK = 1 << 16  # bytes read at a time, whatever the length of a sample
-MARK = 1 << 16  # bytes of a book between places that are kept
-CHUNK = 4096  # bytes looked through for sentences, at least
-KEPT = 64  # samples of which it is remembered what they are made of: more than are read side by side
+END_BYTES = b".!?\"')]\xe2\x80\x99\x9d \t\n\r\f\v"  # the bytes that a sentence end can consist of
+BLOCK = 1 << 16  # bytes read together, for a sample of any length
+CURSOR_SPACING = 1 << 16  # bytes of background between stored cursors
+MIN_LOOKAHEAD = 4096  # bytes searched for sentences, at least
+CACHED_SAMPLES = 64  # more than are read side by side
+
+Bytes = UInt8[np.ndarray, " _"]
 
 
-class Ring:
-    """All bytes of a corpus one behind the other, the first again behind the last: filler without end."""
+class CyclicText:
+    """All documents of a corpus in a row, the first again after the last: filler without end."""
 
     def __init__(self, documents: Documents) -> None:
         self.documents = documents
         self._ends = np.cumsum(documents.lengths)
 
     def __len__(self) -> int:
+        """Bytes until the text repeats."""
         return int(self._ends[-1])
 
-    def read(self, start: int, size: int) -> UInt8[np.ndarray, " bytes"]:
-        found = [np.empty(0, np.uint8)]
+    def read(self, start: int, size: int) -> Bytes:
+        parts = [np.empty(0, np.uint8)]
         while size:
             start %= len(self)
             document = int(np.searchsorted(self._ends, start, side="right"))
             length = int(self.documents.lengths[document])
-            inside = start - int(self._ends[document]) + length
-            found.append(self.documents.bytes_of(document, inside, min(inside + size, length)))
-            start, size = start + len(found[-1]), size - len(found[-1])
-        return np.concatenate(found)
+            offset = start - int(self._ends[document]) + length
+            parts.append(self.documents.bytes_of(document, offset, min(offset + size, length)))
+            start, size = start + len(parts[-1]), size - len(parts[-1])
+        return np.concatenate(parts)
 
     def sentence_ends(self, start: int, size: int) -> Iterator[int]:
-        """Where sentences end inside so many bytes, counted from `start`: those after 0 and before `size`."""
-        held, at = b"", 0  # bytes that a block left over, and where they begin
-        while (read := at + len(held)) < size:
-            held += self.read(start + read, min(BLOCK, size - read)).tobytes()
-            # an end may go on in the next block, if all from there on may be part of one
-            sure = len(held.rstrip(ENDING)) if at + len(held) < size else len(held)
-            for match in SENTENCE_END.finditer(held, 0, sure):
-                if at + match.end() < size:
-                    yield at + match.end()
-            held, at = held[sure:], at + sure
+        """Ends of sentences in the `size` bytes from `start` on, as offsets from `start`: those strictly
+        between 0 and `size`."""
+        pending, offset = b"", 0  # bytes that are read but not searched yet, and their offset
+        while (end := offset + len(pending)) < size:
+            pending += self.read(start + end, min(BLOCK, size - end)).tobytes()
+            complete = len(pending)
+            if offset + len(pending) < size:  # a sentence end may continue in the next block
+                complete = len(pending.rstrip(END_BYTES))
+            for match in SENTENCE_END.finditer(pending, 0, complete):
+                if offset + match.end() < size:
+                    yield offset + match.end()
+            pending, offset = pending[complete:], offset + complete
 
     def sentence_edges(self, start: int, size: int, depths: Sequence[float | int]) -> list[int]:
-        """Edges of sentences in so many bytes, counted from `start`, at shares of all from 0 to `size`."""
-        last = sum(1 for _ in self.sentence_ends(start, size)) + 1
-        wanted = [int(last * depth) for depth in depths]
-        edges = {0: 0, last: size}
-        for number, end in enumerate(islice(self.sentence_ends(start, size), max(wanted, default=0)), 1):
-            if number in wanted:
-                edges[number] = end
-        return [edges[number] for number in wanted]
+        """Edges of sentences in the `size` bytes from `start` on, as offsets from `start`: for every depth in
+        0..1 the edge before which that share of the sentences lies."""
+        num_sentences = sum(1 for _ in self.sentence_ends(start, size)) + 1
+        requested = [int(num_sentences * depth) for depth in depths]
+        edges = {0: 0, num_sentences: size}
+        ends = islice(self.sentence_ends(start, size), max(requested, default=0))
+        for index, end in enumerate(ends, 1):
+            if index in requested:
+                edges[index] = end
+        return [edges[index] for index in requested]
 
 
-class Place(NamedTuple):
-    """Where a sentence of a book begins, and what is to be known to go on from there."""
+class Cursor(NamedTuple):
+    """The start of a sentence of background, and the state of the search there."""
 
-    at: int  # in the ring
-    stretch: int  # bytes from there on that are looked through for sentences; 0: to be said anew
-    alone: bool  # whether no end was found in the stretch so far
-    missing: int  # bytes of the book from there on
+    position: int  # in the cyclic text
+    lookahead: int  # bytes from there on that are searched for sentences; 0: to be set
+    unbroken: bool  # no sentence end found in the lookahead yet
+    remaining: int  # bytes of background from there on
 
 
-class Book:
-    """Whole sentences of a ring from the first one behind `start` on, white space at their ends included.
+class BackgroundText:
+    """Complete sentences of a cyclic text from the first one after `start` on, with the white space that ends
+    them: `size` bytes in all.
 
-    Shorter ones than `shortest` bytes are skipped; the last one is cut, to a space at its end: `size` bytes
-    in all.  Sentences are looked for anew whenever they are read, from the last of the places that are kept,
-    one in MARK bytes.  UserError: there are none so long.
+    Sentences under `min_sentence` bytes are skipped; the last one is cut and ends in a space.  They are
+    searched for at every read, from the last stored cursor on, one in CURSOR_SPACING bytes.
+    UserError: a corpus without sentences of that length.
     """
 
-    def __init__(self, ring: Ring, start: int, size: int, shortest: int) -> None:
-        self.ring, self.start, self.size, self.shortest = ring, start, size, shortest
-        first = start + next(ring.sentence_ends(start, CHUNK), CHUNK)
-        self._places = [Place(first, 0, True, size)]
-        self.count = 0
-        """Sentences."""
-        for place, _ in self._from(self._places[0]):
-            self.count += 1
-            if self._places[-1].missing - place.missing >= MARK:
-                self._places.append(place)
+    def __init__(self, source: CyclicText, start: int, size: int, min_sentence: int) -> None:
+        self.source, self.start, self.size, self.min_sentence = source, start, size, min_sentence
+        first = start + next(source.sentence_ends(start, MIN_LOOKAHEAD), MIN_LOOKAHEAD)
+        self._cursors = [Cursor(first, 0, True, size)]
+        self.num_sentences = 0
+        for cursor, _ in self._scan(self._cursors[0]):
+            self.num_sentences += 1
+            if self._cursors[-1].remaining - cursor.remaining >= CURSOR_SPACING:
+                self._cursors.append(cursor)
 
     def sentences(self) -> Iterator[range]:
-        """Where they lie in the ring."""
-        return (sentence for _, sentence in self._from(self._places[0]))
+        """Spans of the cyclic text."""
+        return (sentence for _, sentence in self._scan(self._cursors[0]))
 
-    def begins(self, numbers: Sequence[int]) -> list[int]:
-        """Bytes before sentences by their numbers, of which self.count is the end."""
-        edges, wanted = {self.count: self.size}, set(numbers)
-        for number, (place, _) in enumerate(self._from(self._places[0])):
-            if number in wanted:
-                edges[number] = self.size - place.missing
-        return [edges[number] for number in numbers]
+    def offsets(self, indices: Sequence[int]) -> list[int]:
+        """Bytes before sentences, by their indices; index num_sentences is the end."""
+        offsets, requested = {self.num_sentences: self.size}, set(indices)
+        for index, (cursor, _) in enumerate(self._scan(self._cursors[0])):
+            if index in requested:
+                offsets[index] = self.size - cursor.remaining
+        return [offsets[index] for index in indices]
 
-    def read(self, start: int, size: int) -> UInt8[np.ndarray, " bytes"]:
-        found = [np.empty(0, np.uint8)]
+    def read(self, start: int, size: int) -> Bytes:
+        parts = [np.empty(0, np.uint8)]
         stop = start + size
-        mark = bisect_right(self._places, start - self.size, key=lambda place: -place.missing) - 1
-        for place, sentence in self._from(self._places[max(0, mark)]):
-            before = self.size - place.missing
-            if before >= stop:
+        nearest = bisect_right(self._cursors, start - self.size, key=lambda cursor: -cursor.remaining) - 1
+        for cursor, sentence in self._scan(self._cursors[max(0, nearest)]):
+            offset = self.size - cursor.remaining
+            if offset >= stop:
                 break
-            if own := sentence[max(0, start - before) : stop - before]:
-                found.append(self.ring.read(own.start, len(own)))
-        said = np.concatenate(found)
+            if inside := sentence[max(0, start - offset) : stop - offset]:
+                parts.append(self.source.read(inside.start, len(inside)))
+        text = np.concatenate(parts)
         if size and stop == self.size:
-            said[-1] = ord(" ")
-        return said
+            text[-1] = ord(" ")
+        return text
 
-    def _from(self, place: Place) -> Iterator[tuple[Place, range]]:
-        """Sentences, and where each of them begins."""
-        at, stretch, alone, missing = place
-        while missing > 0:
-            stretch = stretch or max(CHUNK, 2 * missing)
+    def _scan(self, cursor: Cursor) -> Iterator[tuple[Cursor, range]]:
+        """Every sentence from a cursor on, with its own cursor."""
+        position, lookahead, unbroken, remaining = cursor
+        while remaining > 0:
+            lookahead = lookahead or max(MIN_LOOKAHEAD, 2 * remaining)
             begin = 0
-            for end in chain(self.ring.sentence_ends(at, stretch), [stretch]):
-                if end == stretch and not alone:  # it may end further on
+            for end in chain(self.source.sentence_ends(position, lookahead), [lookahead]):
+                if end == lookahead and not unbroken:  # the sentence may continue after the lookahead
                     break
-                if end - begin >= self.shortest:
-                    sentence = range(at + begin, at + min(end, begin + missing))
-                    yield Place(at + begin, stretch - begin, alone, missing), sentence
-                    missing -= len(sentence)
-                    if not missing:
+                if end - begin >= self.min_sentence:
+                    sentence = range(position + begin, position + min(end, begin + remaining))
+                    yield Cursor(position + begin, lookahead - begin, unbroken, remaining), sentence
+                    remaining -= len(sentence)
+                    if not remaining:
                         return
-                begin, alone = end, False
-            at, stretch, alone = at + begin, 0, True
-            if missing == self.size and at - self.start > len(self.ring) + 2 * CHUNK:
+                begin, unbroken = end, False
+            position, lookahead, unbroken = position + begin, 0, True
+            searched = position - self.start
+            if remaining == self.size and searched > len(self.source) + 2 * MIN_LOOKAHEAD:
                 raise UserError(
-                    f"expected a corpus with sentences of {self.shortest} bytes or more, found none"
+                    f"expected a corpus with sentences of {self.min_sentence} bytes or more, found none"
                 )
 
 
-class Woven:
-    """Spans of a ring or a book (ranges) and texts of one's own, as one that is never put together whole."""
+class SplicedText:
+    """Spans of a source (ranges) and literal bytes, read as one text that is never built in full."""
 
-    def __init__(self, ring: Ring | Book, pieces: Sequence[bytes | range]) -> None:
-        self.ring = ring
-        own = [piece if isinstance(piece, bytes) else b"" for piece in pieces]
-        self._own = np.frombuffer(b"".join(own), np.uint8)
-        self._ends = np.cumsum([len(piece) for piece in pieces])
-        # where each begins: in the ring, or in our own texts, counted from their end and so below 0
-        places = np.cumsum([0, *map(len, own)]) - len(self._own) - 1
-        self._starts = np.array(
-            [
-                piece.start if isinstance(piece, range) else place
-                for piece, place in zip(pieces, places, strict=False)
-            ],
-            np.int64,
-        )
+    def __init__(self, source: CyclicText | BackgroundText, parts: Sequence[bytes | range]) -> None:
+        self.source = source
+        literals = [part if isinstance(part, bytes) else b"" for part in parts]
+        self._literals = np.frombuffer(b"".join(literals), np.uint8)
+        self._is_literal = [isinstance(part, bytes) for part in parts]
+        self._ends = np.cumsum([len(part) for part in parts])
+        # where each part starts: in the source, or in the literals
+        literal_starts = np.cumsum([0, *map(len, literals)]).tolist()
+        self._starts = [
+            part.start if isinstance(part, range) else literal_start
+            for part, literal_start in zip(parts, literal_starts, strict=False)
+        ]
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, start: int, stop: int) -> UInt8[np.ndarray, " bytes"]:
-        found = [np.empty(0, np.uint8)]
-        piece = int(np.searchsorted(self._ends, start, side="right"))
+    def read(self, start: int, stop: int) -> Bytes:
+        texts = [np.empty(0, np.uint8)]
+        part = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
-            end = int(self._ends[piece])
-            begin = int(self._ends[piece - 1]) if piece else 0
-            first, size = int(self._starts[piece]) + start - begin, min(end, stop) - start
-            if self._starts[piece] >= 0:
-                found.append(self.ring.read(first, size))
+            part_start = int(self._ends[part - 1]) if part else 0
+            size = min(int(self._ends[part]), stop) - start
+            first = self._starts[part] + start - part_start
+            if self._is_literal[part]:
+                texts.append(self._literals[first : first + size])
             else:
-                first += len(self._own) + 1
-                found.append(self._own[first : first + size])
-            start, piece = start + size, piece + 1
-        return np.concatenate(found)
+                texts.append(self.source.read(first, size))
+            start, part = start + size, part + 1
+        return np.concatenate(texts)
 
 
 class HaystackDataset(SampleDataset):
-    """Samples of bytes behind the END that opens any document of task lm, drawn when they are read."""
+    """Samples of bytes after the END that opens any document of task lm, drawn when they are read."""
 
-    def __init__(self, seed: int, split: Split, ring: Ring) -> None:
-        self.ring, self._seed = ring, [seed, SPLITS.index(split)]
-        self.woven: Callable[[int], Woven] = lru_cache(KEPT)(self.weave)
+    def __init__(self, seed: int, split: Split, source: CyclicText) -> None:
+        self.source, self.seed, self.split = source, seed, split
+        self._cached_splice: Callable[[int], SplicedText] = lru_cache(CACHED_SAMPLES)(self.splice)
 
     @abstractmethod
-    def weave(self, document: int) -> Woven:
-        """A sample, as many bytes as it has positions."""
+    def splice(self, document: int) -> SplicedText:
+        """A sample, of as many bytes as it has positions."""
 
-    def line(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " symbols"]:
-        opening = np.full(int(start == 0 < stop), END, np.int64)
-        said = self.woven(document).read(max(start, 1) - 1, max(stop, 1) - 1)
-        return np.concatenate([opening, said])
+    def symbols(self, document: int, start: int, stop: int) -> Symbols:
+        opening = [END] if start == 0 < stop else []
+        text = self._cached_splice(document).read(max(start, 1) - 1, max(stop, 1) - 1)
+        return np.concatenate([np.array(opening, np.int64), text])
 
-    def generator(self, *numbers: int) -> np.random.Generator:
-        """Of a sample of this split, or without a number of what all samples share."""
-        return np.random.Generator(np.random.Philox([*self._seed, *numbers]))
+    def rng(self, *index: int) -> np.random.Generator:
+        """Generator of a sample, by its index; without one, of the split."""
+        return sample_rng(self.seed, self.split, *index)

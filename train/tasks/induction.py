@@ -1,48 +1,53 @@
-"""Induction heads: which token followed the special one, long ago?
+"""Induction heads: recall the token that followed the special one, long ago.
 
 Gu & Dao 2023, arXiv:2312.00752, section 4.1.2.
 
     r r r * x r r r … r *  ->  x
 
-A sample is `length` random tokens; the special token stands once at a random place, and again at the very
-end, where the token that followed it is asked.  Chance is 1 in vocab_size - 1.
+A sample is `length` random tokens; the special token comes once at a random position, and again at the very
+end, where the target is the token that followed it.  Chance is 1 in vocab_size - 1.
 """
 
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
 import numpy as np
-from jaxtyping import Int64
 
 from zoo.errors import UserError
-from zoo.train.tasks.base import SPLITS, Dataset, SampleDataset, SampleTask, Split, Task
+from zoo.train.tasks.base import (
+    BLOCK,
+    Dataset,
+    SampleDataset,
+    SampleTask,
+    Split,
+    Symbols,
+    read_blocks,
+    sample_rng,
+)
 
-BLOCK = 4096  # tokens drawn together: a place far inside a long sample costs no more than the first
 
-
+@dataclass(frozen=True)
 class Induction(SampleTask):
-    """`samples` to train on, more than a run reads so that data stays fresh; `eval_samples` for val and
-    test."""
+    """`length` in tokens; the special token is one of `vocab_size`.
+
+    `samples`: more than a run reads, so that data stays fresh.
+    """
 
     name = "induction"
     VERSION = 1
+    axes: ClassVar = {"length": int}
 
-    def __init__(
-        self,
-        length: int = 256,
-        vocab_size: int = 16,
-        samples: int = 1_000_000,
-        eval_samples: int = 512,
-        seed: int = 0,
-    ) -> None:
-        """`length` in tokens; the special token is one of `vocab_size`.  UserError: no sample could be so."""
-        super().__init__(vocab_size, 3, samples, eval_samples, seed)
-        if length < 4:
-            raise UserError(f"task.length: expected at least 4 (*, x, anything, *), found {length}")
-        self.length = length
+    length: int = 256
+    vocab_size: int = 16
+    samples: int = 1_000_000
+    eval_samples: int = 512
+    seed: int = 0
 
-    def at(self, **axes: int | float) -> Task:
-        """The same samples' kind at another `length`."""
-        length = axes.pop("length", self.length)
-        super().at(**axes)
-        return Induction(int(length), self.vocab_size, self.counts["train"], self.counts["test"], self.seed)
+    def __post_init__(self) -> None:
+        self.check_sizes(min_vocab_size=3)
+        if self.length < 4:
+            raise UserError(f"task.length: expected at least 4 (*, x, anything, *), found {self.length}")
 
     def split(self, name: Split) -> Dataset:
         return InductionDataset(self, name)
@@ -52,39 +57,38 @@ class Induction(SampleTask):
 
 
 class InductionDataset(SampleDataset):
-    """Samples drawn when they are read, each from a generator of its own."""
+    """Samples drawn when they are read, each from a separate generator."""
 
-    asked = 1
+    num_targets = 1
 
     def __init__(self, task: Induction, split: Split) -> None:
-        self.task, self.split = task, SPLITS.index(split)
-        self.lengths = np.full(task.counts[split], task.length, np.int64)
+        self.task, self.split = task, split
+        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
 
-    def line(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " symbols"]:
-        blocks = range(start // BLOCK, -(-stop // BLOCK))
-        drawn = np.concatenate([self._block(document, block) for block in blocks])
-        line = drawn[start % BLOCK :][: stop - start]
+    def symbols(self, document: int, start: int, stop: int) -> Symbols:
+        symbols = read_blocks(start, stop, partial(self._draw_block, document))
         special, end = self.task.vocab_size - 1, self.task.length - 1
-        for place, symbol in (
-            (self.place(document), special),
+        for position, symbol in (
+            (self.special_position(document), special),
             (end, special),
             (end + 1, self.answer(document)),
         ):
-            if start <= place < stop:
-                line[place - start] = symbol
-        return line
+            if start <= position < stop:
+                symbols[position - start] = symbol
+        return symbols
 
-    def place(self, document: int) -> int:
-        """Where the special token stands first: anywhere but in the last three places."""
-        return int(self._generator(document, -1).integers(self.task.length - 2))
+    def special_position(self, document: int) -> int:
+        """The first position of the special token: any but the last three."""
+        return int(self._block_rng(document, -1).integers(self.task.length - 2))
 
     def answer(self, document: int) -> int:
-        """The token behind it."""
-        place = self.place(document) + 1
-        return int(self._block(document, place // BLOCK)[place % BLOCK])
+        """The token after it."""
+        block, offset = divmod(self.special_position(document) + 1, BLOCK)
+        return int(self._draw_block(document, block)[offset])
 
-    def _block(self, document: int, block: int) -> Int64[np.ndarray, " block"]:
-        return self._generator(document, block).integers(self.task.vocab_size - 1, size=BLOCK)
+    def _draw_block(self, document: int, block: int) -> Symbols:
+        return self._block_rng(document, block).integers(self.task.vocab_size - 1, size=BLOCK)
 
-    def _generator(self, document: int, block: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox([self.task.seed, self.split, document, block + 1]))
+    def _block_rng(self, document: int, block: int) -> np.random.Generator:
+        """Generator of a block of random tokens; -1: of the special token's position."""
+        return sample_rng(self.task.seed, self.split, document, block + 1)

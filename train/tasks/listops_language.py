@@ -1,4 +1,4 @@
-"""The language of ListOps: its symbols, what an expression is worth, reading and drawing expressions."""
+"""The language of ListOps: its symbols, its parser, the value of an expression, and a generator."""
 
 import hashlib
 import logging
@@ -9,10 +9,8 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from io import BufferedWriter
 from itertools import count, islice
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -27,67 +25,54 @@ log = logging.getLogger(__name__)
 OPERATORS = ("MAX", "MIN", "MED", "SM")
 OPEN, CLOSE, END, VOCABULARY = 10, 14, 15, 16  # digits are themselves; OPEN + i opens OPERATORS[i]
 IDS = {str(digit): digit for digit in range(10)} | {f"[{name}": OPEN + i for i, name in enumerate(OPERATORS)}
-IDS |= {"]": CLOSE, "X": CLOSE}  # X: what many readers of these files turn ] into
-MOST_ARGUMENTS = 10
-NESTED = 0.25  # how likely a node is an operator
+IDS |= {"]": CLOSE, "X": CLOSE}  # many readers of these files turn ] into X
+MAX_ARGUMENTS = 10
+OPERATOR_PROBABILITY = 0.25
 CHUNK = 4096  # trees drawn from one generator, most of them too short
-BARREN = 64  # chunks in a row without a new tree: there are no more
+MAX_EMPTY_CHUNKS = 64  # chunks in a row without a new tree: there are no more
+SERIAL_CHUNKS = 4  # chunks drawn before further processes start
 
 
-def mark(line: bytes) -> bytes:
-    return hashlib.blake2b(line, digest_size=16).digest()
+# -- values --------------------------------------------------------------------------------------------------
+APPLY: tuple[Callable[[list[int]], int], ...] = (
+    max,
+    min,
+    lambda values: int(statistics.median(values)),
+    lambda values: sum(values) % 10,
+)
 
 
-def _write(out: BufferedWriter, lines: Iterator[bytes], counts: list[int]) -> dict[str, Any]:
-    offsets = [0]
-    for line in lines:
-        out.write(line)
-        offsets.append(offsets[-1] + len(line))
-    out.write(bytes(-out.tell() % 8))
-    out.write(np.array(offsets, np.int64).tobytes())
-    return {"counts": counts}
+def evaluate(tokens: str | Sequence[str | int] | Integer[np.ndarray, " n"] | Integer[Tensor, " n"]) -> int:
+    """The value of a list, from its tokens: ids, words such as "[MAX", or a line of LRA's files.
 
-
-# -- what a list is worth ------------------------------------------------------------------------------------
-def value(tokens: str | Sequence[str | int] | Integer[np.ndarray, " n"] | Integer[Tensor, " n"]) -> int:
-    """What a list comes to, from its tokens: ids, words such as "[MAX", or a line of LRA's files.
-
-    UserError: it isn't one whole list, or a digit (END may follow).
+    UserError: anything but one complete list or a digit (END may follow).
     """
     symbols = parse(tokens) if isinstance(tokens, str) else list(tokens)
-    ids = [IDS.get(token, -1) if isinstance(token, str) else int(token) for token in symbols]
+    ids = [IDS.get(symbol, -1) if isinstance(symbol, str) else int(symbol) for symbol in symbols]
     if ids and ids[-1] == END:
         del ids[-1]
-    lists: list[list[int]] = [[]]  # those that are open: the operator, then the values so far
-    for place, token in enumerate(ids):
-        if lists[0]:
+    open_lists: list[list[int]] = [
+        []
+    ]  # of each the operator, then the values so far; the first has the result
+    for position, token in enumerate(ids):
+        if open_lists[0]:
             raise UserError(
-                f"expected one list, found another token at {place} behind its end: {symbols[place]!r}"
+                f"expected one list, found another token at {position} after its end: {symbols[position]!r}"
             )
         if 0 <= token < 10:
-            lists[-1].append(token)
+            open_lists[-1].append(token)
         elif OPEN <= token < CLOSE:
-            lists.append([token])
-        elif token != CLOSE or len(lists[-1]) < 2 or len(lists) == 1:
-            raise UserError(f"expected a token of a list, found {symbols[place]!r} at {place}")
+            open_lists.append([token])
+        elif token != CLOSE or len(open_lists[-1]) < 2 or len(open_lists) == 1:
+            raise UserError(f"expected a token of a list, found {symbols[position]!r} at {position}")
         else:
-            operator, *values = lists.pop()
-            lists[-1].append(_applied(OPERATORS[operator - OPEN], values))
-    if len(lists) > 1 or not lists[0]:
-        raise UserError(f"expected a whole list, found {len(ids)} tokens and {len(lists) - 1} brackets open")
-    return lists[0][0]
-
-
-def _applied(operator: str, values: list[int]) -> int:
-    ordered = sorted(values)
-    if operator == "MAX":
-        return ordered[-1]
-    if operator == "MIN":
-        return ordered[0]
-    if operator == "SM":
-        return sum(values) % 10
-    half = len(ordered) // 2
-    return (ordered[half] + ordered[-1 - half]) // 2
+            operator, *values = open_lists.pop()
+            open_lists[-1].append(APPLY[operator - OPEN](values))
+    if len(open_lists) > 1 or not open_lists[0]:
+        raise UserError(
+            f"expected a complete list, found {len(ids)} tokens and {len(open_lists) - 1} brackets open"
+        )
+    return open_lists[0][0]
 
 
 def direct_digits(tokens: Integer[np.ndarray, " tokens"]) -> Integer[np.ndarray, " digits"]:
@@ -104,41 +89,35 @@ def parse(source: str) -> list[str]:
 
 
 # -- the generator -------------------------------------------------------------------------------------------
-APPLY: tuple[Callable[[list[int]], int], ...] = (
-    max,
-    min,
-    lambda values: int(statistics.median(values)),
-    lambda values: sum(values) % 10,
-)
-
-
 class _TooLongError(Exception):
     pass
 
 
-def tree(draw: Callable[[], float], max_length: int, max_depth: int) -> bytes | None:
+def draw_tree(draw: Callable[[], float], max_length: int, max_depth: int) -> bytes | None:
     """One tree from uniform numbers in [0, 1), as tokens, END and answer; None as soon as it is too long."""
-    if draw() > NESTED:
+    if draw() > OPERATOR_PROBABILITY:
         digit = int(10 * draw())
         return bytes([digit, END, digit])
     line = bytearray()
     try:
-        answer = _grow(line, draw, 1, max_length, max_depth)
+        answer = _append_list(line, draw, 1, max_length, max_depth)
     except _TooLongError:
         return None
     return bytes([*line, END, answer])
 
 
-def _grow(line: bytearray, draw: Callable[[], float], depth: int, max_length: int, max_depth: int) -> int:
-    """Append an operator's list at this depth; its value."""
+def _append_list(
+    line: bytearray, draw: Callable[[], float], depth: int, max_length: int, max_depth: int
+) -> int:
+    """Append an operator's list at this depth; returns its value."""
     operator = int(len(OPERATORS) * draw())
     line.append(OPEN + operator)
     if len(line) >= max_length:
         raise _TooLongError
     values = []
-    for _ in range(2 + int((MOST_ARGUMENTS - 1) * draw())):
-        if depth + 1 < max_depth and draw() <= NESTED:
-            values.append(_grow(line, draw, depth + 1, max_length, max_depth))
+    for _ in range(2 + int((MAX_ARGUMENTS - 1) * draw())):
+        if depth + 1 < max_depth and draw() <= OPERATOR_PROBABILITY:
+            values.append(_append_list(line, draw, depth + 1, max_length, max_depth))
         else:
             line.append(int(10 * draw()))
             values.append(line[-1])
@@ -146,62 +125,66 @@ def _grow(line: bytearray, draw: Callable[[], float], depth: int, max_length: in
     return APPLY[operator](values)
 
 
-def chunk(seed: int, number: int, min_length: int, max_length: int, max_depth: int) -> list[bytes]:
+def draw_chunk(seed: int, chunk: int, min_length: int, max_length: int, max_depth: int) -> list[bytes]:
     """The trees of the right length among CHUNK of them: a function of its arguments alone."""
-    draw = random.Random(f"{seed} {number}").random  # whose numbers Python promises to keep
-    drawn = (tree(draw, max_length, max_depth) for _ in range(CHUNK))
-    return [line for line in drawn if line is not None and min_length < len(line) - 2 < max_length]
+    draw = random.Random(f"{seed} {chunk}").random  # Python promises never to change these numbers
+    trees = (draw_tree(draw, max_length, max_depth) for _ in range(CHUNK))
+    return [tree for tree in trees if tree is not None and min_length < len(tree) - 2 < max_length]
 
 
-def distinct(
+def tree_digest(tree: bytes) -> bytes:
+    return hashlib.blake2b(tree, digest_size=16).digest()
+
+
+def distinct_trees(
     seed: int, min_length: int, max_length: int, max_depth: int, total: int, workers: int | None = None
 ) -> Iterator[bytes]:
-    """So many different trees, in an order that doesn't depend on the processes that draw them.
+    """`total` different trees, in an order that doesn't depend on the processes that draw them.
 
-    `workers`: at most so many, all cores by default.  UserError: there aren't so many trees.
+    `workers`: processes at most, all cores by default.  UserError: fewer different trees exist.
     """
     arguments = (seed, min_length, max_length, max_depth)
-    seen: set[bytes] = set()
-    barren = 0
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        shown = bar.add_task("generating listops", total=total)
+    digests: set[bytes] = set()
+    empty_chunks = 0
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        bar = progress.add_task("generating listops", total=total)
         log.info("generating %s samples of listops, once for all runs", f"{total:,}")
-        for trees in _chunks(arguments, workers or _cores(), total):
-            before = len(seen)
-            for line in trees:
-                if (own := mark(line)) not in seen:
-                    seen.add(own)
-                    yield line
-                    if len(seen) == total:
+        for trees in _draw_chunks(arguments, workers or _cores(), total):
+            before = len(digests)
+            for tree in trees:
+                if (digest := tree_digest(tree)) not in digests:
+                    digests.add(digest)
+                    yield tree
+                    if len(digests) == total:
                         return
-            bar.update(shown, completed=len(seen))
-            barren = 0 if len(seen) > before else barren + 1
-            if barren == BARREN:
+            progress.update(bar, completed=len(digests))
+            empty_chunks = 0 if len(digests) > before else empty_chunks + 1
+            if empty_chunks == MAX_EMPTY_CHUNKS:
                 raise UserError(
                     f"task listops: expected {total} different lists of {min_length + 1} to {max_length - 1} "
-                    f"tokens and depth up to {max_depth}, found {len(seen)}"
+                    f"tokens and depth up to {max_depth}, found {len(digests)}"
                 )
 
 
-def _chunks(arguments: tuple[int, int, int, int], workers: int, total: int) -> Iterator[list[bytes]]:
+def _draw_chunks(arguments: tuple[int, int, int, int], workers: int, total: int) -> Iterator[list[bytes]]:
     """Every chunk in its order, without end; drawn in this process where few are enough."""
     seed, *limits = arguments
-    numbers, found = count(), 0
-    for number in islice(numbers, None if workers == 1 else 4):
-        trees = chunk(seed, number, *limits)
-        found += len(trees)
+    chunks, num_trees = count(), 0
+    for chunk in islice(chunks, None if workers == 1 else SERIAL_CHUNKS):
+        trees = draw_chunk(seed, chunk, *limits)
+        num_trees += len(trees)
         yield trees
-    if 0 < total <= 4 * found:
-        for number in numbers:
-            yield chunk(seed, number, *limits)
-    # A fork starts at once, whatever script this is; it touches neither threads nor devices of its parent's.
+    if 0 < total <= SERIAL_CHUNKS * num_trees:
+        for chunk in chunks:
+            yield draw_chunk(seed, chunk, *limits)
+    # A fork starts at once, in any script; it touches neither threads nor devices of its parent.
     pool = ProcessPoolExecutor(workers, get_context("fork" if sys.platform == "linux" else "spawn"))
-    ahead: deque[Future[list[bytes]]] = deque()
+    pending: deque[Future[list[bytes]]] = deque()
     try:
-        for number in numbers:
-            ahead.append(pool.submit(chunk, seed, number, *limits))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
+        for chunk in chunks:
+            pending.append(pool.submit(draw_chunk, seed, chunk, *limits))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

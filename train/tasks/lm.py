@@ -1,15 +1,17 @@
-"""Language modelling of bytes: a document is END, its bytes, END; each byte and the last END are asked once.
+"""Language modelling of bytes: a document is END, its bytes, END; the bytes and the last END are targets.
 
-    bits per byte = nats of all targets, END's included / (ln 2 * bytes asked, END not counted)
+    bits per byte = nats of all targets, END's included / (ln 2 * bytes among the targets, END not counted)
 
 On enwik8 this is the bits per character that papers report, but for the two ENDs of the whole split.
 
     word perplexity = exp(nats of all targets / words between white space, whatever the tokens are)
 
-which is PG-19's own rule (arXiv:1911.05507).  WikiText counts an <eos> at every line's end as a word too.
+which is PG-19's rule (arXiv:1911.05507).  WikiText counts an <eos> at every line's end as a word too.
 """
 
 import lzma
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,47 +20,57 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.corpora.catalog import open_corpus
-from zoo.train.corpora.documents import Documents
+from zoo.train.corpora.catalog import Corpus, open_corpus
+from zoo.train.corpora.documents import Documents, count_words
 from zoo.train.corpora.splits import WIKITEXT
 from zoo.train.tasks.base import Dataset, Split, Task
 
 END = 256  # opens a document as its first input and closes it as its last target
 VOCABULARY = 257
-CHUNK = 1 << 20  # positions of a document looked at together
-NEWLINE = 10
+CHUNK = 1 << 20  # positions of a document read together
 
 
+@dataclass(frozen=True)
 class LanguageModelling(Task):
-    """Predict the next byte of a corpus."""
+    """Predict the next byte of a corpus: a name that `open_corpus` knows, or a path.
+
+    UserError: no such corpus, or another vocabulary.
+    """
 
     name = "lm"
     VERSION = 1
     metric = "bits_per_byte"
 
-    def __init__(self, corpus: str, root: str | Path, vocab_size: int = VOCABULARY) -> None:
-        """`corpus`: a name that `open_corpus` knows, or a path.  UserError: none such, other vocabulary."""
-        if vocab_size != VOCABULARY:
+    corpus: str
+    root: str | Path
+    vocab_size: int = VOCABULARY
+
+    def __post_init__(self) -> None:
+        if self.vocab_size != VOCABULARY:
             raise UserError(
-                f"task lm: expected vocab_size {VOCABULARY} (256 bytes and an end symbol), found {vocab_size}"
+                f"task lm: expected vocab_size {VOCABULARY} (256 bytes and an end symbol), "
+                f"found {self.vocab_size}"
             )
-        self.vocab_size = vocab_size
-        self.corpus = open_corpus(corpus, root)
+        _ = self.documents  # a missing corpus is an error now, not at the first step
+
+    @cached_property
+    def documents(self) -> Corpus:
+        return open_corpus(self.corpus, self.root)
 
     def split(self, name: Split) -> Dataset:
-        return ByteDataset(self.corpus.split(name))
+        return ByteDataset(self.documents.split(name))
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return ((targets != IGNORE) & (targets != END)).sum()
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """Bits per byte of `xz -9` and of the order-0 entropy: what a model has to come under first."""
-        return baselines(b"".join(dataset.text(document) or b"" for document in range(len(dataset.lengths))))
+        """Bits per byte of `xz -9` and of the order-0 entropy: the first scores that a model has to beat."""
+        texts = (dataset.text(document) or b"" for document in range(len(dataset.lengths)))
+        return compression_baselines(b"".join(texts))
 
-    def words(self, dataset: Dataset) -> tuple[int, str]:
-        """How many words the texts hold, and what counts as one in this corpus."""
-        words, lines = count_words(dataset)
-        if self.corpus.name in WIKITEXT:
+    def word_count(self, dataset: Dataset) -> tuple[int, str]:
+        words, lines = words_and_lines(dataset)
+        if self.documents.name in WIKITEXT:
             return words + lines, "word of WikiText's own, an <eos> per line among them"
         return words, "word between white space"
 
@@ -73,22 +85,21 @@ class ByteDataset(Dataset):
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
+        self.check_window(document, start, stop)
         size = int(self.documents.lengths[document])
-        if not 0 <= start <= stop <= size + 1:
-            raise IndexError(f"positions {start}..{stop} of document {document}, which has {size + 1}")
-        line = np.full(stop - start + 1, END, np.int64)  # symbols start..stop of END, b0 … b(size-1), END
+        symbols = np.full(stop - start + 1, END, np.int64)  # start..stop of END, b0 … b(size-1), END
         first, last = max(start, 1), min(stop, size)
-        line[first - start : last - start + 1] = self.documents.bytes_of(document, first - 1, last)
-        return line[:-1], line[1:]
+        symbols[first - start : last - start + 1] = self.documents.bytes_of(document, first - 1, last)
+        return symbols[:-1], symbols[1:]
 
     def text(self, document: int) -> bytes:
         return self.documents.bytes_of(document, 0, int(self.documents.lengths[document])).tobytes()
 
 
 def prefix(dataset: Dataset, limit: int) -> Dataset:
-    """The first documents of byte texts, `limit` bytes in all (or all there is), the last one cut short.
+    """The first documents of a byte dataset, `limit` bytes in all (or all there are), the last one cut short.
 
-    A document that is cut asks the bytes that are left of it and no END.
+    A document that is cut has its remaining bytes as targets, and no END.
     """
     if limit < 1:
         raise UserError(f"expected at least 1 byte to read, found {limit}")
@@ -98,11 +109,11 @@ def prefix(dataset: Dataset, limit: int) -> Dataset:
 class _Prefix(Dataset):
     def __init__(self, dataset: Dataset, limit: int) -> None:
         sizes = dataset.lengths - 1
-        before = np.cumsum(sizes) - sizes
-        count = int(np.count_nonzero(before < limit))
+        bytes_before = np.cumsum(sizes) - sizes
+        count = int(np.count_nonzero(bytes_before < limit))
         self.dataset = dataset
         self.lengths = dataset.lengths[:count].copy()
-        left = limit - int(before[count - 1])
+        left = limit - int(bytes_before[count - 1])
         if left < sizes[count - 1]:
             self.lengths[-1] = left
 
@@ -112,26 +123,23 @@ class _Prefix(Dataset):
         return self.dataset.window(document, start, stop)
 
     def text(self, document: int) -> bytes | None:
-        whole = self.dataset.text(document)
-        return whole if whole is None else whole[: self.lengths[document]]
+        text = self.dataset.text(document)
+        return None if text is None else text[: self.lengths[document]]
 
 
-def count_words(dataset: Dataset) -> tuple[int, int]:
-    """Runs of bytes between white space (as bytes.split has them), and line ends, in all that is asked."""
+def words_and_lines(dataset: Dataset) -> tuple[int, int]:
+    """Words between white space and line ends in all targets of a byte dataset."""
     words = lines = 0
-    for document, size in enumerate(dataset.lengths.tolist()):
-        inside = False
-        for start in range(0, size, CHUNK):
-            _, asked = dataset.window(document, start, min(start + CHUNK, size))
-            letter = (asked != 32) & ((asked < 9) | (asked > 13)) & (asked != END)
-            words += int((letter[1:] & ~letter[:-1]).sum()) + int(letter[0] and not inside)
-            lines += int((asked == NEWLINE).sum())
-            inside = bool(letter[-1])
+    for document, length in enumerate(dataset.lengths.tolist()):
+        starts = range(0, length, CHUNK)
+        windows = (dataset.window(document, start, min(start + CHUNK, length)) for start in starts)
+        counts = count_words(targets[targets != END] for _, targets in windows)
+        words, lines = words + counts[0], lines + counts[1]
     return words, lines
 
 
-def baselines(text: bytes) -> dict[str, float]:
-    """Bits per byte of `xz -9` and of the order-0 entropy of a text: what a model has to come under first."""
+def compression_baselines(text: bytes) -> dict[str, float]:
+    """Bits per byte of `xz -9` and of the order-0 entropy of a text."""
     if not text:
         raise UserError("expected text to compress, found 0 bytes")
     counts = np.bincount(np.frombuffer(text, np.uint8))

@@ -2,136 +2,130 @@
 
 Arora et al. 2023, arXiv:2312.04927 (Zoology); the mixture of lengths is that of Based, arXiv:2402.18668.
 
-    k1 v1 k2 v2 … kD vD  r r k2 r r r k1 r …        asked at each of the D later keys: its value
+    k1 v1 k2 v2 … kD vD  r r k2 r r r k1 r …        targets: at each of the D later keys its value
 
     keys    D different ones of 1 .. V/2-1          values  D different ones of V/2 .. V-1
     slots   0 .. (L-2D)/2 - 1, of two positions each; D different ones, drawn one after the other,
             slot i with a weight of (i+1)^(a-1): a = 0.01 puts most of them near the pairs, 1 anywhere
 
-The answer is never put into the input: what follows a later key is filler, as are all places r.  Filler is
-any of the V symbols, keys and values among them (`random_non_queries`), or 0.
+The answer never enters the input: a later key is followed by filler, as are all positions r.  Filler is any
+of the V symbols, keys and values among them (`random_non_queries`), or 0.
 
 Differs from the paper: nothing; but samples are drawn when they are read, so that none need be stored.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import SPLITS, Dataset, SampleTask, Split, Task, origin
+from zoo.train.tasks.base import Dataset, SampleTask, Split, Symbols, Task, sample_rng, unwrap
 
 
-class Form(NamedTuple):
-    """What samples look like, and how many look so."""
+class SampleKind(NamedTuple):
+    """Samples of one length and one number of pairs."""
 
     length: int
     pairs: int
     samples: int
 
 
+@dataclass(frozen=True)
 class Mqar(SampleTask):
     """`length` positions and `pairs` pairs, of `vocab_size` symbols.
 
-    `mixture`: [length, pairs, samples] of several kinds of samples to train on, in place of `samples` of the
-    one above, which held-out samples always are.
+    `mixture`: [length, pairs, samples] of several kinds of samples to train on, instead of `samples` of the
+    one above; held-out samples are always of that one.
     """
 
     name = "mqar"
     VERSION = 1
+    axes: ClassVar = {"length": int, "pairs": int}
 
-    def __init__(
-        self,
-        length: int = 64,
-        pairs: int = 4,
-        vocab_size: int = 8192,
-        power_a: float = 0.01,
-        random_non_queries: bool = True,
-        mixture: list[list[int]] | None = None,
-        samples: int = 100_000,
-        eval_samples: int = 3_000,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(vocab_size, 1, samples, eval_samples, seed)
-        self.length, self.pairs = length, pairs
-        self.power_a, self.random_non_queries, self.mixture = power_a, random_non_queries, mixture
-        for kind in mixture or ():
+    length: int = 64
+    pairs: int = 4
+    vocab_size: int = 8192
+    power_a: float = 0.01
+    random_non_queries: bool = True
+    mixture: list[list[int]] | None = None
+    samples: int = 100_000
+    eval_samples: int = 3_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check_sizes(min_vocab_size=1)
+        for kind in self.mixture or ():
             if len(kind) != 3 or kind[2] < 1:
                 raise UserError(f"task.mixture: expected [length, pairs, samples] of each kind, found {kind}")
-            if kind[0] > length:
-                raise UserError(f"task.mixture: expected lengths of at most {length=}, found {kind[0]}")
-        for form in self.forms("train") + self.forms("test"):
-            if form.pairs < 1 or form.length % 2 or not 4 * form.pairs <= form.length < vocab_size:
+            if kind[0] > self.length:
+                raise UserError(
+                    f"task.mixture: expected lengths of at most length={self.length}, found {kind[0]}"
+                )
+        for length, pairs, _ in self.kinds("train") + self.kinds("test"):
+            if pairs < 1 or length % 2 or not 4 * pairs <= length < self.vocab_size:
                 raise UserError(
                     "task mqar: expected an even length, below vocab_size and at least 4 times pairs, "
-                    f"found length={form.length}, pairs={form.pairs}, {vocab_size=}"
+                    f"found {length=}, {pairs=}, vocab_size={self.vocab_size}"
                 )
 
     def at(self, **axes: int | float) -> Task:
-        """Held-out samples of another `length` or with other `pairs`; the same to train on, of that kind."""
-        if others := axes.keys() - {"length", "pairs"}:
-            return super().at(**{name: axes[name] for name in others})
-        return Mqar(
-            length=int(axes.get("length", self.length)),
-            pairs=int(axes.get("pairs", self.pairs)),
-            vocab_size=self.vocab_size,
-            power_a=self.power_a,
-            random_non_queries=self.random_non_queries,
-            samples=self.counts["train"],
-            eval_samples=self.counts["val"],
-            seed=self.seed,
-        )
+        """The same task at another length or number of pairs; one kind of samples takes a mixture's place."""
+        if axes and self.mixture:
+            return replace(self, mixture=None).at(**axes)
+        return super().at(**axes)
 
-    def forms(self, name: Split) -> list[Form]:
+    def kinds(self, split: Split) -> list[SampleKind]:
         """The kinds of samples in a split."""
-        if name == "train" and self.mixture:
-            return [Form(*form) for form in self.mixture]
-        return [Form(self.length, self.pairs, self.counts[name])]
+        if split == "train" and self.mixture:
+            return [SampleKind(*kind) for kind in self.mixture]
+        return [SampleKind(self.length, self.pairs, self.num_samples(split))]
 
     def split(self, name: Split) -> Dataset:
         return MqarDataset(self, name)
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """A guess among all values; and among those of the sample, without a look at the key."""
-        pairs = _of(dataset).pairs[: len(dataset.lengths)]
-        values = self.vocab_size - self.vocab_size // 2
-        return {"chance": 1 / values, "any value of the sample": len(pairs) / float(pairs.sum())}
+        """A guess among all values; and among those of the sample, ignoring the key."""
+        pairs = _unwrap(dataset).pairs[: len(dataset.lengths)]
+        num_values = self.vocab_size - self.vocab_size // 2
+        return {"chance": 1 / num_values, "any value of the sample": len(pairs) / float(pairs.sum())}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        return {"length": int(dataset.lengths[document]), "pairs": int(_of(dataset).pairs[document])}
+        return {"length": int(dataset.lengths[document]), "pairs": int(_unwrap(dataset).pairs[document])}
 
 
 class MqarDataset(Dataset):
-    """Samples drawn when they are read, each from a generator of its own."""
+    """Samples drawn when they are read, each from a separate generator."""
 
     def __init__(self, task: Mqar, split: Split) -> None:
-        self.task, self.split = task, SPLITS.index(split)
-        lengths, pairs, counts = zip(*task.forms(split), strict=True)
+        self.task, self.split = task, split
+        lengths, pairs, counts = zip(*task.kinds(split), strict=True)
         self.lengths, self.pairs = np.repeat(lengths, counts), np.repeat(pairs, counts)
 
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        length = int(self.lengths[document])
-        if not 0 <= start <= stop <= length:
-            raise IndexError(f"positions {start}..{stop} of sample {document}, which has {length}")
+        self.check_window(document, start, stop)
         tokens, targets = self.sample(document)
         return tokens[start:stop], targets[start:stop]
 
     def sample(
         self, document: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
+        """Tokens and targets."""
         length, pairs = int(self.lengths[document]), int(self.pairs[document])
-        size, context = self.task.vocab_size, 2 * pairs
-        draw = np.random.Generator(np.random.Philox([self.task.seed, self.split, document]))
-        keys = 1 + draw.choice(size // 2 - 1, pairs, replace=False)
-        values = size // 2 + draw.choice(size - size // 2, pairs, replace=False)
-        slots = weighted(draw, np.arange(1, (length - context) // 2 + 1) ** (self.task.power_a - 1.0), pairs)
-        tokens = (
-            draw.integers(size, size=length) if self.task.random_non_queries else np.zeros(length, np.int64)
-        )
+        vocab_size, context = self.task.vocab_size, 2 * pairs
+        rng = sample_rng(self.task.seed, self.split, document)
+        keys = 1 + rng.choice(vocab_size // 2 - 1, pairs, replace=False)
+        values = vocab_size // 2 + rng.choice(vocab_size - vocab_size // 2, pairs, replace=False)
+        slot_weights = np.arange(1, (length - context) // 2 + 1) ** (self.task.power_a - 1.0)
+        slots = weighted_choice(rng, slot_weights, pairs)
+        if self.task.random_non_queries:
+            tokens = rng.integers(vocab_size, size=length)
+        else:
+            tokens = np.zeros(length, np.int64)
         tokens[0:context:2], tokens[1:context:2] = keys, values
         queries = context + 2 * slots
         tokens[queries] = keys
@@ -140,16 +134,16 @@ class MqarDataset(Dataset):
         return tokens, targets
 
 
-def weighted(draw: np.random.Generator, weights: np.ndarray, count: int) -> Int64[np.ndarray, " count"]:
-    """So many different numbers of 0 .. len(weights)-1, drawn one after the other by their weights.
+def weighted_choice(rng: np.random.Generator, weights: Float[np.ndarray, " n"], count: int) -> Symbols:
+    """`count` different indices into `weights`, drawn one after the other by their weights.
 
-    Each waits for a time that is exponentially distributed, its weight the rate: the first to come are these.
+    Each index waits for an exponentially distributed time, its weight the rate: the first to come are chosen.
     """
-    waits = -np.log1p(-draw.random(len(weights))) / weights
+    waits = -np.log1p(-rng.random(len(weights))) / weights
     return np.argsort(waits, kind="stable")[:count]
 
 
-def _of(dataset: Dataset) -> MqarDataset:
-    found = origin(dataset)
-    assert isinstance(found, MqarDataset)
-    return found
+def _unwrap(dataset: Dataset) -> MqarDataset:
+    dataset = unwrap(dataset)
+    assert isinstance(dataset, MqarDataset)
+    return dataset

@@ -1,57 +1,59 @@
-"""Needles in a haystack: numbers hidden in books, asked for by name at the end.
+"""Needles in a haystack: numbers hidden in books, to be recalled by name at the end.
 
 Hsieh et al. 2024, arXiv:2404.06654 (RULER), tasks niah_single_2, niah_multikey_1, niah_multivalue and
-niah_multiquery, their very words, behind the END that opens any document of task lm:
+niah_multiquery, word for word, after the END that opens any document of task lm:
 
     A special magic number is hidden within the following text. …
     book  One of the special magic numbers for KEY is: VALUE.  book
     What is the special magic number for KEY mentioned in the provided text? The special … text is VALUE
 
-`kind`        needles                               asked for
+`kind`        needles                               answer
 single        one                                   its value
-multikey      `needles`, each of another key        one's value
-multivalue    `needles`, all of one key             all values, as they come in the text
-multiquery    `needles`, each of another key        the values of all, as their keys come in the question
+multikey      `needles`, each of another key        the value of one
+multivalue    `needles`, all of one key             all values, in the order of the text
+multiquery    `needles`, each of another key        all values, in the order of the question's keys
 
-`distractors` more hide keys that are never asked for.  Values have seven digits; several are said as
-`1234567, 7654321`.  The answer is asked from its first digit to its last.  Needles stand between sentences,
-at different ones of 40 depths from 0 to 1, in shares of the sentences; `depth` gives that of a single one.
-`length` counts bytes, and so positions, of a whole sample; what the rest leaves of them is the book.
+`distractors` more hide keys that no question is about.  Values have seven digits; several are answered as
+`1234567, 7654321`.  The targets are the answer's bytes.  Needles stand between sentences, at different ones
+of 40 depths from 0 to 1, in shares of the sentences; `depth` sets that of a single one.  `length` counts
+bytes, and so positions, of a complete sample; the book takes those that the rest leaves.
 
-Scored by whole answers, and by the mean share of the values that are found in them (`found`, `score`).
+Scored by complete answers, and by the mean share of values in them (`share_of_values`, `score`).
 
-Differs from the paper: keys are of 2,304 pairs of our own words, books are those of the corpus, in their own
-white space, and values have an order, as targets need one.
+Differs from the paper: keys are 2,304 pairs of words of another list, books are those of the corpus, in their
+own white space, and values have an order, as targets need one.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.base import Dataset, SampleTask, Split, Task, origin
-from zoo.train.tasks.haystack import HaystackDataset, Ring, Woven
+from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
+from zoo.train.tasks.haystack import CyclicText, HaystackDataset, SplicedText
 from zoo.train.tasks.lm import END
 
 DIGITS = 7
 DEPTHS = np.round(np.linspace(0, 100, 40)) / 100
-ONE = (  # said before the book and behind it, if one value is asked for
+ONE_VALUE = (  # opening and question, if the answer is one value
     "A special magic number is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the number afterwards.\n",
     "\nWhat is the special magic number for {query} mentioned in the provided text? "
     "The special magic number for {query} mentioned in the provided text is ",
 )
-SEVERAL = (
+SEVERAL_VALUES = (
     "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the numbers afterwards.\n",
     "\nWhat are all the special magic numbers for {query} mentioned in the provided text? "
     "The special magic numbers for {query} mentioned in the provided text are ",
 )
-BETWEEN = ", "  # values
+SEPARATOR = ", "  # between values
 ADJECTIVES = str.split("""
     able amber ancient bold brave bright brisk calm clever cold crimson curious dim dusty eager early
     faint fair fancy gentle golden grand hasty heavy hollow humble icy idle jolly keen late lively lucky
@@ -63,172 +65,180 @@ NOUNS = str.split("""
     lantern meadow mirror needle ocean orchard paper pebble pillow pocket ribbon river saddle shadow
     teapot thunder tunnel valley window
 """)
-LONGEST = max(map(len, ADJECTIVES)) + 1 + max(map(len, NOUNS))
+LONGEST_KEY = max(map(len, ADJECTIVES)) + 1 + max(map(len, NOUNS))
 
 
 class Sample(NamedTuple):
-    """What is drawn for a sample."""
+    """The random parts of a sample."""
 
-    needles: list[tuple[str, int]]  # keys and values, as they come in the text
-    places: list[float]  # their depths
-    queries: list[str]  # keys that are asked for
-    start: int  # where in the ring the book begins
+    needles: list[tuple[str, int]]  # keys and values, in the order of the text
+    depths: list[float]  # of the needles
+    queries: list[str]  # keys that the question is about
+    start: int  # of the book, in the cyclic text
 
     def answers(self) -> list[int]:
         return [value for query in self.queries for key, value in self.needles if key == query]
 
 
+@dataclass(frozen=True)
 class Needle(SampleTask):
-    """Samples to train on have any possible length up to `length` (`lengths: uniform`) or just that
-    (`fixed`); held-out ones always have just that.  `depth`: 0..1, drawn for every sample if None."""
+    """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
+    (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None.
+
+    `corpus` and `root`: see `open_corpus`; `needles` counts those of the kinds with several.
+    """
 
     name = "needle"
     VERSION = 1
+    axes: ClassVar = {"length": int, "depth": float}
 
-    def __init__(
-        self,
-        kind: Literal["single", "multikey", "multivalue", "multiquery"] = "single",
-        length: int = 1024,
-        depth: float | int | None = None,
-        lengths: Literal["uniform", "fixed"] = "uniform",
-        needles: int = 4,
-        distractors: int = 0,
-        corpus: str = "stdlib",
-        root: str | Path = "data",
-        samples: int = 1_000_000,
-        eval_samples: int = 512,
-        seed: int = 0,
-        vocab_size: int = END + 1,
-    ) -> None:
-        """`corpus` and `root`: see `open_corpus`; `needles` counts those of the kinds with several."""
-        super().__init__(vocab_size, END + 1, samples, eval_samples, seed)
-        self.kind, self.length, self.depth, self.lengths = kind, length, depth, lengths
-        self.needles, self.distractors, self.corpus, self.root = needles, distractors, corpus, root
-        several = 1 if kind == "single" else needles
-        if several < 1 or distractors < 0 or several + distractors > len(DEPTHS):
+    kind: Literal["single", "multikey", "multivalue", "multiquery"] = "single"
+    length: int = 1024
+    depth: float | int | None = None
+    lengths: Literal["uniform", "fixed"] = "uniform"
+    needles: int = 4
+    distractors: int = 0
+    corpus: str = "stdlib"
+    root: str | Path = "data"
+    samples: int = 1_000_000
+    eval_samples: int = 512
+    seed: int = 0
+    vocab_size: int = END + 1
+
+    def __post_init__(self) -> None:
+        self.check_sizes(min_vocab_size=END + 1)
+        needles, distractors, kind = self.num_needles, self.distractors, self.kind
+        if needles < 1 or distractors < 0 or needles + distractors > len(DEPTHS):
             raise UserError(
                 f"task needle: expected at least 1 needle, no fewer than 0 distractors and {len(DEPTHS)} in "
                 f"all, found {needles=}, {distractors=}"
             )
-        self.values = several if kind == "multivalue" else 1  # of every key that is asked for
-        self.queries = several if kind == "multiquery" else 1
-        self.others = distractors + (several - 1 if kind == "multikey" else 0)
-        key = "k" * LONGEST
-        hidden = (self.values * self.queries + self.others) * (len(needle(key, 0)) + 1)
-        self.around = hidden + sum(map(len, self.frame([key] * self.queries))) + self.asked
-        """The most positions that aren't book."""
-        if length < self.around:
+        if self.length < self.min_length:
             raise UserError(
-                f"task.length: expected at least {self.around} (a sample without book), found {length}"
+                f"task.length: expected at least {self.min_length} (a sample without book), "
+                f"found {self.length}"
             )
-        if depth is not None and not (kind == "single" and not distractors and 0 <= depth <= 1):
+        single = kind == "single" and not distractors
+        if self.depth is not None and not (single and 0 <= self.depth <= 1):
             raise UserError(
                 "task.depth: expected a share of the book from 0 to 1, of a single needle, "
-                f"found {depth} with {kind=}, {distractors=}"
+                f"found {self.depth} with {kind=}, {distractors=}"
             )
 
-    def at(self, **axes: int | float) -> Task:
-        """The same needles and books at another `length`; at another `depth`, if there is one needle only."""
-        known = {"length", "depth"} if self.kind == "single" and not self.distractors else {"length"}
-        if others := axes.keys() - known:
-            return super().at(**{name: axes[name] for name in others})
-        return Needle(
-            kind=self.kind,
-            length=int(axes.get("length", self.length)),
-            depth=axes.get("depth", self.depth),
-            lengths=self.lengths,
-            needles=self.needles,
-            distractors=self.distractors,
-            corpus=self.corpus,
-            root=self.root,
-            samples=self.counts["train"],
-            eval_samples=self.counts["val"],
-            seed=self.seed,
-            vocab_size=self.vocab_size,
-        )
+    @property
+    def num_needles(self) -> int:
+        """Needles without distractors."""
+        return 1 if self.kind == "single" else self.needles
+
+    @property
+    def values_per_key(self) -> int:
+        """Values of every key in the question."""
+        return self.num_needles if self.kind == "multivalue" else 1
+
+    @property
+    def num_queries(self) -> int:
+        """Keys in the question."""
+        return self.num_needles if self.kind == "multiquery" else 1
+
+    @property
+    def num_answers(self) -> int:
+        """Values in the answer."""
+        return self.values_per_key * self.num_queries
+
+    @property
+    def num_others(self) -> int:
+        """Needles that are no part of the answer."""
+        return self.num_needles + self.distractors - self.num_answers
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of a sample."""
+        return DIGITS * self.num_answers + len(SEPARATOR) * (self.num_answers - 1)
+
+    @cached_property
+    def min_length(self) -> int:
+        """Positions of a sample without book, at most (keys differ in length)."""
+        key = "k" * LONGEST_KEY
+        needles = (self.num_answers + self.num_others) * (len(needle(key, 0)) + 1)
+        return needles + sum(map(len, self.prompt([key] * self.num_queries))) + self.num_targets
 
     def split(self, name: Split) -> "NeedleDataset":
         return NeedleDataset(self, name)
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """Shares of targets, commas and spaces among them: digits guessed (the first is never 0); and any
-        needle's value copied, without a look at its key."""
-        values = self.values * self.queries
-        sure = self.asked - DIGITS * values
-        guessed = (sure + values * (1 / 9 + (DIGITS - 1) / 10)) / self.asked
-        right = 1 / (values + self.others)
-        return {"chance": guessed} | ({"any needle": right + (1 - right) * guessed} if right < 1 else {})
+        """Shares of targets, commas and spaces among them: digits guessed (the first is never 0); and the
+        value of any needle copied, ignoring its key."""
+        separators = self.num_targets - DIGITS * self.num_answers
+        chance = (separators + self.num_answers * (1 / 9 + (DIGITS - 1) / 10)) / self.num_targets
+        right = 1 / (self.num_answers + self.num_others)
+        if right == 1:
+            return {"chance": chance}
+        return {"chance": chance, "any needle": right + (1 - right) * chance}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length; and depth to the next tenth, if there is one needle only."""
+        samples = unwrap(dataset)
+        assert isinstance(samples, NeedleDataset)
         labels: dict[str, str | int | float] = {"length": int(dataset.lengths[document])}
-        whole = origin(dataset)
-        assert isinstance(whole, NeedleDataset)
-        places = whole.sample(document).places
-        return labels | ({"depth": round(places[0], 1)} if len(places) == 1 else {})
+        depths = samples.sample(document).depths
+        if len(depths) == 1:
+            labels["depth"] = round(depths[0], 1)
+        return labels
 
     def scores(self, dataset: Dataset, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
-        """The share of the values that were found, if there are several."""
-        if self.values * self.queries == 1:
-            return {}
-        return {"values found": found(hits)}
+        """The share of values that were hit, if there are several."""
+        return {} if self.num_answers == 1 else {"values found": share_of_values(hits)}
 
-    @property
-    def asked(self) -> int:
-        """Targets of a sample."""
-        values = self.values * self.queries
-        return DIGITS * values + len(BETWEEN) * (values - 1)
-
-    def frame(self, queries: Sequence[str]) -> tuple[bytes, bytes]:
-        """What is said before the book, and behind it up to the answer."""
-        opening, question = ONE if self.values * self.queries == 1 else SEVERAL
+    def prompt(self, queries: Sequence[str]) -> tuple[bytes, bytes]:
+        """The opening before the book, and the question after it up to the answer."""
+        opening, question = ONE_VALUE if self.num_answers == 1 else SEVERAL_VALUES
         query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
         return opening.encode(), question.format(query=query).encode()
 
 
 class NeedleDataset(HaystackDataset):
-    """Samples drawn when they are read, each from a generator of its own."""
+    """Samples drawn when they are read, each from a separate generator."""
 
     def __init__(self, task: Needle, split: Split) -> None:
-        super().__init__(task.seed, split, Ring(open_corpus(task.corpus, task.root).split(split)))
-        self.task, self.asked = task, task.asked
-        self.lengths = np.full(task.counts[split], task.length, np.int64)
+        super().__init__(task.seed, split, CyclicText(open_corpus(task.corpus, task.root).split(split)))
+        self.task, self.num_targets = task, task.num_targets
+        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
         if split == "train" and task.lengths == "uniform":
-            self.lengths = self.generator().integers(task.around, task.length + 1, size=len(self.lengths))
+            self.lengths = self.rng().integers(task.min_length, task.length + 1, size=len(self.lengths))
 
     def sample(self, document: int) -> Sample:
         """Drawn in this order, so that all but depth is the same at every length and depth."""
-        task, draw = self.task, self.generator(document)
-        chosen = draw.choice(len(ADJECTIVES) * len(NOUNS), task.queries + task.others, replace=False)
-        keys = [f"{ADJECTIVES[key // len(NOUNS)]}-{NOUNS[key % len(NOUNS)]}" for key in chosen.tolist()]
-        queries = keys[: task.queries]
-        owners = [key for key in queries for _ in range(task.values)] + keys[task.queries :]
-        values = draw.integers(10 ** (DIGITS - 1), 10**DIGITS, size=len(owners)).tolist()
-        order = draw.permutation(len(owners)).tolist()
-        start = int(draw.integers(len(self.ring)))
+        task, rng = self.task, self.rng(document)
+        num_keys = task.num_queries + task.num_others
+        key_ids = rng.choice(len(ADJECTIVES) * len(NOUNS), num_keys, replace=False)
+        keys = [f"{ADJECTIVES[key // len(NOUNS)]}-{NOUNS[key % len(NOUNS)]}" for key in key_ids.tolist()]
+        queries = keys[: task.num_queries]
+        needle_keys = [key for key in queries for _ in range(task.values_per_key)] + keys[task.num_queries :]
+        values = rng.integers(10 ** (DIGITS - 1), 10**DIGITS, size=len(needle_keys)).tolist()
+        order = rng.permutation(len(needle_keys)).tolist()
+        start = int(rng.integers(len(self.source)))
         if task.depth is None:
-            places = np.sort(draw.choice(DEPTHS, len(owners), replace=False)).tolist()
+            depths = np.sort(rng.choice(DEPTHS, len(needle_keys), replace=False)).tolist()
         else:
-            places = [task.depth]
-        return Sample([(owners[own], values[own]) for own in order], places, queries, start)
+            depths = [task.depth]
+        return Sample([(needle_keys[i], values[i]) for i in order], depths, queries, start)
 
-    def weave(self, document: int) -> Woven:
+    def splice(self, document: int) -> SplicedText:
         sample = self.sample(document)
-        opening, question = self.task.frame(sample.queries)
-        question += BETWEEN.join(map(str, sample.answers())).encode()
-        hidden = [needle(key, value) for key, value in sample.needles]
-        around = len(opening) + len(question) + sum(len(line) + 1 for line in hidden)
-        size = int(self.lengths[document]) - around
-        places = self.ring.sentence_edges(sample.start, size, sample.places)
-        pieces: list[bytes | range] = [opening]
-        for begin, place, line in zip([0, *places], places, hidden, strict=False):
-            own = b" " + line if place == size else line + b" "
-            pieces += [range(sample.start + begin, sample.start + place), own]
-        book = range(sample.start + places[-1], sample.start + size)
-        return Woven(self.ring, [*pieces, book, question])
+        opening, question = self.task.prompt(sample.queries)
+        question += SEPARATOR.join(map(str, sample.answers())).encode()
+        needles = [needle(key, value) for key, value in sample.needles]
+        prompt_len = len(opening) + len(question) + sum(len(line) + 1 for line in needles)
+        book_len = int(self.lengths[document]) - prompt_len
+        offsets = self.source.sentence_edges(sample.start, book_len, sample.depths)
+        parts: list[bytes | range] = [opening]
+        for begin, end, line in zip([0, *offsets], offsets, needles, strict=False):
+            spaced_line = b" " + line if end == book_len else line + b" "
+            parts += [range(sample.start + begin, sample.start + end), spaced_line]
+        rest = range(sample.start + offsets[-1], sample.start + book_len)
+        return SplicedText(self.source, [*parts, rest, question])
 
-    def answers_of(self, document: int) -> list[str]:
-        """The values that are asked for."""
+    def answers(self, document: int) -> list[str]:
         return [str(value) for value in self.sample(document).answers()]
 
 
@@ -237,12 +247,12 @@ def needle(key: str, value: int) -> bytes:
     return f"One of the special magic numbers for {key} is: {value:0{DIGITS}d}.".encode()
 
 
-def found(hits: Bool[np.ndarray, " targets"]) -> float:
-    """The share of a sample's values whose every digit was hit, from all its targets."""
-    starts = range(0, len(hits), DIGITS + len(BETWEEN))
+def share_of_values(hits: Bool[np.ndarray, " targets"]) -> float:
+    """The share of a sample's values of which every digit was hit, from all its targets."""
+    starts = range(0, len(hits), DIGITS + len(SEPARATOR))
     return float(np.mean([hits[start : start + DIGITS].all() for start in starts]))
 
 
-def score(said: str, values: Sequence[str]) -> float:
-    """The share of values that are found in what a model said, wherever they stand: the paper's own rule."""
-    return sum(value in said for value in values) / len(values)
+def score(answer: str, values: Sequence[str]) -> float:
+    """The share of values that an answer contains, anywhere in it: the paper's rule."""
+    return sum(value in answer for value in values) / len(values)

@@ -1,7 +1,7 @@
-"""Passkey retrieval: a number of five digits, hidden in text that says nothing, is asked at the end.
+"""Passkey retrieval: a number of five digits, hidden in filler text, has to be recalled at the end.
 
-Mohtashami & Jaggi 2023, arXiv:2305.16300, section 4.2.  `form: bytes` is their prompt, five pieces joined by
-line ends, behind the END that opens any document of task lm; then a space and the key, which is asked:
+Mohtashami & Jaggi 2023, arXiv:2305.16300, section 4.2.  `form: bytes` is their prompt, five parts joined by
+newlines, after the END that opens any document of task lm; then a space and the key, the target:
 
     There is an important info hidden …
     filler[:p]
@@ -9,28 +9,41 @@ line ends, behind the END that opens any document of task lm; then a space and t
     filler[:n-p]
     What is the pass key? The pass key is
 
-`form: compact` says it in 28 symbols, ten digits, a marker, a query mark and 16 tokens of filler:
+`form: compact` has the same structure in 28 symbols: ten digits, a marker, a query mark and 16 tokens of
+filler:
 
     filler[:p]  MARKER K  filler[:n-p]  QUERY K
 
-`length` counts the positions of a whole sample; what the rest leaves of them is filler, n bytes or tokens.
-The depth of a sample is p / n.  Fillers: `original`, the same sentences over and over, beginning anew behind
-the key; `books`, a span of a corpus, of the same split; `random`, words or tokens drawn at random.
+`length` counts the positions of a complete sample; the filler, n bytes or tokens, takes those that the
+prompt leaves.  The depth of a sample is p / n.  Fillers: `original`, the same sentences over and over, from
+the first one again after the key; `books`, a span of a corpus, of the same split; `random`, random words or
+tokens.
 
 Differs from the paper: K has always five digits (10000..99999: a guess is right once in 90,000), and `length`
 counts all tokens, not the filler's characters.
 """
 
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.base import SPLITS, Dataset, SampleDataset, SampleTask, Split, Task, origin
-from zoo.train.tasks.haystack import Ring
+from zoo.train.tasks.base import (
+    BLOCK,
+    Dataset,
+    SampleDataset,
+    SampleTask,
+    Split,
+    Symbols,
+    read_blocks,
+    sample_rng,
+    unwrap,
+)
+from zoo.train.tasks.haystack import CyclicText
 from zoo.train.tasks.lm import END
 
 DIGITS = 5
@@ -43,72 +56,61 @@ QUESTION = b"What is the pass key? The pass key is"
 FILLER = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 MARKER, QUERY, FIRST_FILLER = 10, 11, 12  # of the compact form; digits are themselves
 VOCABULARY = {"bytes": END + 1, "compact": 28}
-BLOCK = 4096  # symbols drawn together: a place far inside a long sample costs no more than the first
-
-Symbols = Int64[np.ndarray, " _"]
+ORIGINAL_FILLER: dict[str, Symbols] = {
+    "bytes": np.frombuffer(FILLER, np.uint8).astype(np.int64),
+    "compact": np.arange(FIRST_FILLER, VOCABULARY["compact"]),
+}
 
 
 class Sample(NamedTuple):
-    """What is drawn for a sample."""
+    """The random numbers of a sample."""
 
     key: int
-    filler: int  # symbols
-    place: int  # how many of them stand before the key
-    start: int  # where in all bytes of the corpus a span of books begins
+    filler_len: int  # symbols
+    key_offset: int  # symbols of filler before the key
+    start: int  # first byte in the corpus of a span of books
 
 
+@dataclass(frozen=True)
 class Passkey(SampleTask):
-    """Samples to train on have any possible length up to `length` (`lengths: uniform`) or just that
-    (`fixed`); held-out ones always have just that.  `depth`: 0..1, drawn for every sample if None."""
+    """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
+    (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None.
+
+    `corpus` and `root` (see `open_corpus`) matter only if the filler is books.
+    """
 
     name = "passkey"
     VERSION = 1
+    axes: ClassVar = {"length": int, "depth": float}
 
-    def __init__(
-        self,
-        length: int = 512,
-        depth: float | int | None = None,
-        lengths: Literal["uniform", "fixed"] = "uniform",
-        form: Literal["bytes", "compact"] = "bytes",
-        filler: Literal["original", "books", "random"] = "original",
-        corpus: str = "books",
-        root: str | Path = "data",
-        samples: int = 1_000_000,
-        eval_samples: int = 512,
-        seed: int = 0,
-        vocab_size: int = END + 1,
-    ) -> None:
-        """`corpus` and `root` (see `open_corpus`) are looked at only where books fill."""
-        super().__init__(vocab_size, VOCABULARY[form], samples, eval_samples, seed)
-        self.length, self.depth, self.lengths, self.form, self.filler = length, depth, lengths, form, filler
-        self.corpus, self.root = corpus, root
-        self.around = sum(map(len, self.pieces(0))) - 1  # positions that aren't filler
-        if length < self.around:
+    length: int = 512
+    depth: float | int | None = None
+    lengths: Literal["uniform", "fixed"] = "uniform"
+    form: Literal["bytes", "compact"] = "bytes"
+    filler: Literal["original", "books", "random"] = "original"
+    corpus: str = "books"
+    root: str | Path = "data"
+    samples: int = 1_000_000
+    eval_samples: int = 512
+    seed: int = 0
+    vocab_size: int = END + 1
+
+    def __post_init__(self) -> None:
+        self.check_sizes(VOCABULARY[self.form])
+        if self.length < self.min_length:
             raise UserError(
-                f"task.length: expected at least {self.around} (a sample without filler), found {length}"
+                f"task.length: expected at least {self.min_length} (a sample without filler), "
+                f"found {self.length}"
             )
-        if depth is not None and not 0 <= depth <= 1:
-            raise UserError(f"task.depth: expected a share of the filler from 0 to 1, found {depth}")
-        if form == "compact" and filler == "books":
+        if self.depth is not None and not 0 <= self.depth <= 1:
+            raise UserError(f"task.depth: expected a share of the filler from 0 to 1, found {self.depth}")
+        if self.form == "compact" and self.filler == "books":
             raise UserError("task.filler: expected original or random in the compact form, found books")
 
-    def at(self, **axes: int | float) -> Task:
-        """The same keys and fillers at another `length` or `depth`."""
-        if others := axes.keys() - {"length", "depth"}:
-            return super().at(**{name: axes[name] for name in others})
-        return Passkey(
-            length=int(axes.get("length", self.length)),
-            depth=axes.get("depth", self.depth),
-            lengths=self.lengths,
-            form=self.form,
-            filler=self.filler,
-            corpus=self.corpus,
-            root=self.root,
-            samples=self.counts["train"],
-            eval_samples=self.counts["val"],
-            seed=self.seed,
-            vocab_size=self.vocab_size,
-        )
+    @cached_property
+    def min_length(self) -> int:
+        """Positions of a sample without filler."""
+        return sum(map(len, self.prompt(0))) - 1
 
     def split(self, name: Split) -> Dataset:
         return PasskeyDataset(self, name)
@@ -119,89 +121,86 @@ class Passkey(SampleTask):
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length, and depth to the next tenth."""
-        whole = origin(dataset)
-        assert isinstance(whole, PasskeyDataset)
-        said = whole.sample(document)
-        return {"length": int(dataset.lengths[document]), "depth": round(said.place / max(1, said.filler), 1)}
+        samples = unwrap(dataset)
+        assert isinstance(samples, PasskeyDataset)
+        sample = samples.sample(document)
+        depth = round(sample.key_offset / max(1, sample.filler_len), 1)
+        return {"length": int(dataset.lengths[document]), "depth": depth}
 
-    def pieces(self, key: int) -> tuple[Symbols, Symbols, Symbols]:
-        """What stands before, between and behind the two parts of the filler."""
+    def prompt(self, key: int) -> tuple[Symbols, Symbols, Symbols]:
+        """The opening, the line with the key, and the question with its answer."""
         digits = np.frombuffer(b"%05d" % key, np.uint8).astype(np.int64)
         if self.form == "compact":
             digits -= ord("0")
-            mark, query = np.array([MARKER]), np.array([QUERY])
-            return np.empty(0, np.int64), np.concatenate([mark, digits]), np.concatenate([query, digits])
-        said = [TASK + b"\n", b"\n" + KEY % (key, key) + b"\n", b"\n" + QUESTION + b" "]
-        first, between, last = (np.frombuffer(part, np.uint8).astype(np.int64) for part in said)
-        return np.concatenate([[END], first]), between, np.concatenate([last, digits])
+            opening = np.empty(0, np.int64)
+            return opening, np.concatenate([[MARKER], digits]), np.concatenate([[QUERY], digits])
+        lines = [TASK + b"\n", b"\n" + KEY % (key, key) + b"\n", b"\n" + QUESTION + b" "]
+        opening, key_line, question = (np.frombuffer(line, np.uint8).astype(np.int64) for line in lines)
+        return np.concatenate([[END], opening]), key_line, np.concatenate([question, digits])
 
 
 class PasskeyDataset(SampleDataset):
-    """Samples drawn when they are read, each from a generator of its own: nothing to keep on disk."""
+    """Samples drawn when they are read, each from a separate generator: nothing is stored."""
 
-    asked = DIGITS
+    num_targets = DIGITS
 
     def __init__(self, task: Passkey, split: Split) -> None:
-        self.task, self.split = task, SPLITS.index(split)
-        self.lengths = np.full(task.counts[split], task.length, np.int64)
+        self.task, self.split = task, split
+        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
         if split == "train" and task.lengths == "uniform":
-            draw = np.random.Generator(np.random.Philox([task.seed, self.split]))
-            self.lengths = draw.integers(task.around, task.length + 1, size=len(self.lengths))
-        self.books: Ring | None = None
+            rng = sample_rng(task.seed, split)
+            self.lengths = rng.integers(task.min_length, task.length + 1, size=len(self.lengths))
+        self.books: CyclicText | None = None
         if task.filler == "books":
-            self.books = Ring(open_corpus(task.corpus, task.root).split(split))
+            self.books = CyclicText(open_corpus(task.corpus, task.root).split(split))
 
     def sample(self, document: int) -> Sample:
         """Drawn in this order, so that key and filler are the same at every length and depth."""
-        draw = self._generator(document, -1)
-        key = int(draw.integers(10 ** (DIGITS - 1), 10**DIGITS))
-        start = int(draw.integers(1 if self.books is None else len(self.books)))
-        filler = int(self.lengths[document]) - self.task.around
-        depth = self.task.depth
-        place = int(draw.integers(filler + 1)) if depth is None else round(depth * filler)
-        return Sample(key, filler, place, start)
+        rng = self._block_rng(document, -1)
+        key = int(rng.integers(10 ** (DIGITS - 1), 10**DIGITS))
+        start = int(rng.integers(1 if self.books is None else len(self.books)))
+        filler_len = int(self.lengths[document]) - self.task.min_length
+        if self.task.depth is None:
+            key_offset = int(rng.integers(filler_len + 1))
+        else:
+            key_offset = round(self.task.depth * filler_len)
+        return Sample(key, filler_len, key_offset, start)
 
-    def line(self, document: int, start: int, stop: int) -> Symbols:
+    def symbols(self, document: int, start: int, stop: int) -> Symbols:
         sample = self.sample(document)
-        before, between, behind = self.task.pieces(sample.key)
-        prefix = range(sample.place)
-        suffix = range(sample.place, sample.filler)
-        if self.task.filler == "original":  # begins anew
-            suffix = range(len(suffix))
-        found, at = [], 0
-        for part in (before, prefix, between, suffix, behind):
-            own = part[max(0, start - at) : max(0, stop - at)]
-            at += len(part)
-            if len(own):
-                found.append(self._filler(document, sample, own) if isinstance(own, range) else own)
-        return np.concatenate(found)
+        opening, key_line, question = self.task.prompt(sample.key)
+        before_key = range(sample.key_offset)
+        after_key = range(sample.key_offset, sample.filler_len)
+        if self.task.filler == "original":  # from its first sentence again
+            after_key = range(len(after_key))
+        symbols, offset = [], 0
+        for part in (opening, before_key, key_line, after_key, question):
+            inside = part[max(0, start - offset) : max(0, stop - offset)]
+            offset += len(part)
+            if isinstance(inside, range):
+                inside = self._filler(document, sample, inside) if inside else np.empty(0, np.int64)
+            symbols.append(inside)
+        return np.concatenate(symbols)
 
-    def _filler(self, document: int, sample: Sample, own: range) -> Symbols:
-        """So many symbols of a sample's endless filler, from its place own.start on."""
+    def _filler(self, document: int, sample: Sample, span: range) -> Symbols:
+        """A span of a sample's endless filler."""
         if self.books is not None:
-            return self.books.read(sample.start + own.start, len(own)).astype(np.int64)
+            return self.books.read(sample.start + span.start, len(span)).astype(np.int64)
         if self.task.filler == "random":
-            blocks = range(own.start // BLOCK, -(-own.stop // BLOCK))
-            drawn = np.concatenate([self._block(document, block) for block in blocks])
-            return drawn[own.start % BLOCK :][: len(own)]
-        cycle = _CYCLES[self.task.form]
-        return cycle[np.arange(own.start, own.stop) % len(cycle)]
+            return read_blocks(span.start, span.stop, partial(self._random_block, document))
+        cycle = ORIGINAL_FILLER[self.task.form]
+        return cycle[np.arange(span.start, span.stop) % len(cycle)]
 
-    def _block(self, document: int, block: int) -> Symbols:
-        """Tokens of filler, each as likely; in bytes, words of 2 to 9 letters."""
-        draw = self._generator(document, block)
+    def _random_block(self, document: int, block: int) -> Symbols:
+        """Uniform tokens of filler; in bytes, words of 2 to 9 letters."""
+        rng = self._block_rng(document, block)
         if self.task.form == "compact":
-            return draw.integers(FIRST_FILLER, VOCABULARY["compact"], size=BLOCK)
-        letters = draw.integers(ord("a"), ord("z") + 1, size=BLOCK)
-        ends = np.cumsum(draw.integers(3, 11, size=BLOCK // 3)) - 1
-        letters[ends[ends < BLOCK]] = ord(" ")
+            return rng.integers(FIRST_FILLER, VOCABULARY["compact"], size=BLOCK)
+        letters = rng.integers(ord("a"), ord("z") + 1, size=BLOCK)
+        word_ends = np.cumsum(rng.integers(3, 11, size=BLOCK // 3)) - 1
+        letters[word_ends[word_ends < BLOCK]] = ord(" ")
         return letters
 
-    def _generator(self, document: int, block: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox([self.task.seed, self.split, document, block + 1]))
-
-
-_CYCLES: dict[str, Symbols] = {
-    "bytes": np.frombuffer(FILLER, np.uint8).astype(np.int64),
-    "compact": np.arange(FIRST_FILLER, VOCABULARY["compact"]),
-}
+    def _block_rng(self, document: int, block: int) -> np.random.Generator:
+        """Generator of a block of random filler; -1: of the other random numbers of a sample."""
+        return sample_rng(self.task.seed, self.split, document, block + 1)

@@ -1,59 +1,49 @@
-"""Selective copying: what stood between the noise, in its order?
+"""Selective copying: repeat the symbols that stood between noise, in their order.
 
 Gu & Dao 2023, arXiv:2312.00752, section 4.1.1; as in the S4 repository's copying task, which they build on:
 
     . . c . . . a . . b .  ? ? ?   ->   c a b
 
-NOISE is 0, symbols to remember are 1 .. V-2, each as likely, and the marker ? is V-1.  `length` positions in
-all: `remembered` symbols at random places among noise, then as many markers, at each of which one of them is
-asked.  The answers themselves are never read.  Chance is 1 in vocab_size - 2.
+NOISE is 0, symbols to remember are 1 .. V-2, uniformly distributed, and the marker ? is V-1.  `length`
+positions in all: `remembered` symbols at random positions among noise, then as many markers, whose targets
+are the symbols.  The answers themselves are never read.  Chance is 1 in vocab_size - 2.
 """
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import SPLITS, Dataset, SampleTask, Split, Task
+from zoo.train.tasks.base import Dataset, SampleTask, Split, Symbols, sample_rng
 
 NOISE = 0
 
 
+@dataclass(frozen=True)
 class SelectiveCopy(SampleTask):
-    """The places of the symbols are drawn anew for every sample."""
+    """The positions of the symbols are drawn for every sample."""
 
     name = "selective_copy"
     VERSION = 1
+    axes: ClassVar = {"length": int}
 
-    def __init__(
-        self,
-        length: int = 4096,
-        remembered: int = 16,
-        vocab_size: int = 16,
-        samples: int = 1_000_000,
-        eval_samples: int = 512,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(vocab_size, 3, samples, eval_samples, seed)
-        if not 1 <= remembered <= length // 2:
+    length: int = 4096
+    remembered: int = 16
+    vocab_size: int = 16
+    samples: int = 1_000_000
+    eval_samples: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check_sizes(min_vocab_size=3)
+        if not 1 <= self.remembered <= self.length // 2:
             raise UserError(
                 "task.remembered: expected at least 1 and at most half of task.length, "
-                f"found {remembered} of {length}"
+                f"found {self.remembered} of {self.length}"
             )
-        self.length, self.remembered = length, remembered
-
-    def at(self, **axes: int | float) -> Task:
-        """As many symbols at another `length`."""
-        length = axes.pop("length", self.length)
-        super().at(**axes)
-        return SelectiveCopy(
-            length=int(length),
-            remembered=self.remembered,
-            vocab_size=self.vocab_size,
-            samples=self.counts["train"],
-            eval_samples=self.counts["val"],
-            seed=self.seed,
-        )
 
     def split(self, name: Split) -> Dataset:
         return SelectiveCopyDataset(self, name)
@@ -63,29 +53,29 @@ class SelectiveCopy(SampleTask):
 
 
 class SelectiveCopyDataset(Dataset):
-    """Samples drawn when they are read, each from a generator of its own."""
+    """Samples drawn when they are read, each from a separate generator."""
 
     def __init__(self, task: SelectiveCopy, split: Split) -> None:
-        self.task, self.split = task, SPLITS.index(split)
-        self.lengths = np.full(task.counts[split], task.length, np.int64)
+        self.task, self.split = task, split
+        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
 
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
+        self.check_window(document, start, stop)
         length, count, marker = self.task.length, self.task.remembered, self.task.vocab_size - 1
-        if not 0 <= start <= stop <= length:
-            raise IndexError(f"positions {start}..{stop} of sample {document}, which has {length}")
-        symbols, places = self.sample(document)
+        symbols, positions = self.sample(document)
         tokens = np.where(np.arange(start, stop) < length - count, NOISE, marker)
         targets = np.full(stop - start, IGNORE, np.int64)
-        for row, where in ((tokens, places), (targets, np.arange(length - count, length))):
-            here = (where >= start) & (where < stop)
-            row[where[here] - start] = symbols[here]
+        answer_positions = np.arange(length - count, length)
+        for row, row_positions in ((tokens, positions), (targets, answer_positions)):
+            inside = (row_positions >= start) & (row_positions < stop)
+            row[row_positions[inside] - start] = symbols[inside]
         return tokens, targets
 
-    def sample(self, document: int) -> tuple[Int64[np.ndarray, " symbols"], Int64[np.ndarray, " symbols"]]:
-        """What is to be remembered, and where it stands."""
+    def sample(self, document: int) -> tuple[Symbols, Symbols]:
+        """The symbols to remember, and their positions."""
         count = self.task.remembered
-        draw = np.random.Generator(np.random.Philox([self.task.seed, self.split, document]))
-        symbols = draw.integers(1, self.task.vocab_size - 1, size=count)
-        return symbols, np.sort(draw.choice(self.task.length - count, count, replace=False))
+        rng = sample_rng(self.task.seed, self.split, document)
+        symbols = rng.integers(1, self.task.vocab_size - 1, size=count)
+        return symbols, np.sort(rng.choice(self.task.length - count, count, replace=False))

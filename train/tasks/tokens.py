@@ -1,6 +1,6 @@
-"""The task of an imported model: its tokens are numbers, and nothing else is known of them."""
+"""The task of an imported model, of whose tokens only the number is known."""
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -10,18 +10,18 @@ from zoo.errors import UserError
 from zoo.train.tasks.base import Dataset, Split, Task
 
 
+@dataclass(frozen=True)
 class Tokens(Task):
-    """Of a model whose tokens nothing is known of but their number."""
+    """Tokens without text: there are no datasets in them."""
 
     name = "tokens"
     VERSION = 1
-    metric: ClassVar[Literal["bits_per_byte", "accuracy"]] = "accuracy"
+    metric = "accuracy"
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    vocab_size: int
 
     def split(self, name: Split) -> Dataset:
-        raise UserError("an imported model has no texts of its own: name a task in its tokens, task=…")
+        raise UserError("an imported model has no text: name a task in its tokens, task=…")
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return torch.zeros((), dtype=torch.long, device=targets.device)

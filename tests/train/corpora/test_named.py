@@ -14,7 +14,7 @@ import pytest
 from zoo.errors import UserError
 from zoo.train.corpora import catalog, splits
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks.lm import baselines
+from zoo.train.tasks.lm import compression_baselines
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_the_data_kit_itself():
     )
     assert list(open_corpus("wikitext-103", root).parts) == ["val", "test"]
     for name, order0, xz in (("wikilong", 4.606, 2.307), ("books", 4.490, 2.266), ("stacks", 5.072, 1.337)):
-        found = baselines(b"".join(contents(open_corpus(name, root), "test")))
+        found = compression_baselines(b"".join(contents(open_corpus(name, root), "test")))
         assert found == {"xz -9": pytest.approx(xz, abs=2e-3), "order-0": pytest.approx(order0, abs=1e-3)}
 
 
@@ -154,7 +154,7 @@ def test_wikitext_is_counted_in_tokens(root, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 3, 1000])
 def test_tokens_are_words_and_lines(chunk):
     text = b" one  two\tthree\r\n\n four\x0bfive\n six"
-    assert splits._tokens(np.frombuffer(text, np.uint8), chunk) == len(text.split()) + text.count(b"\n")
+    assert splits.count_tokens(np.frombuffer(text, np.uint8), chunk) == len(text.split()) + text.count(b"\n")
 
 
 def test_pg19_is_whole_where_numbers_are_read(root, monkeypatch):

@@ -19,7 +19,7 @@ from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.babilong import Babilong, read_babi
 from zoo.train.tasks.base import Dataset, Subset
-from zoo.train.tasks.haystack import Ring
+from zoo.train.tasks.haystack import CyclicText
 
 PLACES = ("garden", "bathroom", "office", "hallway")
 PEOPLE = ("Ada", "Bo", "Cy")
@@ -128,7 +128,7 @@ def test_the_answer_is_in_the_text(length: int, root: Path) -> None:
 @pytest.mark.parametrize("length", [1, 250, 1500])
 def test_facts_in_their_order_among_whole_sentences_of_the_books(length: int, root: Path) -> None:
     questions = stories_again((root / "babi" / "qa1_single-supporting-fact_test.txt").read_text())
-    ring = Ring(open_corpus(str(root / "books"), "").split("test"))
+    ring = CyclicText(open_corpus(str(root / "books"), "").split("test"))
     lines = ring.read(0, len(ring)).tobytes().decode().splitlines()
     long = [line.removesuffix(" Twice!") for line in lines] * 3  # the others are under 40 bytes
     dataset = babilong(root, length=length).split("test")

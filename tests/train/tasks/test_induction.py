@@ -5,8 +5,8 @@ import pytest
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Dataset
-from zoo.train.tasks.induction import BLOCK, Induction
+from zoo.train.tasks.base import BLOCK, Dataset
+from zoo.train.tasks.induction import Induction
 
 
 def sample(dataset: Dataset, document: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from zoo.train.data.module import DataModule
 from zoo.train.tasks import listops_language
 from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.listops import Listops, ListopsDataset, read_lra
-from zoo.train.tasks.listops_language import CLOSE, END, distinct, value
+from zoo.train.tasks.listops_language import CLOSE, END, distinct_trees, evaluate
 
 WORDS = [*map(str, range(10)), "[MAX", "[MIN", "[MED", "[SM", "]"]
 TINY: dict[str, Any] = {"min_length": 5, "max_length": 40, "max_depth": 4, "samples": 60, "eval_samples": 20}
@@ -73,7 +73,8 @@ def sample(dataset: Dataset, document: int) -> tuple[list[int], int]:
 def test_values_by_hand(line: str, worth: int) -> None:
     words = line.replace("(", "").replace(")", "").split()
     ids = [WORDS.index("]" if word == "X" else word) for word in words]
-    assert value(line) == value(words) == value(ids) == value(np.array([*ids, END], np.uint8)) == worth
+    for tokens in (line, words, ids, np.array([*ids, END], np.uint8)):
+        assert evaluate(tokens) == worth
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_values_by_hand(line: str, worth: int) -> None:
 )
 def test_what_is_no_list_has_no_value(line: str) -> None:
     with pytest.raises(UserError, match="expected"):
-        value(line)
+        evaluate(line)
 
 
 def lists() -> list[Path]:
@@ -98,7 +99,7 @@ def test_files_of_the_original_are_read_and_worth_what_they_say(path: Path) -> N
     for (tokens, answer), line in zip(rows, lines, strict=True):
         source, target = line.split("\t")
         assert [WORDS[token] for token in tokens] == source.replace("( ", "").replace(" )", "").split()
-        assert answer == int(target) == value(tokens) == value(source)
+        assert answer == int(target) == evaluate(tokens) == evaluate(source)
         assert worth_by_recursion([WORDS[token] for token in tokens])[0] == answer
 
 
@@ -123,18 +124,18 @@ def test_generated_lists_are_what_was_asked_for() -> None:
             worth, nested = worth_by_recursion(left := [WORDS[token] for token in tokens])
             assert not left
             assert nested < 4
-            assert worth == value(tokens) == answer
+            assert worth == evaluate(tokens) == answer
             seen.add(tuple(tokens))
     assert len(seen) == 100
 
 
 def test_generation_is_repeatable_whatever_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listops_language, "CHUNK", 128)
-    alone = list(distinct(3, 5, 40, 4, 400, workers=1))
+    alone = list(distinct_trees(3, 5, 40, 4, 400, workers=1))
     assert len(set(alone)) == 400
-    assert list(distinct(3, 5, 40, 4, 400, workers=3)) == alone
-    assert list(distinct(3, 5, 40, 4, 100, workers=1)) == alone[:100]
-    assert len(set(distinct(4, 5, 40, 4, 400, workers=1)) & set(alone)) < 100
+    assert list(distinct_trees(3, 5, 40, 4, 400, workers=3)) == alone
+    assert list(distinct_trees(3, 5, 40, 4, 100, workers=1)) == alone[:100]
+    assert len(set(distinct_trees(4, 5, 40, 4, 400, workers=1)) & set(alone)) < 100
 
 
 def test_generated_once_and_held_out_samples_do_not_depend_on_how_many_train(cache: Path) -> None:
@@ -197,7 +198,7 @@ def test_predictors_that_learn_nothing_by_their_definitions() -> None:
         for token in tokens:
             depth += (10 <= token < CLOSE) - (token == CLOSE)
             direct += [token] if token < 10 and depth == 1 else []
-        alone = value([tokens[0], *direct, CLOSE]) if direct else given
+        alone = evaluate([tokens[0], *direct, CLOSE]) if direct else given
         for name, guess in (("constant", constant), ("root operator", given), ("root digits", alone)):
             hits[name] += guess == answer
     expected = {name: hits[name] / 20 for name in ("constant", "root operator", "root digits")}
@@ -246,17 +247,17 @@ def test_impossible_settings_are_refused(keys: dict[str, int]) -> None:
 def test_more_lists_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listops_language, "CHUNK", 16)  # at depth 2 the longest has ten digits
     with pytest.raises(UserError, match=r"expected 5 different lists of 13 to 29 .* depth up to 2, found 0"):
-        list(distinct(0, 12, 30, 2, 5, workers=1))
+        list(distinct_trees(0, 12, 30, 2, 5, workers=1))
 
 
 @pytest.mark.slow
 def test_ten_thousand_lists_are_distributed_as_the_originals() -> None:
     """Against 10,360 samples of Long Range Arena's generator: lengths, answers, arguments of the root."""
     lengths, answers, arity, roots = [], Counter[int](), Counter[int](), Counter[int]()
-    for line in distinct(0, 500, 2000, 10, 10_000):
+    for line in distinct_trees(0, 500, 2000, 10, 10_000):
         *tokens, end, answer = line
         assert end == END
-        assert value(tokens) == answer
+        assert evaluate(tokens) == answer
         worth, nested = worth_by_recursion([WORDS[token] for token in tokens])
         assert (worth, nested) == (answer, 9)
         lengths.append(len(tokens))

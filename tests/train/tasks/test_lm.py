@@ -19,7 +19,14 @@ from zoo.module import IGNORE
 from zoo.train.corpora.documents import Documents
 from zoo.train.data.loaders import EvalLoader, TrainLoader
 from zoo.train.data.module import DataModule
-from zoo.train.tasks.lm import END, ByteDataset, LanguageModelling, baselines, count_words, prefix
+from zoo.train.tasks.lm import (
+    END,
+    ByteDataset,
+    LanguageModelling,
+    compression_baselines,
+    prefix,
+    words_and_lines,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -126,15 +133,16 @@ def test_a_prefix_of_nothing_is_refused(place):
 
 
 def test_references():
-    assert baselines(b"ab" * 500)["order-0"] == pytest.approx(1.0)
-    assert baselines(bytes(range(256)) * 4)["order-0"] == pytest.approx(8.0)
-    assert baselines(b"a")["order-0"] == 0.0
+    assert compression_baselines(b"ab" * 500)["order-0"] == pytest.approx(1.0)
+    assert compression_baselines(bytes(range(256)) * 4)["order-0"] == pytest.approx(8.0)
+    assert compression_baselines(b"a")["order-0"] == 0.0
     text = Path(__file__).read_bytes()
     shares = [count / len(text) for count in Counter(text).values()]
-    assert baselines(text)["order-0"] == pytest.approx(-sum(share * math.log2(share) for share in shares))
-    assert baselines(text)["xz -9"] == 8 * len(lzma.compress(text, lzma.FORMAT_XZ, preset=9)) / len(text)
+    baselines = compression_baselines(text)
+    assert baselines["order-0"] == pytest.approx(-sum(share * math.log2(share) for share in shares))
+    assert baselines["xz -9"] == 8 * len(lzma.compress(text, lzma.FORMAT_XZ, preset=9)) / len(text)
     with pytest.raises(UserError, match="0 bytes"):
-        baselines(b"")
+        compression_baselines(b"")
 
 
 @pytest.fixture
@@ -162,7 +170,7 @@ def test_validation_reads_exactly_val_text(task):
     assert len(data.val_text) == 70
     asked = torch.cat([batch.targets[batch.targets < END] for batch in data.val_dataloader()])
     assert Counter(bytes(asked[asked != IGNORE].tolist())) == Counter(data.val_text)
-    assert task.baselines(data.val_dataset()) == baselines(data.val_text)
+    assert task.baselines(data.val_dataset()) == compression_baselines(data.val_text)
     assert len(DataModule(task, 2, 16, 8, seed=0, val_bytes=10**9).val_text) == 153
     assert len(DataModule(task, 2, 16, 8, seed=0).val_text) == 153
     assert sum(int(task.byte_count(batch.targets)) for batch in data.test_dataloader()) == 50
@@ -204,15 +212,15 @@ def test_words_are_those_of_split_wherever_a_document_is_cut(place, documents, c
     raw = [document.encode() for document in documents]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.train.tasks.lm.CHUNK", chunk)
-        words, lines = count_words(byte_texts(place, raw))
+        words, lines = words_and_lines(byte_texts(place, raw))
     assert words == sum(len(document.split()) for document in raw)
     assert lines == sum(document.count(b"\n") for document in raw)
 
 
 def test_the_unit_of_a_corpus(task):
-    assert task.words(task.split("val")) == (3, "word between white space")
-    assert task.words(prefix(task.split("val"), 50))[0] == 1
-    task.corpus.name = "wikitext-103"
-    count, unit = task.words(task.split("val"))
+    assert task.word_count(task.split("val")) == (3, "word between white space")
+    assert task.word_count(prefix(task.split("val"), 50))[0] == 1
+    task.documents.name = "wikitext-103"
+    count, unit = task.word_count(task.split("val"))
     assert count == 3
     assert "<eos>" in unit

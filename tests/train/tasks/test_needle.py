@@ -21,8 +21,8 @@ from zoo.train.evaluation.streaming import StreamReader, sample_hits
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.base import Dataset, Subset
-from zoo.train.tasks.haystack import Ring
-from zoo.train.tasks.needle import Needle, NeedleDataset, found, score
+from zoo.train.tasks.haystack import CyclicText
+from zoo.train.tasks.needle import Needle, NeedleDataset, score, share_of_values
 
 KINDS = ("single", "multikey", "multivalue", "multiquery")
 
@@ -92,27 +92,27 @@ def test_the_answer_is_in_the_text(kind: Any, distractors: int, shelf: str) -> N
             assert asked == read_again(text)
             assert text.count("One of the special magic numbers for") == needles
             assert asked.count(", ") == (3 if kind in ("multivalue", "multiquery") else 0)
-            assert dataset.answers_of(document) == asked.split(", ")
+            assert dataset.answers(document) == asked.split(", ")
 
 
 def test_several_needles_and_queries_come_in_any_order(shelf: str) -> None:
     dataset = Needle("multiquery", length=1500, corpus=shelf).split("val")
-    places = []
+    depths = []
     for document in range(200):
         text, asked = said(dataset, document)
         values = asked.split(", ")
         assert len(set(values)) == 4
         assert all(value[0] != "0" for value in values)
         order = sorted(values, key=lambda value: text.index(f"is: {value}."))
-        places.append([values.index(value) for value in order])
-    counts = np.array([[row.count(n) for n in range(4)] for row in zip(*places, strict=True)])
+        depths.append([values.index(value) for value in order])
+    counts = np.array([[row.count(n) for n in range(4)] for row in zip(*depths, strict=True)])
     assert (abs(counts - 50) < 30).all()  # five standard errors
 
 
 @pytest.mark.parametrize("length", [460, 900, 3000])
 def test_without_needles_it_is_the_book_cut_between_sentences(length: int, shelf: str) -> None:
     needle = rb"One of the special magic numbers for \S+ is: \d{7}\."
-    ring = Ring(open_corpus(shelf, "").split("test"))
+    ring = CyclicText(open_corpus(shelf, "").split("test"))
     book = b"".join((ring.read(0, len(ring)).tobytes() * 4).split())
     dataset = Needle(length=length, distractors=1, corpus=shelf).split("test")
     for document in range(40):
@@ -146,13 +146,12 @@ def test_depth_is_a_share_of_the_sentences(depth: float, shelf: str) -> None:
 def test_forty_depths_are_as_likely(shelf: str) -> None:
     task = Needle(length=600, corpus=shelf)
     dataset = task.split("train")
-    places = [dataset.sample(document).places for document in range(2000)]
-    assert {len(own) for own in places} == {1}
-    depths = np.array(sorted({own[0] for own in places}))
+    samples = [dataset.sample(document).depths for document in range(2000)]
+    assert {len(sample) for sample in samples} == {1}
+    depths, counts = np.unique(np.array(samples), return_counts=True)
     np.testing.assert_array_equal(depths, np.round(np.linspace(0, 100, num=40)).astype(int) / 100)
-    counts = np.unique(np.array(places), return_counts=True)[1]
     assert ((counts - 50) ** 2 / 50).sum() < 82  # chi-square, 39 degrees of freedom, p = 0.0001
-    many = Needle("multikey", needles=40, length=4000, corpus=shelf).split("train").sample(0).places
+    many = Needle("multikey", needles=40, length=4000, corpus=shelf).split("train").sample(0).depths
     np.testing.assert_array_equal(many, depths)
 
 
@@ -167,20 +166,20 @@ def test_the_same_needles_at_every_length(shelf: str) -> None:
         for document in range(6):
             near = said(task.split("val"), document)[1]
             assert said(dataset, document)[1] == near == read_again(said(dataset, document)[0])
-    for axes in ({"depth": 0.5}, {"width": 3}):
-        with pytest.raises(UserError, match=r"needle has no (depth|width) to vary"):
-            task.at(**axes)
-    with pytest.raises(UserError, match="needle has no depth to vary"):
-        Needle(distractors=1).at(depth=0.5)
+    with pytest.raises(UserError, match="needle has no width to vary"):
+        task.at(width=3)
+    for several in (task, Needle(distractors=1)):
+        with pytest.raises(UserError, match=r"task\.depth: .*of a single needle, found 0\.5"):
+            several.at(depth=0.5)
 
 
 def test_training_lengths_are_uniform_or_fixed(shelf: str) -> None:
     task = Needle(length=500, corpus=shelf, samples=20_000)
     lengths = task.split("train").lengths
-    assert (lengths.min(), lengths.max()) == (task.around, 500)
-    assert abs(lengths.mean() - (task.around + 500) / 2) < 1
+    assert (lengths.min(), lengths.max()) == (task.min_length, 500)
+    assert abs(lengths.mean() - (task.min_length + 500) / 2) < 1
     assert set(Needle(length=500, corpus=shelf, lengths="fixed").split("train").lengths.tolist()) == {500}
-    text, asked = said(Needle(length=task.around, corpus=shelf).split("train"), 0)
+    text, asked = said(Needle(length=task.min_length, corpus=shelf).split("train"), 0)
     assert asked == read_again(text)
 
 
@@ -235,22 +234,22 @@ def test_guesses_hit_what_is_said(shelf: str) -> None:
 
 def test_scores_by_the_papers_rule(shelf: str) -> None:
     dataset = Needle("multivalue", needles=3, length=1000, corpus=shelf).split("val")
-    values = dataset.answers_of(4)
+    values = dataset.answers(4)
     answer = said(dataset, 4)[1]
     assert score(answer, values) == score(f"they are {values[2]} and {values[0]}; {values[1]}", values) == 1
     assert score(answer[:16], values) == pytest.approx(2 / 3)
     assert score("none", values) == 0
     hits = np.ones(25, np.bool_)
-    assert found(hits) == 1
+    assert share_of_values(hits) == 1
     hits[[7, 8, 16]] = False  # commas are no values
-    assert found(hits) == 1
+    assert share_of_values(hits) == 1
     hits[12] = False
-    assert found(hits) == pytest.approx(2 / 3)
+    assert share_of_values(hits) == pytest.approx(2 / 3)
     task = Needle("multivalue", needles=3, length=1000, corpus=shelf)
-    assert task.scores(Subset(dataset, 5), 4, hits) == {"values found": found(hits)}
+    assert task.scores(Subset(dataset, 5), 4, hits) == {"values found": share_of_values(hits)}
     assert Needle(length=1000).scores(dataset, 4, hits[:7]) == {}
     hits[[0, 1, 24]] = False
-    assert found(hits) == 0
+    assert share_of_values(hits) == 0
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
-from zoo.train.tasks.base import Dataset, Subset
-from zoo.train.tasks.passkey import BLOCK, Passkey
+from zoo.train.tasks.base import BLOCK, Dataset, Subset
+from zoo.train.tasks.passkey import Passkey
 
 SENTENCES = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 COMPACT: dict[str, Any] = {"form": "compact", "vocab_size": 28}
