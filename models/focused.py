@@ -114,11 +114,11 @@ class Focused(Decoder):
 
     def set_progress(self, step: int, steps: int) -> None:
         for memory in self.memories():
-            memory.share = step / max(1, steps)
+            memory.progress = step / max(1, steps)
 
     def diagnostics(self, state: State) -> dict[str, float]:
         """d, the number of contexts that a segment sees in training; with faiss, the share of the true
         neighbours that it finds."""
         banks = [kept.bank for kept in state if isinstance(kept, FocusedState)]
         found = recall_diagnostics([memory.knn for memory in self.memories()], banks)
-        return {"contexts": float(self.memories()[0].contexts)} | found
+        return {"contexts": float(self.memories()[0].num_contexts)} | found

@@ -1,12 +1,13 @@
-"""The Focused Transformer's memory layer: attention over the segment and the nearest of all that came before.
+"""The Focused Transformer's memory layer: attention over the segment and the nearest of all earlier keys.
 
 Tworkowski et al. 2023, arXiv:2307.03170, section 3.1; training: memory/retrieval/crossbatch.py.  In row i,
-with K_i the keys of its own segment and M_i those of all before it, which stand at the segment's first token:
+with K_i the keys of its segment and M_i those of all earlier ones, at the position of the segment's first
+token:
 
     y = softmax(q [K_i ; the k keys of M_i nearest to q]^T / tau) [their values]
 
-Carried: the last segment's keys and values, and the bank of those before them (memory/retrieval/bank.py).  In
-training the gradient runs through the former; the bank is constant, and training leaves it empty.
+Carried: the last segment's keys and values, and the bank of the tokens before it (memory/retrieval/bank.py).
+In training the gradient runs through the former; the bank is constant, and training leaves it empty.
 Differs from the paper: see models/focused.py.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
-from zoo.memory.retrieval.crossbatch import context_rows, crossbatch
+from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch
 from zoo.state import tree_map
 
 
@@ -32,7 +33,7 @@ class FocusedState(NamedTuple):
     previous_keys: Float[Tensor, "rows heads segment head_dim"]  # of the last segment, without positions
     previous_values: Float[Tensor, "rows heads segment head_dim"]
     filled: Int[Tensor, " rows"]  # tokens of the last segment, 0 in a fresh row
-    bank: Bank  # what came before the last segment
+    bank: Bank  # the tokens before the last segment
 
 
 class FocusedAttention(Attention):
@@ -53,15 +54,15 @@ class FocusedAttention(Attention):
     ) -> None:
         super().__init__(width, heads, position=position, rope_base=rope_base, dropout=dropout)
         self.segment_len, self.knn = segment_len, knn
-        self.schedule, self.share = dict(schedule), 0.0  # how far training is
+        self.schedule, self.progress = dict(schedule), 0.0  # the share of training that is done
         self.sharpness = None
         if normalised:  # at first the logits are as large as those of keys and queries of unit variance
             self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_dim) / 2))
 
     @property
-    def contexts(self) -> int:
-        """d, here and now."""
-        return self.schedule[max(share for share in self.schedule if share <= self.share)]
+    def num_contexts(self) -> int:
+        """d at the current progress."""
+        return self.schedule[max(share for share in self.schedule if share <= self.progress)]
 
     def init_state(self, rows: int) -> FocusedState:
         weight = self.qkv.weight
@@ -76,131 +77,117 @@ class FocusedAttention(Attention):
         if self.sharpness is not None:
             q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
             q = q * (self.sharpness.exp() * self.head_dim**0.5).to(v.dtype)[:, None, None]
-        near = k
+        segments, bank = Segments(q, k, v), state.bank
         if self.position == "rope":
             positions = torch.arange(x.shape[1], device=x.device)
-            q, near = self.turn(q, positions), self.turn(k, positions)
-        y, bank = (self.contrast if self.training else self.attend_memory)(q, near, k, v, state)
-        rows, spare = len(state.filled), self.segment_len - x.shape[1]
+            segments = Segments(self.turn(q, positions), self.turn(k, positions), v)
+        if self.training:
+            contexts, seen_rows = self.training_contexts(k, v, state)
+            y = crossbatch(segments, contexts, seen_rows, self.dropout.p)
+        else:
+            y, bank = self.attend_memory(segments, previous_segments(k, v, state), bank)
+        rows, padding = len(state.filled), self.segment_len - x.shape[1]
         keys, values = (
-            F.pad(part.unflatten(0, (rows, -1))[:, -1], (0, 0, 0, spare)).to(state.previous_keys.dtype)
+            F.pad(part.unflatten(0, (rows, -1))[:, -1], (0, 0, 0, padding)).to(state.previous_keys.dtype)
             for part in (k, v)
         )
         after = FocusedState(keys, values, torch.full_like(state.filled, x.shape[1]), bank)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), after
 
-    def contrast(
+    def training_contexts(
         self,
-        q: Float[Tensor, "rows_and_segments heads time head_dim"],
-        near: Float[Tensor, "rows_and_segments heads time head_dim"],
         k: Float[Tensor, "rows_and_segments heads time head_dim"],
         v: Float[Tensor, "rows_and_segments heads time head_dim"],
         state: FocusedState,
-    ) -> tuple[Float[Tensor, "rows_and_segments heads time head_dim"], Bank]:
-        """In training: all segments at once, each among the previous segments of d rows.  `near` are the keys
-        with positions, `k` those without.  UserError if the schedule asks for more contexts than rows."""
+    ) -> tuple[Contexts, Int[Tensor, "rows_and_segments d"]]:
+        """The contexts of training, and the rows of them that each row sees: the previous segments of d rows.
+        UserError if the schedule ever has more contexts than there are rows."""
         rows, most = len(state.filled), max(self.schedule.values())
         if most > rows:
             raise UserError(f"contexts: expected at most the {rows} rows of a batch, found {most}")
-        segments = len(q) // rows
-        same = torch.arange(segments, device=q.device)[:, None]  # segments of one place stand together
-        seen = (context_rows(rows, self.contexts, q.device)[:, None] * segments + same).flatten(0, 1)
-        return crossbatch(q, near, v, *previous(k, v, state), seen=seen, dropout=self.dropout.p), state.bank
+        segments = len(k) // rows
+        segment = torch.arange(segments, device=k.device)[:, None]  # a segment sees those of its index
+        seen_rows = context_rows(rows, self.num_contexts, k.device)[:, None] * segments + segment
+        return previous_segments(k, v, state), seen_rows.flatten(0, 1)
 
     def attend_memory(
-        self,
-        q: Float[Tensor, "rows_and_segments heads time head_dim"],
-        near: Float[Tensor, "rows_and_segments heads time head_dim"],
-        k: Float[Tensor, "rows_and_segments heads time head_dim"],
-        v: Float[Tensor, "rows_and_segments heads time head_dim"],
-        state: FocusedState,
+        self, segments: Segments, previous: Contexts, bank: Bank
     ) -> tuple[Float[Tensor, "rows_and_segments heads time head_dim"], Bank]:
-        """In evaluation: segment after segment, each with its row's past, and the bank after them; `near` and
-        `k` as in training."""
-        bank, rows, said = state.bank, len(state.filled), []
-        parts = [part.unflatten(0, (rows, -1)).unbind(1) for part in (q, near, v, *previous(k, v, state))]
-        for q_here, near_here, v_here, last_k, last_v, filled in zip(*parts, strict=True):
-            said.append(self.look_up(q_here, near_here, v_here, last_k, last_v, filled, bank))
-            bank = self.remember(bank, last_k, last_v, filled)
-        return torch.stack(said, dim=1).flatten(0, 1), bank
+        """In evaluation: segment after segment, each over its row's past, and the bank after them."""
+        rows, outputs = len(bank.length), []
+        parts = [part.unflatten(0, (rows, -1)).unbind(1) for part in (*segments, *previous)]
+        for q, k, v, *context in zip(*parts, strict=True):
+            last = Contexts(*context)
+            outputs.append(self.attend_segment(Segments(q, k, v), last, bank))
+            bank = self.write_bank(bank, last)
+        return torch.stack(outputs, dim=1).flatten(0, 1), bank
 
-    def look_up(
-        self,
-        q: Float[Tensor, "rows heads time head_dim"],
-        near: Float[Tensor, "rows heads time head_dim"],
-        v: Float[Tensor, "rows heads time head_dim"],
-        last_k: Float[Tensor, "rows heads segment head_dim"],
-        last_v: Float[Tensor, "rows heads segment head_dim"],
-        filled: Int[Tensor, " rows"],
-        bank: Bank,
+    def attend_segment(
+        self, segment: Segments, previous: Contexts, bank: Bank
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """One segment with the nearest keys of the last segment's first `filled` and the bank; if all are
-        asked for, nothing is searched."""
-        (rows, _, time, _), length, device = q.shape, last_k.shape[2], q.device
+        """One segment of each row over itself and the nearest keys of its previous segment and the bank;
+        without a search if all of them are read."""
+        q, device = segment.queries, segment.queries.device
+        (rows, _, time, _), length = q.shape, previous.keys.shape[2]
         causal = torch.ones(time, time, dtype=torch.bool, device=device).tril().expand(rows, 1, -1, -1)
-        real = (torch.arange(length, device=device) < filled[:, None])[:, None, None].expand(-1, -1, time, -1)
-        keys, values = torch.cat([near, last_k], dim=2), torch.cat([v, last_v], dim=2)
+        valid = torch.arange(length, device=device) < previous.length[:, None]
+        valid = valid[:, None, None].expand(-1, -1, time, -1)
+        keys = torch.cat([segment.keys, previous.keys], dim=2)
+        values = torch.cat([segment.values, previous.values], dim=2)
         if self.knn.neighbours >= self.knn.capacity + self.segment_len:
             keys, values = (
-                torch.cat([seen, *(block.to(q.dtype) for block in blocks)], dim=2)
-                for seen, blocks in ((keys, bank.keys), (values, bank.values))
+                torch.cat([part, *(block.to(q.dtype) for block in blocks)], dim=2)
+                for part, blocks in ((keys, bank.keys), (values, bank.values))
             )
-            alive = torch.arange(self.knn.capacity, device=device) < bank.length[:, None]
-            alive = alive[:, None, None].expand(-1, -1, time, -1)
-            return F.scaled_dot_product_attention(q, keys, values, torch.cat([causal, real, alive], dim=3))
+            stored = torch.arange(self.knn.capacity, device=device) < bank.length[:, None]
+            stored = stored[:, None, None].expand(-1, -1, time, -1)
+            mask = torch.cat([causal, valid, stored], dim=3)
+            return F.scaled_dot_product_attention(q, keys, values, mask)
 
-        ids = self.knn.search(q, bank)
-        found_k, found_v = self.knn.gather(bank, ids)
-        assert found_v is not None
-        found_k, found_v = found_k.to(q.dtype), found_v.to(q.dtype)
-        with torch.no_grad():  # the nearest of both
-            scores = torch.cat([q @ last_k.mT, (found_k @ q[..., None])[..., 0]], dim=-1)
-            there = torch.cat([real.expand(-1, q.shape[1], -1, -1), ids >= 0], dim=-1)
-            scores = scores.masked_fill(~there, -torch.inf)
+        slots = self.knn.search(q, bank)
+        bank_keys, bank_values = self.knn.gather(bank, slots)
+        assert bank_values is not None
+        bank_keys, bank_values = bank_keys.to(q.dtype), bank_values.to(q.dtype)
+        with torch.no_grad():  # the nearest of the previous segment's keys and the bank's
+            scores = torch.cat([q @ previous.keys.mT, (bank_keys @ q[..., None])[..., 0]], dim=-1)
+            valid = torch.cat([valid.expand(-1, q.shape[1], -1, -1), slots >= 0], dim=-1)
+            scores = scores.masked_fill(~valid, -torch.inf)
             nearest = scores.topk(min(self.knn.neighbours, scores.shape[-1])).indices
-            nearest = torch.zeros_like(there).scatter_(-1, nearest, True)
-            real, found = (there & nearest).tensor_split([length], dim=-1)
-        allowed = torch.cat([causal.expand(-1, q.shape[1], -1, -1), real], dim=3)
-        return attend(q, keys, values, allowed, found_k, found_v, found, self.head_dim**-0.5)
+            nearest = torch.zeros_like(valid).scatter_(-1, nearest, True)
+            previous_mask, bank_mask = (valid & nearest).tensor_split([length], dim=-1)
+        mask = torch.cat([causal.expand(-1, q.shape[1], -1, -1), previous_mask], dim=3)
+        return attend(q, keys, values, mask, bank_keys, bank_values, bank_mask, self.head_dim**-0.5)
 
-    def remember(
-        self,
-        bank: Bank,
-        keys: Float[Tensor, "rows heads segment head_dim"],
-        values: Float[Tensor, "rows heads segment head_dim"],
-        filled: Int[Tensor, " rows"],
-    ) -> Bank:
-        """The bank with each row's first `filled` keys; rows of other lengths are written apart."""
-        for length in filled.unique().tolist():
+    def write_bank(self, bank: Bank, previous: Contexts) -> Bank:
+        """The bank with each row's previous segment; segments of different lengths are written one length at
+        a time."""
+        for length in previous.length.unique().tolist():
             if length:
-                written = self.knn.add(bank, keys[:, :, :length], values[:, :, :length])
-                bank = tree_map(partial(_where, filled == length), written, bank)
+                written = self.knn.add(bank, previous.keys[:, :, :length], previous.values[:, :, :length])
+                bank = tree_map(partial(_where, previous.length == length), written, bank)
         return bank
 
 
-def previous(
+def previous_segments(
     k: Float[Tensor, "rows_and_segments heads time head_dim"],
     v: Float[Tensor, "rows_and_segments heads time head_dim"],
     state: FocusedState,
-) -> tuple[
-    Float[Tensor, "rows_and_segments heads segment head_dim"],
-    Float[Tensor, "rows_and_segments heads segment head_dim"],
-    Int[Tensor, " rows_and_segments"],
-]:
-    """Keys and values before each segment, and how many: what is carried, then the others of this call."""
-    rows, old = len(state.filled), (state.previous_keys.to(k.dtype), state.previous_values.to(v.dtype))
+) -> Contexts:
+    """The segment before each segment: the carried one before a row's first, then those of this call."""
+    rows, carried = len(state.filled), (state.previous_keys.to(k.dtype), state.previous_values.to(v.dtype))
     segments = len(k) // rows
     if segments == 1:
-        return *old, state.filled
+        return Contexts(*carried, state.filled)
     keys, values = (
         torch.cat([first[:, None], new.unflatten(0, (rows, -1))[:, :-1]], dim=1).flatten(0, 1)
-        for first, new in zip(old, (k, v), strict=True)
+        for first, new in zip(carried, (k, v), strict=True)
     )
-    return keys, values, F.pad(state.filled[:, None], (0, segments - 1), value=k.shape[2]).flatten()
+    length = F.pad(state.filled[:, None], (0, segments - 1), value=k.shape[2]).flatten()
+    return Contexts(keys, values, length)
 
 
 def _where(rows: Bool[Tensor, " rows"], new: Tensor, old: Tensor) -> Tensor:
-    """Only the rows marked, without a copy of what is shared anyway."""
+    """`new` in the marked rows, without a copy of tensors that the states share."""
     if new is old or bool(rows.all()):
         return new
     return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)

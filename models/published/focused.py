@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.retrieval.bank import Bank
-from zoo.memory.retrieval.crossbatch import crossbatch, earlier_rows
+from zoo.memory.retrieval.crossbatch import Contexts, earlier_rows
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
 from zoo.models.focused import Focused
 from zoo.models.published.weights import (
@@ -92,12 +91,11 @@ class EarlierRows(FocusedAttention):
 
     reach, packing, stepping = 0, 1, False
 
-    def contrast(
-        self, q: Tensor, near: Tensor, k: Tensor, v: Tensor, state: FocusedState
-    ) -> tuple[Float[Tensor, "rows heads time head_dim"], Bank]:
-        seen = earlier_rows(len(q), self.reach, self.packing, self.stepping)[:, 1:].to(q.device)
-        full = torch.full_like(state.filled, q.shape[2])
-        return crossbatch(q, near, v, k, v, full, seen, self.dropout.p), state.bank
+    def training_contexts(
+        self, k: Tensor, v: Tensor, state: FocusedState
+    ) -> tuple[Contexts, Int[Tensor, "rows d"]]:
+        seen_rows = earlier_rows(len(k), self.reach, self.packing, self.stepping)[:, 1:].to(k.device)
+        return Contexts(k, v, torch.full_like(state.filled, k.shape[2])), seen_rows
 
 
 class LongLLaMA(Focused):

@@ -12,7 +12,14 @@ from torch import Tensor
 from tests.golden.cases import Case
 from zoo.memory.attention.core import rotary
 from zoo.memory.retrieval.bank import KNNMemory, attend
-from zoo.memory.retrieval.crossbatch import context_rows, crossbatch, crossbatch_loop, earlier_rows
+from zoo.memory.retrieval.crossbatch import (
+    Contexts,
+    Segments,
+    context_rows,
+    crossbatch,
+    crossbatch_loop,
+    earlier_rows,
+)
 from zoo.models.published import focused
 from zoo.state import State
 
@@ -37,7 +44,8 @@ def check_crossbatch(case: Case) -> None:
         v = rearrange(inputs["v"], "b s h k -> b h s k")
         places, base = torch.arange(c["seq"]), float(c.get("rope_theta", 10000))
         full = torch.full((c["B"],), c["seq"])
-        y = form(rotary(q, places, base), rotary(k, places, base), v, k, v, full, seen[:, 1:])
+        segments = Segments(rotary(q, places, base), rotary(k, places, base), v)
+        y = form(segments, Contexts(k, v, full), seen[:, 1:])
         y = rearrange(y, "b h s k -> b s h k")
         case.compare("out/", {"attn_output": y})
         (y * case.read("in/cotangent")).sum().backward()
@@ -60,7 +68,7 @@ def check_paper(case: Case) -> None:
     for form in (crossbatch, crossbatch_loop):
         inputs = dict(zip(names, grown(case, *names), strict=True))
         q, k, v, before_k, before_v = inputs.values()
-        y = form(q * scale, k, v, before_k, before_v, full, seen)
+        y = form(Segments(q * scale, k, v), Contexts(before_k, before_v, full), seen)
         share = positive_share(q * scale, before_k, seen)
         case.compare("out/train/", {"y": y, "positive_mass_row0": share[0]})
         (y * case.read("in/cotangent")).sum().backward()

@@ -17,7 +17,7 @@ from zoo.contract import shaken, text_for
 from zoo.errors import UserError
 from zoo.memory.attention.core import rotary
 from zoo.memory.retrieval.bank import KNNMemory
-from zoo.memory.retrieval.crossbatch import context_rows, crossbatch_loop
+from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch_loop
 from zoo.memory.retrieval.focused_attention import FocusedAttention
 from zoo.models.focused import Focused, steps
 from zoo.models.published import focused as published
@@ -101,7 +101,9 @@ def test_training_sees_the_previous_segments_of_the_next_rows(form: dict[str, An
     for piece in x.split(4, dim=1):
         y, state = mixer(piece, state)
         q, near, k, v = heads(mixer, piece)
-        expected = crossbatch_loop(q, near, v, *past, filled, context_rows(3, 2, x.device))
+        expected = crossbatch_loop(
+            Segments(q, near, v), Contexts(*past, filled), context_rows(3, 2, x.device)
+        )
         assert_close(y, mixer.out(expected.transpose(1, 2).flatten(2)))
         past, filled = [k, v], torch.full((3,), 4)
         said.append(y)
