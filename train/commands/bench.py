@@ -49,6 +49,7 @@ REFUSED = dict.fromkeys(
     ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
 )
 ROUNDS = 3
+COLUMNS = ("tokens", "parameters", "train tok/s", "peak MiB", "read tok/s", "write tok/s", "state bytes")
 
 
 @command
@@ -58,11 +59,11 @@ def main(words: list[str]) -> int:
         print(json.dumps(measure(compose(words[1:]))))
         return 0
     cases, rounds = plan(words)
-    found = run_rounds(cases, rounds)
+    results = run_rounds(cases, rounds)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    console.print(table(found, rounds))
+    console.print(table(results, rounds))
     failures = {
-        case: {result for result in results if isinstance(result, str)} for case, results in found.items()
+        case: {entry for entry in entries if isinstance(entry, str)} for case, entries in results.items()
     }
     for (name, length), reasons in failures.items():
         for reason in reasons:
@@ -98,43 +99,37 @@ def check(cfg: DictConfig) -> None:
         )
 
 
-def table(found: dict[BenchCase, list[Measurement | str]], rounds: int) -> Table:
-    """Medians; of training the range over the rounds too."""
-    good = {case: [one for one in results if not isinstance(one, str)] for case, results in found.items()}
-    first = next((results[0] for results in good.values() if results), {})
+def table(results: dict[BenchCase, list[Measurement | str]], rounds: int) -> Table:
+    """Medians over the rounds; for training also the range. A measurement that failed is a string."""
+    measured = {
+        case: [entry for entry in entries if not isinstance(entry, str)] for case, entries in results.items()
+    }
+    first = next((entries[0] for entries in measured.values() if entries), {})
     commit = provenance.commit()
     device = torch.cuda.get_device_name() if first.get("cuda") else f"{platform.machine()} CPU"
-    drawn = Table(
+    output = Table(
         title=f"{device}, {first.get('threads', 0):.0f} threads, {first.get('rows', 0):.0f} rows, torch "
         f"{torch.__version__}, commit {commit[:12] + commit[40:] or 'unknown'}, medians of {rounds} rounds",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    drawn.add_column("model")
-    for column in (
-        "tokens",
-        "parameters",
-        "train tok/s",
-        "peak MiB",
-        "read tok/s",
-        "write tok/s",
-        "state bytes",
-    ):
-        drawn.add_column(column, justify="right")
-    for (name, length), results in good.items():
-        if not results:
-            drawn.add_row(name, f"{length:,}", "failed")
-            continue
-        of = {key: statistics.median(result[key] for result in results) for key in results[0]}
-        speeds = [result["train"] for result in results]
-        drawn.add_row(
-            name,
-            f"{length:,}",
-            f"{of['parameters']:,.0f}",
-            f"{of['train']:,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})",
-            f"{of['peak'] / 2**20:,.0f}",
-            f"{of['read']:,.0f}",
-            f"{of['write']:,.0f}",
-            f"{of['state']:,.0f} ({of['written']:,.0f})",
-        )
-    return drawn
+    output.add_column("model")
+    for column in COLUMNS:
+        output.add_column(column, justify="right")
+    for (name, length), entries in measured.items():
+        output.add_row(name, f"{length:,}", *(cells(entries) if entries else ["failed"]))
+    return output
+
+
+def cells(measurements: list[Measurement]) -> list[str]:
+    """A row's cells behind model and tokens."""
+    median = {key: statistics.median(entry[key] for entry in measurements) for key in measurements[0]}
+    speeds = [entry["train"] for entry in measurements]
+    return [
+        f"{median['parameters']:,.0f}",
+        f"{median['train']:,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f})",
+        f"{median['peak'] / 2**20:,.0f}",
+        f"{median['read']:,.0f}",
+        f"{median['write']:,.0f}",
+        f"{median['state']:,.0f} ({median['written']:,.0f})",
+    ]

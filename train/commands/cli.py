@@ -153,7 +153,7 @@ def parse(
 # -- errors
 
 
-def command(main: Callable[[list[str]], int | None]) -> Callable[[], None]:
+def command(main: Callable[..., int | None]) -> Callable[[], None]:
     """The entry point of a command: calls `main` with the words behind the command's name.
 
     Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C. `--help`

@@ -1,10 +1,10 @@
 """`zoo doctor`: versions, devices, backends, plug-ins and data of this machine, and how to mend what fails.
 
-Exit code 0 where all that the zoo needs is there; what is optional and absent is said with its reason. Exit
-code 1 for a problem: a package older than the zoo needs, faiss-cpu and faiss-gpu together, a plug-in that
-can't be imported, a folder that can't be written.
+Exit code 0 if everything that the zoo requires works; optional parts that are absent are listed with the
+reason. Exit code 1 for a problem: a package older than required, faiss-cpu and faiss-gpu together, a plug-in
+that can't be imported, a folder that can't be written.
 
-Only Python's own modules are imported up here: it must run where others don't.
+Only Python's own modules are imported up here: doctor must run where other packages are broken.
 """
 
 import importlib
@@ -12,57 +12,55 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import zoo
 from zoo.errors import UserError
+from zoo.train.commands.cli import command
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
 KERNELS = ("mamba-ssm", "causal-conv1d")
-HOUSE = Path(zoo.__file__).parents[1]
+ROOT = Path(zoo.__file__).parents[1]
 
 
 class Finding(NamedTuple):
     name: str
-    said: str
+    text: str
     problem: bool = False
 
 
-def main() -> None:
-    words = sys.argv[1:]
-    if words[:1] in (["-h"], ["--help"]):
-        print(__doc__)
-        return
+@command
+def main(words: Sequence[str] = ()) -> int:
     if words:
-        print(f"error: doctor: expected no further words, found {words[0]!r}", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"doctor: expected no further words, found {words[0]!r}")
     problems = []
-    for title, look in SECTIONS.items():
+    for title, inspect in SECTIONS.items():
         print(title, flush=True)
-        for finding in guarded(title, look):
+        for finding in guarded(title, inspect):
             mark = "PROBLEM: " if finding.problem else ""
-            print(f"  {finding.name:<18}{mark}{finding.said}", flush=True)
-            problems += [finding] * finding.problem
-    if problems:
-        print(f"{len(problems)} problem{'s' * (len(problems) > 1)}:")
-        for finding in problems:
-            print(f"  {finding.name}: {finding.said}")
-        sys.exit(1)
-    print("all that the zoo needs is here")
+            print(f"  {finding.name:<18}{mark}{finding.text}", flush=True)
+            if finding.problem:
+                problems.append(finding)
+    if not problems:
+        print("all that the zoo needs is here")
+        return 0
+    print("1 problem:" if len(problems) == 1 else f"{len(problems)} problems:")
+    for finding in problems:
+        print(f"  {finding.name}: {finding.text}")
+    return 1
 
 
-def guarded(title: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What one section finds; that it can't even look is a problem, not the end."""
+def guarded(title: str, inspect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of one section; an exception in it is a problem too."""
     try:
-        yield from look()
-    except Exception as error:  # a package that is missing, or broken in a way of its own
+        yield from inspect()
+    except Exception as error:  # a package that is missing or broken
         yield Finding(title, f"{type(error).__name__}: {error}".partition("\n")[0], problem=True)
 
 
@@ -70,48 +68,45 @@ def guarded(title: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
 
 
 def versions() -> Iterator[Finding]:
-    yield Finding("zoo", f"{version('zoo') or 'not installed, a checkout'}{where()}")
+    yield Finding("zoo", f"{version('zoo') or 'not installed, a checkout'}{commit_suffix()}")
     yield Finding("python", f"{platform.python_version()} on {platform.machine()} {platform.system()}")
-    for needed in requirements():
-        found = version(needed.name)
-        if found and needed.specifier.contains(found, prereleases=True):
-            yield Finding(needed.name, found)
+    for requirement in requirements():
+        installed = version(requirement.name)
+        if installed and requirement.specifier.contains(installed, prereleases=True):
+            yield Finding(requirement.name, installed)
         else:
-            yield Finding(
-                needed.name,
-                f"expected {needed.specifier}, found {found or 'none'}: pip install '{needed}'",
-                problem=True,
-            )
+            text = f"expected {requirement.specifier}, found {installed or 'none'}"
+            yield Finding(requirement.name, f"{text}: pip install '{requirement}'", problem=True)
 
 
 def version(package: str) -> str:
-    """Of an installed package, "" if it isn't."""
+    """An installed package's version, "" if it isn't installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
-def where() -> str:
+def commit_suffix() -> str:
     try:
         from zoo.train.runs.provenance import commit
-    except Exception:  # said below, of the package that is at fault
+    except Exception:  # the package at fault is reported below
         return ""
-    found = commit()
-    return f" at commit {found[:12]}{found[40:]}" if found else ""
+    revision = commit()
+    return f" at commit {revision[:12]}{revision[40:]}" if revision else ""
 
 
 def requirements() -> "list[Requirement]":
-    """What the zoo needs: of the checkout, or of the installed package; extras left out."""
+    """Requirements of the checkout, or of the installed package, without extras."""
     from packaging.requirements import Requirement
 
-    project = HOUSE / "pyproject.toml"
+    project = ROOT / "pyproject.toml"
     if project.is_file():
         lines = tomllib.loads(project.read_text())["project"]["dependencies"]
     else:
         lines = importlib.metadata.requires("zoo") or []
-    found = [Requirement(line) for line in lines]
-    return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+    parsed = [Requirement(line) for line in lines]
+    return [entry for entry in parsed if entry.marker is None or entry.marker.evaluate({"extra": ""})]
 
 
 # -- devices
@@ -126,10 +121,10 @@ def devices() -> Iterator[Finding]:
         yield Finding("cuda", f"no: torch {torch.__version__} is built without it; {CUDA}")
     elif not torch.cuda.is_available():
         yield Finding("cuda", "no: torch finds no GPU or no driver for CUDA " + str(torch.version.cuda))
-    for number in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(number)
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
         yield Finding(
-            f"cuda:{number}",
+            f"cuda:{index}",
             f"{card.name}, {card.total_memory / 2**30:.0f} GiB, compute {card.major}.{card.minor}, "
             f"CUDA {torch.version.cuda}, bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
         )
@@ -147,28 +142,28 @@ def backends() -> Iterator[Finding]:
     yield Finding("torch", "live: every model is complete with it")
     yield faiss()
     yield from (kernel(package) for package in KERNELS)
-    compilers = [found for name in (os.environ.get("CXX", "g++"), "clang++") if (found := shutil.which(name))]
-    said = f"live, with {compilers[0]}" if compilers else "no: it needs a C++ compiler, g++ or clang++"
-    yield Finding("torch.compile", said)
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None)
+    text = f"live, with {compiler}" if compiler else "no: it needs a C++ compiler, g++ or clang++"
+    yield Finding("torch.compile", text)
 
 
 def faiss() -> Finding:
-    """For `backend: faiss` of the models that retrieve."""
-    there = [f"{package} {version(package)}" for package in FAISS if version(package)]
+    """For `backend: faiss` of the retrieval models."""
+    installed = [f"{package} {version(package)}" for package in FAISS if version(package)]
     try:
-        found = look_up("zoo.memory.retrieval.faiss_index:load_faiss")()
+        module = backend_check("zoo.memory.retrieval.faiss_index:load_faiss")()
     except UserError as error:
-        return Finding("faiss", f"no: {reason(error)}", problem=bool(there))
-    gpus = getattr(found, "get_num_gpus", lambda: 0)()
-    return Finding("faiss", f"live: {' and '.join(there)}, {gpus} GPUs (backend: faiss)")
+        return Finding("faiss", f"no: {reason(error)}", problem=bool(installed))
+    gpus = getattr(module, "get_num_gpus", lambda: 0)()
+    return Finding("faiss", f"live: {' and '.join(installed)}, {gpus} GPUs (backend: faiss)")
 
 
 def kernel(package: str) -> Finding:
-    """For `backend: mamba_ssm` of the state-space models; broken, it is a problem where a GPU is."""
+    """For `backend: mamba_ssm` of the state-space models; a broken one is a problem if there is a GPU."""
     import torch
 
     try:
-        look_up("zoo.memory.state_space.kernels:require")(package)
+        backend_check("zoo.memory.state_space.kernels:require")(package)
     except UserError as error:
         broken = bool(version(package)) and torch.cuda.is_available()
         return Finding(package, f"no: {reason(error)}", problem=broken)
@@ -181,11 +176,11 @@ def reason(error: UserError) -> str:
     return str(error).removeprefix("backend: ")
 
 
-def look_up(name: str) -> Callable[..., object]:
-    """A backend's own look at what is installed, found when it is called, as the commands are."""
-    room, _, function = name.partition(":")
-    found: Callable[..., object] = getattr(importlib.import_module(room), function)
-    return found
+def backend_check(name: str) -> Callable[..., object]:
+    """The function with which a backend itself checks its package, "module:function"."""
+    module, _, function = name.partition(":")
+    check: Callable[..., object] = getattr(importlib.import_module(module), function)
+    return check
 
 
 # -- plug-ins and data
@@ -195,8 +190,8 @@ def extensions() -> Iterator[Finding]:
     from zoo import plugins
 
     for point in importlib.metadata.entry_points(group=plugins.GROUP):
-        why = plugins.broken(point)
-        yield Finding(point.name, f"left out: {why}" if why else f"{point.value}", problem=bool(why))
+        reason = plugins.broken(point)
+        yield Finding(point.name, f"left out: {reason}" if reason else point.value, problem=bool(reason))
     if folder := plugins.own_folder():
         yield Finding("configs", f"of this folder: {len(list(folder.glob('*/*.yaml')))} yaml files")
     for group in plugins.CHOICES:
@@ -209,12 +204,12 @@ def extensions() -> Iterator[Finding]:
                     f"{owner}'s counts, {choice.owner}'s stands behind it: give that another name",
                     problem=True,
                 )
-            elif owner != "zoo" and (why := unbuilt(group, choice.name)):
-                yield Finding(f"{group}={choice.name}", f"{owner}'s can't be used: {why}", problem=True)
+            elif owner != "zoo" and (error := build_error(group, choice.name)):
+                yield Finding(f"{group}={choice.name}", f"{owner}'s can't be used: {error}", problem=True)
 
 
-def unbuilt(group: str, name: str) -> str:
-    """Why a yaml of someone else's makes no model, task or configuration; "" where it does."""
+def build_error(group: str, name: str) -> str:
+    """Why a plug-in's yaml builds no model, task or configuration; "" if it builds one."""
     import torch
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -236,17 +231,17 @@ def unbuilt(group: str, name: str) -> str:
 
 
 def data() -> Iterator[Finding]:
-    from zoo.train.commands.list import lying
+    from zoo.train.commands.list import layout_of
     from zoo.train.corpora.cache import cache_folder
     from zoo.train.corpora.catalog import LAYOUTS
 
     root = Path(os.environ.get("ZOO_DATA", "data"))
-    found = [name for name in LAYOUTS if lying(name, root)]
-    yield Finding("corpora", f"stdlib, and below {root}: {', '.join(found) or 'none'} (ZOO_DATA names it)")
+    names = [name for name in LAYOUTS if layout_of(name, root)]
+    yield Finding("corpora", f"stdlib, and below {root}: {', '.join(names) or 'none'} (ZOO_DATA names it)")
     for name, folder in (("cache", cache_folder()), ("here", Path.cwd())):
-        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        free = f"{shutil.disk_usage(there).free / 2**30:.1f} GiB free"
-        if os.access(there, os.W_OK):
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        free = f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
+        if os.access(existing, os.W_OK):
             yield Finding(name, f"{folder}: {free}")
         else:
             yield Finding(name, f"{folder} can't be written", problem=True)

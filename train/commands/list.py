@@ -6,16 +6,16 @@
     size=       nano, micro (default), tiny, small, base
     …           everything else goes to every configuration: data.root=… hydra.searchpath=[file://my_configs]
 
-Traits: `gradient` says whether it runs back through the state into earlier segments (or through which parts
-of the state), `goes on` where a call may end and the next one go on.  Golden cases are tensors of the
-published implementation that tests hold the model to; they lie in the checkout.
+Traits: `gradient` is whether (or through which fields of the state) it flows back into earlier segments,
+`cut` is where a text may be split between two calls.  Golden cases are tensors computed by the published
+implementation, which tests compare the model with; they are part of the checkout.
 """
 
 import json
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,26 +54,24 @@ GOLDEN = {  # kinds of golden cases whose first word isn't the model's name
 }
 
 
-class Listed(NamedTuple):
-    """What there is to say of a model."""
-
+class ModelRow(NamedTuple):
     paper: str
     state_bytes: str
     parameters: str
     gradient: str
-    goes_on: str
+    cut: str
     golden: str
 
 
 @command
-def main(words: list[str] = []) -> None:  # noqa: B006  # never changed
+def main(words: Sequence[str] = ()) -> None:
     sections, others = arguments(words)
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     for section in sections:
         console.print(TABLES[section](others))
 
 
-def arguments(words: list[str]) -> tuple[list[str], list[str]]:
+def arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The sections requested, all if none is, and the words of every configuration."""
     requested = [word for word in words if "=" not in word]
     if unknown := [word for word in requested if word not in SECTIONS]:
@@ -87,25 +85,25 @@ def arguments(words: list[str]) -> tuple[list[str], list[str]]:
     return [section for section in SECTIONS if section in requested or not requested], others
 
 
-def _table(title: str, *columns: str) -> Table:
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        drawn.add_column(column, no_wrap=number == 0, overflow="fold")
-    return drawn
+def new_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0, overflow="fold")
+    return table
 
 
-def chosen(group: str, words: list[str]) -> Iterator[tuple[Choice, str]]:
-    """Every choice of a group that `group=name` finds, and its name with its owner's where that isn't us."""
+def choices_of(group: str, words: list[str]) -> Iterator[tuple[Choice, str]]:
+    """The choices of a group, and their names, a plug-in's with its owner's behind it."""
     search = next((word.partition("=")[2] for word in words if word.startswith("hydra.searchpath=")), "")
-    taken = set()
+    names = set()
     for choice in plugins.choices(group, search):
-        if choice.name not in taken:
-            taken.add(choice.name)
+        if choice.name not in names:
+            names.add(choice.name)
             yield choice, choice.name if choice.owner == "zoo" else f"{choice.name} ({choice.owner})"
 
 
 def comment(text: str) -> str:
-    """The first lines of a yaml that are comments, Hydra's directive left out."""
+    """The comment at the top of a yaml file, without Hydra's directive."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -117,50 +115,50 @@ def comment(text: str) -> str:
 # -- models
 def models(words: list[str]) -> Table:
     size = next(word for word in words if word.startswith("size="))
-    drawn = _table(
-        f"models at {size}", "model=", "paper", "state bytes", "parameters", "gradient", "goes on", "golden"
+    table = new_table(
+        f"models at {size}", "model=", "paper", "state bytes", "parameters", "gradient", "cut", "golden"
     )
-    for choice, name in chosen("model", words):
-        drawn.add_row(name, *listed(choice, words))
-    return drawn
+    for choice, name in choices_of("model", words):
+        table.add_row(name, *model_row(choice, words))
+    return table
 
 
-def listed(choice: Choice, words: list[str]) -> Listed:
-    """Built on the meta device, where weights take no room."""
+def model_row(choice: Choice, words: list[str]) -> ModelRow:
+    """The model is built on the meta device, where weights take no memory."""
     paper = paper_of(choice.text)
     try:
         cfg = compose([*words, f"model={choice.name}"])
         with torch.device("meta"):
             model = build.model(cfg)
-            held = f"{nbytes(model.init_state(1)):,}"
+            state_bytes = f"{nbytes(model.init_state(1)):,}"
     except Exception as error:  # a plug-in's may fail in any way; the others are listed
-        return Listed(paper, "-", "-", "-", "-", f"can't be built: {one_line(error)}")
-    ours = cfg.model["_target_"].startswith("zoo.models.")
-    return Listed(
+        return ModelRow(paper, "-", "-", "-", "-", f"can't be built: {one_line(error)}")
+    is_zoos = cfg.model["_target_"].startswith("zoo.models.")
+    return ModelRow(
         paper,
-        held,
+        state_bytes,
         f"{model.count_parameters():,}",
         gradient(model),
         "anywhere" if model.cuts_anywhere else "at segments",
-        golden(choice.name) if ours else "-",
+        golden(choice.name) if is_zoos else "-",
     )
 
 
 def paper_of(text: str) -> str:
     """Authors, year and arXiv number from the comment that a model's yaml begins with."""
-    said = comment(text)
-    found = PAPER.search(said)
-    if not found:
-        return said.partition(". ")[0].rstrip(".") or "-"
-    return f"{found[1]}, {found[2]}" if found[2] else found[1]
+    line = comment(text)
+    reference = PAPER.search(line)
+    if not reference:
+        return line.partition(". ")[0].rstrip(".") or "-"
+    return f"{reference[1]}, {reference[2]}" if reference[2] else reference[1]
 
 
 def gradient(model: SequenceModule) -> str:
     if not model.remembers:
-        return "forgets"
-    through = model.learns_through_memory
-    said = ("yes" if through else "no") if isinstance(through, bool) else ", ".join(through)
-    return said + (", rows mix" if model.mixes_rows_in_training else "")
+        return "no memory"
+    fields = model.learns_through_memory
+    text = ("yes" if fields else "no") if isinstance(fields, bool) else ", ".join(fields)
+    return f"{text}, rows mix" if model.mixes_rows_in_training else text
 
 
 def golden(name: str) -> str:
@@ -177,35 +175,36 @@ def golden_kinds() -> list[str]:
 
 # -- tasks and corpora
 def tasks(words: list[str]) -> Table:
-    drawn = _table("tasks", "task=", "score", "symbols", "what")
-    for choice, name in chosen("task", words):
+    table = new_table("tasks", "task=", "score", "symbols", "what")
+    for choice, name in choices_of("task", words):
         try:
             cfg = compose([*words, f"task={choice.name}"])
             unit = getattr(get_class(cfg.task["_target_"]), "metric").replace("_", " ")  # noqa: B009
-            drawn.add_row(name, unit, f"{cfg.task.vocab_size:,}", comment(choice.text).partition(";")[0])
+            table.add_row(name, unit, f"{cfg.task.vocab_size:,}", comment(choice.text).partition(";")[0])
         except Exception as error:
-            drawn.add_row(name, "-", "-", f"can't be used: {one_line(error)}")
-    return drawn
+            table.add_row(name, "-", "-", f"can't be used: {one_line(error)}")
+    return table
 
 
 def corpora(words: list[str]) -> Table:
     root = Path(compose(words).data.root)
-    drawn = _table(f"corpora below data.root={root}", "data.corpus=", "found")
-    drawn.add_row("stdlib", f"the sources of Python {platform.python_version()}'s standard library")
+    table = new_table(f"corpora below data.root={root}", "data.corpus=", "present")
+    table.add_row("stdlib", f"the sources of Python {platform.python_version()}'s standard library")
     for name in LAYOUTS:
-        drawn.add_row(name, lying(name, root) or f"no: expected {layouts(name)}")
-    drawn.add_row("a path", f"a file or folder of your own: {READABLE}")
-    return drawn
+        layout = layout_of(name, root)
+        table.add_row(name, f"yes: {layout}" if layout else f"no: expected {layouts(name)}")
+    table.add_row("a path", f"your own file or folder: {READABLE}")
+    return table
 
 
 def layouts(name: str) -> str:
     return " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
 
 
-def lying(name: str, root: Path) -> str:
-    """Where a named corpus lies below the root, "" if it doesn't."""
-    found = [layout for layout in LAYOUTS[name] if (root / layout.format("train")).exists()]
-    return f"yes: {found[0].replace('{}', '{train,valid,test}')}" if found else ""
+def layout_of(name: str, root: Path) -> str:
+    """The layout in which a named corpus lies below the root, "" if it doesn't."""
+    present = (layout for layout in LAYOUTS[name] if (root / layout.format("train")).exists())
+    return next(present, "").replace("{}", "{train,valid,test}")
 
 
 TABLES: dict[str, Callable[[list[str]], Table]] = {"models": models, "tasks": tasks, "corpora": corpora}

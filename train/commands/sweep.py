@@ -24,8 +24,8 @@ from zoo.train.sweep.scheduler import Sweep
 
 @command
 def main(words: list[str]) -> int:
-    own, matrix = arguments(words)
-    return Sweep(plan(matrix, own), own).run()
+    settings, matrix = arguments(words)
+    return Sweep(plan(matrix, settings), settings).run()
 
 
 def seeds(value: str) -> list[int]:
@@ -63,9 +63,6 @@ def arguments(words: list[str]) -> tuple[dict[str, Any], list[list[str]]]:
     """The sweep's own settings, and the words of every run but its folder, the seed last."""
     options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
     axes = [[f"{axis}={name}" for name in options.pop(axis)] for axis in [*options] if axis in AXES]
-    own = OWN | options
-    combinations = itertools.product(*axes, [others], own["seeds"])
-    matrix = []
-    for *chosen, rest, seed in combinations:
-        matrix.append([*chosen, *rest, f"seed={seed}"])
-    return own, matrix
+    settings = OWN | options
+    seed_words = [f"seed={seed}" for seed in settings["seeds"]]
+    return settings, [[*names, *others, seed] for *names, seed in itertools.product(*axes, seed_words)]

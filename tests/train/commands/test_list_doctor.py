@@ -121,7 +121,7 @@ def test_all_that_is_there_is_listed(ran: Ran, zoo: Any) -> None:
     said = "rmt Bulatov et al. 2022, 2207.06881 256 17,632 yes at segments 2: cell, gpt2_model"
     assert " ".join(rows["rmt"].split()) == said
     assert " 0 " in rows["transformer"]
-    assert " forgets " in rows["transformer"]
+    assert " no memory " in rows["transformer"]
     assert " anywhere " in rows["mamba"]
     assert rows["lm"].split()[1:5] == ["bits", "per", "byte", "257"]
     assert "yes: wikitext-2/{train,valid,test}.txt" in rows["wikitext-2"]
@@ -155,11 +155,11 @@ def test_a_folder_s_model_is_listed_and_one_that_fails_does_not_hide_others(zoo:
     (zoo.folder / "configs/model/lost.yaml").write_text("_target_: nowhere.Model\n")
     (zoo.folder / "configs/model/rmt.yaml").write_text("_target_: nowhere.Model\n")
     words = ["size=nano"]
-    found = {name: choice for choice, name in listing.chosen("model", words)}
-    assert {"mine (configs)", "lost (configs)", "rmt"} <= set(found)
-    assert "rmt (configs)" not in found  # ours counts
+    choices = {name: choice for choice, name in listing.choices_of("model", words)}
+    assert {"mine (configs)", "lost (configs)", "rmt"} <= set(choices)
+    assert "rmt (configs)" not in choices  # the zoo's counts
     mine, lost, ours = (
-        listing.listed(found[name], words) for name in ("mine (configs)", "lost (configs)", "rmt")
+        listing.model_row(choices[name], words) for name in ("mine (configs)", "lost (configs)", "rmt")
     )
     assert (mine.paper, mine.parameters, mine.golden) == ("Doe 2031, 2207.06881", "17,632", "-")
     assert mine[1:5] == ours[1:5]
@@ -201,7 +201,7 @@ def test_traits_in_words(promise: Any, says: str) -> None:
     model.mixes_rows_in_training = True
     assert listing.gradient(model) == f"{says}, rows mix"
     model.remembers = False
-    assert listing.gradient(model) == "forgets"
+    assert listing.gradient(model) == "no memory"
 
 
 # -- zoo doctor
@@ -241,9 +241,9 @@ def test_faiss_absent_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss_index, "_installed", lambda package: False)
     monkeypatch.setitem(sys.modules, "faiss", None)
     faiss_index.load_faiss.cache_clear()
-    found = doctor.faiss()
-    assert not found.problem
-    assert found.said.startswith("no: expected the package faiss-cpu: pip install faiss-cpu")
+    finding = doctor.faiss()
+    assert not finding.problem
+    assert finding.text.startswith("no: expected the package faiss-cpu: pip install faiss-cpu")
     monkeypatch.setattr(doctor, "version", lambda package: "1.14" * (package == "faiss-cpu"))
     assert doctor.faiss().problem  # it is installed, and broken
 
@@ -253,15 +253,15 @@ def test_kernels_that_do_not_work(monkeypatch: pytest.MonkeyPatch, gpu: bool, th
     monkeypatch.setattr(doctor, "version", lambda package: "2.3.1" * there)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    found = doctor.kernel("mamba-ssm")
-    assert "expected the package mamba-ssm: pip install --no-build-isolation" in found.said
-    assert found.problem == (gpu and there)
+    finding = doctor.kernel("mamba-ssm")
+    assert "expected the package mamba-ssm: pip install --no-build-isolation" in finding.text
+    assert finding.problem == (gpu and there)
 
 
 def test_kernels_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "mamba_ssm", sys)
-    assert "need a CUDA device" in doctor.kernel("mamba-ssm").said
+    assert "need a CUDA device" in doctor.kernel("mamba-ssm").text
 
 
 def test_a_package_too_old_or_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,10 +269,10 @@ def test_a_package_too_old_or_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", lambda package: versions.get(package, "99.0"))
     wanted = [Requirement("torch>=2.10"), Requirement("rich>=14"), Requirement("numpy>=2")]
     monkeypatch.setattr(doctor, "requirements", lambda: wanted)
-    found = {one.name: one for one in doctor.versions()}
-    assert found["torch"].said == "expected >=2.10, found 2.9.1+cpu: pip install 'torch>=2.10'"
-    assert "found none" in found["rich"].said
-    assert [name for name, one in found.items() if one.problem] == ["torch", "rich"]
+    findings = {finding.name: finding for finding in doctor.versions()}
+    assert findings["torch"].text == "expected >=2.10, found 2.9.1+cpu: pip install 'torch>=2.10'"
+    assert "found none" in findings["rich"].text
+    assert [name for name, finding in findings.items() if finding.problem] == ["torch", "rich"]
 
 
 def test_a_section_that_cannot_look_is_a_problem(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,19 +303,23 @@ def test_plug_ins_and_what_they_would_hide(zoo: Any, monkeypatch: pytest.MonkeyP
     for name in ("rmt", "mine"):
         (zoo.folder / f"configs/model/{name}.yaml").write_text("_target_: mine.Model\n")
     (zoo.folder / "configs/model/good.yaml").write_text((ROOT / "configs/model/rmt.yaml").read_text())
-    found = {one.name: one for one in doctor.extensions()}
-    assert set(found) == {"lost", "configs", "model=rmt", "model=mine"}
-    assert found["model=mine"].said.startswith("configs's can't be used: model: can't import mine.Model: ")
-    assert found["lost"].said == "left out: ModuleNotFoundError: No module named 'lost'"
-    assert found["model=rmt"].said.startswith("zoo's counts, configs's stands behind it")
-    assert [name for name, one in found.items() if one.problem] == ["lost", "model=mine", "model=rmt"]
+    findings = {finding.name: finding for finding in doctor.extensions()}
+    assert set(findings) == {"lost", "configs", "model=rmt", "model=mine"}
+    assert findings["model=mine"].text.startswith("configs's can't be used: model: can't import mine.Model: ")
+    assert findings["lost"].text == "left out: ModuleNotFoundError: No module named 'lost'"
+    assert findings["model=rmt"].text.startswith("zoo's counts, configs's stands behind it")
+    assert [name for name, finding in findings.items() if finding.problem] == [
+        "lost",
+        "model=mine",
+        "model=rmt",
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "closed/cache"))
-    assert {one.name for one in doctor.data() if one.problem} == {"cache"}
+    assert {finding.name for finding in doctor.data() if finding.problem} == {"cache"}
 
 
 def test_doctor_takes_no_words(ran: Ran) -> None:
