@@ -217,7 +217,7 @@ def test_an_older_task_or_other_code_does_not_count(swept: Swept, key: str) -> N
 def test_a_folder_with_another_run_is_left_alone(swept: Swept) -> None:
     swept.run("model=rmt,transformer")
     path = next((swept.folder / "runs/lm/rmt").rglob("config.yaml"))
-    path.write_text(path.read_text().replace("rows: 4", "rows: 5"))
+    path.write_text(path.read_text().replace("batch_size: 4", "batch_size: 5"))
     before = path.read_text()
     code, out, err = swept.run("model=rmt,transformer")
     assert code == 1
