@@ -15,17 +15,16 @@ error.
 """
 
 import itertools
-from typing import Any
 
 from zoo.train.commands.cli import command, distinct, integer, parse, text
-from zoo.train.sweep.plan import AXES, OWN, plan
+from zoo.train.sweep.plan import AXES, SweepOptions, plan
 from zoo.train.sweep.scheduler import Sweep
 
 
 @command
 def main(words: list[str]) -> int:
-    settings, matrix = arguments(words)
-    return Sweep(plan(matrix, settings), settings).run()
+    options, matrix = arguments(words)
+    return Sweep(plan(matrix, options), options).run()
 
 
 def seeds(value: str) -> list[int]:
@@ -59,10 +58,10 @@ REFUSED = {
 }
 
 
-def arguments(words: list[str]) -> tuple[dict[str, Any], list[list[str]]]:
-    """The sweep's own settings, and the words of every run but its folder, the seed last."""
+def arguments(words: list[str]) -> tuple[SweepOptions, list[list[str]]]:
+    """The sweep's options, and the command line of every run without its folder, the seed last."""
     options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
     axes = [[f"{axis}={name}" for name in options.pop(axis)] for axis in [*options] if axis in AXES]
-    settings = OWN | options
-    seed_words = [f"seed={seed}" for seed in settings["seeds"]]
-    return settings, [[*names, *others, seed] for *names, seed in itertools.product(*axes, seed_words)]
+    combinations = itertools.product(*axes, options.pop("seeds", [0]))
+    matrix = [[*names, *others, f"seed={seed}"] for *names, seed in combinations]
+    return SweepOptions(**options), matrix

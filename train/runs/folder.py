@@ -23,6 +23,7 @@ NEUTRAL_SETTINGS = (
     "trainer.accelerator",
 )
 NOT_SET = "absent"
+PROGRESS_FILE = "progress.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

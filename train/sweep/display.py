@@ -1,11 +1,24 @@
-"""How a sweep shows its runs."""
+"""The display of a sweep: a live table on a terminal, elsewhere a line per change of state."""
 
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.train.sweep.plan import Job
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Column, Table
 
-STYLES = {
+from zoo.errors import UserError
+from zoo.train.plotting.terminal import WIDE
+from zoo.train.runs.folder import PROGRESS_FILE, read_json
+from zoo.train.sweep.job import Job, State
+from zoo.train.sweep.process import OUTPUT
+
+STYLES: dict[State, str] = {
     "waiting": "dim",
     "elsewhere": "yellow",
     "running": "cyan",
@@ -13,19 +26,107 @@ STYLES = {
     "failed": "red",
     "stopped": "yellow",
 }
+MAX_ROWS = 30
+"""With more jobs the live table leaves out those that wait or are done."""
 
 
-def place(words: list[str]) -> str:
-    return words[1] if len(words) > 1 else ""
+class Display:
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
+        self.console = Console(width=None if sys.stdout.isatty() else WIDE)
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[Callable[[], None]]:
+        """A table during the block and a function to refresh it; complete at the end unless it raises."""
+        if not self.console.is_terminal:
+            yield lambda: None
+            self.console.print(self.table(complete=True))
+            return
+        with Live(self.table(), console=self.console, refresh_per_second=2) as live:
+            yield lambda: live.update(self.table())
+            live.update(self.table(complete=True))
+
+    def report(self, job: Job, state: State, note: str = "") -> None:
+        """Sets a job's state and prints a line about it where there is no live table."""
+        job.state, job.note = state, note
+        if not self.console.is_terminal:
+            parts = [job.name, state, format_score(job.result) if state == "done" else "", note]
+            print("  ".join(part for part in parts if part), flush=True)
+
+    def summary(self, interrupted: bool) -> None:
+        """Prints the failed jobs' notes, and the command that comes next."""
+        failed = [job for job in self.jobs if job.state == "failed"]
+        for job in failed:
+            print(f"failed: {job.name}: {job.note} (see {job.folder / OUTPUT})", file=sys.stderr)
+        if interrupted:
+            print("interrupted; the same command resumes the sweep", file=sys.stderr)
+        elif not failed:
+            folders = sorted({str(task_folder(job)) for job in self.jobs})
+            print(f"compare them with: zoo compare {' '.join(folders)}")
+
+    def table(self, complete: bool = False) -> Table:
+        """One row per job, and a caption that counts them by state."""
+        counts = Counter(job.state for job in self.jobs)
+        table = Table(
+            Column("run", no_wrap=True, overflow="fold"),
+            "state",
+            "step",
+            Column("held-out", no_wrap=True),
+            "targets/s",
+            "time",
+            "note",
+            caption=", ".join(f"{count} {state}" for state, count in counts.items()),
+            box=box.SIMPLE_HEAD,
+        )
+        for job in self.jobs:
+            active = job.state in ("running", "failed", "elsewhere")
+            if active or complete or len(self.jobs) <= MAX_ROWS:
+                table.add_row(*job_row(job), style=STYLES[job.state])
+        return table
 
 
-def reached(result: dict[str, Any]) -> str:
-    if "val/bits_per_byte" in result:
-        return f"{result['val/bits_per_byte']:.3f} bits/byte"
-    return f"{result['val/accuracy']:.1%}" if "val/accuracy" in result else f"loss {result['val/loss']:.3f}"
+def job_row(job: Job) -> tuple[str, ...]:
+    if job.state == "done":
+        steps = job.result.get("steps", "")
+        progress = {"step": steps, "steps": steps, "tokens_per_s": job.result.get("tokens_per_s", 0)}
+        score = format_score(job.result)
+    else:
+        progress = read_progress(job.folder)
+        score = format_score({f"val/{key}": value for key, value in progress.get("val", {}).items()})
+    speed = progress.get("tokens_per_s")
+    return (
+        job.name,
+        job.state,
+        f"{progress['step']}/{progress['steps']}" if progress else "",
+        score,
+        "" if speed is None else f"{speed:,.0f}",
+        format_time(int(job.seconds)) if job.seconds else "",
+        job.note,
+    )
 
 
-def above(job: Job) -> Path:
-    """The folder of the task, in which all models' runs lie; of a result, its own."""
-    assert job.where is not None
-    return job.where.parents[1] if job.where == job.folder else job.where
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What a run last wrote of its progress; empty before its first report."""
+    try:
+        progress: dict[str, Any] = read_json(folder / PROGRESS_FILE)
+    except UserError:
+        return {}
+    return progress
+
+
+def format_score(metrics: dict[str, Any]) -> str:
+    if "val/bits_per_byte" in metrics:
+        return f"{metrics['val/bits_per_byte']:.3f} bits/byte"
+    if "val/accuracy" in metrics:
+        return f"{metrics['val/accuracy']:.1%}"
+    return f"loss {metrics['val/loss']:.3f}" if "val/loss" in metrics else ""
+
+
+def format_time(seconds: int) -> str:
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def task_folder(job: Job) -> Path:
+    """The folder of all models' runs on the job's task; of a run among the results its own folder."""
+    assert job.result_folder is not None
+    return job.folder.parents[1] if job.result_folder == job.folder else job.result_folder

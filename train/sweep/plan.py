@@ -1,10 +1,8 @@
-"""Which runs a sweep is made of: every combination of its words, composed and checked, with a folder each."""
+"""Jobs of a sweep: every combination of its words, composed and checked, with a folder each."""
 
 import hashlib
-import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import get_class
@@ -23,76 +21,66 @@ from zoo.train.runs.folder import (
     read_json,
 )
 from zoo.train.runs.provenance import code_fingerprint
+from zoo.train.sweep.job import Job
 
 AXES = ("model", "task", "size")
-OWN: dict[str, Any] = {"seeds": [0], "jobs": 0, "runs": "runs", "results": "results/runs", "keep": ""}
 
 
-@dataclass
-class Job:
-    """One run of the matrix, and how it stands."""
+@dataclass(frozen=True)
+class SweepOptions:
+    """The keys of `zoo sweep` itself."""
 
-    folder: Path
-    words: list[str]
-    config: dict[str, Any]
-    asked: set[str]
-    version: int
-    code: dict[str, str]
-    """Of metrics.json: what the classes are that aren't the zoo's."""
-    state: str = "waiting"  # waiting | elsewhere | running | done | failed | stopped
-    note: str = ""
-    where: Path | None = None
-    process: subprocess.Popen[bytes] | None = None
-    slot: int = 0
-    began: float = 0.0
-    took: float = 0.0
-    result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        names = [self.config[f"names.{axis}"] for axis in ("task", "model", "size")]
-        return f"{'/'.join(names)}-s{self.config['seed']}"
+    jobs: int | None = None
+    runs: str = "runs"
+    results: str = "results/runs"
+    keep: str = ""
 
 
-def plan(matrix: list[list[str]], own: dict[str, Any]) -> list[Job]:
-    """Every run composed and checked before any starts: a slip in one stops all of them."""
-    jobs = []
-    for words in matrix:
-        cfg = compose([*words, "run_dir=."])
-        validate_config(cfg)
-        cfg.model = budget.solve_width(cfg)
-        with torch.device("meta"):
-            model = build.model(cfg)
-        given = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *NEUTRAL_SETTINGS)]
-        code = (
-            f"-{hashlib.blake2b(' '.join(sorted(given)).encode(), digest_size=3).hexdigest()}"
-            if given
-            else ""
-        )
-        names = cfg.names
-        folder = Path(own["runs"]) / names.task / names.model / f"{names.size}-s{cfg.seed}{code}"
-        config = flatten(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False))
-        asked = {word.lstrip("+~").partition("=")[0] for word in given}
-        task = get_class(cfg.task._target_)
-        made_by = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)}
-        jobs.append(Job(folder, words, config, asked, getattr(task, "VERSION", 0), made_by))
-    twice = [job.folder for n, job in enumerate(jobs) if job.folder in [old.folder for old in jobs[:n]]]
-    if twice:
-        raise UserError(f"sweep: two runs of the matrix are the same, {twice[0]}")
+def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
+    """One job per command line; UserError, before any job starts, for a setting that is wrong."""
+    jobs = [make_job(words, Path(options.runs)) for words in matrix]
+    folders = set[Path]()
+    for job in jobs:
+        if job.folder in folders:
+            raise UserError(f"sweep: two runs of the matrix are the same, {job.folder}")
+        folders.add(job.folder)
     return jobs
 
 
-def config_mismatch(job: Job, folder: Path, finished: bool) -> str:
-    """In what the run in a folder isn't the one that is asked for; "" where it is.
+def make_job(words: list[str], runs: Path) -> Job:
+    cfg = compose([*words, "run_dir=."])
+    validate_config(cfg)
+    cfg.model = budget.solve_width(cfg)
+    with torch.device("meta"):
+        model = build.model(cfg)
+    task = get_class(cfg.task._target_)
+    settings = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *NEUTRAL_SETTINGS)]
+    suffix = ""
+    if settings:
+        suffix = f"-{hashlib.blake2b(' '.join(sorted(settings)).encode(), digest_size=3).hexdigest()}"
+    return Job(
+        folder=runs / cfg.names.task / cfg.names.model / f"{cfg.names.size}-s{cfg.seed}{suffix}",
+        words=words,
+        config=flatten(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False)),
+        explicit_keys={word.lstrip("+~").partition("=")[0] for word in settings},
+        task_version=getattr(task, "VERSION", 0),
+        code={"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)},
+    )
 
-    A setting that the zoo didn't have yet when a run was made counts as its default.
+
+def config_mismatch(job: Job, folder: Path, finished: bool) -> str:
+    """Describes how the run in a folder differs from the job; "" where it doesn't.
+
+    A setting that is newer than the run counts as its default.
     """
-    found = differences(read_config(folder), job.config)
-    newer = {key for key, (theirs, _) in found.items() if theirs == NOT_SET and key not in job.asked}
-    found = {key: pair for key, pair in found.items() if key not in newer}
+    pairs = {
+        key: (stored, wanted)
+        for key, (stored, wanted) in differences(read_config(folder), job.config).items()
+        if stored != NOT_SET or key in job.explicit_keys
+    }
     if finished:
-        wanted = {"task_version": job.version, **job.code}
-        result = read_json(folder / "metrics.json")
-        theirs = {key: result.get(key, value) for key, value in wanted.items()}
-        found |= {key.replace("_", " "): pair for key, pair in differences(theirs, wanted).items()}
-    return describe_differences(found, "there", "asked for")
+        wanted = {"task_version": job.task_version, **job.code}
+        metrics = read_json(folder / "metrics.json")
+        stored = {key: metrics.get(key, value) for key, value in wanted.items()}
+        pairs |= {key.replace("_", " "): pair for key, pair in differences(stored, wanted).items()}
+    return describe_differences(pairs, "there", "asked for")

@@ -1,277 +1,169 @@
-"""The processes of a sweep: started, watched, resumed and ended."""
+"""The scheduler of a sweep: skips finished runs, starts, watches, resumes and stops the others."""
 
-import fcntl
-import itertools
-import os
+import contextlib
 import signal
-import subprocess
-import sys
 import time
 import types
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich import box
-from rich.console import Console
-from rich.live import Live
-from rich.table import Column, Table
-
 from zoo import plugins
 from zoo.errors import UserError, one_line
-from zoo.train.plotting.terminal import WIDE
-from zoo.train.runs.files import HELD, write_text
+from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
-from zoo.train.sweep.display import STYLES, above, place, reached
-from zoo.train.sweep.plan import AXES, OWN, Job, config_mismatch
+from zoo.train.sweep.display import Display
+from zoo.train.sweep.job import Job
+from zoo.train.sweep.plan import AXES, SweepOptions, config_mismatch
+from zoo.train.sweep.process import RunProcess, try_lock
+from zoo.train.sweep.resources import Resources
 
-KEPT = ("config.yaml", "metrics.json", "evaluation.json")
-PROGRAM = (sys.executable, "-m", "zoo.train")
-PAUSE = 0.2  # seconds between two looks
-MANY = 30  # more runs than these, and the live table leaves out those that wait or are done
+KEPT_FILES = ("config.yaml", "metrics.json", "evaluation.json")
+PAUSE = 0.2  # seconds between two steps of the scheduler
 
 
-# -- how it is done
 class Sweep:
-    """Starts, watches and ends the processes."""
-
-    def __init__(self, jobs: list[Job], own: dict[str, Any]) -> None:
-        self.jobs, self.keep = jobs, own["keep"]
-        self.devices = gpus(jobs)
-        needs = max(int(job.config["trainer.devices"]) for job in jobs)
-        self.per_run = needs if self.devices else 1
-        if self.devices and needs > len(self.devices):
-            raise UserError(f"trainer.devices: expected at most {len(self.devices)}, found {needs}")
-        self.most = own["jobs"] or max(1, len(self.devices) // self.per_run)
+    def __init__(self, jobs: list[Job], options: SweepOptions) -> None:
+        """UserError: a folder of results that doesn't exist, or too few GPUs."""
+        self.jobs, self.keep = jobs, options.keep
+        self.resources = Resources(jobs, options.jobs)
+        self.display = Display(jobs)
+        self.finished = finished_runs(options.results)
         self.signal = 0
-        self.words = [word for word in sys.argv[1:] if word.startswith(("hydra.searchpath=", "data.root="))]
-        self.console = Console(width=None if sys.stdout.isatty() else WIDE)
-        results = [Path(folder) for folder in own["results"].split(",") if folder]
-        if lacking := [str(folder) for folder in results if not folder.is_dir()]:
-            if own["results"] != OWN["results"]:
-                raise UserError(f"sweep: results: no folder {', '.join(lacking)}")
-            results = []
-        self.finished = {folder: read_config(folder) for folder in folders(results)[0]}
 
     def run(self) -> int:
-        """Until every run is done, has failed or was stopped; the exit code."""
+        """Runs until every job is done, failed or stopped; the exit code."""
         for job in self.jobs:
             self.skip_if_done(job)
-        before = {number: signal.signal(number, self.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            if self.console.is_terminal:
-                with Live(self.table(), console=self.console, refresh_per_second=2) as live:
-                    while self.step():
-                        live.update(self.table())
-                        time.sleep(PAUSE)
-                    live.update(self.table(whole=True))
-            else:
-                while self.step():
-                    time.sleep(PAUSE)
-                self.console.print(self.table(whole=True))
-        finally:
-            for job in self.jobs:
-                if job.process is not None:  # an error of our own: nothing may go on unwatched
-                    job.process.terminate()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        self.last_words()
+        with self.handle_signals(), self.display.live() as refresh:
+            while self.step():
+                refresh()
+                time.sleep(PAUSE)
+        self.display.summary(interrupted=bool(self.signal))
         if self.signal:
             return 128 + self.signal
         return int(any(job.state != "done" for job in self.jobs))
 
-    def on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        """Every run gets the signal: it finishes its step, saves and leaves; at a second one, at once."""
-        self.signal = number
-        for job in self.jobs:
-            if job.process is not None and job.process.poll() is None:
-                job.process.send_signal(signal.SIGTERM)
-
     def step(self) -> bool:
-        """Look at every run once, start what there is room for; whether anything is left to wait for."""
+        """Collects processes that have ended and starts jobs in free slots; False once none is left."""
         for job in self.jobs:
-            if job.process is not None and job.process.poll() is not None:
-                self.ended(job)
-        waiting = [job for job in self.jobs if job.state in ("waiting", "elsewhere")]
+            if job.process is not None and job.process.exit_code is not None:
+                self.finish(job, job.process)
+        waiting = [job for job in self.jobs if job.is_waiting]
         if self.signal:
             for job in waiting:
                 job.state = "stopped"
             waiting = []
         for job in waiting:
-            slots = set(range(self.most)) - {one.slot for one in self.jobs if one.process is not None}
-            if not slots:
+            used = {job.process.slot for job in self.jobs if job.process is not None}
+            free = sorted(set(range(self.resources.num_slots)) - used)
+            if not free:
                 break
-            self.start(job, min(slots))
-        return any(job.state in ("waiting", "elsewhere", "running") for job in self.jobs)
+            self.start(job, free[0])
+        return any(job.is_waiting or job.state == "running" for job in self.jobs)
+
+    # -- one job
 
     def skip_if_done(self, job: Job) -> bool:
-        """Whether there is nothing to train: done here, done among the results, or the folder is taken."""
-        here = job.folder / "config.yaml"
-        finished = (job.folder / "metrics.json").is_file()
+        """True if nothing is left to train: done, here or among the results, or the folder is taken."""
         try:
-            if here.is_file() and (why := config_mismatch(job, job.folder, finished)):
-                self.say(
-                    job, "failed", f"{job.folder} holds another run: {why} (move it, or take other runs=)"
-                )
-                return True
-            if here.is_file() and finished:
-                self.done(job, job.folder)
-                return True
-            ours = {key: job.config[key] for key in (*(f"names.{axis}" for axis in AXES), "seed")}
-            for folder, config in self.finished.items():
-                if all(config.get(key) == value for key, value in ours.items()):
-                    if not (why := config_mismatch(job, folder, finished=True)):
-                        self.done(job, folder)
-                        return True
-                    job.note = f"{folder} doesn't count: {why}"
+            if (job.folder / "config.yaml").is_file():
+                finished = (job.folder / "metrics.json").is_file()
+                if mismatch := config_mismatch(job, job.folder, finished):
+                    note = f"{job.folder} holds another run: {mismatch} (move it, or take other runs=)"
+                    self.display.report(job, "failed", note)
+                    return True
+                if finished:
+                    self.complete(job, job.folder)
+                    return True
+            return self.skip_if_in_results(job)
         except UserError as error:
-            self.say(job, "failed", one_line(error))
+            self.display.report(job, "failed", one_line(error))
             return True
+
+    def skip_if_in_results(self, job: Job) -> bool:
+        identity = {key: job.config[key] for key in (*(f"names.{axis}" for axis in AXES), "seed")}
+        for folder, config in self.finished.items():
+            if all(config.get(key) == value for key, value in identity.items()):
+                mismatch = config_mismatch(job, folder, finished=True)
+                if not mismatch:
+                    self.complete(job, folder)
+                    return True
+                job.note = f"{folder} doesn't count: {mismatch}"
         return False
 
     def start(self, job: Job, slot: int) -> None:
-        """In a process of its own, which holds the folder's lock as long as it lives, whatever ends us."""
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        """Starts or resumes a job, unless another process trains it or has finished it meanwhile."""
+        with try_lock(job.folder) as lock:
+            if lock is None:
                 if job.state != "elsewhere":
-                    self.say(job, "elsewhere", "another process trains it")
+                    self.display.report(job, "elsewhere", "another process trains it")
                 return
-            if self.skip_if_done(job):  # by another sweep, in the meantime
+            if self.skip_if_done(job):
                 return
-            begun = (job.folder / "config.yaml").is_file()
-            words = [f"resume={job.folder}", *self.words] if begun else [*job.words, f"run_dir={job.folder}"]
-            if begun:
-                targets = {
-                    f"{group}._target_": job.config[f"{group}._target_"] for group in ("model", "task")
-                }
-                words += [f"{key}={name}" for key, name in targets.items() if not plugins.trusted(name)]
-            with (job.folder / "output.log").open("ab") as log:
-                job.process = subprocess.Popen(
-                    [*PROGRAM, *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=self.environment(slot) | {HELD: str(lock.fileno())},
-                    pass_fds=(lock.fileno(),),
-                    start_new_session=True,  # Ctrl-C reaches it through us, once
-                )
-        job.slot, job.began = slot, time.monotonic()
-        self.say(job, "running", "resumed" if begun else "")
+            resumes = (job.folder / "config.yaml").is_file()
+            words = resume_words(job) if resumes else [*job.words, f"run_dir={job.folder}"]
+            job.process = RunProcess(job.folder, words, self.resources.environment(slot), slot, lock)
+        self.display.report(job, "running", "resumed" if resumes else "")
 
-    def environment(self, slot: int) -> dict[str, str]:
-        """Its share of the cores, and of the GPUs; the same for a run however many others are left to do."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        env = {"OMP_NUM_THREADS": str(max(1, cores // self.most)), **os.environ}
-        if self.devices:
-            first = slot * self.per_run
-            own = [self.devices[(first + n) % len(self.devices)] for n in range(self.per_run)]
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        return env
-
-    def ended(self, job: Job) -> None:
-        assert job.process is not None
-        code, job.process = job.process.returncode, None
-        job.took += time.monotonic() - job.began
-        if code == 0 and (job.folder / "metrics.json").is_file():
-            self.done(job, job.folder)
+    def finish(self, job: Job, process: RunProcess) -> None:
+        """Takes over the outcome of a process that has ended."""
+        job.finished_seconds, job.process = job.seconds, None
+        if process.exit_code == 0 and (job.folder / "metrics.json").is_file():
+            self.complete(job, job.folder)
         elif self.signal:
             saved = (job.folder / "checkpoints" / "last.ckpt").is_file()
-            self.say(job, "stopped", "saved" if saved else "nothing saved yet")
+            self.display.report(job, "stopped", "saved" if saved else "nothing saved yet")
         else:
-            said = tail(job.folder)[-1:] or ["nothing"]
-            how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-            self.say(job, "failed", f"{how}: {said[0].removeprefix('error: ')}")
+            self.display.report(job, "failed", process.failure())
 
-    def done(self, job: Job, where: Path) -> None:
-        job.where, job.result = where, read_json(where / "metrics.json")
-        self.say(job, "done", f"in {where}")
-        if self.keep and where == job.folder:
-            for name in KEPT:
-                if (where / name).is_file():
-                    kept = Path(self.keep) / where.relative_to(where.parents[2]) / name
-                    write_text(kept, (where / name).read_text())
+    def complete(self, job: Job, folder: Path) -> None:
+        """Records a finished run, and copies its files if it was trained in the job's folder."""
+        job.result_folder, job.result = folder, read_json(folder / "metrics.json")
+        self.display.report(job, "done", f"in {folder}")
+        if self.keep and folder == job.folder:
+            copy = Path(self.keep) / folder.relative_to(folder.parents[2])
+            for name in KEPT_FILES:
+                if (folder / name).is_file():
+                    write_text(copy / name, (folder / name).read_text())
 
-    # -- what is said
+    # -- signals
 
-    def say(self, job: Job, state: str, note: str = "") -> None:
-        job.state, job.note = state, note
-        if not self.console.is_terminal:
-            score = f"  {reached(job.result)}" if state == "done" else ""
-            print(f"{job.name}  {state}{score}" + (f"  {note}" if note else ""), flush=True)
+    @contextlib.contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Passes SIGINT and SIGTERM on to the runs; ends them all if the sweep itself fails."""
+        signals = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, self.on_signal) for number in signals}
+        try:
+            yield
+        finally:
+            for job in self.jobs:
+                if job.process is not None:
+                    job.process.stop()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
-    def table(self, whole: bool = False) -> Table:
-        """One row per run, and a last line that counts them."""
-        counts = Counter(job.state for job in self.jobs)
-        table = Table(
-            Column("run", no_wrap=True, overflow="fold"),
-            "state",
-            "step",
-            Column("held-out", no_wrap=True),
-            "asked tokens/s",
-            "time",
-            "note",
-            caption=", ".join(f"{count} {state}" for state, count in counts.items()),
-            box=box.SIMPLE_HEAD,
-        )
-        few = whole or len(self.jobs) <= MANY
+    def on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        """Every run finishes its step, saves and leaves; at a second signal it leaves at once."""
+        self.signal = number
         for job in self.jobs:
-            if few or job.state in ("running", "failed", "elsewhere"):
-                table.add_row(*self.row(job), style=STYLES[job.state])
-        return table
-
-    def row(self, job: Job) -> tuple[str, ...]:
-        took = job.took + (time.monotonic() - job.began if job.state == "running" else 0)
-        clock = f"{int(took) // 3600}:{int(took) // 60 % 60:02d}:{int(took) % 60:02d}" if took else ""
-        if job.state == "done":
-            speed = f"{job.result.get('tokens_per_s', 0):,.0f}"
-            step = str(job.result.get("steps", ""))
-            return job.name, job.state, f"{step}/{step}", reached(job.result), speed, clock, job.note
-        words = last_step(job.folder)
-        said = {word[1]: word[0] for word in itertools.pairwise(words)}
-        return job.name, job.state, place(words), heard(job.folder), said.get("tokens/s", ""), clock, job.note
-
-    def last_words(self) -> None:
-        """What to do next, and why what failed did."""
-        failed = [job for job in self.jobs if job.state == "failed"]
-        for job in failed:
-            print(f"failed: {job.name}: {job.note} (see {job.folder / 'output.log'})", file=sys.stderr)
-        if self.signal:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-        elif not failed:
-            where = sorted({str(above(job)) for job in self.jobs})
-            print(f"compare them with: zoo compare {' '.join(where)}")
+            if job.process is not None:
+                job.process.stop()
 
 
-def gpus(jobs: list[Job]) -> list[str]:
-    """Names of the GPUs as CUDA_VISIBLE_DEVICES takes them; none where the runs don't use any."""
-    if all(job.config["trainer.accelerator"] not in ("auto", "gpu", "cuda") for job in jobs):
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = torch.cuda.device_count()
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+def finished_runs(results: str) -> dict[Path, dict[str, Any]]:
+    """Settings of the finished runs below folders, which are separated by commas."""
+    paths = [Path(folder) for folder in results.split(",") if folder]
+    if missing := [str(path) for path in paths if not path.is_dir()]:
+        if results != SweepOptions.results:
+            raise UserError(f"sweep: results: no folder {', '.join(missing)}")
+        return {}
+    return {folder: read_config(folder) for folder in folders(paths)[0]}
 
 
-def tail(folder: Path, size: int = 8192) -> list[str]:
-    """The last lines that a run printed."""
-    try:
-        with (folder / "output.log").open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - size))
-            return [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    except OSError:
-        return []
-
-
-def last_step(folder: Path) -> list[str]:
-    """The last words of the form: step 20/50  loss 3.1  …"""
-    lines = [line for line in tail(folder) if line.startswith("step ") and "held-out" not in line]
-    return lines[-1].split() if lines else []
-
-
-def heard(folder: Path) -> str:
-    """What the last validation said."""
-    lines = [line for line in tail(folder) if line.startswith("step ") and "held-out text: " in line]
-    return lines[-1].partition("held-out text: ")[2].partition("  ")[0] if lines else ""
+def resume_words(job: Job) -> list[str]:
+    """Command line that resumes a run; it names classes that aren't trusted, as the sweep's did."""
+    local = [word for word in job.words if word.startswith(("hydra.searchpath=", "data.root="))]
+    targets = {f"{group}._target_": job.config[f"{group}._target_"] for group in ("model", "task")}
+    trust = [f"{key}={target}" for key, target in targets.items() if not plugins.trusted(target)]
+    return [f"resume={job.folder}", *local, *trust]

@@ -13,7 +13,7 @@ from zoo.train.commands import evaluate as command
 from zoo.train.commands.sweep import arguments
 from zoo.train.evaluation import evaluate
 from zoo.train.runs import load
-from zoo.train.sweep.plan import plan
+from zoo.train.sweep.plan import SweepOptions, plan
 
 MODULE = '''
 from typing import NamedTuple
@@ -236,15 +236,15 @@ def test_code_that_is_edited_while_it_trains_is_not_what_trained(zoo: Any, own: 
         YAML.format(package=own).replace("Counter", "Restless")
     )
     importlib.invalidate_caches()
-    before = plan([["model=restless"]], {"runs": "runs"})[0].code["model_code"]
+    before = plan([["model=restless"]], SweepOptions())[0].code["model_code"]
     assert zoo.run("model=restless", "steps=1").code == 0
     assert zoo.metrics("run")["model_code"] == before
-    assert plan([["model=restless"]], {"runs": "runs"})[0].code["model_code"] != before
+    assert plan([["model=restless"]], SweepOptions())[0].code["model_code"] != before
 
 
 def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
-    ours, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.seq_len=16"])
-    jobs = plan(matrix, ours)
+    options, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.seq_len=16"])
+    jobs = plan(matrix, options)
     assert [job.name for job in jobs] == ["count/counter/pico-s0", "count/rmt/pico-s0"]
     assert jobs[1].config["model._target_"] == "zoo.models.rmt.RMT"
     assert jobs[1].code["model_code"] == ""

@@ -1,6 +1,6 @@
-"""`zoo sweep`: which runs there are, which count as done, and how their processes are looked after.
+"""`zoo sweep`: planned jobs, runs that count as done, processes started, resumed and stopped.
 
-Most tests train with a script that takes no time (`pretend`); the last ones with the real thing.
+Most tests replace training by a script that takes no time; the last one trains.
 """
 
 import json
@@ -19,17 +19,18 @@ import yaml
 
 from zoo.train.commands import sweep
 from zoo.train.commands.sweep import arguments, seeds
-from zoo.train.sweep import scheduler
-from zoo.train.sweep.plan import Job, plan
+from zoo.train.sweep import display, process, resources, scheduler
+from zoo.train.sweep.job import Job
+from zoo.train.sweep.plan import plan
 
 WORDS = ("size=nano", "data.corpus=text", "steps=8", "trainer.accelerator=cpu")
-PRETEND = """
+FAKE_TRAINING = """
 import json, os, pathlib, signal, sys, time
 words = dict(word.split("=", 1) for word in sys.argv[1:])
 folder = pathlib.Path(words.get("resume") or words["run_dir"])
 log = pathlib.Path("started.txt").open("a")
-share = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES")
-print(folder, "resume" in words, *share, file=log, flush=True)
+resources = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES")
+print(folder, "resume" in words, *resources, file=log, flush=True)
 if (pathlib.Path("fails") / folder.name).exists():
     sys.exit("error: no luck")
 (folder / "config.yaml").write_text(json.loads(pathlib.Path("configs.json").read_text())[str(folder)])
@@ -38,7 +39,9 @@ def leave(*_):
     (folder / "checkpoints" / "last.ckpt").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, leave)
-print("step 4/8  loss 1.5  2.2 bits/byte  900 tokens/s  0:00:01 left", flush=True)
+progress = {"step": 4, "steps": 8, "loss": 1.5, "tokens_per_s": 900}
+progress["val"] = {"loss": 1.6, "bits_per_byte": 2.2}
+(folder / "progress.json").write_text(json.dumps(progress))
 while pathlib.Path("hold").exists():
     time.sleep(0.02)
 time.sleep(0.1)
@@ -47,60 +50,60 @@ result = {"val/loss": 1.4, "val/bits_per_byte": 2.0, "steps": 8, "task_version":
 """
 
 
-class Swept:
+class SweepRunner:
     def __init__(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
-        (folder / "pretend.py").write_text(PRETEND)
-        monkeypatch.setattr(scheduler, "PROGRAM", (sys.executable, str(folder / "pretend.py")))
+        (folder / "fake_training.py").write_text(FAKE_TRAINING)
+        monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(folder / "fake_training.py")))
         monkeypatch.setattr(scheduler, "PAUSE", 0.02)
 
     def jobs(self, *words: str) -> list[Job]:
-        own, matrix = arguments([*WORDS, *words])
-        return plan(matrix, own)
+        options, matrix = arguments([*WORDS, *words])
+        return plan(matrix, options)
 
-    def configs(self, *words: str) -> None:
-        """What the pretended runs write as their configs."""
+    def write_configs(self, *words: str) -> None:
+        """Writes configs.json, from which the fake runs take their config.yaml."""
         from zoo.train.runs import budget
         from zoo.train.runs.config import compose, stored_config
 
-        said = {}
-        own, matrix = arguments([*WORDS, *words])
-        for line, job in zip(matrix, plan(matrix, own), strict=True):
-            cfg = compose([*line, "run_dir=."])
+        configs = {}
+        for job in self.jobs(*words):
+            cfg = compose([*job.words, "run_dir=."])
             cfg.model = budget.solve_width(cfg)
-            said[str(job.folder)] = stored_config(cfg)
-        (self.folder / "configs.json").write_text(json.dumps(said))
+            configs[str(job.folder)] = stored_config(cfg)
+        (self.folder / "configs.json").write_text(json.dumps(configs))
 
     def run(self, *words: str) -> tuple[Any, str, str]:
-        self.configs(*words)
+        self.write_configs(*words)
         self.monkeypatch.setattr(sys, "argv", ["zoo sweep", *WORDS, *words])
         code: Any = 0
         try:
             sweep.main()
-        except SystemExit as left:
-            code = left.code
+        except SystemExit as error:
+            code = error.code
         return (code, *self.capsys.readouterr())
 
     def started(self) -> list[str]:
+        """Of every process its folder, True if it resumed, its threads and GPUs."""
         log = self.folder / "started.txt"
         return log.read_text().splitlines() if log.exists() else []
 
 
 @pytest.fixture
-def swept(zoo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Swept:
-    return Swept(zoo.folder, monkeypatch, capsys)
+def runner(zoo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> SweepRunner:
+    return SweepRunner(zoo.folder, monkeypatch, capsys)
 
 
-def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not there():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-# -- what was asked
+# -- plan
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_seeds(word: str, expected: list[int]) -> None:
     assert seeds(word) == expected
 
 
-SLIPS = [
+ERRORS = [
     ("seeds=3:1", r"seeds: expected 0:5 .*found '3:1'"),
     ("seeds=a", "seeds: expected 0:5 .*found 'a'"),
     ("seeds=0,0", "seeds: expected 0:5 .*each once, found .0,0."),
@@ -131,54 +134,56 @@ SLIPS = [
 ]
 
 
-@pytest.mark.parametrize(("word", "expected"), SLIPS, ids=[word for word, _ in SLIPS])
-def test_slips_are_one_line_before_anything_starts(swept: Swept, word: str, expected: str) -> None:
-    swept.monkeypatch.setattr(swept, "configs", lambda *words: None)
-    code, out, err = swept.run(word)
+@pytest.mark.parametrize(("word", "expected"), ERRORS, ids=[word for word, _ in ERRORS])
+def test_user_errors_are_one_line_before_any_run_starts(
+    runner: SweepRunner, word: str, expected: str
+) -> None:
+    runner.monkeypatch.setattr(runner, "write_configs", lambda *words: None)
+    code, out, err = runner.run(word)
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"error: (sweep: )?.*{expected}.*\n", err)
-    assert not (swept.folder / "runs").exists()
-    assert swept.started() == []
+    assert not (runner.folder / "runs").exists()
+    assert runner.started() == []
 
 
-def test_folders_have_names_that_hold(swept: Swept) -> None:
-    ours = swept.jobs("model=rmt,transformer", "seeds=0:2", "optim.lr=0.01")
-    again = swept.jobs(
+def test_folders_depend_on_the_settings_that_change_results(runner: SweepRunner) -> None:
+    jobs = runner.jobs("model=rmt,transformer", "seeds=0:2", "optim.lr=0.01")
+    same = runner.jobs(
         "optim.lr=0.01", "seeds=0:2", "model=rmt,transformer", "val_every=2", "data.root=x", "task.root=y"
     )
-    others = swept.jobs("model=rmt,transformer", "seeds=0:2", "optim.lr=0.02")
-    assert [job.folder for job in ours] == [job.folder for job in again]
-    assert not {job.folder for job in ours} & {job.folder for job in others}
-    assert str(ours[0].folder).startswith("runs/lm/rmt/nano-s0-")
-    own, matrix = arguments(["model=rmt", "size=nano", "seeds=4", "runs=elsewhere"])
-    assert str(plan(matrix, own)[0].folder) == "elsewhere/lm/rmt/nano-s4"
+    different = runner.jobs("model=rmt,transformer", "seeds=0:2", "optim.lr=0.02")
+    assert [job.folder for job in jobs] == [job.folder for job in same]
+    assert not {job.folder for job in jobs} & {job.folder for job in different}
+    assert str(jobs[0].folder).startswith("runs/lm/rmt/nano-s0-")
+    options, matrix = arguments(["model=rmt", "size=nano", "seeds=4", "runs=elsewhere"])
+    assert str(plan(matrix, options)[0].folder) == "elsewhere/lm/rmt/nano-s4"
 
 
-# -- what counts as done
+# -- finished runs
 
 
-def test_a_finished_run_is_not_run_again(swept: Swept) -> None:
+def test_a_finished_run_is_not_run_again(runner: SweepRunner) -> None:
     words = ("model=rmt,transformer", "seeds=0:2", "jobs=2")
-    code, out, err = swept.run(*words)
+    code, out, err = runner.run(*words)
     assert (code, err) == (0, "")
     assert "4 done" in out
-    assert len(swept.started()) == 4
-    code, out, _ = swept.run(*words)
+    assert len(runner.started()) == 4
+    code, out, _ = runner.run(*words)
     assert code == 0
     assert "4 done" in out
-    assert len(swept.started()) == 4
-    swept.run(*words[1:], "model=rmt,transformer,mamba")  # a matrix grows
-    assert len(swept.started()) == 6
+    assert len(runner.started()) == 4
+    runner.run(*words[1:], "model=rmt,transformer,mamba")  # a matrix grows
+    assert len(runner.started()) == 6
 
 
-def test_results_count_as_done(swept: Swept) -> None:
-    swept.run("model=rmt", "keep=results/runs")
-    [kept] = (swept.folder / "results/runs/lm/rmt").iterdir()
-    assert sorted(path.name for path in kept.iterdir()) == ["config.yaml", "metrics.json"]
-    code, out, _ = swept.run("model=rmt", "runs=others")
+def test_results_count_as_done(runner: SweepRunner) -> None:
+    runner.run("model=rmt", "keep=results/runs")
+    [copy] = (runner.folder / "results/runs/lm/rmt").iterdir()
+    assert sorted(path.name for path in copy.iterdir()) == ["config.yaml", "metrics.json"]
+    code, out, _ = runner.run("model=rmt", "runs=others")
     assert code == 0
-    assert f"in results/runs/lm/rmt/{kept.name}" in out
-    assert len(swept.started()) == 1
+    assert f"in results/runs/lm/rmt/{copy.name}" in out
+    assert len(runner.started()) == 1
 
 
 @pytest.mark.parametrize(
@@ -189,37 +194,37 @@ def test_results_count_as_done(swept: Swept) -> None:
         (lambda config: config["trainer"].update(accelerator="auto"), True),
         (lambda config: config["trainer"].pop("compile"), True),  # a setting that is newer than the run
         (lambda config: config["optim"].update(lr=9.0), False),
-        (lambda config: config.pop("steps"), False),  # asked for in so many words
+        (lambda config: config.pop("steps"), False),  # on the command line
         (lambda config: config["model"].update(mlp_width=47), False),
         (lambda config: config["model"].update(more=1), False),
     ],
 )
-def test_which_results_count(swept: Swept, change: Callable[[Any], Any], counts: bool) -> None:
-    swept.run("model=rmt", "keep=results/runs")
-    path = next((swept.folder / "results/runs").rglob("config.yaml"))
+def test_which_results_count(runner: SweepRunner, change: Callable[[Any], Any], counts: bool) -> None:
+    runner.run("model=rmt", "keep=results/runs")
+    path = next((runner.folder / "results/runs").rglob("config.yaml"))
     config = yaml.safe_load(path.read_text())
     change(config)
     path.write_text(yaml.safe_dump(config))
-    code, _, _ = swept.run("model=rmt", "runs=others")
+    code, _, _ = runner.run("model=rmt", "runs=others")
     assert code == 0
-    assert len(swept.started()) == 1 + (not counts)
+    assert len(runner.started()) == 1 + (not counts)
 
 
 @pytest.mark.parametrize("key", ["task_version", "model_code", "task_code"])
-def test_an_older_task_or_other_code_does_not_count(swept: Swept, key: str) -> None:
-    swept.run("model=rmt", "keep=results/runs")
-    path = next((swept.folder / "results/runs").rglob("metrics.json"))
+def test_an_older_task_or_other_code_does_not_count(runner: SweepRunner, key: str) -> None:
+    runner.run("model=rmt", "keep=results/runs")
+    path = next((runner.folder / "results/runs").rglob("metrics.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "0"}))
-    swept.run("model=rmt", "runs=others")
-    assert len(swept.started()) == 2
+    runner.run("model=rmt", "runs=others")
+    assert len(runner.started()) == 2
 
 
-def test_a_folder_with_another_run_is_left_alone(swept: Swept) -> None:
-    swept.run("model=rmt,transformer")
-    path = next((swept.folder / "runs/lm/rmt").rglob("config.yaml"))
+def test_a_folder_with_another_run_is_left_alone(runner: SweepRunner) -> None:
+    runner.run("model=rmt,transformer")
+    path = next((runner.folder / "runs/lm/rmt").rglob("config.yaml"))
     path.write_text(path.read_text().replace("batch_size: 4", "batch_size: 5"))
     before = path.read_text()
-    code, out, err = swept.run("model=rmt,transformer")
+    code, out, err = runner.run("model=rmt,transformer")
     assert code == 1
     assert re.search(
         r"failed: lm/rmt/nano-s0: .* holds another run: .*data.batch_size 5 there, 4 asked for", err
@@ -231,115 +236,120 @@ def test_a_folder_with_another_run_is_left_alone(swept: Swept) -> None:
 # -- processes
 
 
-def test_a_failed_run_is_reported_and_the_others_go_on(swept: Swept) -> None:
-    [bad, *_] = swept.jobs("model=rmt", "seeds=0:3")
-    (swept.folder / "fails" / bad.folder.name).mkdir(parents=True)
-    code, out, err = swept.run("model=rmt", "seeds=0:3")
+def test_a_failed_run_is_reported_and_the_others_continue(runner: SweepRunner) -> None:
+    [job, *_] = runner.jobs("model=rmt", "seeds=0:3")
+    (runner.folder / "fails" / job.folder.name).mkdir(parents=True)
+    code, out, err = runner.run("model=rmt", "seeds=0:3")
     assert code == 1
     assert "2 done" in out
-    assert err == f"failed: lm/rmt/nano-s0: exit code 1: no luck (see {bad.folder}/output.log)\n"
-    (swept.folder / "fails" / bad.folder.name).rmdir()
-    assert swept.run("model=rmt", "seeds=0:3")[0] == 0
-    assert len(swept.started()) == 4
+    assert err == f"failed: lm/rmt/nano-s0: exit code 1: no luck (see {job.folder}/output.log)\n"
+    (runner.folder / "fails" / job.folder.name).rmdir()
+    assert runner.run("model=rmt", "seeds=0:3")[0] == 0
+    assert len(runner.started()) == 4
 
 
-def test_a_dead_run_is_resumed(swept: Swept) -> None:
-    swept.run("model=rmt")
-    [job] = swept.jobs("model=rmt")
+def test_a_dead_run_is_resumed(runner: SweepRunner) -> None:
+    runner.run("model=rmt")
+    [job] = runner.jobs("model=rmt")
     (job.folder / "metrics.json").unlink()
-    code, out, _ = swept.run("model=rmt")
+    code, out, _ = runner.run("model=rmt")
     assert code == 0
     assert "running  resumed" in out
-    assert [line.split()[1] for line in swept.started()] == ["False", "True"]
+    assert [line.split()[1] for line in runner.started()] == ["False", "True"]
 
 
-def test_each_run_has_its_share(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_run_has_its_share_of_cores_and_gpus(
+    runner: SweepRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(scheduler, "gpus", lambda jobs: ["3", "5"])
+    monkeypatch.setattr(resources, "visible_gpus", lambda jobs: ["3", "5"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert swept.run("model=rmt", "seeds=0:4")[0] == 0
-    told = [line.split()[2:] for line in swept.started()]
-    assert {threads for threads, _ in told} == {"4"}
-    assert {device for _, device in told} == {"3", "5"}
+    assert runner.run("model=rmt", "seeds=0:4")[0] == 0
+    environments = [line.split()[2:] for line in runner.started()]
+    assert {threads for threads, _ in environments} == {"4"}
+    assert {gpu for _, gpu in environments} == {"3", "5"}
 
 
-def test_no_more_than_jobs_at_once(swept: Swept) -> None:
-    hold = swept.folder / "hold"
+def test_no_more_than_jobs_at_once(runner: SweepRunner) -> None:
+    hold = runner.folder / "hold"
     hold.touch()
-    swept.configs("model=rmt", "seeds=0:3")
-    swept.monkeypatch.setattr(sys, "argv", ["zoo sweep"])
-    own, matrix = arguments([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
-    one = scheduler.Sweep(plan(matrix, own), own)
-    other = scheduler.Sweep(plan(matrix, own), own)
-    one.step()
-    wait_for(lambda: len(swept.started()) == 2)
-    one.step()
-    assert [job.state for job in one.jobs] == ["running", "running", "waiting"]
-    assert "900" in one.row(one.jobs[0])
-    other.step()  # a second sweep of the same runs takes the one that is left
-    assert [job.state for job in other.jobs] == ["elsewhere", "elsewhere", "running"]
+    runner.write_configs("model=rmt", "seeds=0:3")
+    options, matrix = arguments([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
+    first = scheduler.Sweep(plan(matrix, options), options)
+    second = scheduler.Sweep(plan(matrix, options), options)
+    first.step()
+    wait_for(lambda: len(list(runner.folder.rglob("progress.json"))) == 2)
+    first.step()
+    assert [job.state for job in first.jobs] == ["running", "running", "waiting"]
+    assert display.job_row(first.jobs[0])[2:5] == ("4/8", "2.200 bits/byte", "900")
+    second.step()  # takes the run that is left
+    assert [job.state for job in second.jobs] == ["elsewhere", "elsewhere", "running"]
     hold.unlink()
-    wait_for(lambda: not one.step() and not other.step())
-    assert [job.state for job in [*one.jobs, *other.jobs]] == ["done"] * 6
-    assert len(swept.started()) == 3
+    wait_for(lambda: not first.step() and not second.step())
+    assert [job.state for job in [*first.jobs, *second.jobs]] == ["done"] * 6
+    assert len(runner.started()) == 3
 
 
-def test_a_signal_stops_all_and_the_same_command_goes_on(swept: Swept) -> None:
-    (swept.folder / "hold").touch()
-    swept.monkeypatch.setattr(sys, "argv", ["zoo sweep"])
+def test_a_signal_stops_all_runs_and_the_same_command_resumes_them(runner: SweepRunner) -> None:
+    (runner.folder / "hold").touch()
     words = ("model=rmt", "seeds=0:3", "jobs=2")
-    swept.configs(*words)
-    own, matrix = arguments([*WORDS, *words])
-    one = scheduler.Sweep(plan(matrix, own), own)
-    step, done = one.step, []
+    runner.write_configs(*words)
+    options, matrix = arguments([*WORDS, *words])
+    sweep_run = scheduler.Sweep(plan(matrix, options), options)
+    step, signalled = sweep_run.step, False
 
-    def interrupted() -> bool:
-        if not done and all(
-            (job.folder / "output.log").exists() and "step" in (job.folder / "output.log").read_text()
-            for job in one.jobs[:2]
-        ):
-            done.append(os.kill(os.getpid(), signal.SIGINT))
+    def interrupted_step() -> bool:
+        nonlocal signalled
+        if not signalled and all((job.folder / "progress.json").exists() for job in sweep_run.jobs[:2]):
+            signalled = True
+            os.kill(os.getpid(), signal.SIGINT)
         return step()
 
-    swept.monkeypatch.setattr(one, "step", interrupted)
-    assert one.run() == 130
-    assert [(job.state, job.note) for job in one.jobs] == [("stopped", "saved")] * 2 + [("stopped", "")]
-    assert "interrupted; the same command goes on from here" in swept.capsys.readouterr().err
-    (swept.folder / "hold").unlink()
-    assert swept.run(*words)[0] == 0
-    assert [line.split()[1] for line in swept.started()] == ["False", "False", "True", "True", "False"]
+    runner.monkeypatch.setattr(sweep_run, "step", interrupted_step)
+    assert sweep_run.run() == 130
+    states = [(job.state, job.note) for job in sweep_run.jobs]
+    assert states == [("stopped", "saved"), ("stopped", "saved"), ("stopped", "")]
+    assert "interrupted; the same command resumes the sweep" in runner.capsys.readouterr().err
+    (runner.folder / "hold").unlink()
+    assert runner.run(*words)[0] == 0
+    assert [line.split()[1] for line in runner.started()] == ["False", "False", "True", "True", "False"]
 
 
-# -- with real runs
+def test_progress_of_a_run_that_has_none_is_empty(tmp_path: Path) -> None:
+    assert display.read_progress(tmp_path) == {}
+    (tmp_path / "progress.json").write_text("{")
+    assert display.read_progress(tmp_path) == {}
+
+
+# -- real training
 
 
 @pytest.mark.slow
-def test_killed_half_way_and_started_again(zoo: Any) -> None:
-    """Sweep and run get SIGKILL; the numbers are those of runs that nothing happened to."""
+def test_a_sweep_killed_half_way_and_started_again(zoo: Any) -> None:
+    """Sweep and run get SIGKILL; the numbers are those of uninterrupted runs."""
     words = [word for word in zoo.words(()) if not word.startswith("run_dir=")]
     command = [sys.executable, "-m", "zoo", "sweep", *words, "seeds=0:2", "jobs=1"]
-    process = subprocess.Popen(command, cwd=zoo.folder, env=zoo.env, stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen(command, cwd=zoo.folder, env=zoo.env, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: any(zoo.folder.glob("runs/lm/rmt/*-s0-*/checkpoints/last.ckpt")))
     [first] = zoo.folder.glob("runs/lm/rmt/*-s0-*")
-    for one in (process.pid, *children(process.pid)):
-        os.kill(one, signal.SIGKILL)
-    process.communicate()
-    dead = not (first / "metrics.json").exists()
-    ended = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "2 done" in ended.stdout
-    assert not dead or "resumed" in ended.stdout
+    for pid in (killed.pid, *children(killed.pid)):
+        os.kill(pid, signal.SIGKILL)
+    killed.communicate()
+    unfinished = not (first / "metrics.json").exists()
+    second = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True, timeout=300)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "2 done" in second.stdout
+    assert not unfinished or "resumed" in second.stdout
     for seed in (0, 1):
-        assert zoo.run(f"seed={seed}", f"run_dir=whole{seed}").code == 0
+        assert zoo.run(f"seed={seed}", f"run_dir=uninterrupted{seed}").code == 0
         [folder] = zoo.folder.glob(f"runs/lm/rmt/*-s{seed}-*")
-        ours, theirs = zoo.metrics(str(folder)), zoo.metrics(f"whole{seed}")
-        assert {key: value for key, value in ours.items() if key not in zoo.CLOCKED} == {
-            key: value for key, value in theirs.items() if key not in zoo.CLOCKED
-        }
+        resumed, uninterrupted = (
+            {key: value for key, value in zoo.metrics(name).items() if key not in zoo.CLOCKED}
+            for name in (str(folder), f"uninterrupted{seed}")
+        )
+        assert resumed == uninterrupted
 
 
-def children(process: int) -> list[int]:
-    said = subprocess.run(
-        ("ps", "-o", "pid=", "--ppid", str(process)), capture_output=True, text=True, check=False
-    )
-    return [int(word) for word in said.stdout.split()]
+def children(pid: int) -> list[int]:
+    ps = subprocess.run(("ps", "-o", "pid=", "--ppid", str(pid)), capture_output=True, text=True, check=False)
+    return [int(word) for word in ps.stdout.split()]

@@ -1,0 +1,44 @@
+"""One run of a sweep: how it is configured, and its state."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.train.sweep.process import RunProcess
+
+State = Literal["waiting", "elsewhere", "running", "done", "failed", "stopped"]
+"""Elsewhere: another process trains it."""
+
+
+@dataclass
+class Job:
+    folder: Path
+    words: list[str]
+    """The command line, without the folder."""
+    config: dict[str, Any]
+    """On one level, as in config.yaml."""
+    explicit_keys: set[str]
+    """Settings from the command line: all others that an older run lacks count as their defaults."""
+    task_version: int
+    code: dict[str, str]
+    """Fingerprints of classes that aren't the zoo's, by their keys in metrics.json."""
+    state: State = "waiting"
+    note: str = ""
+    result_folder: Path | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+    process: RunProcess | None = None
+    finished_seconds: float = 0.0
+    """Of earlier processes."""
+
+    @property
+    def name(self) -> str:
+        names = [self.config[f"names.{axis}"] for axis in ("task", "model", "size")]
+        return f"{'/'.join(names)}-s{self.config['seed']}"
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in ("waiting", "elsewhere")
+
+    @property
+    def seconds(self) -> float:
+        return self.finished_seconds + (self.process.seconds if self.process else 0.0)
