@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -51,6 +51,8 @@ result = {"val/loss": 1.4, "val/bits_per_byte": 2.0, "steps": 8, "task_version":
 
 
 class SweepRunner:
+    composed: ClassVar[dict[tuple[str, ...], str]] = {}
+
     def __init__(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -64,16 +66,19 @@ class SweepRunner:
         return plan(matrix, options)
 
     def write_configs(self, *words: str) -> None:
-        """Writes configs.json, from which the fake runs take their config.yaml."""
+        """Writes configs.json, from which the fake runs take their config.yaml; the same words are composed
+        once a session."""
         from zoo.train.runs import budget
         from zoo.train.runs.config import compose, stored_config
 
-        configs = {}
-        for job in self.jobs(*words):
-            cfg = compose([*job.words, "run_dir=."])
-            cfg.model = budget.solve_width(cfg)
-            configs[str(job.folder)] = stored_config(cfg)
-        (self.folder / "configs.json").write_text(json.dumps(configs))
+        if words not in self.composed:
+            configs = {}
+            for job in self.jobs(*words):
+                cfg = compose([*job.words, "run_dir=."])
+                cfg.model = budget.solve_width(cfg)
+                configs[str(job.folder)] = stored_config(cfg)
+            self.composed[words] = json.dumps(configs)
+        (self.folder / "configs.json").write_text(self.composed[words])
 
     def run(self, *words: str) -> tuple[Any, str, str]:
         self.write_configs(*words)
