@@ -1,6 +1,7 @@
 """Our models against the published ones, tensor by tensor: every case below $ZOO_GOLDEN, or our copies."""
 
 import hashlib
+import importlib
 import json
 import os
 import runpy
@@ -14,18 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.golden import (
-    focused,
-    infini,
-    landmark,
-    memorizing,
-    recurrence,
-    statespace_hybrids,
-    statespace_mamba,
-    statespace_megalodon,
-    unlimiformer,
-)
-from tests.golden.cases import read_case
+from tests.golden.cases import Case, read_case
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FOLDER = Path(os.environ.get("ZOO_GOLDEN") or FIXTURES)
@@ -33,29 +23,13 @@ CASES = sorted(FOLDER.rglob("*.json"))
 
 Change = Callable[[dict[str, Tensor]], object]
 
-KINDS = {
-    **recurrence.KINDS,
-    **statespace_megalodon.KINDS,
-    **statespace_hybrids.KINDS,
-    **statespace_mamba.KINDS,
-    **landmark.KINDS,
-    **infini.KINDS,
-    **unlimiformer.KINDS,
-    **focused.KINDS,
-    **memorizing.KINDS,
-}
-LEFT_OUT = {  # kind: why it isn't run
-    "memorizing/luc_model": "a whole model of other parts than ours (T5's biases, a biased head), with an "
-    "option of XL memory that has a bug; its memory layer is memorizing/luc_core",
-    "memorizing/meliad_layer": "the published layer as it is: its search is approximate, its empty buckets "
-    "take part in the softmax, and a token doesn't see itself",
-    **dict.fromkeys(
-        ("unlimiformer/bart_inference", "unlimiformer/bart_retrieval_training"),
-        "an encoder-decoder, of which every decoder layer retrieves from one encoder",
-    ),
-    "unlimiformer/llama_inference": "the published decoder as it is, bugs kept: its search looks at half of "
-    "each head's features, and what it finds takes the place of the oldest keys",
-}
+KINDS: dict[str, Callable[[Case], None]] = {}
+LEFT_OUT: dict[str, str] = {}  # kind: why it isn't run
+for file in sorted((Path(__file__).parent / "kinds").glob("*.py")):
+    family = importlib.import_module(f"tests.golden.kinds.{file.stem}")
+    assert not KINDS.keys() & family.KINDS.keys(), f"{file.name} and another file have the same kinds"
+    KINDS |= family.KINDS
+    LEFT_OUT |= getattr(family, "LEFT_OUT", {})
 
 
 def check(path: Path) -> None:

@@ -1,6 +1,6 @@
 """The Focused Transformer: what training and evaluation see, schedules, fresh rows, laws in more shapes.
 
-Whole models are held to slow loops in tests/golden/test_focused_reference.py.
+Whole models are held to slow loops in tests/golden/test_focused.py.
 """
 
 from collections.abc import Callable

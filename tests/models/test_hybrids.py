@@ -1,6 +1,6 @@
 """Hybrids: where attention stands, what they cost and carry, what decays, and their laws in more shapes.
 
-Their equations are held to slow loops in tests/golden/test_hybrids_reference.py.
+Their equations are held to slow loops in tests/golden/test_hybrids.py.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Landmark attention: the softmax by blocks against its definition, the choice of blocks, the bank, the rows.
 
-Reading against loops is in tests/golden/test_landmark_reference.py.
+Reading against loops is in tests/golden/test_landmark.py.
 """
 
 from typing import Any

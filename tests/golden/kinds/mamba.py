@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
-from tests.golden.statespace_hybrids import check_model, cuts, slopes
+from tests.golden.kinds.hybrids import check_model, cuts, slopes
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.inputs import ScanInputs, SSDInputs
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import infini
+from tests.golden.kinds import infini
 from tests.golden.cases import Case, read_case
 
 FIXTURES = Path(__file__).parent / "fixtures" / "infini"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import memorizing
+from tests.golden.kinds import memorizing
 from tests.golden.cases import Case, read_case
 from zoo.errors import UserError
 from zoo.models.memorizing import Memorizing

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import focused
+from tests.golden.kinds import focused
 from tests.golden.cases import Case, read_case
 
 FIXTURES = Path(__file__).parent / "fixtures" / "fot"

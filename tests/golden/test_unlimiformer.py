@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import unlimiformer
+from tests.golden.kinds import unlimiformer
 from tests.golden.cases import Case, read_case
 from zoo.models.unlimiformer import Unlimiformer
 

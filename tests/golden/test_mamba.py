@@ -1,5 +1,5 @@
 """The published cases can't vary every field: our Mamba and Mamba-2 against loops over single tokens, rows
-and heads, written from the equations (the whole mixers': hybrids_reference.py)."""
+and heads, written from the equations (mixers and models: reference/hybrids.py)."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import hybrids_reference, statespace_mamba
+from tests.golden.kinds import mamba as kinds
+from tests.golden.reference import hybrids
 from tests.golden.cases import Case
-from tests.golden.hybrids_reference import Config, Tensors, silu, slopes, softplus
+from tests.golden.reference.hybrids import Config, Tensors, silu, slopes, softplus
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.models.mamba import Mamba
@@ -118,7 +119,7 @@ def test_scan(variant: str) -> None:
     found |= {f"state@{t}.last_state": after[t - 1] for t in accumulate(c["segments"])}
     found |= slopes(said + last, leaves) | slopes(said, leaves, "grad_y_only.")
     case = Case("mamba1/scan", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
-    statespace_mamba.KINDS[case.kind](case)
+    kinds.KINDS[case.kind](case)
     case.close()
 
 
@@ -167,7 +168,7 @@ def test_ssd(variant: str) -> None:
     bare = {n: x for n, x in inputs.items() if n.startswith("in.") and n not in ("in.D", "in.z")}
     found |= slopes(total, bare, "grad0.")
     case = Case("mamba2/ssd", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
-    statespace_mamba.KINDS[case.kind](case)
+    kinds.KINDS[case.kind](case)
     case.close()
 
 
@@ -211,7 +212,7 @@ def test_mixer(variant: str) -> None:
     given |= {"in.x": draw(c["B"], c["L"], c["d_model"]), "cot.y": draw(c["B"], c["L"], c["d_model"])}
     p = {n[2:]: w.clone().requires_grad_() for n, w in given.items() if n.startswith("w.")}
     x = given["in.x"].clone().requires_grad_()
-    reference = hybrids_reference.mamba if one else hybrids_reference.mamba2
+    reference = hybrids.mamba if one else hybrids.mamba2
     rows = [reference(row, p, "", *([] if one else [c])) for row in x]
     y = torch.stack([said for said, _ in rows])
     found = {"out.y": y}
@@ -220,7 +221,7 @@ def test_mixer(variant: str) -> None:
         found |= {f"state@{t}.{n}": torch.stack([row[n] for row in told]) for n in told[0]}
     found |= slopes((y * given["cot.y"]).sum(), {"in.x": x} | {f"w.{n}": w for n, w in p.items()})
     case = Case(f"{kind}/layer", c, given | {n: t.detach() for n, t in found.items()}, of_max=True)
-    statespace_mamba.KINDS[case.kind](case)
+    kinds.KINDS[case.kind](case)
     case.close()
 
 
@@ -264,7 +265,7 @@ def test_model(variant: str) -> None:
         given["w.lm_head.weight"] = given["w.backbone.embedding.weight"].clone()
     tokens = torch.randint(c["vocab_size"], (2, c["B"], c["L"]), generator=torch.Generator().manual_seed(0))
     given |= {"in.tokens": tokens[0], "in.targets": tokens[1]}
-    found = hybrids_reference.computed("hybrids/mamba_ssm_hybrid", c, given)
+    found = hybrids.computed("hybrids/mamba_ssm_hybrid", c, given)
     case = Case(f"{kind}/model", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
-    statespace_mamba.KINDS[case.kind](case)
+    kinds.KINDS[case.kind](case)
     case.close()

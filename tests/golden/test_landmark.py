@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import landmark
+from tests.golden.kinds import landmark
 from tests.golden.cases import Case, read_case
 
 FIXTURES = Path(__file__).parent / "fixtures" / "landmark"

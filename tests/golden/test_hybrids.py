@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden import hybrids_reference as reference
-from tests.golden import statespace_hybrids
+from tests.golden.reference import hybrids as reference
+from tests.golden.kinds import hybrids
 from tests.golden.cases import Case, read_case
 from zoo.errors import UserError
 from zoo.models.published import griffin, jamba, mamba2_hybrid, samba
@@ -312,7 +312,7 @@ def test_our_code_agrees_with_the_reference(kind: str, config: Config) -> None:
     kind, tensors = f"hybrids/{kind}", given(kind, config)
     tensors |= {name: x.detach() for name, x in reference.computed(kind, config, tensors).items()}
     case = Case(kind, config, tensors, of_max=True)
-    statespace_hybrids.KINDS[kind](case)
+    hybrids.KINDS[kind](case)
     case.close()
 
 
