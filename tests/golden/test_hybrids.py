@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.reference import hybrids as reference
-from tests.golden.kinds import hybrids
 from tests.golden.cases import Case, read_case
+from tests.golden.kinds import hybrids
+from tests.golden.reference import hybrids as reference
 from zoo.errors import UserError
 from zoo.models.published import griffin, jamba, mamba2_hybrid, samba
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.reference import megalodon as reference
 from tests.golden.cases import Case, read_case
 from tests.golden.kinds.megalodon import KINDS
+from tests.golden.reference import megalodon as reference
 
 FIXTURES = Path(__file__).parent / "fixtures" / "megalodon"
 

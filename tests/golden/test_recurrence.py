@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.golden.cases import Case, read_case
 from tests.golden.kinds import recurrence
 from tests.golden.reference import recurrence as reference
-from tests.golden.cases import Case, read_case
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
