@@ -1,12 +1,12 @@
-"""Memorizing Transformer's attention: over the segment, and gated beside it over the nearest stored keys.
+"""Memorizing Transformer's attention: over the segment, and over the nearest stored keys, mixed by a gate.
 
 Wu, Rabe, Hutchins & Szegedy 2022, arXiv:2203.08913, section 3.  In every head, with queries and keys of
-length 1, R_i the turn by position i and N_i the k keys of the memory M that are nearest to q_i:
+length 1, R_i the rotation by position i and N_i the k keys of the memory M that are nearest to q_i:
 
-    near_i = softmax(s R_i q_i . R_j k_j) v_j        over j <= i of the segment
-    far_i  = softmax(s q_i . k_j) v_j                over j in N_i; 0 while M is empty
-    y_i    = g far_i + (1 - g) near_i                g = sigmoid(b)
-    M     <- the last `capacity` of M and the segment's (k_j, v_j)
+    local_i     = softmax(s R_i q_i . R_j k_j) v_j        over j <= i of the segment
+    retrieved_i = softmax(s q_i . k_j) v_j                over j in N_i; 0 while M is empty
+    y_i         = g retrieved_i + (1 - g) local_i         g = sigmoid(b)
+    M          <- the last `capacity` of M and the segment's (k_j, v_j)
 
 Carried: M (memory/retrieval/bank.py), which is read first and then written.  It is constant to the gradient.
 Differs from the paper: see models/memorizing.py.
@@ -36,7 +36,7 @@ def attend_local(
     bias: Float[Tensor, "heads time time"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "rows heads time head_dim"]:
-    """near: causal attention inside the segment, `bias` added to the scaled scores."""
+    """Causal attention inside the segment; `bias` is added to the scaled scores."""
     q = q * scale.to(q.dtype)[:, None, None]
     if bias is not None:
         later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
@@ -51,42 +51,41 @@ def attend_retrieved(
     scale: Float[Tensor, " heads"],
     dropout: float = 0.0,
 ) -> Float[Tensor, "rows heads time head_dim"]:
-    """far: attention over the nearest keys of the bank, so many queries at a time that the keys fit; in the
-    backward pass they are gathered again."""
-    ids, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
-    size = max(1, MAX_GATHERED // max(1, ids[:, :, :1].numel() * q.shape[3]))
-    weigh = partial(_weigh, knn, bank, dropout=dropout)
+    """Attention over the nearest keys of the bank, in pieces of queries that limit the gathered keys; the
+    backward pass gathers them again."""
+    slots, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
+    size = max(1, MAX_GATHERED // max(1, slots[:, :, :1].numel() * q.shape[3]))
+    attend = partial(_attend_slots, knn, bank, dropout=dropout)
     if size < q.shape[2]:
-        weigh = partial(checkpoint, weigh, use_reentrant=False)
-    return torch.cat(
-        [weigh(*part) for part in zip(scaled.split(size, dim=2), ids.split(size, dim=2), strict=True)], dim=2
-    )
+        attend = partial(checkpoint, attend, use_reentrant=False)
+    pieces = zip(scaled.split(size, dim=2), slots.split(size, dim=2), strict=True)
+    return torch.cat([attend(*piece) for piece in pieces], dim=2)
 
 
-def _weigh(
+def _attend_slots(
     knn: KNNMemory,
     bank: Bank,
     q: Float[Tensor, "rows heads time head_dim"],
-    ids: Int[Tensor, "rows heads time neighbours"],
+    slots: Int[Tensor, "rows heads time neighbours"],
     dropout: float,
 ) -> Float[Tensor, "rows heads time head_dim"]:
-    keys, values = knn.gather(bank, ids)
+    keys, values = knn.gather(bank, slots)
     assert values is not None
     keys, values = keys.detach().to(q.dtype), values.detach().to(q.dtype)
     scores = (keys @ q[..., None])[..., 0]
-    found = ids >= 0  # none at all: then every value is 0
-    scores = scores.masked_fill(~found & found.any(-1, keepdim=True), -torch.inf)
+    mask = slots >= 0
+    scores = scores.masked_fill(~mask & mask.any(-1, keepdim=True), -torch.inf)  # if empty, all values are 0
     weights = F.dropout(scores.softmax(-1).to(q.dtype), dropout)
     return (weights[..., None, :] @ values)[..., 0, :]
 
 
 def blend(
-    near: Float[Tensor, "rows heads time head_dim"],
-    far: Float[Tensor, "rows heads time head_dim"],
+    local: Float[Tensor, "rows heads time head_dim"],
+    retrieved: Float[Tensor, "rows heads time head_dim"],
     gate: Float[Tensor, " heads"],
 ) -> Float[Tensor, "rows heads time head_dim"]:
-    """g far + (1 - g) near."""
-    return torch.lerp(near, far.to(near.dtype), gate.sigmoid().to(near.dtype)[:, None, None])
+    """g retrieved + (1 - g) local."""
+    return torch.lerp(local, retrieved.to(local.dtype), gate.sigmoid().to(local.dtype)[:, None, None])
 
 
 class MemorizingAttention(Attention):
@@ -117,11 +116,11 @@ class MemorizingAttention(Attention):
         q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
         scale, dropout = self.sharpness.exp(), self.dropout.p if self.training else 0.0
         positions = torch.arange(x.shape[1], device=x.device)
-        near = attend_local(self.turn(q, positions), self.turn(k, positions), v, scale, dropout=dropout)
-        far = []
+        local = attend_local(self.turn(q, positions), self.turn(k, positions), v, scale, dropout=dropout)
+        retrieved = []
         segments = (part.unflatten(0, (len(state.length), -1)).unbind(1) for part in (q, k, v))
         for queries, keys, values in zip(*segments, strict=True):
-            far.append(attend_retrieved(self.knn, state, queries, scale, dropout))
+            retrieved.append(attend_retrieved(self.knn, state, queries, scale, dropout))
             state = self.knn.add(state, keys, values)
-        y = blend(near, torch.stack(far, dim=1).flatten(0, 1), self.gate)
+        y = blend(local, torch.stack(retrieved, dim=1).flatten(0, 1), self.gate)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state

@@ -1,17 +1,17 @@
 """Unlimiformer's attention: over the segment, and over the nearest of all inputs that the layer has read.
 
-Bertsch et al. 2023, arXiv:2305.01625, section 2.3.  A layer keeps its inputs h_j themselves; R_i turns by
-position i; in each head, over j <= i of the segment (near) and j in N_i of what is kept (far):
+Bertsch et al. 2023, arXiv:2305.01625, section 2.3.  A layer stores its inputs h_j themselves; R_i rotates by
+position i; in each head, over j <= i of the segment (local) and j in N_i of the stored inputs (retrieved):
 
     z_i = q_i W_k              the query in model space: one index of h serves all heads
     N_i = the k largest z_i h_j = q_i (W_k h_j + b_k) - q_i b_k
-    near_ij = R_i q_i . R_j k_j        far_ij = z_i h_j + q_i b_k
-    p_i = softmax([near_i ; far_i] / sqrt(K))
-    y_i = W_o [sum_near p_ij v_j + W_v sum_far p_ij h_j + b_v sum_far p_ij]
+    local_ij = R_i q_i . R_j k_j        retrieved_ij = z_i h_j + q_i b_k
+    p_i = softmax([local_i ; retrieved_i] / sqrt(K))
+    y_i = W_o [sum_local p_ij v_j + W_v sum_retrieved p_ij h_j + b_v sum_retrieved p_ij]
 
-Carried: the last `capacity` inputs (memory/retrieval/bank.py), which have no positions.  In train mode
-nothing is read or kept; with `retrieval_training` it is, and the gradient runs into what was kept in the same
-window, but not through the choice of N_i.
+Carried: the last `capacity` inputs (memory/retrieval/bank.py), which have no positions.  In train mode the
+bank is neither read nor written; with `retrieval_training` it is, and the gradient runs into what was stored
+in the same window, but not through the choice of N_i.
 Differs from the paper: see models/unlimiformer.py.
 """
 
@@ -65,33 +65,33 @@ class UnlimiformerAttention(Attention):
         if self.training and not self.retrieval_training:
             return super().forward(x, state)
         q, k, v = self.project(x)
-        near = self.score(q, k)
-        q, near, v, hidden = (part.unflatten(0, (len(state.length), -1)) for part in (q, near, v, x))
-        said = []
-        for place in range(q.shape[1]):
-            said.append(self.attend_memory(q[:, place], near[:, place], v[:, place], state))
-            state = self.knn.add(state, hidden[:, place, None], detach=not self.training)
-        y = torch.stack(said, dim=1).flatten(0, 1)
+        parts = (q, self.local_scores(q, k), v, x)
+        q, local, v, hidden = (part.unflatten(0, (len(state.length), -1)) for part in parts)
+        outputs = []
+        for segment in range(q.shape[1]):
+            outputs.append(self.attend_memory(q[:, segment], local[:, segment], v[:, segment], state))
+            state = self.knn.add(state, hidden[:, segment, None], detach=not self.training)
+        y = torch.stack(outputs, dim=1).flatten(0, 1)
         return self.out(rearrange(y, "b h t k -> b t (h k)")), state
 
-    def score(
+    def local_scores(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
         k: Float[Tensor, "rows kv_heads time head_dim"],
     ) -> Float[Tensor, "rows heads time time"]:
-        """near / sqrt(K), and -inf for what comes later."""
+        """local / sqrt(K), and -inf for later tokens."""
         positions = torch.arange(q.shape[2], device=q.device)
         if self.position == "rope":
             q, k = self.turn(q, positions), self.turn(k, positions)
-        scores = self.head_dim**-0.5 * q @ self.spread(k).mT
+        scores = self.head_dim**-0.5 * q @ self.repeat_kv(k).mT
         if self.position == "alibi":
             slopes = alibi_slopes(self.heads, scores)
             scores = scores - slopes[:, None, None] * (positions[:, None] - positions)
         return scores.masked_fill(~self.visible(q.shape[2], q.device), -torch.inf)
 
-    def spread(self, part: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
-        """Keys or values, or what they are made with: `kv_heads` along `dim` become `heads`, each standing
-        once for every head of the queries that shares it; the other axes stay."""
+    def repeat_kv(self, part: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
+        """Keys or values, or their weights, with each of the `kv_heads` along `dim` repeated for every query
+        head that shares it; the other axes stay."""
         groups = self.heads // self.kv_heads
         return part.repeat_interleave(groups, dim) if groups > 1 else part
 
@@ -99,65 +99,65 @@ class UnlimiformerAttention(Attention):
         """Each head's W_k and W_v (heads, head_dim, width), b_k and b_v (heads, head_dim)."""
         bias = self.qkv.weight.new_zeros(len(self.qkv.weight)) if self.qkv.bias is None else self.qkv.bias
         w_k, w_v, b_k, b_v = (
-            self.spread(rearrange(part, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :][kept], 0)
+            self.repeat_kv(rearrange(part, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :][heads], 0)
             for part in (self.qkv.weight, bias)
-            for kept in (slice(None, self.kv_heads), slice(self.kv_heads, None))
+            for heads in (slice(None, self.kv_heads), slice(self.kv_heads, None))
         )
         return w_k, w_v, b_k, b_v
 
     def attend_memory(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        near: Float[Tensor, "rows heads time segment"],
+        local: Float[Tensor, "rows heads time segment"],
         v: Float[Tensor, "rows kv_heads segment head_dim"],
         bank: Bank,
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """y before W_o, of one segment: keys and values of what is found are never made, only their sums."""
+        """y before W_o, of one segment: retrieved keys and values are never computed, only their sums."""
         w_k, w_v, b_k, b_v = self.kv_projections()
         z = einsum(q, w_k, "b h t k, h k d -> b h t d")
         offset = einsum(q, b_k, "b h t k, h k -> b h t")
-        flat = [rearrange(part, "b h t ... -> b (h t) ...") for part in (z, near, offset)]
-        ids = self.knn.search(flat[0][:, None], bank)[:, 0]
-        size = max(1, MAX_GATHERED // max(1, len(ids) * ids.shape[2] * z.shape[3]))
-        parts = [
-            checkpoint(self.weigh, bank, *part, use_reentrant=False)  # gathered again in the backward pass
-            for part in zip(*(whole.split(size, dim=1) for whole in (*flat, ids)), strict=True)
+        flat = [rearrange(part, "b h t ... -> b (h t) ...") for part in (z, local, offset)]
+        slots = self.knn.search(flat[0][:, None], bank)[:, 0]
+        size = max(1, MAX_GATHERED // max(1, len(slots) * slots.shape[2] * z.shape[3]))
+        pieces = [
+            checkpoint(self.joint_softmax, bank, *piece, use_reentrant=False)  # gathered again in backward
+            for piece in zip(*(part.split(size, dim=1) for part in (*flat, slots)), strict=True)
         ]
         weights, context, mass = (
             rearrange(torch.cat(part, dim=1), "b (h t) ... -> b h t ...", h=self.heads)
-            for part in zip(*parts, strict=True)
+            for part in zip(*pieces, strict=True)
         )
         return (
-            weights @ self.spread(v)
+            weights @ self.repeat_kv(v)
             + einsum(context, w_v, "b h t d, h k d -> b h t k")
             + einsum(mass, b_v, "b h t, h k -> b h t k")
         )
 
-    def weigh(
+    def joint_softmax(
         self,
         bank: Bank,
         z: Float[Tensor, "rows queries width"],
-        near: Float[Tensor, "rows queries segment"],
+        local: Float[Tensor, "rows queries segment"],
         offset: Float[Tensor, "rows queries"],
-        ids: Int[Tensor, "rows queries found"],
+        slots: Int[Tensor, "rows queries neighbours"],
     ) -> tuple[
         Float[Tensor, "rows queries segment"],
         Float[Tensor, "rows queries width"],
         Float[Tensor, "rows queries"],
     ]:
-        """p over the segment; sum p_ij h_j and sum p_ij over what is found."""
-        hidden = self.knn.gather(bank, ids[:, None])[0][:, 0].to(z.dtype)
-        far = einsum(z, hidden, "b n d, b n k d -> b n k") + offset[..., None]
-        far = (self.head_dim**-0.5 * far).masked_fill(ids < 0, -torch.inf)
-        scores = torch.cat([near, far], dim=-1)
+        """p over the segment; sum p_ij h_j and sum p_ij over the retrieved inputs."""
+        hidden = self.knn.gather(bank, slots[:, None])[0][:, 0].to(z.dtype)
+        retrieved = einsum(z, hidden, "b n d, b n k d -> b n k") + offset[..., None]
+        retrieved = (self.head_dim**-0.5 * retrieved).masked_fill(slots < 0, -torch.inf)
+        scores = torch.cat([local, retrieved], dim=-1)
         p = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(z.dtype)
-        p_near, p_far = self.dropout(p).tensor_split([near.shape[-1]], dim=-1)
-        return p_near, einsum(p_far, hidden, "b n k, b n k d -> b n d"), p_far.sum(-1)
+        p_local, p_retrieved = self.dropout(p).tensor_split([local.shape[-1]], dim=-1)
+        return p_local, einsum(p_retrieved, hidden, "b n k, b n k d -> b n d"), p_retrieved.sum(-1)
 
     def attend_memory_loop(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        near: Float[Tensor, "rows heads time segment"],
+        local: Float[Tensor, "rows heads time segment"],
         v: Float[Tensor, "rows kv_heads segment head_dim"],
         bank: Bank,
     ) -> Float[Tensor, "rows heads time head_dim"]:
@@ -165,11 +165,12 @@ class UnlimiformerAttention(Attention):
         w_k, w_v, b_k, b_v = self.kv_projections()
         y = torch.empty_like(q)
         for row, head, time in itertools.product(*map(range, q.shape[:3])):
-            alive = min(int(bank.length[row]), self.knn.capacity)
-            kept = torch.cat(bank.keys, dim=2)[row, 0, :alive].to(q.dtype)
-            nearest = (kept @ (q[row, head, time] @ w_k[head])).topk(min(self.knn.neighbours, alive))[1]
-            keys = kept[nearest] @ w_k[head].T + b_k[head]
-            far = self.head_dim**-0.5 * keys @ q[row, head, time]
-            values = torch.cat([self.spread(v)[row, head], kept[nearest] @ w_v[head].T + b_v[head]])
-            y[row, head, time] = torch.cat([near[row, head, time], far]).softmax(0) @ values
+            count = min(int(bank.length[row]), self.knn.capacity)
+            stored = torch.cat(bank.keys, dim=2)[row, 0, :count].to(q.dtype)
+            scores = stored @ (q[row, head, time] @ w_k[head])
+            nearest = stored[scores.topk(min(self.knn.neighbours, count)).indices]
+            keys = nearest @ w_k[head].T + b_k[head]
+            retrieved = self.head_dim**-0.5 * keys @ q[row, head, time]
+            values = torch.cat([self.repeat_kv(v)[row, head], nearest @ w_v[head].T + b_v[head]])
+            y[row, head, time] = torch.cat([local[row, head, time], retrieved]).softmax(0) @ values
         return y

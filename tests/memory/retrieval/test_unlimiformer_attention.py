@@ -60,7 +60,7 @@ def test_sums_are_what_recomputed_keys_and_values_give(
         monkeypatch.setattr(unlimiformer_attention, "MAX_GATHERED", at_once)
         given = bank._replace(keys=tree_map(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
         q, k, v = mixer.project(x)
-        y = getattr(mixer, form)(q, mixer.score(q, k), v, given)
+        y = getattr(mixer, form)(q, mixer.local_scores(q, k), v, given)
         learns = [mixer.qkv.weight, *given.keys] + ([] if mixer.qkv.bias is None else [mixer.qkv.bias])
         grads = torch.autograd.grad((y * cotangent).sum(), learns, allow_unused=True)
         found.append(
