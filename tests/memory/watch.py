@@ -1,4 +1,4 @@
-"""How much storage a computation takes."""
+"""The storage that a computation allocates."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Watch(TorchDispatchMode):
-    """Bytes of new storage, and of the largest tensor, of what runs inside."""
+    """Counts the bytes of new storage, and of the largest tensor, of operations inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[Tensor] = []  # alive, so that no address is used twice
+        self.tensors: list[Tensor] = []  # referenced, so that no address is used twice
         self.nbytes = self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -19,10 +19,10 @@ class Watch(TorchDispatchMode):
         for part in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(part, Tensor):
                 storage = part.untyped_storage()
-                old = {other.untyped_storage().data_ptr() for other in self.kept}
-                given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+                counted = {tensor.untyped_storage().data_ptr() for tensor in self.tensors}
+                inputs = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
                 self.largest = max(self.largest, storage.nbytes())
-                if storage.data_ptr() not in old | given:
+                if storage.data_ptr() not in counted | inputs:
                     self.nbytes += storage.nbytes()
-                    self.kept.append(part)
+                    self.tensors.append(part)
         return result

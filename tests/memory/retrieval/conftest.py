@@ -1,0 +1,12 @@
+"""The fixture of tests that need faiss."""
+
+from typing import Any
+
+import pytest
+
+from zoo.memory.retrieval.faiss_index import load_faiss
+
+
+@pytest.fixture
+def faiss() -> Any:
+    return load_faiss()
