@@ -1,14 +1,13 @@
-"""Corpora: named ones, and whatever text a user has, cut into train, val and test documents.
+"""Corpora: published ones by name, and any text of a user, cut into train, val and test documents.
 
-How texts fall into splits, whatever they come from (files in a folder, rows of a .jsonl, members of an
-archive):
+Texts are files in a folder, rows of a .jsonl or members of an archive.  Their splits:
 
-* folders or files called train and val (valid, validation, dev), perhaps test: those, the rest is left out;
-* otherwise by a hash of the text's relative name, 90/5/5: stable, and independent of what else is there;
-* one text alone is a single long document, cut 90/5/5 from its beginning to its end.
+* folders or files named train and val (valid, validation, dev), perhaps test: those, the rest is left out;
+* otherwise by a hash of the text's relative name, 90/5/5: stable, and independent of all other texts;
+* a single text is one long document, cut 90/5/5 from its beginning to its end.
 
-The documents of train stand in order of name (rows and members as they lie); those of val and test in the
-order of that hash, so that any prefix of them is a fair sample.
+The documents of train are in order of name (rows and members in that of the file); those of val and test in
+the order of that hash, so that any prefix of them is a fair sample.
 """
 
 import json
@@ -27,12 +26,12 @@ from zoo.errors import UserError, nearest
 from zoo.train.corpora.cache import cached, key_of
 from zoo.train.corpora.documents import READABLE, Documents, Gathered, Source, digest, files_below, gather
 from zoo.train.corpora.splits import (
-    CALLED,
     ENWIK8,
     PG19,
+    SPLIT_NAMES,
     SPLITS,
     WIKITEXT,
-    Pieces,
+    SplitSpans,
     announced,
     announced_or_by_hash,
     by_hash,
@@ -43,7 +42,7 @@ from zoo.train.corpora.splits import (
     ordered,
 )
 
-# name -> where it may lie under the root, the first that is there is taken; {} stands for train, valid, test.
+# name -> paths under the root, the first that exists is taken; {} stands for train, valid, test.
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "wikilong": ("wikilong",),
     "books": ("books", "books.tar.xz"),
@@ -65,11 +64,11 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 }
 UNITS = {"stdlib": "files", "wikilong": "articles", "books": "books", "stacks": "files", "pg19": "books"}
 
-Check = Callable[[UInt8[np.ndarray, " bytes"], Pieces], None]  # raises UserError
+Check = Callable[[UInt8[np.ndarray, " bytes"], SplitSpans], None]  # raises UserError
 
 
 class Corpus:
-    """Documents in splits; `note` is one line that says what was found."""
+    """Documents in splits; `note` is one line about their number and size."""
 
     def __init__(self, name: str, note: str, parts: dict[str, Documents]) -> None:
         self.name, self.note, self.parts = name, note, parts
@@ -82,19 +81,19 @@ class Corpus:
 
 
 def open_corpus(name: str, root: str | Path) -> Corpus:
-    """A corpus by its name (`stdlib`, or one that lies under `root`) or by the path of a folder or file.
+    """A corpus by its name (`stdlib`, or one under `root`) or by the path of a folder or file.
 
-    UserError: nothing of that name, nothing readable in it, or not what its name promises.
+    UserError: no such corpus, nothing readable in it, or not the published corpus of that name.
     """
     if name == "stdlib":
-        return _open(name, _stdlib(), by_hash, f"stdlib of Python {platform.python_version()}")
+        return _open(name, stdlib_sources(), by_hash, f"stdlib of Python {platform.python_version()}")
     if name in LAYOUTS:
         return _open_named(name, Path(root))
     path = Path(name).expanduser()
     if not name or not (path.is_dir() or path.is_file()):
         raise UserError(
             f"no corpus {name!r}: expected a folder, a file or one of stdlib, {', '.join(LAYOUTS)}"
-            f" ({_present(Path(root))}){nearest(name, ['stdlib', *LAYOUTS])}"
+            f" ({_existing(Path(root))}){nearest(name, ['stdlib', *LAYOUTS])}"
         )
     sources = files_below(path) if path.is_dir() else [Source(path.name, path)]
     if not sources:
@@ -103,66 +102,72 @@ def open_corpus(name: str, root: str | Path) -> Corpus:
 
 
 def _open_named(name: str, root: Path) -> Corpus:
-    sources = _lying(name, root)
+    sources = _sources(name, root)
     if not sources:
-        wanted = " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
-        raise UserError(f"corpus {name} not found: expected {wanted} under {root} ({_present(root)})")
+        paths = " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
+        raise UserError(f"corpus {name} not found: expected {paths} under {root} ({_existing(root)})")
     if name == "enwik8":
         return _open(name, sources, enwik8, check=check_enwik8)
     if name == "stacks":
         return _open_stacks(sources, root / "stacks_split.json")
-    check = check_pg19 if name == "pg19" else partial(check_wikitext, name) if name in WIKITEXT else None
-    return _open(name, sources, announced, check=check)
+    if name == "pg19":
+        return _open(name, sources, announced, check=check_pg19)
+    if name in WIKITEXT:
+        return _open(name, sources, announced, check=partial(check_wikitext, name))
+    return _open(name, sources, announced)
 
 
 def _open_stacks(sources: list[Source], table: Path) -> Corpus:
-    """A table beside the archive says which file stands in which split."""
+    """A table beside the archive maps splits to files."""
     try:
         content = table.read_bytes()
-        split_of = {file: CALLED[split] for split, files in json.loads(content).items() for file in files}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        split_of = {
+            file: SPLIT_NAMES[split] for split, files in json.loads(content).items() for file in files
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"expected {table} to map train, val and test to names of files: {problem!r}"
-        ) from problem
+            f"expected {table} to map train, val and test to names of files: {error!r}"
+        ) from error
 
-    def by_table(found: Gathered) -> Pieces:
-        return ordered(found, [split_of.get(name.rsplit("/", 1)[-1]) for name in found.names])
+    def by_table(texts: Gathered) -> SplitSpans:
+        return ordered(texts, [split_of.get(name.rsplit("/", 1)[-1]) for name in texts.names])
 
     return _open("stacks", sources, by_table, rule=f"by_table {digest(content)}")
 
 
-def _lying(name: str, root: Path) -> list[Source]:
-    """The sources of a named corpus under the root, none if it isn't there."""
+def _sources(name: str, root: Path) -> list[Source]:
+    """The sources of a named corpus under the root; empty if there are none."""
     for layout in LAYOUTS[name]:
+        path = root / layout
         if "{}" in layout:
             paths = {split: root / layout.format(split) for split in ("train", "valid", "test")}
-            found = [Source(split + p.suffix, p) for split, p in paths.items() if p.is_file()]
+            sources = [Source(split + p.suffix, p) for split, p in paths.items() if p.is_file()]
+        elif path.is_dir() and name != "enwik8":
+            sources = files_below(path)
         else:
-            path = root / layout
-            found = files_below(path) if path.is_dir() and name != "enwik8" else []
-            found = [Source(path.name, path)] if path.is_file() else found
-        if found:
-            return found
+            sources = [Source(path.name, path)] if path.is_file() else []
+        if sources:
+            return sources
     return []
 
 
-def _present(root: Path) -> str:
-    there = [name for name in LAYOUTS if _lying(name, root)]
-    return f"under {root}: {', '.join(there) or 'none of them'}"
+def _existing(root: Path) -> str:
+    names = [name for name in LAYOUTS if _sources(name, root)]
+    return f"under {root}: {', '.join(names) or 'none of them'}"
 
 
-def _stdlib() -> list[Source]:
-    """The interpreter's own library, without what isn't it.
+def stdlib_sources() -> list[Source]:
+    """The .py files of Python's standard library, without installed packages.
 
     Test suites are left out: they are more than half of the bytes, much of it tables and deliberately broken
     input, and many systems don't install them: without them the corpus differs least between machines.
     `_sysconfigdata*` describes the machine that Python was built on.
     """
     home = Path(sysconfig.get_path("stdlib"))
-    others = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+    excluded = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
     sources = [
         source
-        for source in files_below(home, without=others)
+        for source in files_below(home, without=excluded)
         if source.name.endswith(".py") and not source.name.startswith("_sysconfigdata")
     ]
     if not sources:
@@ -173,64 +178,66 @@ def _stdlib() -> list[Source]:
 def _open(
     name: str,
     sources: Sequence[Source],
-    cut: Callable[[Gathered], Pieces],
+    cut: Callable[[Gathered], SplitSpans],
     title: str | None = None,
     check: Check | None = None,
     rule: str | None = None,
     where: str | None = None,
 ) -> Corpus:
-    """`cut` says which bytes are whose; `check` refuses what isn't what its name says, before it is kept."""
+    """`cut` assigns bytes to splits; `check` refuses another corpus of this name, before it is cached."""
 
     def build(out: BufferedWriter) -> dict[str, Any]:
-        found = gather(sources, out)
-        if not found.names:
+        texts = gather(sources, out)
+        if not texts.names:
             raise UserError(
                 f"no text in {where or name}: expected {READABLE}; "
-                f"found {_many(found.binary, 'binary file')} and {_many(found.empty, 'empty file')}"
+                f"found {_plural(texts.binary, 'binary file')} and {_plural(texts.empty, 'empty file')}"
             )
-        pieces = cut(found)
+        split_spans = cut(texts)
         if check is not None:
             out.flush()
-            check(np.memmap(out.name, np.uint8, "r").view(np.ndarray), pieces)
-        out.write(bytes(-out.tell() % 8))
-        spans = [span for split in SPLITS for span in pieces.get(split, [])]
-        out.write(np.array(spans, np.int64).tobytes())
-        counts = {split: len(pieces.get(split, [])) for split in SPLITS}
-        outside = len(found.names) - sum(counts.values()) if len(found.names) > 1 else 0
-        passed = {"binary": found.binary, "empty": found.empty, "outside the splits": outside}
-        return {"counts": counts, "passed": passed, "alone": len(found.names) == 1}
+            check(np.memmap(out.name, np.uint8, "r").view(np.ndarray), split_spans)
+        return _write_spans(out, texts, split_spans)
 
     path, index = cached(key_of(rule or cut.__name__, sources), build)
-    counts = index["counts"]
-    total = sum(counts.values())
+    counts = [index["counts"][split] for split in SPLITS]
+    total = sum(counts)
     spans = np.fromfile(path, np.int64, 2 * total, offset=index["size"] - 16 * total).reshape(total, 2)
-    cuts = np.cumsum([counts[split] for split in SPLITS])[:-1]
-    parts = {
-        split: Documents(path, own)
-        for split, own in zip(SPLITS, np.split(spans, cuts), strict=True)
-        if len(own)
-    }
+    spans_of = dict(zip(SPLITS, np.split(spans, np.cumsum(counts)[:-1]), strict=True))
+    parts = {split: Documents(path, spans) for split, spans in spans_of.items() if len(spans)}
     return Corpus(name, _note(name, title or name, index, parts), parts)
 
 
+def _write_spans(out: BufferedWriter, texts: Gathered, split_spans: SplitSpans) -> dict[str, Any]:
+    """Append the spans of all documents to their bytes; returns the index of the cached file."""
+    out.write(bytes(-out.tell() % 8))
+    spans = [span for split in SPLITS for span in split_spans.get(split, [])]
+    out.write(np.array(spans, np.int64).tobytes())
+    counts = {split: len(split_spans.get(split, [])) for split in SPLITS}
+    single = len(texts.names) == 1
+    outside = 0 if single else len(texts.names) - sum(counts.values())
+    skipped = {"binary": texts.binary, "empty": texts.empty, "outside the splits": outside}
+    return {"counts": counts, "passed": skipped, "alone": single}
+
+
 def _note(name: str, title: str, index: dict[str, Any], parts: dict[str, Documents]) -> str:
-    nbytes = {split: int(documents.lengths.sum()) for split, documents in parts.items()}
-    size = sum(nbytes.values())
+    sizes = {split: int(documents.lengths.sum()) for split, documents in parts.items()}
+    size = sum(sizes.values())
     if name == "enwik8" and "test" in parts:
         return f"enwik8 ({size:,} bytes, md5 {ENWIK8.md5})"
     if name == "enwik8":
         return f"enwik8, its first {size:,} bytes only: train and val, no test"
     if index["alone"] or all(len(documents) == 1 for documents in parts.values()):
-        shares = " / ".join(f"{count:,} {split}" for split, count in nbytes.items())
+        shares = " / ".join(f"{count:,} {split}" for split, count in sizes.items())
         note = f"{title}: {shares} bytes" + (" of one text" if index["alone"] else "")
     else:
         shares = " / ".join(f"{len(documents):,} {split}" for split, documents in parts.items())
         note = f"{title}: {shares} {UNITS.get(name, 'documents')} ({size:,} bytes)"
     if name == "pg19" and len(parts.get("train", ())) != PG19["train"]:
         note += f", the release has {PG19['train']:,} train"
-    passed = [f"{count:,} {kind}" for kind, count in index["passed"].items() if count]
-    return note + (f"; left out: {', '.join(passed)}" if passed else "")
+    skipped = [f"{count:,} {kind}" for kind, count in index["passed"].items() if count]
+    return f"{note}; left out: {', '.join(skipped)}" if skipped else note
 
 
-def _many(count: int, thing: str) -> str:
-    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

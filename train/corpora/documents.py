@@ -1,4 +1,4 @@
-"""Documents as bytes on disk: read out of files and archives once, memory-mapped from a cache ever after."""
+"""Documents as bytes on disk: extracted from files and archives once, then memory-mapped from a cache."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 class Documents:
-    """Texts that lie one behind the other in a memory-mapped file: nothing is read before it is asked for."""
+    """Consecutive texts in a memory-mapped file: nothing is read before it is needed."""
 
     def __init__(self, path: Path, spans: Int64[np.ndarray, "documents 2"]) -> None:
         """`spans` holds (first byte, bytes) of every document."""
@@ -35,7 +35,7 @@ class Documents:
         # A plain view: slices of a np.memmap cost several times as much.
         self._data = np.memmap(path, np.uint8, "r").view(np.ndarray)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a process that gets these documents maps the file again
+    def __reduce__(self) -> tuple[Any, ...]:  # another process maps the file again
         return type(self), (self.path, self.spans)
 
     def __len__(self) -> int:
@@ -50,14 +50,14 @@ class Documents:
 
 
 class Source(NamedTuple):
-    """A file to read, under the name that decides where its texts go (relative, with /)."""
+    """A file to read, and the name that decides the split of its texts (relative, with /)."""
 
     name: str
     path: Path
 
 
 class Gathered(NamedTuple):
-    """What sources hold, as read: names, (first byte, bytes), and how many texts were passed over."""
+    """The texts of the sources: names, (first byte, bytes), and the numbers of skipped texts."""
 
     names: list[str]
     spans: list[tuple[int, int]]
@@ -71,32 +71,32 @@ def digest(content: bytes) -> str:
 
 
 def files_below(folder: Path, without: Collection[str] = ()) -> list[Source]:
-    """Every regular file below a folder, sorted by name; not hidden ones, nor folders called as in `without`.
+    """Regular files below a folder, sorted by name, without hidden ones and folders named in `without`.
 
     Links are followed, but no folder is entered twice, so that a loop of links ends.
-    UserError: a folder can't be looked into.
+    UserError: a folder that can't be read.
     """
 
-    def refuse(problem: OSError) -> None:
-        raise UserError(f"cannot read {problem.filename}: {problem.strerror}") from problem
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    seen: set[tuple[int, int]] = set()
-    found = []
-    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
+    visited: set[tuple[int, int]] = set()
+    sources = []
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in without)
-        for path in (Path(here, name) for name in files if not name.startswith(".")):
-            if path.is_file():  # neither a broken link nor a pipe, which would block for ever
-                found.append(Source(path.relative_to(folder).as_posix(), path))
-    return sorted(found)
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            if path.is_file():  # neither a broken link nor a pipe, which would block forever
+                sources.append(Source(path.relative_to(folder).as_posix(), path))
+    return sorted(sources)
 
 
 def _texts(name: str, stream: BufferedIOBase) -> Iterator[tuple[str, BufferedIOBase]]:
-    """Every text in a file, through as many packings as its name has endings: (name, stream)."""
+    """Every text in a file, unpacked once per suffix of its name: (name, stream)."""
     stem, suffix = os.path.splitext(name)
     tar = ".tar" if suffix.lower() in (".tgz", ".txz") else ""
     match suffix.lower():
@@ -131,24 +131,25 @@ def _hidden(name: str) -> bool:
 
 
 def _rows(name: str, stream: BufferedIOBase) -> Iterator[tuple[str, BufferedIOBase]]:
-    """The rows of a .jsonl; a row has no name, so its text stands for it, wherever in the file it is."""
-    for number, line in enumerate(stream, 1):
+    """The rows of a .jsonl; a row has no name, so a hash of its text takes its place."""
+    for line_number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
             text = json.loads(line)["text"].encode("utf-8", "surrogatepass")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(
-                f"{name}, line {number}: expected a JSON object with a string `text`, found {line[:40]!r}"
+                f"{name}, line {line_number}: expected a JSON object with a string `text`, "
+                f"found {line[:40]!r}"
             ) from None
         yield f"{name}#{digest(text)}", BytesIO(text)
 
 
 def gather(sources: Sequence[Source], out: BufferedWriter) -> Gathered:
-    """Write every text of the sources to `out`, one behind the other.
+    """Write every text of the sources to `out`, one after the other.
 
-    Binary ones (with a NUL byte) and empty ones are passed over and counted.
-    UserError: a file can't be read, an archive is broken or a row of a .jsonl isn't one.
+    Binary ones (with a NUL byte) and empty ones are skipped and counted.
+    UserError: a file that can't be read, a broken archive or a malformed row of a .jsonl.
     """
     names: list[str] = []
     spans: list[tuple[int, int]] = []
@@ -165,8 +166,8 @@ def gather(sources: Sequence[Source], out: BufferedWriter) -> Gathered:
                     else:
                         names.append(name)
                         spans.append((start, out.tell() - start))
-        except _BROKEN as problem:
-            raise UserError(f"cannot read {source.path}: {' '.join(str(problem).split())}") from problem
+        except _BROKEN as error:
+            raise UserError(f"cannot read {source.path}: {' '.join(str(error).split())}") from error
     return Gathered(names, spans, binary, empty)
 
 
@@ -184,7 +185,7 @@ def count_words(chunks: Iterable[Integer[np.ndarray, " bytes"]]) -> tuple[int, i
 
 
 def _copy(stream: BufferedIOBase, out: BufferedWriter) -> bool:
-    """Whether it is text; if it isn't, nothing of it stays in `out`."""
+    """Append a text to `out`; False, and nothing appended, where it is binary."""
     start = out.tell()
     while chunk := stream.read(_CHUNK):
         if b"\0" in chunk:
@@ -193,6 +194,6 @@ def _copy(stream: BufferedIOBase, out: BufferedWriter) -> bool:
             return False
         try:
             out.write(chunk)
-        except OSError as problem:  # not to be taken for a fault of what is read
-            raise UserError(f"cannot write {out.name}: {problem.strerror}") from problem
+        except OSError as error:  # not to be reported as an unreadable source
+            raise UserError(f"cannot write {out.name}: {error.strerror}") from error
     return True

@@ -1,11 +1,11 @@
-"""Which text falls into train, val or test, and whether a corpus is what its name says.
+"""Rules that assign texts to train, val or test, and checks of published corpora.
 
-A rule takes what was gathered and gives the pieces of every split.  What fits none of them is left out.
+A rule takes the gathered texts and returns the spans of every split; texts that fit none are left out.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,84 +15,85 @@ from zoo.errors import UserError
 from zoo.train.corpora.documents import Gathered, count_words, digest
 
 SPLITS = ("train", "val", "test")
-CALLED = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLIT_NAMES = {"train": "train", "test": "test"}  # by what folders and files are named
+SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
-Pieces = dict[str, list[tuple[int, int]]]  # split -> (first byte, bytes) of its documents, in their order
+SplitSpans = dict[str, list[tuple[int, int]]]  # split -> (first byte, bytes) of its documents, in order
 
 
-def announced(found: Gathered) -> Pieces:
-    """By the folder or file that a text is in: train/a.txt, my_valid.jsonl, wiki.test.tokens."""
-    parts = [name.split("#")[0].split("/") for name in found.names]
-    depth = 0  # past the folders that all of them share, such as an archive's name
+def announced(texts: Gathered) -> SplitSpans:
+    """By the name of a text's folder or file: train/a.txt, my_valid.jsonl, wiki.test.tokens."""
+    parts = [name.split("#")[0].split("/") for name in texts.names]
+    depth = 0  # below the folders that all of them share, such as an archive's name
     while all(len(part) > depth + 1 for part in parts) and len({part[depth] for part in parts}) == 1:
         depth += 1
-    return ordered(found, [_called(part[depth]) for part in parts])
+    return ordered(texts, [_split_named(part[depth]) for part in parts])
 
 
-def _called(part: str) -> str | None:
+def _split_named(part: str) -> str | None:
     words = (re.split("[-_]", word)[-1] for word in part.lower().split(".")[:2])
-    return next((CALLED[word] for word in words if word in CALLED), None)
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
-def announced_or_by_hash(found: Gathered) -> Pieces:
-    """The user's own data: their split where there is a train and a val, otherwise ours.
+def announced_or_by_hash(texts: Gathered) -> SplitSpans:
+    """A user's data: their split if it has a train and a val, otherwise by hash.
 
-    A `test` alone announces nothing: folders of source code have one.
+    A `test` alone is no split: folders of source code have one.
     """
-    pieces = announced(found)
-    return pieces if {"train", "val"} <= pieces.keys() else by_hash(found)
+    spans = announced(texts)
+    return spans if {"train", "val"} <= spans.keys() else by_hash(texts)
 
 
-def by_hash(found: Gathered) -> Pieces:
+def by_hash(texts: Gathered) -> SplitSpans:
     """90/5/5 by the hash of each text's name; one text alone is cut 90/5/5 along its length.
 
     Two texts or more give at least one to train and one to val, whatever their hashes.
     """
-    if len(found.names) == 1:
-        return _alone(found)
-    where = [uniform(name) for name in found.names]
-    split_of = ["val" if at < 0.05 else "test" if at < 0.1 else "train" for at in where]
-    by_place = sorted(range(len(where)), key=lambda document: (where[document], document))
+    if len(texts.names) == 1:
+        return _cut_single(texts)
+    hashes = [uniform(name) for name in texts.names]
+    split_of = ["val" if value < 0.05 else "test" if value < 0.1 else "train" for value in hashes]
+    by_value = sorted(range(len(hashes)), key=lambda document: (hashes[document], document))
     if "val" not in split_of:
-        split_of[by_place[0]] = "val"
+        split_of[by_value[0]] = "val"
     if "train" not in split_of:
-        split_of[by_place[-1]] = "train"
-    return ordered(found, split_of)
+        split_of[by_value[-1]] = "train"
+    return ordered(texts, split_of)
 
 
-def _alone(found: Gathered) -> Pieces:
-    start, length = found.spans[0]
+def _cut_single(texts: Gathered) -> SplitSpans:
+    start, length = texts.spans[0]
     if length < len(SPLITS):
         raise UserError(
-            f"{found.names[0]} has {length} bytes: expected at least {len(SPLITS)}, one for each split"
+            f"{texts.names[0]} has {length} bytes: expected at least {len(SPLITS)}, one for each split"
         )
     held_out = max(1, length // 20)
-    first, second = length - 2 * held_out, length - held_out
+    val, test = length - 2 * held_out, length - held_out
     return {
-        "train": [(start, first)],
-        "val": [(start + first, held_out)],
-        "test": [(start + second, held_out)],
+        "train": [(start, val)],
+        "val": [(start + val, held_out)],
+        "test": [(start + test, held_out)],
     }
 
 
-def ordered(found: Gathered, split_of: Sequence[str | None]) -> Pieces:
+def ordered(texts: Gathered, split_of: Sequence[str | None]) -> SplitSpans:
     """Train as gathered; val and test by the hash of names, so that any prefix of them is a fair sample."""
-    pieces: Pieces = {}
+    spans: SplitSpans = {}
     for split in SPLITS:
-        documents: Iterable[int] = (document for document, own in enumerate(split_of) if own == split)
+        documents = [document for document in range(len(split_of)) if split_of[document] == split]
         if split != "train":
-            documents = sorted(documents, key=lambda document: (uniform(found.names[document]), document))
-        if spans := [found.spans[document] for document in documents]:
-            pieces[split] = spans
-    return pieces
+            documents.sort(key=lambda document: (uniform(texts.names[document]), document))
+        if documents:
+            spans[split] = [texts.spans[document] for document in documents]
+    return spans
 
 
 def uniform(name: str) -> float:
-    """A number in [0, 1) that stands for a name, the same on every machine."""
+    """A hash of a name, as a number in [0, 1), the same on every machine."""
     return int(digest(name.encode("utf-8", "surrogatepass")), 16) / 2**64
 
 
-# -- what published corpora must be --------------------------------------------------------------------------
+# -- published corpora ---------------------------------------------------------------------------------------
 
 
 class Enwik8(NamedTuple):
@@ -114,32 +115,36 @@ WIKITEXT = {
 PG19 = {"train": 28_602, "val": 50, "test": 100}  # books (google-deepmind/pg19)
 
 
-def enwik8(found: Gathered) -> Pieces:
+def enwik8(texts: Gathered) -> SplitSpans:
     """The first 90 MB, the next 5, the last 5 (which lucidrains' copy lacks)."""
-    start, length = found.spans[0]
+    start, length = texts.spans[0]
     held_out = ENWIK8.train + ENWIK8.val
-    pieces = {"train": [(start, ENWIK8.train)], "val": [(start + ENWIK8.train, ENWIK8.val)]}
-    return pieces if length == held_out else pieces | {"test": [(start + held_out, length - held_out)]}
+    spans = {"train": [(start, ENWIK8.train)], "val": [(start + ENWIK8.train, ENWIK8.val)]}
+    if length > held_out:
+        spans["test"] = [(start + held_out, length - held_out)]
+    return spans
 
 
-def check_enwik8(text: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:
+def check_enwik8(text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> None:
     """UserError unless these are the 100 MB by their md5, or the first 95 MB by size and beginning."""
-    whole, cut = ENWIK8.size, ENWIK8.train + ENWIK8.val
-    if len(text) not in (whole, cut):
+    without_test = ENWIK8.train + ENWIK8.val
+    if len(text) not in (ENWIK8.size, without_test):
         raise UserError(
-            f"this is not enwik8: expected {whole:,} bytes (or their first {cut:,}), found {len(text):,}"
+            f"this is not enwik8: expected {ENWIK8.size:,} bytes (or their first {without_test:,}), "
+            f"found {len(text):,}"
         )
-    first, expected = (whole, ENWIK8.md5) if len(text) == whole else (ENWIK8.head, ENWIK8.head_md5)
-    found = hashlib.md5(text[:first].data, usedforsecurity=False).hexdigest()
-    if found != expected:
+    complete = len(text) == ENWIK8.size
+    size, expected = (ENWIK8.size, ENWIK8.md5) if complete else (ENWIK8.head, ENWIK8.head_md5)
+    md5 = hashlib.md5(text[:size].data, usedforsecurity=False).hexdigest()
+    if md5 != expected:
         raise UserError(
-            f"this is not enwik8: expected md5 {expected} of the first {first:,} bytes, found {found}"
+            f"this is not enwik8: expected md5 {expected} of the first {size:,} bytes, found {md5}"
         )
 
 
-def check_wikitext(name: str, text: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:
-    """UserError unless every split that is there has the published number of tokens."""
-    for split, spans in pieces.items():
+def check_wikitext(name: str, text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> None:
+    """UserError unless every existing split has the published number of tokens."""
+    for split, spans in split_spans.items():
         tokens = sum(count_tokens(text[start : start + length]) for start, length in spans)
         expected = WIKITEXT[name][split]
         if tokens != expected:
@@ -151,9 +156,9 @@ def count_tokens(text: UInt8[np.ndarray, " bytes"], chunk_size: int = 1 << 24) -
     return sum(count_words(text[i : i + chunk_size] for i in range(0, len(text), chunk_size)))
 
 
-def check_pg19(text: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:
-    """UserError unless val and test, which numbers are read from, are whole; train may be a part."""
+def check_pg19(text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> None:
+    """UserError unless val and test, where scores are measured, are complete; train may be a part."""
     for split in ("val", "test"):
-        found = len(pieces.get(split, []))
-        if found != PG19[split]:
-            raise UserError(f"this is not PG-19: expected {PG19[split]} books in {split}, found {found}")
+        books = len(split_spans.get(split, []))
+        if books != PG19[split]:
+            raise UserError(f"this is not PG-19: expected {PG19[split]} books in {split}, found {books}")

@@ -1,4 +1,4 @@
-"""The cache: whole or not there, whoever is killed, writes at the same time or cuts a file short."""
+"""The cache: an entry is complete or missing, with killed writers, simultaneous ones and files cut short."""
 
 import os
 import signal
@@ -17,12 +17,6 @@ from zoo.train.corpora.catalog import open_corpus
 CHECKOUT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "a.txt"
@@ -38,24 +32,24 @@ def content(path):
     )
 
 
-def test_read_once_and_then_from_the_cache(text, folder, monkeypatch):
-    whole = content(text)
-    assert whole == text.read_bytes()
-    assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".json"]
-    monkeypatch.setattr(catalog, "gather", None)  # nothing is gathered any more
-    assert content(text) == whole
+def test_read_once_and_then_from_the_cache(text, cache_folder, monkeypatch):
+    before = content(text)
+    assert before == text.read_bytes()
+    assert sorted(path.suffix for path in cache_folder.iterdir()) == [".bin", ".json"]
+    monkeypatch.setattr(catalog, "gather", None)  # nothing is gathered again
+    assert content(text) == before
 
 
-def test_other_content_name_or_version_is_another_entry(text, folder, monkeypatch):
+def test_another_content_name_or_version_is_another_entry(text, cache_folder, monkeypatch):
     content(text)
     text.write_bytes(b"9876543210" * 1000)  # as long as before
     assert content(text) == text.read_bytes()
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(cache_folder.iterdir())) == 4
     content(text.rename(text.with_name("b.txt")))
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(cache_folder.iterdir())) == 6
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     content(text.with_name("b.txt"))
-    assert len(list(folder.iterdir())) == 8
+    assert len(list(cache_folder.iterdir())) == 8
 
 
 @pytest.mark.parametrize(
@@ -70,13 +64,13 @@ def test_other_content_name_or_version_is_another_entry(text, folder, monkeypatc
         lambda data, index: index.write_text("[]"),
     ],
 )
-def test_a_harmed_entry_is_built_again(text, folder, harm):
-    whole = content(text)
-    harm(next(folder.glob("*.bin")), next(folder.glob("*.json")))
-    assert content(text) == whole
+def test_a_harmed_entry_is_built_again(text, cache_folder, harm):
+    before = content(text)
+    harm(next(cache_folder.glob("*.bin")), next(cache_folder.glob("*.json")))
+    assert content(text) == before
 
 
-def test_a_writer_that_fails_leaves_nothing(text, folder, monkeypatch):
+def test_a_writer_that_fails_leaves_nothing(text, cache_folder, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -84,17 +78,17 @@ def test_a_writer_that_fails_leaves_nothing(text, folder, monkeypatch):
         patch.setattr(os, "fsync", fail)
         with pytest.raises(UserError, match=r"cannot write the cache in .* \(set ZOO_CACHE\): No space left"):
             content(text)
-    assert not list(folder.iterdir())
+    assert not list(cache_folder.iterdir())
     assert content(text) == text.read_bytes()
 
 
-def test_a_cache_that_cannot_be_is_refused(text, folder):
-    folder.write_text("a file, not a folder")
+def test_a_file_at_the_folders_path_is_an_error(text, cache_folder):
+    cache_folder.write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write the cache in"):
         content(text)
 
 
-def test_a_killed_writer_leaves_no_entry_and_its_part_goes_in_time(text, folder):
+def test_a_killed_writer_leaves_no_entry_and_its_part_is_removed_later(text, cache_folder):
     script = (
         "import sys, time; from zoo.train.corpora import cache, catalog\n"
         "def sleep(_): print('writing', flush=True); time.sleep(60)\n"
@@ -104,31 +98,31 @@ def test_a_killed_writer_leaves_no_entry_and_its_part_goes_in_time(text, folder)
     assert writer.stdout.readline() == b"writing\n"
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
-    (part,) = folder.iterdir()
+    (part,) = cache_folder.iterdir()
     assert part.suffix == ".part"
     assert content(text) == text.read_bytes()
-    assert part.exists()  # it might have been a living one's
+    assert part.exists()  # its writer might still run
     long_ago = time.time() - 2 * 86_400
     os.utime(part, (long_ago, long_ago))
-    next(folder.glob("*.json")).unlink()
+    next(cache_folder.glob("*.json")).unlink()
     assert content(text) == text.read_bytes()
     assert not part.exists()
 
 
-def test_writers_at_the_same_time_all_read_the_whole(text):
+def test_simultaneous_writers_all_read_the_complete_text(text):
     script = (
         "import sys; from zoo.train.corpora.catalog import open_corpus as o; print(o(sys.argv[1], '.').note)"
     )
     command = [sys.executable, "-c", script, text]
-    others = [subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) for _ in range(2)]
+    writers = [subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) for _ in range(2)]
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(content, [text] * 24)) == {text.read_bytes()}
-    assert {other.communicate()[0] for other in others} == {
+    assert {writer.communicate()[0] for writer in writers} == {
         b"a.txt: 9,000 train / 500 val / 500 test bytes of one text\n"
     }
 
 
-def test_where_the_cache_lies(monkeypatch):
+def test_the_cache_folder_follows_the_environment(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache.cache_folder() != Path("/xdg/zoo")
     monkeypatch.delenv("ZOO_CACHE")

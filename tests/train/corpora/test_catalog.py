@@ -1,62 +1,22 @@
-"""What a name or a path becomes: documents in splits, a note, or one line that says why not."""
+"""A corpus by name or path: documents in splits and a note, or an error of one line."""
 
 import gzip
 import io
-import json
 import lzma
 import os
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 
+from tests.train.corpora.files import contents, jsonl, tar, write
 from zoo.errors import UserError
 from zoo.train.corpora import catalog
 from zoo.train.corpora.catalog import open_corpus
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def contents(corpus, split):
-    documents = corpus.split(split)
-    assert documents.lengths.dtype == np.int64
-    found = [documents.bytes_of(i, 0, int(length)).tobytes() for i, length in enumerate(documents.lengths)]
-    assert len(found) == len(documents)
-    return found
-
-
 def everything(corpus):
     return sorted(text for split in corpus.parts for text in contents(corpus, split))
-
-
-def rows(*texts):
-    return "".join(json.dumps({"id": i, "text": text}) + "\n\n" for i, text in enumerate(texts)).encode()
-
-
-def tar(members):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return packed.getvalue()
 
 
 def zipped(members):
@@ -75,16 +35,16 @@ FILES = {f"some/folder/{i}.txt": raw for i, raw in enumerate(RAW)}
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.jsonl", rows(*TEXTS)),
-        ("a.jsonl.gz", gzip.compress(rows(*TEXTS))),
-        ("a.JSONL.XZ", lzma.compress(rows(*TEXTS))),
+        ("a.jsonl", jsonl(*TEXTS)),
+        ("a.jsonl.gz", gzip.compress(jsonl(*TEXTS))),
+        ("a.JSONL.XZ", lzma.compress(jsonl(*TEXTS))),
         ("a.tar", tar(FILES)),
         ("a.tar.gz", gzip.compress(tar(FILES))),
         ("a.tgz", gzip.compress(tar(FILES))),
         ("a.tar.xz", lzma.compress(tar(FILES))),
         ("a.txz", lzma.compress(tar(FILES))),
         ("a.zip", zipped(FILES)),
-        ("rows_in_a.tar", tar({"x/rows.jsonl": rows(*TEXTS)})),
+        ("rows_in_a.tar", tar({"x/rows.jsonl": jsonl(*TEXTS)})),
         ("gz_in_a.tar", tar({name + ".gz": gzip.compress(raw) for name, raw in FILES.items()})),
     ],
 )
@@ -127,7 +87,7 @@ def test_a_folder_is_split_by_names_alone(root):
     ]
 
 
-def test_val_is_in_an_order_that_has_nothing_to_do_with_names(root):
+def test_the_order_of_val_does_not_follow_names(root):
     for i in range(200):
         write(root / "mine" / "train" / f"{i:03}.txt", b"%d" % i)
         write(root / "mine" / "validation" / f"{i:03}.txt", b"%d" % i)
@@ -161,9 +121,9 @@ def test_few_documents_still_give_train_and_val(root, count):
         ("x/y/train/a/b.txt", "x/y/dev/c.txt", "x/y/test/d.txt"),
     ],
 )
-def test_splits_that_are_there_are_kept(root, names):
+def test_existing_splits_are_used(root, names):
     for name, text in zip(names, "abc", strict=True):
-        write(root / "mine" / name, rows(text) if name.endswith("jsonl") else text.encode())
+        write(root / "mine" / name, jsonl(text) if name.endswith("jsonl") else text.encode())
     corpus = open_corpus(str(root / "mine"), root)
     assert [contents(corpus, split) for split in ("train", "val", "test")] == [[b"a"], [b"b"], [b"c"]]
     packed = write(
@@ -179,7 +139,7 @@ def test_a_folder_of_tests_announces_no_split(root):
     assert len(everything(open_corpus(str(root / "mine"), root))) == 22
 
 
-def test_what_is_passed_over_is_counted(root):
+def test_skipped_texts_are_counted(root):
     folder = root / "mine"
     for name, content in {
         "train/a.txt": b"a",
@@ -214,13 +174,13 @@ def test_stdlib_is_source_code_without_its_tests():
     assert len(train) > 3_000_000
     assert b"import unittest" in train
     assert len(corpus.split("val")) > 5
-    names = [source.name for source in catalog._stdlib()]
+    names = [source.name for source in catalog.stdlib_sources()]
     assert "argparse.py" in names
     assert all(name.endswith(".py") for name in names)
     assert {"test", "tests", "site-packages"}.isdisjoint(part for name in names for part in name.split("/"))
 
 
-def test_bytes_of_is_a_view_with_borders(root):
+def test_bytes_of_is_a_view_within_the_document(root):
     documents = open_corpus(str(write(root / "t.txt", b"0123456789" * 10)), root).split("train")
     view = documents.bytes_of(0, 3, 7)
     assert view.tobytes() == b"3456"
@@ -231,7 +191,7 @@ def test_bytes_of_is_a_view_with_borders(root):
             documents.bytes_of(0, start, stop)
 
 
-# -- what can't be opened ----------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------------------------
 
 
 def refusal(name, root):
@@ -241,12 +201,12 @@ def refusal(name, root):
     return str(caught.value)
 
 
-def test_refusals_are_one_line_that_says_what_is_there(root):
-    write(root / "wikilong" / "train.jsonl", rows("a"))
-    said = refusal("wikilnog", root)
-    assert "one of stdlib, wikilong, books" in said
-    assert f"under {root}: wikilong" in said
-    assert said.endswith("did you mean wikilong?")
+def test_errors_are_one_line_with_the_existing_corpora(root):
+    write(root / "wikilong" / "train.jsonl", jsonl("a"))
+    message = refusal("wikilnog", root)
+    assert "one of stdlib, wikilong, books" in message
+    assert f"under {root}: wikilong" in message
+    assert message.endswith("did you mean wikilong?")
     assert f"under {root}: wikilong" in refusal("books", root)
     assert "expected books or books.tar.xz" in refusal("books", root)
     assert f"under {root / 'none'}: none of them" in refusal("enwik8", root / "none")
@@ -257,7 +217,7 @@ def test_refusals_are_one_line_that_says_what_is_there(root):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("a.txt", b"", "0 binary files and 1 empty file"),
         ("a.txt", b"ab\0", "1 binary file and 0 empty files"),
@@ -277,9 +237,9 @@ def test_refusals_are_one_line_that_says_what_is_there(root):
         ("a.zip", b"no zip", "cannot read .*not a zip"),
     ],
 )
-def test_unreadable_files_are_refused(root, name, content, words):
+def test_unreadable_files_are_refused(root, name, content, message):
     path = write(root / name, content)
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_corpus(str(path), root)
     assert "\n" not in str(caught.value)
     assert not list((root.parent / "cache").glob("*"))

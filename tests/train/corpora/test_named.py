@@ -1,65 +1,25 @@
-"""Corpora by name: what lies where, and that nothing is called what it isn't."""
+"""Published corpora by name: their layouts, and checks that each is the published one."""
 
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import os
-import tarfile
 
 import numpy as np
 import pytest
 
+from tests.train.corpora.files import contents, jsonl, tar, write
 from zoo.errors import UserError
 from zoo.train.corpora import catalog, splits
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.tasks.lm import compression_baselines
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def root(tmp_path):
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def contents(corpus, split):
-    documents = corpus.split(split)
-    assert documents.lengths.dtype == np.int64
-    found = [documents.bytes_of(i, 0, int(length)).tobytes() for i, length in enumerate(documents.lengths)]
-    assert len(found) == len(documents)
-    return found
-
-
-def rows(*texts):
-    return "".join(json.dumps({"id": i, "text": text}) + "\n\n" for i, text in enumerate(texts)).encode()
-
-
-def tar(members):
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return packed.getvalue()
-
-
-def test_layouts_of_the_data_kit(root):
+def test_layouts_of_named_corpora(root):
     for split, count in (("train", 5), ("val", 3), ("test", 2)):
         texts = [f"{split} {i}" for i in range(count)]
-        write(root / "wikilong" / f"{split}.jsonl.xz", lzma.compress(rows(*texts)))
+        write(root / "wikilong" / f"{split}.jsonl.xz", lzma.compress(jsonl(*texts)))
     corpus = open_corpus("wikilong", root)
     assert corpus.note == "wikilong: 5 train / 3 val / 2 test articles (62 bytes)"
     assert contents(corpus, "train") == [b"train %d" % i for i in range(5)]
@@ -83,8 +43,8 @@ def test_layouts_of_the_data_kit(root):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("ZOO_DATA" not in os.environ, reason="needs the data kit in $ZOO_DATA")
-def test_the_data_kit_itself():
+@pytest.mark.skipif("ZOO_DATA" not in os.environ, reason="needs the corpora in $ZOO_DATA")
+def test_the_corpora_themselves():
     root = os.environ["ZOO_DATA"]
     assert open_corpus("wikilong", root).note.startswith(
         "wikilong: 4,764 train / 265 val / 251 test articles ("
@@ -96,8 +56,8 @@ def test_the_data_kit_itself():
     )
     assert list(open_corpus("wikitext-103", root).parts) == ["val", "test"]
     for name, order0, xz in (("wikilong", 4.606, 2.307), ("books", 4.490, 2.266), ("stacks", 5.072, 1.337)):
-        found = compression_baselines(b"".join(contents(open_corpus(name, root), "test")))
-        assert found == {"xz -9": pytest.approx(xz, abs=2e-3), "order-0": pytest.approx(order0, abs=1e-3)}
+        baselines = compression_baselines(b"".join(contents(open_corpus(name, root), "test")))
+        assert baselines == {"xz -9": pytest.approx(xz, abs=2e-3), "order-0": pytest.approx(order0, abs=1e-3)}
 
 
 def small_enwik8(monkeypatch, text):
@@ -109,7 +69,7 @@ def small_enwik8(monkeypatch, text):
     monkeypatch.setattr(catalog, "ENWIK8", splits.ENWIK8)
 
 
-def test_enwik8_is_what_its_md5_says(root, monkeypatch):
+def test_enwik8_is_known_by_its_md5(root, monkeypatch):
     text = bytes(range(1, 101))
     small_enwik8(monkeypatch, text)
     write(root / "enwik8.gz", gzip.compress(text[:95]))
@@ -118,18 +78,18 @@ def test_enwik8_is_what_its_md5_says(root, monkeypatch):
     assert [contents(corpus, split) for split in ("train", "val")] == [[text[:90]], [text[90:95]]]
     with pytest.raises(UserError, match="corpus enwik8 has no split 'test': found train, val"):
         corpus.split("test")
-    write(root / "enwik8", text)  # the whole is taken before the part
+    write(root / "enwik8", text)  # the complete file is preferred
     corpus = open_corpus("enwik8", root)
     assert corpus.note == f"enwik8 (100 bytes, md5 {hashlib.md5(text).hexdigest()})"
     assert contents(corpus, "test") == [text[95:]]
-    for wrong, words in [
+    for wrong, message in [
         (text[:50], "expected 100 bytes .* found 50"),
         (text[:99] + b"x", "expected md5 .* of the first 100 bytes, found"),
         (b"x" + text[1:95], "expected md5 .* of the first 40 bytes, found"),
     ]:
         write(root / "enwik8", wrong)
-        for _ in range(2):  # nothing of it was kept
-            with pytest.raises(UserError, match=f"this is not enwik8: {words}"):
+        for _ in range(2):  # nothing of it was cached
+            with pytest.raises(UserError, match=f"this is not enwik8: {message}"):
                 open_corpus("enwik8", root)
 
 
@@ -157,7 +117,7 @@ def test_tokens_are_words_and_lines(chunk):
     assert splits.count_tokens(np.frombuffer(text, np.uint8), chunk) == len(text.split()) + text.count(b"\n")
 
 
-def test_pg19_is_whole_where_numbers_are_read(root, monkeypatch):
+def test_val_and_test_of_pg19_are_complete(root, monkeypatch):
     for split, count in (("train", 3), ("val", 2), ("test", 1)):
         monkeypatch.setitem(splits.PG19, split, count)
         for i in range(count):
