@@ -16,7 +16,9 @@ from zoo.state import leaves, replace_rows, take_rows, tree_map
 WIDTH, HEADS = 8, 4
 
 
-def made(capacity: int = 12, block: int = 4, neighbours: int = 3, **options: Any) -> UnlimiformerAttention:
+def make_mixer(
+    capacity: int = 12, block: int = 4, neighbours: int = 3, **options: Any
+) -> UnlimiformerAttention:
     torch.manual_seed(0)
     mixer = UnlimiformerAttention(
         WIDTH, HEADS, KNNMemory(capacity, 1, WIDTH, 0, neighbours, block), **options
@@ -26,13 +28,13 @@ def made(capacity: int = 12, block: int = 4, neighbours: int = 3, **options: Any
     return mixer.double().eval()
 
 
-def draw(*shape: int) -> Tensor:
+def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def filled(mixer: UnlimiformerAttention, rows: int, tokens: int) -> Bank:
+def filled_bank(mixer: UnlimiformerAttention, rows: int, tokens: int) -> Bank:
     bank: Bank = mixer.init_state(rows)
-    return mixer.knn.add(bank, draw(rows, 1, tokens, WIDTH)) if tokens else bank
+    return mixer.knn.add(bank, randn(rows, 1, tokens, WIDTH)) if tokens else bank
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 7, 12, 17, 40])
@@ -47,56 +49,57 @@ def filled(mixer: UnlimiformerAttention, rows: int, tokens: int) -> Bank:
     ],
     ids=repr,
 )
-def test_sums_are_what_recomputed_keys_and_values_give(
+def test_the_sums_equal_recomputed_keys_and_values(
     options: dict[str, Any], tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And of all gradients, the bank's among them; gathered at once or a query at a time."""
-    mixer = made(**options)
-    x, bank = draw(3, 5, WIDTH), filled(mixer, 3, tokens)
+    """With all gradients, the bank's among them; gathered at once or query by query."""
+    mixer = make_mixer(**options)
+    x, bank = randn(3, 5, WIDTH), filled_bank(mixer, 3, tokens)
     bank = replace_rows(bank, mixer.init_state(3), torch.tensor([False, True, False]))
-    cotangent = draw(3, HEADS, 5, WIDTH // HEADS)
-    found = []
-    for form, at_once in (("attend_memory_loop", 1), *(("attend_memory", size) for size in (2**26, 1, 100))):
-        monkeypatch.setattr(unlimiformer_attention, "MAX_GATHERED", at_once)
-        given = bank._replace(keys=tree_map(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
+    cotangent = randn(3, HEADS, 5, WIDTH // HEADS)
+    results = []
+    forms = [("attend_memory_loop", 1), *(("attend_memory", size) for size in (2**26, 1, 100))]
+    for form, max_gathered in forms:
+        monkeypatch.setattr(unlimiformer_attention, "MAX_GATHERED", max_gathered)
+        leaf_bank = bank._replace(keys=tree_map(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
         q, k, v = mixer.project(x)
-        y = getattr(mixer, form)(q, mixer.local_scores(q, k), v, given)
-        learns = [mixer.qkv.weight, *given.keys] + ([] if mixer.qkv.bias is None else [mixer.qkv.bias])
-        grads = torch.autograd.grad((y * cotangent).sum(), learns, allow_unused=True)
-        found.append(
-            [y, *(torch.zeros_like(w) if g is None else g for w, g in zip(learns, grads, strict=True))]
+        y = getattr(mixer, form)(q, mixer.local_scores(q, k), v, leaf_bank)
+        inputs = [mixer.qkv.weight, *leaf_bank.keys] + ([] if mixer.qkv.bias is None else [mixer.qkv.bias])
+        grads = torch.autograd.grad((y * cotangent).sum(), inputs, allow_unused=True)
+        results.append(
+            [y, *(torch.zeros_like(w) if g is None else g for w, g in zip(inputs, grads, strict=True))]
         )
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-12)
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
 def test_an_empty_bank_changes_nothing(position: Any) -> None:
-    mixer = made(position=position, kv_heads=2, bias=True)
-    x = draw(2, 5, WIDTH)
+    mixer = make_mixer(position=position, kv_heads=2, bias=True)
+    x = randn(2, 5, WIDTH)
     torch.testing.assert_close(mixer(x, mixer.init_state(2))[0], Attention.forward(mixer, x, ())[0])
 
 
-def test_in_training_nothing_is_read_or_kept() -> None:
-    mixer = made().train()
-    x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 9)
+def test_in_training_the_bank_is_neither_read_nor_written() -> None:
+    mixer = make_mixer().train()
+    x, bank = randn(2, 5, WIDTH), filled_bank(mixer, 2, 9)
     y, after = mixer(x, bank)
     assert after is bank
     assert torch.equal(y, Attention.forward(mixer, x, ())[0])
 
 
-def test_one_index_of_the_inputs_themselves() -> None:
-    mixer = made()
-    x = draw(2, 7, WIDTH)
+def test_the_bank_stores_the_inputs_themselves() -> None:
+    mixer = make_mixer()
+    x = randn(2, 7, WIDTH)
     bank = mixer(x, mixer.init_state(2))[1]
     assert [block.shape for block in bank.keys] == [(2, 1, 4, WIDTH)] * 3
     assert bank.values == ()
     assert torch.equal(torch.cat(bank.keys, dim=2)[:, 0, :7], x)
 
 
-def test_the_oldest_make_room() -> None:
-    mixer = made()
-    x = draw(2, 4 * 5, WIDTH)
+def test_the_oldest_inputs_are_overwritten() -> None:
+    mixer = make_mixer()
+    x = randn(2, 4 * 5, WIDTH)
     bank = mixer.init_state(2)
     for piece in x.split(5, dim=1):
         bank = mixer(piece, bank)[1]
@@ -105,45 +108,45 @@ def test_the_oldest_make_room() -> None:
         assert torch.equal(slots[:, token % 12], x[:, token])
 
 
-def test_what_is_kept_has_no_place() -> None:
-    """Slots in another order, and as much read before, say the same: only what is kept counts."""
-    mixer = made(neighbours=4)
-    x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 12)
+def test_stored_inputs_have_no_positions() -> None:
+    """The order of slots and the length of the text before them change nothing."""
+    mixer = make_mixer(neighbours=4)
+    x, bank = randn(2, 5, WIDTH), filled_bank(mixer, 2, 12)
     order = torch.randperm(12)
-    turned = torch.cat(bank.keys, dim=2)[:, :, order].split(4, dim=2)
-    moved = bank._replace(keys=turned, length=bank.length + 7, stamp=bank.stamp + 1)
-    torch.testing.assert_close(mixer(x, moved)[0], mixer(x, bank)[0])
+    permuted_keys = torch.cat(bank.keys, dim=2)[:, :, order].split(4, dim=2)
+    permuted = bank._replace(keys=permuted_keys, length=bank.length + 7, stamp=bank.stamp + 1)
+    torch.testing.assert_close(mixer(x, permuted)[0], mixer(x, bank)[0])
 
 
-def test_the_query_that_searches_has_no_place() -> None:
-    """The same input twice in a segment finds the same with the same scores, wherever it stands."""
-    mixer = made()
+def test_the_query_of_a_search_has_no_position() -> None:
+    """An input finds the same slots with the same scores at any position of a segment."""
+    mixer = make_mixer()
     ids = []
     search = mixer.knn.search
     mixer.knn.search = lambda q, bank: ids.append((q, search(q, bank))) or ids[-1][1]  # type: ignore[method-assign]
-    mixer(draw(1, 1, WIDTH).expand(1, 5, WIDTH), filled(mixer, 1, 12))
+    mixer(randn(1, 1, WIDTH).expand(1, 5, WIDTH), filled_bank(mixer, 1, 12))
     for part in (part.unflatten(2, (HEADS, 5)) for part in ids[0]):
         torch.testing.assert_close(part, part[:, :, :, :1].expand_as(part))
 
 
 def test_segments_of_a_row_are_rows_of_one_batch() -> None:
-    mixer = made()
-    x, bank = draw(2, 3 * 5, WIDTH), filled(mixer, 2, 3)
+    mixer = make_mixer()
+    x, bank = randn(2, 3 * 5, WIDTH), filled_bank(mixer, 2, 3)
     pieces, end = x.view(6, 5, WIDTH), bank
-    said = []
+    outputs = []
     for piece in x.split(5, dim=1):
         y, end = mixer(piece, end)
-        said.append(y)
+        outputs.append(y)
     y, after = mixer(pieces, bank)
-    torch.testing.assert_close(y.view(2, 15, WIDTH), torch.cat(said, dim=1))
+    torch.testing.assert_close(y.view(2, 15, WIDTH), torch.cat(outputs, dim=1))
     torch.testing.assert_close(after.keys, end.keys)
     assert torch.equal(after.length, end.length)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_gradient_reaches_what_was_kept_in_retrieval_training_alone(training: bool) -> None:
-    mixer = made(retrieval_training=True).train(training)
-    early, late = draw(2, 5, WIDTH).requires_grad_(), draw(2, 5, WIDTH).requires_grad_()
+def test_the_gradient_reaches_the_bank_in_retrieval_training_alone(training: bool) -> None:
+    mixer = make_mixer(retrieval_training=True).train(training)
+    early, late = randn(2, 5, WIDTH).requires_grad_(), randn(2, 5, WIDTH).requires_grad_()
     bank = mixer(early, mixer.init_state(2))[1]
     assert bank.keys[0].requires_grad == training
     y, _ = mixer(late, bank)
@@ -152,24 +155,24 @@ def test_the_gradient_reaches_what_was_kept_in_retrieval_training_alone(training
     assert (to_early is not None and bool(to_early.any())) == training
 
 
-def test_dropout_is_drawn_again_alike_in_the_backward_pass() -> None:
-    mixer = made(retrieval_training=True, dropout=0.4, bias=True).train()
-    x, bank = draw(2, 5, WIDTH), filled(mixer, 2, 12)
-    kept = bank.keys[0].clone().requires_grad_()
+def test_dropout_has_the_same_mask_in_the_backward_pass() -> None:
+    mixer = make_mixer(retrieval_training=True, dropout=0.4, bias=True).train()
+    x, bank = randn(2, 5, WIDTH), filled_bank(mixer, 2, 12)
+    block = bank.keys[0].clone().requires_grad_()
 
-    def said(first: Tensor) -> Tensor:
+    def output(first: Tensor) -> Tensor:
         torch.manual_seed(5)
         return mixer(x, bank._replace(keys=(first, *bank.keys[1:])))[0]
 
-    assert not torch.equal(said(kept), mixer.eval()(x, bank)[0])
+    assert not torch.equal(output(block), mixer.eval()(x, bank)[0])
     mixer.train()
-    assert torch.autograd.gradcheck(said, (kept,), fast_mode=True)
+    assert torch.autograd.gradcheck(output, (block,), fast_mode=True)
 
 
 def bytes_of_a_segment(capacity: int) -> int:
-    """Without those of the search."""
-    mixer = made(capacity=capacity, neighbours=3)
-    x, bank = draw(2, 16, WIDTH), filled(mixer, 2, 9)
+    """Storage that a segment allocates, without its search."""
+    mixer = make_mixer(capacity=capacity, neighbours=3)
+    x, bank = randn(2, 16, WIDTH), filled_bank(mixer, 2, 9)
     ids = torch.randint(-1, capacity, (2, 1, HEADS * 16, 3), generator=torch.Generator().manual_seed(0))
     mixer.knn.search = lambda _queries, _bank: ids  # type: ignore[method-assign]
     with Watch() as watch, torch.no_grad():
@@ -178,18 +181,18 @@ def bytes_of_a_segment(capacity: int) -> int:
 
 
 def test_a_segment_costs_the_same_with_any_bank() -> None:
-    """The bank isn't copied, only what was found in it."""
+    """The bank isn't copied, only the retrieved inputs."""
     assert bytes_of_a_segment(4096) < 1.1 * bytes_of_a_segment(128)
 
 
-def test_faiss_finds_the_same() -> None:
-    mixer = made(neighbours=4)
-    x, bank = draw(3, 5, WIDTH), filled(mixer, 3, 9)
+def test_faiss_gives_the_same_output() -> None:
+    mixer = make_mixer(neighbours=4)
+    x, bank = randn(3, 5, WIDTH), filled_bank(mixer, 3, 9)
     expected = mixer(x, bank)[0]
     mixer.knn = KNNMemory(12, 1, WIDTH, 0, 4, 4, backend="faiss")
     torch.testing.assert_close(mixer(x, bank)[0], expected)
-    later = mixer.knn.add(bank, draw(3, 1, 6, WIDTH))
-    torch.testing.assert_close(mixer(x, bank)[0], expected)  # the bank given, not what came after it
+    later = mixer.knn.add(bank, randn(3, 1, 6, WIDTH))
+    torch.testing.assert_close(mixer(x, bank)[0], expected)  # of this bank, not of the later one
     alone = mixer(x[2:], take_rows(later, torch.tensor([2])))[0]
     torch.testing.assert_close(alone, mixer(x, later)[0][2:])
     fresh = replace_rows(later, mixer.init_state(3), torch.tensor([True, False, False]))
