@@ -4,17 +4,17 @@
                              [--graphs 16384] [--steps 100] [--threads 1] [--rounds 5]
 
 One row, 8 heads of width 64, segments of 512 tokens, 32 neighbours, float32, blocks of 512.  A Memorizing
-Transformer of two layers is trained for `--steps` on the standard library's sources, then reads on; keys,
-values and queries are its memory layer's.  Of one segment on a full bank, medians of `--rounds` in
-milliseconds: `search` finds and gathers its neighbours (here the index gets what the segment before has
-written), `add` stores it, `both` is their sum; `again` is the search of a bank whose index is up to date.
-`first` makes the index of a full bank, and tunes it.  `new` is the storage of the blocks that a segment makes
-anew, in MiB, and `recall` the share of the true nearest that is found, or of others with the same scores.  A
-graph takes minutes to make: none above `--graphs`.
+Transformer of two layers is trained for `--steps` on the standard library's sources, then reads more of them;
+keys, values and queries are its memory layer's.  Of one segment on a full bank, medians of `--rounds` in
+milliseconds: `search` searches and gathers the neighbours (and extends the index by the segment before),
+`add` stores the segment, `total` is their sum; `cached` is a search with an index that is up to date.
+`build` builds and tunes the index of a full bank.  `new` is the storage of the blocks that a segment makes
+anew, in MiB, and `recall` the share of the true nearest keys that are found; keys with equal scores count.
+Building a graph takes minutes: none above `--graphs` keys.
 
 `package` is the memory of memorizing-transformers-pytorch (HNSW, and a file of floats) with 8 indexes, in
-this process; it wipes itself when it is full, so it is filled up to its capacity, which is its `first`.  `x`
-is its `both` by ours.  It is no dependency, and measured where it can be imported:
+this process; it clears itself when it is full, so it is filled up to its capacity, which is its `build`.
+`speed` is the package's `total` divided by ours.  It is no dependency, and measured where it can be imported:
 
     pip install --target DIR joblib loky
     pip install --target DIR --no-deps memorizing-transformers-pytorch einops-exts
@@ -52,27 +52,27 @@ HEADS, WIDTH, SEGMENT, NEIGHBOURS = 8, 64, 512, 32
 ROWS = 2  # in training
 
 
-class Read(NamedTuple):
-    """What a memory layer made of a text."""
+class Projections(NamedTuple):
+    """A memory layer's queries, keys and values of a text."""
 
     queries: Tensor  # (1, heads, tokens, width)
     keys: Tensor
     values: Tensor
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """Times in milliseconds."""
 
     search: float
     add: float
-    again: float
-    first: float
+    cached: float
+    build: float
     new: float  # MiB of new blocks per segment
     recall: float
 
 
 def sources(count: int) -> Tensor:
-    """So many bytes of the standard library's own modules, in the order of their names."""
+    """The first `count` bytes of the standard library's modules, in the order of their names."""
     folder, text = Path(sysconfig.get_paths()["stdlib"]), bytearray()
     for path in sorted(folder.glob("*.py")):
         text += path.read_bytes()
@@ -81,102 +81,100 @@ def sources(count: int) -> Tensor:
     raise SystemExit(f"expected {count} bytes of the standard library's modules, found {len(text)}")
 
 
-def trained(steps: int, tokens: int) -> Read:
-    """What the memory layer of a model trained so long keeps and asks, reading so many tokens."""
+def trained_projections(steps: int, tokens: int) -> Projections:
+    """The projections of the memory layer of a model trained for `steps`, for a text of `tokens`."""
     torch.manual_seed(0)
     model = Memorizing(256, SEGMENT, 2, HEADS * WIDTH, HEADS, 2 * HEADS * WIDTH, 4 * SEGMENT, block=SEGMENT)
     optimizer, state = torch.optim.AdamW(model.parameters(), 1e-3), None
     text = sources(ROWS * (steps * SEGMENT + 1) + tokens)
-    lanes = text[: ROWS * (steps * SEGMENT + 1)].view(ROWS, -1)
+    batch = text[: ROWS * (steps * SEGMENT + 1)].view(ROWS, -1)
     for step in range(steps):
-        window = lanes[:, step * SEGMENT :][:, : SEGMENT + 1]
+        window = batch[:, step * SEGMENT :][:, : SEGMENT + 1]
         logits, state = model(window[:, :-1], state)
         loss, state = F.cross_entropy(logits.mT, window[:, 1:]), detach(state)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     print(f"trained for {steps} steps: {loss.item():.2f} nats per byte", flush=True)
-    (memory,), heard = model.eval().memories(), []
-    memory.qkv.register_forward_hook(lambda _module, _read, said: heard.append(memory.separate(said)))
+    (memory,), outputs = model.eval().memories(), []
+    memory.qkv.register_forward_hook(lambda _module, _inputs, qkv: outputs.append(memory.separate(qkv)))
     with torch.no_grad():
         for piece in text[-tokens:].split(SEGMENT):
             model(piece[None])
-    queries, keys, values = (torch.cat(parts, dim=2) for parts in zip(*heard, strict=True))
-    return Read(F.normalize(queries, dim=-1), F.normalize(keys, dim=-1), values)
+    queries, keys, values = (torch.cat(parts, dim=2) for parts in zip(*outputs, strict=True))
+    return Projections(F.normalize(queries, dim=-1), F.normalize(keys, dim=-1), values)
 
 
-def timed(act: Callable[[], Any]) -> tuple[float, Any]:
-    """Milliseconds, and what came of it."""
-    began = time.perf_counter()
-    result = act()
-    return 1000 * (time.perf_counter() - began), result
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds, and the function's result."""
+    start = time.perf_counter()
+    result = function()
+    return 1000 * (time.perf_counter() - start), result
 
 
-def segment(read: Read, start: int) -> Read:
-    return Read(*(part[:, :, start : start + SEGMENT] for part in read))
+def segment(text: Projections, start: int) -> Projections:
+    return Projections(*(part[:, :, start : start + SEGMENT] for part in text))
 
 
-def measure(read: Read, size: int, name: str, rounds: int) -> Measured:
-    how: dict[str, Any] = {} if name == "torch" else {"backend": "faiss", "index": name}
-    knn = KNNMemory(size, HEADS, WIDTH, WIDTH, NEIGHBOURS, SEGMENT, **how)
-    keys, values = read.keys[:, :, :size], read.values[:, :, :size]
+def measure(text: Projections, size: int, name: str, rounds: int) -> Measurement:
+    options: dict[str, Any] = {} if name == "torch" else {"backend": "faiss", "index": name}
+    knn = KNNMemory(size, HEADS, WIDTH, WIDTH, NEIGHBOURS, SEGMENT, **options)
+    keys, values = text.keys[:, :, :size], text.values[:, :, :size]
     bank = knn.add(knn.init_state(1, keys), keys, values)
 
-    def look_up(queries: Tensor) -> Any:
+    def retrieve(queries: Tensor) -> Any:
         return knn.gather(bank, knn.search(queries, bank))
 
-    first, _ = timed(partial(look_up, segment(read, size).queries))
-    searches, adds, again, new = [], [], [], 0
-    for turn in range(rounds + 1):
-        queries, keys, values = segment(read, size + turn * SEGMENT)
-        if turn:  # the index is behind from the second one on
-            searches.append(timed(partial(look_up, queries))[0])
-            again.append(timed(partial(look_up, queries))[0])
-        took, after = timed(partial(knn.add, bank, keys, values))
-        adds.append(took)
+    build, _ = timed(partial(retrieve, segment(text, size).queries))
+    searches, adds, cached, new = [], [], [], 0
+    for step in range(rounds + 1):
+        queries, keys, values = segment(text, size + step * SEGMENT)
+        if step:  # from the second one on the index lacks a segment
+            searches.append(timed(partial(retrieve, queries))[0])
+            cached.append(timed(partial(retrieve, queries))[0])
+        milliseconds, after = timed(partial(knn.add, bank, keys, values))
+        adds.append(milliseconds)
         pairs = zip((*after.keys, *after.values), (*bank.keys, *bank.values), strict=True)
         new, bank = sum(block.nbytes for block, old in pairs if block is not old), after
     recall = recall_at_k(queries, bank.keys, bank.length, knn.search(queries, bank))
-    middle = [statistics.median(times) for times in (searches, adds, again)]
-    return Measured(*middle, first, new / 2**20, recall)
+    medians = [statistics.median(times) for times in (searches, adds, cached)]
+    return Measurement(*medians, build, new / 2**20, recall)
 
 
-def measure_package(package: Any, read: Read, size: int, rounds: int) -> Measured:
+def measure_package(package: Any, text: Projections, size: int, rounds: int) -> Measurement:
     with tempfile.TemporaryDirectory() as folder:
         memory = package.KNNMemory(
             WIDTH, size, HEADS, memmap_filename=f"{folder}/memory", multiprocessing=False
         )
-        searches, adds, first, nan = [], [], 0.0, float("nan")
+        searches, adds, build, nan = [], [], 0.0, float("nan")
         for start in range(0, size, SEGMENT):
-            queries, keys, values = (part[0] for part in segment(read, start))
+            queries, keys, values = (part[0] for part in segment(text, start))
             if start >= size - rounds * SEGMENT:
                 searches.append(timed(partial(memory.search, queries, NEIGHBOURS))[0])
             adds.append(timed(partial(memory.add, torch.stack([keys, values], dim=2)))[0])
-            first += adds[-1]
-        queries = segment(read, size).queries
-        ids = [
-            knn.search(asked.numpy(), NEIGHBOURS) for knn, asked in zip(memory.knns, queries[0], strict=True)
-        ]
-        found = torch.from_numpy(numpy.stack(ids))[None]
-        recall = recall_at_k(queries, (read.keys[:, :, :size],), torch.tensor([size]), found)
-        return Measured(
-            statistics.median(searches), statistics.median(adds[-rounds:]), nan, first, nan, recall
-        )
+            build += adds[-1]
+        queries = segment(text, size).queries
+        heads = zip(memory.knns, queries[0], strict=True)
+        slots = numpy.stack([index.search(vectors.numpy(), NEIGHBOURS) for index, vectors in heads])
+        keys = text.keys[:, :, :size]
+        recall = recall_at_k(queries, (keys,), torch.tensor([size]), torch.from_numpy(slots)[None])
+        search, add = statistics.median(searches), statistics.median(adds[-rounds:])
+        return Measurement(search, add, nan, build, nan, recall)
 
 
-def line(size: int, name: str, found: Measured, package: Measured | None) -> str:
-    both = found.search + found.add
-    ratio = (package.search + package.add) / both if package else float("nan")
-    numbers = f"{found.search:9.1f} {found.add:7.1f} {both:9.1f} {ratio:6.2f} {found.again:9.1f}"
-    return f"{size:>7} {name:<8}{numbers} {found.first:10.0f} {found.new:6.1f} {found.recall:7.3f}"
+def table_line(size: int, name: str, result: Measurement, package: Measurement | None) -> str:
+    total = result.search + result.add
+    speed = (package.search + package.add) / total if package else float("nan")
+    times = f"{result.search:9.1f} {result.add:7.1f} {total:9.1f} {speed:6.2f} {result.cached:9.1f}"
+    return f"{size:>7} {name:<8}{times} {result.build:10.0f} {result.new:6.1f} {result.recall:7.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 16384, 65536])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--graphs", type=int, default=16384, help="the largest bank that gets a graph")
-    parser.add_argument("--steps", type=int, default=100, help="that the model is trained for")
+    parser.add_argument("--graphs", type=int, default=16384, help="the largest bank with a graph")
+    parser.add_argument("--steps", type=int, default=100, help="of the model's training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -192,19 +190,19 @@ def main() -> None:
         package = None
         print(f"without memorizing-transformers-pytorch: {error}")
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}; milliseconds, MiB")
-    read = trained(options.steps, max(options.sizes) + (options.rounds + 1) * SEGMENT)
-    titles = (
-        f"{'search':>9} {'add':>7} {'both':>9} {'x':>6} {'again':>9} {'first':>10} {'new':>6} {'recall':>7}"
-    )
+    text = trained_projections(options.steps, max(options.sizes) + (options.rounds + 1) * SEGMENT)
+    columns = {"search": 9, "add": 7, "total": 9, "speed": 6, "cached": 9, "build": 10, "new": 6, "recall": 7}
+    titles = " ".join(f"{name:>{width}}" for name, width in columns.items())
     print(f"{'keys':>7} {'':<8}{titles}")
     for size in options.sizes:
-        asked = package if "package" in options.kinds else None
-        theirs = measure_package(asked, read, size, options.rounds) if asked else None
-        if theirs:
-            print(line(size, "package", theirs, theirs), flush=True)
+        baseline = None
+        if package and "package" in options.kinds:
+            baseline = measure_package(package, text, size, options.rounds)
+            print(table_line(size, "package", baseline, baseline), flush=True)
         for name in (kind for kind in KINDS[1:] if kind in options.kinds):
             if name != "hnsw" or size <= options.graphs:
-                print(line(size, name, measure(read, size, name, options.rounds), theirs), flush=True)
+                result = measure(text, size, name, options.rounds)
+                print(table_line(size, name, result, baseline), flush=True)
 
 
 if __name__ == "__main__":

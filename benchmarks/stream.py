@@ -1,12 +1,12 @@
-"""A long text read through a model in evaluation: tokens per second and resident memory as it goes on.
+"""A long text read by a model in evaluation: tokens per second and resident memory in its course.
 
     ZOO_DATA=… python benchmarks/stream.py [models=infini,landmark] [bytes=262144] [data.corpus=books]
                                            [size=tiny] [key=value …]
 
-One row, the first training documents of the corpus one behind another, a segment a call, untrained weights;
+One row, the first training documents of the corpus one after another, a segment per call, untrained weights;
 everything but `models` and `bytes` goes to the configuration.  Per quarter of the text: tokens per second,
-and the MiB by which resident memory has grown since the end of the quarter before.  Each model is a process
-of its own.
+and the MiB by which resident memory has grown since the end of the quarter before.  Each model runs in a
+separate process.
 """
 
 import itertools
@@ -29,11 +29,11 @@ QUARTERS = 4
 
 
 def resident() -> float:
-    """MiB of this process that are in memory now."""
+    """Resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-def text_of(corpus: str, root: str, count: int) -> Tensor:
+def read_text(corpus: str, root: str, count: int) -> Tensor:
     documents, text = open_corpus(corpus, root).split("train"), bytearray()
     for document in range(len(documents)):
         text += documents.bytes_of(document, 0, count - len(text)).tobytes()
@@ -43,42 +43,44 @@ def text_of(corpus: str, root: str, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def measure(model: str, count: int, words: list[str]) -> str:
-    cfg = compose([f"model={model}", "task=lm", *words])
+def measure(name: str, count: int, words: list[str]) -> str:
+    cfg = compose([f"model={name}", "task=lm", *words])
     torch.manual_seed(0)
-    made = build.model(cfg).eval()
-    text = text_of(cfg.data.corpus, cfg.data.root, count)
-    state = made.init_state(1)
-    speeds, held = [], [resident()]
+    model = build.model(cfg).eval()
+    text = read_text(cfg.data.corpus, cfg.data.root, count)
+    state = model.init_state(1)
+    speeds, memory = [], [resident()]
     for quarter in text.tensor_split(QUARTERS, dim=1):
-        began = time.perf_counter()
-        for segment in quarter.split(made.segment_len, dim=1):
-            _, state = made.segment(segment, state)
-        speeds.append(quarter.shape[1] / (time.perf_counter() - began))
-        held.append(resident())
-    speed = " | ".join(f"{one:,.0f}" for one in speeds)
-    growth = " | ".join(f"{after - before:+.1f}" for before, after in itertools.pairwise(held))
-    return f"| {model} | {nbytes(state):,} | {speed} | {growth} |"
+        start = time.perf_counter()
+        for segment in quarter.split(model.segment_len, dim=1):
+            _, state = model.segment(segment, state)
+        speeds.append(quarter.shape[1] / (time.perf_counter() - start))
+        memory.append(resident())
+    speed = " | ".join(f"{value:,.0f}" for value in speeds)
+    growth = " | ".join(f"{after - before:+.1f}" for before, after in itertools.pairwise(memory))
+    return f"| {name} | {nbytes(state):,} | {speed} | {growth} |"
 
 
 def main() -> None:
-    given, words = dict(DEFAULTS), []
+    options, words = dict(DEFAULTS), []
     for word in sys.argv[1:]:
         key, _, value = word.partition("=")
         if key in DEFAULTS:
-            given[key] = value
+            options[key] = value
         else:
             words.append(word)
     words = ["size=tiny", "data.corpus=books", *words]
     folder = Path(str(next(iter(zoo.configs.__path__)))) / "model"
-    names = given["models"].split(",") if given["models"] else sorted(p.stem for p in folder.glob("*.yaml"))
+    names = (
+        options["models"].split(",") if options["models"] else sorted(p.stem for p in folder.glob("*.yaml"))
+    )
     threads = f"{torch.get_num_threads()} thread(s), torch {torch.__version__}"
-    print(f"{given['bytes']} bytes, {' '.join(words)}, {threads}")
+    print(f"{options['bytes']} bytes, {' '.join(words)}, {threads}")
     print("| model | state bytes |" + " tokens/s |" * QUARTERS + " MiB grown |" * QUARTERS)
     print("|---|---|" + "---|" * 2 * QUARTERS)
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(pool.apply(measure, (name, int(given["bytes"]), words)), flush=True)
+            print(pool.apply(measure, (name, int(options["bytes"]), words)), flush=True)
 
 
 if __name__ == "__main__":

@@ -174,13 +174,13 @@ def previous_segments(
     state: FocusedState,
 ) -> Contexts:
     """The segment before each segment: the carried one before a row's first, then those of this call."""
-    rows, carried = len(state.filled), (state.previous_keys.to(k.dtype), state.previous_values.to(v.dtype))
+    rows, before = len(state.filled), (state.previous_keys.to(k.dtype), state.previous_values.to(v.dtype))
     segments = len(k) // rows
     if segments == 1:
-        return Contexts(*carried, state.filled)
+        return Contexts(*before, state.filled)
     keys, values = (
         torch.cat([first[:, None], new.unflatten(0, (rows, -1))[:, :-1]], dim=1).flatten(0, 1)
-        for first, new in zip(carried, (k, v), strict=True)
+        for first, new in zip(before, (k, v), strict=True)
     )
     length = F.pad(state.filled[:, None], (0, segments - 1), value=k.shape[2]).flatten()
     return Contexts(keys, values, length)
