@@ -1,7 +1,8 @@
-"""Two honest small models, and one mutant for each way to break a law.
+"""Three small models that keep every law, and one mutant for each way to break a law.
 
 `Honest` reads segment by segment and closes each; `Recurrent` stops anywhere and reads a text at once, in
-parallel.  A mutant changes one method of theirs.  `test_mutants.py` says which laws each of them breaks.
+parallel; `Slots` has a bank.  A mutant overrides one of their methods.  `test_mutants.py` lists the laws that
+each mutant breaks.
 """
 
 from typing import NamedTuple
@@ -16,13 +17,13 @@ VOCAB, SEGMENT, WIDTH = 7, 6, 5
 
 
 class Memory(NamedTuple):
-    lower: Tensor  # (rows, width), what the first layer keeps
-    upper: Tensor  # (rows, width), the second
+    lower: Tensor  # (rows, width), of the first layer
+    upper: Tensor  # (rows, width), of the second
     segments: Tensor  # (rows,) how many each row has read
 
 
 class Honest(SequenceModule):
-    """Two layers, l = 0, 1, each with a vector of memory; a row that has read nothing is told nothing.
+    """Two layers, l = 0, 1, each with a vector of memory, which a row that has read nothing doesn't read.
 
     x_t += tanh(W_x mean(x_1 .. x_t) + W_r m_l + b)        m_l' = tanh(W_k m_l + W_s mean(x) + c)
     """
@@ -33,7 +34,7 @@ class Honest(SequenceModule):
         super().__init__()
         self.vocab_size, self.segment_len = VOCAB, SEGMENT
         self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
-        self.mix, self.recall, self.keep, self.store = (
+        self.mix, self.recall, self.retain, self.store = (
             nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2)) for _ in range(4)
         )
         self.dropout = nn.Dropout(0.1)
@@ -43,39 +44,39 @@ class Honest(SequenceModule):
         lower, upper = weight.new_zeros(2, rows, WIDTH)
         return Memory(lower, upper, torch.zeros(rows, dtype=torch.long))
 
-    def see(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.embed(tokens)
 
-    def averages(self, x: Tensor) -> Tensor:
+    def running_mean(self, x: Tensor) -> Tensor:
         """At each token, the mean over the segment's tokens up to it."""
         return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
     def summary(self, x: Tensor) -> Tensor:
         return x.mean(1)
 
-    def known(self, state: Memory) -> Tensor:
-        """1 for rows that have anything to remember, else 0."""
+    def has_read(self, state: Memory) -> Tensor:
+        """1 for rows with something in memory, else 0."""
         return (state.segments > 0).to(state.lower.dtype)[:, None, None]
 
-    def ask(self, layer: int, x: Tensor, memory: Tensor, known: Tensor) -> Tensor:
-        told = known * self.recall[layer](memory)[:, None]
-        return x + self.dropout((self.mix[layer](self.averages(x)) + told).tanh())
+    def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
+        recalled = has_read * self.recall[layer](memory)[:, None]
+        return x + self.dropout((self.mix[layer](self.running_mean(x)) + recalled).tanh())
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        kept = self.keep[layer](memory) + self.store[layer](self.summary(x))
-        return kept.tanh().to(memory.dtype)
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        updated = self.retain[layer](memory) + self.store[layer](self.summary(x))
+        return updated.tanh().to(memory.dtype)
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        x, known = self.see(tokens), self.known(state)
-        x = self.ask(0, x, state.lower, known)
-        lower = self.write(0, x, state.lower)
-        x = self.ask(1, x, state.upper, known)
-        upper = self.write(1, x, state.upper)
+        x, has_read = self.embed_tokens(tokens), self.has_read(state)
+        x = self.read_memory(0, x, state.lower, has_read)
+        lower = self.write_memory(0, x, state.lower)
+        x = self.read_memory(1, x, state.upper, has_read)
+        upper = self.write_memory(1, x, state.upper)
         return self.head(x), Memory(lower, upper, state.segments + 1)
 
 
 class Trace(NamedTuple):
-    sums: Tensor  # (rows, width), a fading sum over all tokens
+    sums: Tensor  # (rows, width), a decaying sum over all tokens
     last: Tensor  # (rows, width), the last token's embedding
 
 
@@ -90,54 +91,54 @@ class Recurrent(SequenceModule):
         self.vocab_size, self.segment_len = VOCAB, SEGMENT
         self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
         self.store, self.recall, self.shift = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.fade, self.dropout = nn.Parameter(torch.randn(WIDTH)), nn.Dropout(0.1)
+        self.decay, self.dropout = nn.Parameter(torch.randn(WIDTH)), nn.Dropout(0.1)
 
     def init_state(self, rows: int) -> State:
         return Trace(*self.head.weight.new_zeros(2, rows, WIDTH))
 
-    def say(self, x: Tensor, before: Tensor, sums: Tensor) -> Tensor:
-        told = (self.recall(sums) + self.shift(before)).tanh()
-        return self.head(x + self.dropout(told))
+    def predict(self, x: Tensor, previous: Tensor, sums: Tensor) -> Tensor:
+        recalled = (self.recall(sums) + self.shift(previous)).tanh()
+        return self.head(x + self.dropout(recalled))
 
     def step(self, x: Tensor, state: Trace) -> tuple[Tensor, State]:
         """One token."""
-        sums = self.fade.sigmoid() * state.sums + self.store(x)
-        return self.say(x, state.last, sums), Trace(sums, x)
+        sums = self.decay.sigmoid() * state.sums + self.store(x)
+        return self.predict(x, state.last, sums), Trace(sums, x)
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        said = []
+        outputs = []
         for x in self.embed(tokens).unbind(1):
             logits, state = self.step(x, state)
-            said.append(logits)
-        return torch.stack(said, dim=1), state
+            outputs.append(logits)
+        return torch.stack(outputs, dim=1), state
 
     def sums(self, x: Tensor, state: Trace) -> Tensor:
         """Every token's sum at once: h_t = a^(t+1) h_{-1} + sum_s a^(t-s) W_s x_s."""
-        time, fade = torch.arange(x.shape[1]), self.fade.sigmoid()
+        time, decay = torch.arange(x.shape[1]), self.decay.sigmoid()
         age = (time[:, None] - time)[..., None]  # (time, time, 1)
-        share = (fade ** age.clamp(min=0)).masked_fill(age < 0, 0.0)
-        old = fade ** (time[:, None] + 1) * state.sums[:, None]
-        return old + (share * self.store(x)[:, None]).sum(2)
+        weights = (decay ** age.clamp(min=0)).masked_fill(age < 0, 0.0)
+        initial = decay ** (time[:, None] + 1) * state.sums[:, None]
+        return initial + (weights * self.store(x)[:, None]).sum(2)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         state = self.init_state(len(tokens)) if state is None else state
         x = self.embed(tokens)
         sums = self.sums(x, state)
-        before = torch.cat([state.last[:, None], x[:, :-1]], dim=1)
-        return self.say(x, before, sums), Trace(sums[:, -1], x[:, -1])
+        previous = torch.cat([state.last[:, None], x[:, :-1]], dim=1)
+        return self.predict(x, previous, sums), Trace(sums[:, -1], x[:, -1])
 
 
-@special_fields(lazy=("places",))
-class Shelf(NamedTuple):
-    places: tuple[Tensor, ...]  # each (rows, width): segment n's mean lies in place n mod their number
+@special_fields(lazy=("slots",))
+class Bank(NamedTuple):
+    slots: tuple[Tensor, ...]  # each (rows, width): the mean of segment n lies in slot n mod their number
     segments: Tensor  # (rows,)
 
 
-class Shelves(SequenceModule):
-    """y_t = W_h (mean(x_1 .. x_t) + tanh(W_r sum of places written)), more places than a law fills."""
+class Slots(SequenceModule):
+    """y_t = W_h (mean(x_1 .. x_t) + tanh(W_r sum of written slots)), with more slots than the laws fill."""
 
     learns_through_memory = False
-    places = 8
+    num_slots = 8
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,36 +148,35 @@ class Shelves(SequenceModule):
 
     def init_state(self, rows: int) -> State:
         empty = self.head.weight.new_zeros(rows, WIDTH)
-        return Shelf((empty,) * self.places, torch.zeros(rows, dtype=torch.long))
+        return Bank((empty,) * self.num_slots, torch.zeros(rows, dtype=torch.long))
 
-    def place(self, segments: Tensor) -> Tensor:
-        return segments % self.places
+    def slot_index(self, segments: Tensor) -> Tensor:
+        return segments % self.num_slots
 
-    def looks(self, place: int) -> bool:
+    def reads_slot(self, index: int) -> bool:
         return True
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         x = self.embed(tokens)
-        told = x.new_zeros(len(x), WIDTH)
-        for number, held in enumerate(state.places):
-            if self.looks(number):
-                told = told + torch.where((state.segments > number)[:, None], held, 0.0)
-        said = self.head(
-            x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None] + self.recall(told).tanh()[:, None]
+        total = x.new_zeros(len(x), WIDTH)
+        for i, slot in enumerate(state.slots):
+            if self.reads_slot(i):
+                total = total + torch.where((state.segments > i)[:, None], slot, 0.0)
+        means = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        logits = self.head(means + self.recall(total).tanh()[:, None])
+        index, summary = self.slot_index(state.segments), x.mean(1).detach()
+        slots = tuple(
+            torch.where((index == i)[:, None], summary.to(slot.dtype), slot)
+            for i, slot in enumerate(state.slots)
         )
-        here, mean = self.place(state.segments), x.mean(1).detach()
-        places = tuple(
-            torch.where((here == number)[:, None], mean.to(held.dtype), held)
-            for number, held in enumerate(state.places)
-        )
-        return said, Shelf(places, state.segments + 1)
+        return logits, Bank(slots, state.segments + 1)
 
 
-# -- what a law alone sees -------------------------------------------------------------------------
+# -- caught by one law alone -------------------------------------------------------------------------
 
 
 class PadsTheVocabulary(Honest):
-    """Says more logits than there are tokens."""
+    """Returns more logits than the vocabulary has tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,46 +190,46 @@ class StartsSmall(Honest):
         state = super().init_state(rows)
         return state._replace(lower=state.lower[:, :1].expand(rows, WIDTH)[:, :1])
 
-    def ask(self, layer: int, x: Tensor, memory: Tensor, known: Tensor) -> Tensor:
-        return super().ask(layer, x, memory.expand(-1, WIDTH), known)
+    def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
+        return super().read_memory(layer, x, memory.expand(-1, WIDTH), has_read)
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        return super().write(layer, x, memory.expand(-1, WIDTH))
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        return super().write_memory(layer, x, memory.expand(-1, WIDTH))
 
 
-class SpreadOfOne(Honest):
-    """Stores the variance of a segment, which one token hasn't got."""
+class VarianceOfOneToken(Honest):
+    """Stores the variance of a segment, which is undefined for one token."""
 
     def summary(self, x: Tensor) -> Tensor:
         return (x - x.mean(1, keepdim=True)).square().sum(1) / (x.shape[1] - 1)
 
 
 class WrongRemainder(Honest):
-    """Works through a segment in pairs, and misreads a second pair that is the last."""
+    """Reads a segment in pairs, and the second pair wrongly if it is the last."""
 
-    def averages(self, x: Tensor) -> Tensor:
-        return super().averages(x) * (2.0 if x.shape[1] == SEGMENT - 2 else 1.0)
+    def running_mean(self, x: Tensor) -> Tensor:
+        return super().running_mean(x) * (2.0 if x.shape[1] == SEGMENT - 2 else 1.0)
 
 
 class PeeksInTraining(Honest):
     """In train mode alone, a segment's second token sees the third."""
 
-    def averages(self, x: Tensor) -> Tensor:
-        seen = super().averages(x)
+    def running_mean(self, x: Tensor) -> Tensor:
+        means = super().running_mean(x)
         if not self.training or x.shape[1] < 3:
-            return seen
-        return torch.cat([seen[:, :1], seen[:, 2:3], seen[:, 2:]], dim=1)
+            return means
+        return torch.cat([means[:, :1], means[:, 2:3], means[:, 2:]], dim=1)
 
 
 class ForgetsInLongCalls(Honest):
-    """A call of more than two segments starts afresh."""
+    """Drops the state in a call of more than two segments."""
 
     def fold(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return super().fold(tokens, None if tokens.shape[1] > 2 * SEGMENT else state)
 
 
-class NotesTheCall(Honest):
-    """Keeps a figure about the last call instead of one about the text."""
+class RecordsTheCallLength(Honest):
+    """Carries the length of the last call instead of the number of segments."""
 
     def fold(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         logits, after = super().fold(tokens, state)
@@ -237,7 +237,7 @@ class NotesTheCall(Honest):
 
 
 class InPlace(Recurrent):
-    """Writes into the state it was given, when nothing is learned: an inference cache."""
+    """Writes into the input state when gradients are off, as an inference cache does."""
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         logits, after = super().forward(tokens, state)
@@ -247,7 +247,7 @@ class InPlace(Recurrent):
 
 
 class CountsItsReads(Honest):
-    """A counter among its weights; nothing reads it."""
+    """Counts calls in a buffer that nothing reads."""
 
     reads: Tensor
 
@@ -260,25 +260,25 @@ class CountsItsReads(Honest):
         return super().fold(tokens, state)
 
 
-class KeepsItsAnswers(Recurrent):
-    """Answers a state it has seen before (the very tensor) from a cache on the module, whatever is asked."""
+class CachesItsLogits(Recurrent):
+    """Returns twice the cached logits for a state tensor that it has read before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.cache: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         logits, after = super().forward(tokens, state)
         if state is not None:
-            for sums, said in self.seen:
-                if sums is state.sums and said.shape == logits.shape:
-                    return 2 * said, after
-            self.seen.append((state.sums, logits))
+            for sums, cached in self.cache:
+                if sums is state.sums and cached.shape == logits.shape:
+                    return 2 * cached, after
+            self.cache.append((state.sums, logits))
         return logits, after
 
 
 class ForgetsOneLayer(Honest):
-    """Returns the old state of its second layer: a dead layer behind a living one."""
+    """Returns the old state of its second layer, while the first remembers."""
 
     learns_through_memory = ("lower",)
 
@@ -288,16 +288,16 @@ class ForgetsOneLayer(Honest):
 
 
 class NeverReads(Honest):
-    """Its memory is computed and carried, and nothing reads it."""
+    """Writes its memory and never reads it."""
 
     learns_through_memory = False
 
-    def ask(self, layer: int, x: Tensor, memory: Tensor, known: Tensor) -> Tensor:
-        return super().ask(layer, x, torch.zeros_like(memory), known)
+    def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
+        return super().read_memory(layer, x, torch.zeros_like(memory), has_read)
 
 
-class OldState(Honest):
-    """Returns the state it was given."""
+class ReturnsTheOldState(Honest):
+    """Returns the input state."""
 
     learns_through_memory = False
 
@@ -305,28 +305,28 @@ class OldState(Honest):
         return super().segment(tokens, state)[0], state
 
 
-class WritesNoPlace(Shelves):
+class WritesNoSlot(Slots):
     """Its bank stays empty."""
 
-    def place(self, segments: Tensor) -> Tensor:
-        return segments - self.places
+    def slot_index(self, segments: Tensor) -> Tensor:
+        return segments - self.num_slots
 
 
-class ReadsOnePlace(Shelves):
-    """What lies in the other places that were written is never read."""
+class ReadsOneSlot(Slots):
+    """Never reads the other slots, which are written too."""
 
-    def looks(self, place: int) -> bool:
-        return place == 0
+    def reads_slot(self, index: int) -> bool:
+        return index == 0
 
 
-class RemembersAfterAll(Honest):
-    """Says that it forgets."""
+class RemembersUndeclared(Honest):
+    """Declares that it forgets, and remembers."""
 
     remembers = False
 
 
 class NothingToRemember(Honest):
-    """Says that it remembers, with a state that has no tensors."""
+    """Declares that it remembers, with a state that has no tensors."""
 
     learns_through_memory = False
 
@@ -338,79 +338,78 @@ class NothingToRemember(Honest):
 
 
 class CentresTheBatch(Honest):
-    """Takes the batch's mean off every embedding."""
+    """Subtracts the batch mean from every embedding."""
 
-    def see(self, tokens: Tensor) -> Tensor:
-        x = super().see(tokens)
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        x = super().embed_tokens(tokens)
         return x - x.mean(0)
 
 
 class CentresInTraining(Honest):
-    """The same in train mode alone, without saying so."""
+    """The same in train mode alone, undeclared."""
 
-    def see(self, tokens: Tensor) -> Tensor:
-        x = super().see(tokens)
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        x = super().embed_tokens(tokens)
         return x - x.mean(0) if self.training else x
 
 
 class OneCountForAll(Honest):
-    """Tells a fresh row what an empty memory says, because another row has read something."""
+    """A fresh row reads its empty memory if any row has read something."""
 
-    def known(self, state: Memory) -> Tensor:
-        return super().known(state).amax(0, keepdim=True)
+    def has_read(self, state: Memory) -> Tensor:
+        return super().has_read(state).amax(0, keepdim=True)
 
 
 class GrowsLate(Honest):
     """A state of fixed shape, until a text has more than five segments."""
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        shown = state._replace(upper=state.upper[:, :WIDTH])
-        logits, after = super().segment(tokens, shown)
+        logits, after = super().segment(tokens, state._replace(upper=state.upper[:, :WIDTH]))
         if bool((after.segments > 5).all()):
             after = after._replace(upper=torch.cat([after.upper, after.upper], dim=1))
         return logits, after
 
 
 class DetachedWhenRead(Honest):
-    """The right values, without their gradient: says that it learns, and doesn't."""
+    """Declares that it learns, and detaches its memory where it is read."""
 
-    def ask(self, layer: int, x: Tensor, memory: Tensor, known: Tensor) -> Tensor:
-        return super().ask(layer, x, memory.detach(), known)
+    def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
+        return super().read_memory(layer, x, memory.detach(), has_read)
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        return super().write(layer, x, memory.detach())
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        return super().write_memory(layer, x, memory.detach())
 
 
 class DetachedWhenWritten(Honest):
-    """The same, cut where it is written."""
+    """The same, detached where it is written."""
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        return super().write(layer, x, memory).detach()
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        return super().write_memory(layer, x, memory).detach()
 
 
 class OneLayerDetached(Honest):
-    """Its second layer alone doesn't learn."""
+    """Detaches the memory of its second layer alone."""
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        written = super().write(layer, x, memory)
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        written = super().write_memory(layer, x, memory)
         return written.detach() if layer else written
 
 
 class StoresDetached(Honest):
-    """The gradient runs through the memory, but not into what a segment read."""
+    """The gradient runs through the memory, but not into the tokens written to it."""
 
     def summary(self, x: Tensor) -> Tensor:
         return super().summary(x).detach()
 
 
-class LearnsAfterAll(Honest):
-    """Says that it doesn't learn through its memory."""
+class LearnsUndeclared(Honest):
+    """Declares that it doesn't learn through its memory, and does."""
 
     learns_through_memory = False
 
 
-class NamesAStranger(Honest):
-    """Learns through a field that it hasn't got."""
+class NamesAnUnknownField(Honest):
+    """Declares a field that its state doesn't have."""
 
     learns_through_memory = ("lower", "upper", "memory")
 
@@ -419,15 +418,22 @@ class DetachesBetweenSegments(Recurrent):
     """A parallel form with the right values whose gradient ends at each segment."""
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        state, logits = self.init_state(len(tokens)) if state is None else state, []
-        for at, piece in enumerate(tokens.split(SEGMENT, dim=1)):
-            said, state = self.segment(piece, detach(state) if at else state)
-            logits.append(said)
-        return torch.cat(logits, dim=1), state
+        state, outputs = self.init_state(len(tokens)) if state is None else state, []
+        for i, piece in enumerate(tokens.split(SEGMENT, dim=1)):
+            logits, state = self.segment(piece, detach(state) if i else state)
+            outputs.append(logits)
+        return torch.cat(outputs, dim=1), state
 
 
-class DetachesAmidFreshRows(Honest):
-    """The same for a batch in which some rows are fresh and others go on, and for no other."""
+class DetachesInTraining(DetachesBetweenSegments):
+    """The same in train mode alone."""
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        return super().forward(tokens, state) if self.training else self.fold(tokens, state)
+
+
+class DetachesBesideFreshRows(Honest):
+    """Its gradient ends before a batch in which some rows are fresh and others continue."""
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         mixed = state is not None and len(state.segments.unique()) > 1
@@ -435,7 +441,7 @@ class DetachesAmidFreshRows(Honest):
 
 
 class UnsavedWeight(Honest):
-    """A random mask that it doesn't save."""
+    """Has a random mask that isn't saved."""
 
     mask: Tensor
 
@@ -443,27 +449,27 @@ class UnsavedWeight(Honest):
         super().__init__()
         self.register_buffer("mask", torch.randn(WIDTH), persistent=False)
 
-    def see(self, tokens: Tensor) -> Tensor:
-        return super().see(tokens) * self.mask
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        return super().embed_tokens(tokens) * self.mask
 
 
-class KeepsBfloat16(Honest):
-    """Keeps its memory as autocast computed it."""
+class StoresBfloat16(Honest):
+    """Its memory has the dtype that autocast computed it in."""
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        return (self.keep[layer](memory) + self.store[layer](self.summary(x))).tanh()
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        return (self.retain[layer](memory) + self.store[layer](self.summary(x))).tanh()
 
 
 class RoundsToOne(Honest):
-    """A gate near 1 that bfloat16 takes for 1, and the logarithm of what is left."""
+    """log(1 - gate) of a gate near 1, which bfloat16 rounds to 1."""
 
-    def averages(self, x: Tensor) -> Tensor:
+    def running_mean(self, x: Tensor) -> Tensor:
         gate = (10 + self.mix[0](x)).sigmoid()
-        return super().averages(x * (1 - gate).log())
+        return super().running_mean(x * (1 - gate).log())
 
 
 class Unseeded(Honest):
-    """Draws a weight from a generator of its own."""
+    """Draws a weight from a generator that no seed reaches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -472,15 +478,15 @@ class Unseeded(Honest):
         nn.init.normal_(self.head.weight, generator=generator)
 
 
-# -- what several laws see -------------------------------------------------------------------------
+# -- caught by several laws -------------------------------------------------------------------------
 
 
 class PeeksAhead(Honest):
     """Each token sees the next one of its segment."""
 
-    def averages(self, x: Tensor) -> Tensor:
-        seen = super().averages(x)
-        return torch.cat([seen[:, 1:], seen[:, -1:]], dim=1)
+    def running_mean(self, x: Tensor) -> Tensor:
+        means = super().running_mean(x)
+        return torch.cat([means[:, 1:], means[:, -1:]], dim=1)
 
 
 class PeeksInTheLastSegment(Honest):
@@ -494,14 +500,14 @@ class PeeksInTheLastSegment(Honest):
 
 
 class PeeksAtTheNextSegment(Recurrent):
-    """Its parallel form takes the average over the whole call off."""
+    """Its parallel form subtracts the mean over the call."""
 
     def sums(self, x: Tensor, state: Trace) -> Tensor:
         return super().sums(x, state) - x.mean(1, keepdim=True)
 
 
 class CountsInFloats(Honest):
-    """Its count starts as an integer and goes on as a float."""
+    """Its count starts as an integer and becomes a float."""
 
     learns_through_memory = ("lower", "upper")
 
@@ -511,32 +517,32 @@ class CountsInFloats(Honest):
 
 
 class Overflows(Honest):
-    """A softmax without its maximum taken off: right in float64, infinite in float32."""
+    """A softmax without its maximum subtracted: finite in float64, infinite in float32."""
 
-    def averages(self, x: Tensor) -> Tensor:
+    def running_mean(self, x: Tensor) -> Tensor:
         weights = (100 + x.float().to(x.dtype)).exp()
         return (weights * x).cumsum(1) / weights.cumsum(1)
 
 
-class OwnDice(Honest):
-    """A dropout of its own, from a generator that no seed reaches."""
+class UnseededDropout(Honest):
+    """Dropout from a generator that no seed reaches."""
 
-    def see(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         generator = torch.Generator()
         generator.seed()
-        x = super().see(tokens)
+        x = super().embed_tokens(tokens)
         return x * (torch.rand(x.shape, generator=generator) > 0.5) if self.training else x
 
 
 class SharedMemory(Honest):
     """One memory for the whole batch."""
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        return super().write(layer, x, memory).mean(0, keepdim=True).expand_as(memory)
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        return super().write_memory(layer, x, memory).mean(0, keepdim=True).expand_as(memory)
 
 
 class SharedAfterACall(Honest):
-    """Rows are apart while they are read, and the memory that a call leaves is the same for all."""
+    """Rows are separate inside a call, and share the memory that it returns."""
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         logits, after = super().forward(tokens, state)
@@ -549,15 +555,15 @@ class SharedAfterACall(Honest):
 class Grows(Honest):
     """Appends every segment to its state."""
 
-    def ask(self, layer: int, x: Tensor, memory: Tensor, known: Tensor) -> Tensor:
-        return super().ask(layer, x, memory[:, -WIDTH:], known)
+    def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
+        return super().read_memory(layer, x, memory[:, -WIDTH:], has_read)
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
-        return torch.cat([memory, super().write(layer, x, memory[:, -WIDTH:])], dim=1)
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+        return torch.cat([memory, super().write_memory(layer, x, memory[:, -WIDTH:])], dim=1)
 
 
 class RowsSecond(Honest):
-    """Its first layer's memory has the rows second."""
+    """The rows are the second dimension of its first layer's memory."""
 
     def init_state(self, rows: int) -> State:
         state = super().init_state(rows)
@@ -569,7 +575,7 @@ class RowsSecond(Honest):
 
 
 class LosesALogit(Honest):
-    """Says nothing about a segment's last token."""
+    """Returns no logits for the last token of a call."""
 
     def fold(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         logits, after = super().fold(tokens, state)
@@ -581,20 +587,20 @@ class LosesALogit(Honest):
 class NeedsTwoTokens(Honest):
     """Raises on a text of one token."""
 
-    def averages(self, x: Tensor) -> Tensor:
+    def running_mean(self, x: Tensor) -> Tensor:
         if x.shape[1] < 2:
             raise ValueError("too short")
-        return super().averages(x)
+        return super().running_mean(x)
 
 
-class CallLength(Honest):
-    """Divides by the length of the segment it was given, not by how much of it was read."""
+class DividesByTheCallLength(Honest):
+    """Divides the running sum by the length of the segment, not by the tokens so far."""
 
-    def averages(self, x: Tensor) -> Tensor:
+    def running_mean(self, x: Tensor) -> Tensor:
         return x.cumsum(1) / x.shape[1]
 
 
-class CallPositions(Recurrent):
+class CountsPositionsPerCall(Recurrent):
     """Counts positions from the start of the call."""
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -603,19 +609,19 @@ class CallPositions(Recurrent):
     def fold(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return self.forward(tokens, state)
 
-    def say(self, x: Tensor, before: Tensor, sums: Tensor) -> Tensor:
-        return super().say(x + torch.arange(x.shape[1])[:, None] / 10, before, sums)
+    def predict(self, x: Tensor, previous: Tensor, sums: Tensor) -> Tensor:
+        return super().predict(x + torch.arange(x.shape[1])[:, None] / 10, previous, sums)
 
 
-class IgnoresTheCarried(Recurrent):
+class IgnoresTheCarriedState(Recurrent):
     """Its parallel form starts from nothing."""
 
     def sums(self, x: Tensor, state: Trace) -> Tensor:
         return super().sums(x, state._replace(sums=torch.zeros_like(state.sums)))
 
 
-class FreshForAll(Honest):
-    """Its parallel form takes the first row's count for everyone's."""
+class FirstCountForAll(Honest):
+    """Its parallel form takes the first row's count for all rows."""
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         if state is not None:
@@ -624,7 +630,7 @@ class FreshForAll(Honest):
 
 
 class InPlaceAndReadAgain(Honest):
-    """Writes into the state it was given, which generation reads again at every token."""
+    """Writes into the input state, which generation reads again at every token."""
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         logits, after = super().segment(tokens, state)
@@ -633,49 +639,49 @@ class InPlaceAndReadAgain(Honest):
 
 
 class HiddenMemory(Honest):
-    """The first layer's memory is on the module; the one in the state is a decoy."""
+    """The first layer's memory is on the module; the one in the state is never read."""
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         hidden = getattr(self, "hidden", None)
-        known = hidden is not None and len(hidden) == len(tokens) and bool((state.segments > 0).any())
-        logits, after = super().segment(tokens, state._replace(lower=hidden) if known else state)
+        usable = hidden is not None and len(hidden) == len(tokens) and bool((state.segments > 0).any())
+        logits, after = super().segment(tokens, state._replace(lower=hidden) if usable else state)
         self.hidden = after.lower.detach()
         return logits, after
 
 
 class HiddenCounter(Honest):
-    """Every call makes it a little louder."""
+    """Scales its embeddings up with every call."""
 
-    def see(self, tokens: Tensor) -> Tensor:
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
         self.calls = getattr(self, "calls", 0) + 1
-        return super().see(tokens) * (1 + self.calls / 100)
+        return super().embed_tokens(tokens) * (1 + self.calls / 100)
 
 
 # -- honest too ------------------------------------------------------------------------------------
 
 
-class MixesAndSaysSo(CentresInTraining):
+class MixesRowsAsDeclared(CentresInTraining):
     """Rows see one another in train mode, as declared."""
 
     mixes_rows_in_training = True
 
 
-class LearnsInPart(OneLayerDetached):
+class LearnsInPartAsDeclared(OneLayerDetached):
     """Learns through its first layer alone, as declared."""
 
     learns_through_memory = ("lower",)
 
 
-class Forgetful(NothingToRemember):
+class ForgetsAsDeclared(NothingToRemember):
     """Forgets, as declared."""
 
     remembers = False
 
 
-class KeepsTheOddToken(Honest):
-    """Its second memory holds the token that an odd segment leaves over: empty after whole segments."""
+class StoresTheOddToken(Honest):
+    """Its second memory holds the last token of an odd segment: empty after whole segments."""
 
-    def write(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
+    def write_memory(self, layer: int, x: Tensor, memory: Tensor) -> Tensor:
         if layer == 0:
-            return super().write(layer, x, memory)
+            return super().write_memory(layer, x, memory)
         return self.store[1](x[:, -1]).to(memory.dtype) * (x.shape[1] % 2)

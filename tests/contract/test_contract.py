@@ -1,4 +1,4 @@
-"""Every model of configs/model, and shapes that no config has, keep every law of zoo.contract."""
+"""Every model of configs/model, and variants that no config has, keep every law of zoo.contract."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -26,7 +26,7 @@ MODELS = sorted(
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "rmt_xl_writes_first": {
-        "memory_is_alive": "the published option: what is written stands before the segment and can't see it"
+        "memory_is_alive": "published option: write tokens stand before the segment and can't attend to it"
     },
 }
 """{model or variant: {law: reason}}: laws that it can't keep, as strict xfails."""
@@ -77,15 +77,15 @@ VARIANTS: dict[str, Callable[[], SequenceModule]] = {
 
 
 @cache
-def composed(model: str) -> DictConfig:
+def config_of(model: str) -> DictConfig:
     return compose([f"model={model}", "size=nano"])
 
 
-def built(model: str) -> SequenceModule:
-    return VARIANTS[model]() if model in VARIANTS else build.model(composed(model))
+def build_model(name: str) -> SequenceModule:
+    return VARIANTS[name]() if name in VARIANTS else build.model(config_of(name))
 
 
-BUILDS = {model: partial(built, model) for model in (*MODELS, *VARIANTS)}
+BUILDS = {name: partial(build_model, name) for name in (*MODELS, *VARIANTS)}
 
 
 @pytest.mark.parametrize("check", law_cases(BUILDS, EXCEPTIONS))
@@ -93,14 +93,14 @@ def test_law(check: Callable[[], None]) -> None:
     check()
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_the_laws_of_a_shipped_model_write_every_piece_of_its_banks(model: str) -> None:
-    """Else `memory_is_alive` would spare those that they didn't come to."""
-    made = shaken(partial(built, model)).eval()
-    state, born = made(text_for(made)[:, : max(memory_cuts(made))])[1], made.init_state(ROWS)
-    banks = tuple(f"{bank}." for bank in lazy_field_names(born))
-    for (name, leaf), (_, empty) in zip(named_leaves(state), named_leaves(born), strict=True):
-        assert not name.startswith(banks) or not leaf.equal(empty), name
+@pytest.mark.parametrize("name", MODELS)
+def test_the_laws_write_every_piece_of_a_shipped_model_s_banks(name: str) -> None:
+    """Else `memory_is_alive` would exempt the unwritten ones."""
+    model = shaken(partial(build_model, name)).eval()
+    state, initial = model(text_for(model)[:, : max(memory_cuts(model))])[1], model.init_state(ROWS)
+    banks = tuple(f"{field}." for field in lazy_field_names(initial))
+    for (leaf_name, leaf), (_, start) in zip(named_leaves(state), named_leaves(initial), strict=True):
+        assert not leaf_name.startswith(banks) or not leaf.equal(start), leaf_name
 
 
 def test_every_exception_names_a_model_and_a_law() -> None:
@@ -112,9 +112,9 @@ def test_every_exception_names_a_model_and_a_law() -> None:
         assert all(reasons.values())
 
 
-def test_every_model_has_a_file_of_its_name_or_builds_on_another() -> None:
-    """`model=rmt` is models/rmt.py; a config without a file of its own begins with the one it varies."""
-    written = {file.name.removesuffix(".py") for file in files("zoo.models").iterdir()}
+def test_every_model_has_a_file_of_its_name_or_extends_another() -> None:
+    """`model=rmt` is models/rmt.py; a config without such a file extends another one."""
+    modules = {file.name.removesuffix(".py") for file in files("zoo.models").iterdir()}
     for model in MODELS:
         text = (files("zoo.configs.model") / f"{model}.yaml").read_text()
-        assert model in written or "defaults:" in text
+        assert model in modules or "defaults:" in text

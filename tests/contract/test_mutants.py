@@ -1,4 +1,4 @@
-"""Every law catches a mutant, and no honest model."""
+"""Every law catches a mutant, and honest models keep every law."""
 
 import inspect
 
@@ -12,37 +12,37 @@ from zoo.module import SequenceModule
 HONEST = (
     Honest,
     Recurrent,
-    mutants.MixesAndSaysSo,
-    mutants.LearnsInPart,
-    mutants.Forgetful,
-    mutants.KeepsTheOddToken,
-    mutants.Shelves,
+    mutants.MixesRowsAsDeclared,
+    mutants.LearnsInPartAsDeclared,
+    mutants.ForgetsAsDeclared,
+    mutants.StoresTheOddToken,
+    mutants.Slots,
 )
 NAMES = {name for name, _ in laws(Honest)}
 
 
 def modes(*names: str) -> set[str]:
-    """The laws named, in train mode too where they hold there."""
+    """These laws, in train mode too where they are checked there."""
     return {*names, *(f"{name}-train" for name in names)} & NAMES
 
 
-# Laws that see their mutant alone.
+# Mutants that break one law alone.
 ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.PadsTheVocabulary: modes("shapes"),
     mutants.StartsSmall: modes("shapes"),
-    mutants.SpreadOfOne: modes("odd_lengths"),
+    mutants.VarianceOfOneToken: modes("odd_lengths"),
     mutants.PeeksInTraining: {"causality-train"},
     mutants.ForgetsInLongCalls: modes("streaming"),
-    mutants.NotesTheCall: modes("streaming"),
+    mutants.RecordsTheCallLength: modes("streaming"),
     mutants.InPlace: modes("purity"),
     mutants.CountsItsReads: modes("purity"),
-    mutants.KeepsItsAnswers: modes("purity"),
+    mutants.CachesItsLogits: modes("purity"),
     mutants.ForgetsOneLayer: modes("memory_is_alive"),
     mutants.NeverReads: modes("memory_is_alive"),
-    mutants.OldState: modes("memory_is_alive"),
-    mutants.RemembersAfterAll: modes("memory_is_alive"),
-    mutants.ReadsOnePlace: modes("memory_is_alive"),
-    mutants.WritesNoPlace: modes("memory_is_alive"),
+    mutants.ReturnsTheOldState: modes("memory_is_alive"),
+    mutants.RemembersUndeclared: modes("memory_is_alive"),
+    mutants.ReadsOneSlot: modes("memory_is_alive"),
+    mutants.WritesNoSlot: modes("memory_is_alive"),
     mutants.NothingToRemember: modes("memory_is_alive"),
     mutants.CentresTheBatch: modes("batch_invariance"),
     mutants.CentresInTraining: {"batch_invariance-train"},
@@ -52,30 +52,31 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.DetachedWhenWritten: modes("gradient_reach"),
     mutants.OneLayerDetached: modes("gradient_reach"),
     mutants.StoresDetached: modes("gradient_reach"),
-    mutants.LearnsAfterAll: modes("gradient_reach"),
-    mutants.NamesAStranger: modes("gradient_reach"),
+    mutants.LearnsUndeclared: modes("gradient_reach"),
+    mutants.NamesAnUnknownField: modes("gradient_reach"),
     mutants.DetachesBetweenSegments: modes("parallel_equals_fold"),
-    mutants.DetachesAmidFreshRows: modes("parallel_equals_fold"),
+    mutants.DetachesInTraining: {"parallel_equals_fold-train"},
+    mutants.DetachesBesideFreshRows: modes("parallel_equals_fold"),
     mutants.UnsavedWeight: modes("saved_and_loaded"),
-    mutants.KeepsBfloat16: modes("bf16_is_finite"),
+    mutants.StoresBfloat16: modes("bf16_is_finite"),
     mutants.RoundsToOne: modes("bf16_is_finite"),
     mutants.WrongRemainder: modes("generation_is_teacher_forcing"),
     mutants.Unseeded: modes("deterministic_by_seed"),
 }
 
-# A model that sees what comes later says something else where nothing comes later: causality in eval mode is
-# never broken alone, since generation, and mostly odd lengths, read the text's beginning by itself.
+# A model that sees later tokens predicts differently where there are none: causality in eval mode is never
+# broken alone, since generation, and mostly odd lengths, read the beginning of a text by itself.
 SEES_THE_FUTURE = modes("causality", "odd_lengths", "generation_is_teacher_forcing")
 
-# Laws that overlap by nature: generation streams; the parallel form is `forward`, which every other law reads
-# with; a mixed batch holds fresh rows; a state of another shape doesn't fit.
+# Laws overlap: generation streams; the parallel form is `forward`, which every other law calls; a mixed batch
+# has fresh rows; a state of a wrong shape can't be combined with fresh rows.
 SEVERAL: dict[type[SequenceModule], set[str]] = {
     mutants.PeeksAhead: SEES_THE_FUTURE,
     mutants.PeeksInTheLastSegment: SEES_THE_FUTURE | modes("streaming"),
     mutants.PeeksAtTheNextSegment: SEES_THE_FUTURE | modes("streaming", "parallel_equals_fold"),
     mutants.CountsInFloats: modes("shapes", "bf16_is_finite"),  # both read the types
     mutants.Overflows: modes("bf16_is_finite", "deterministic_by_seed"),  # both in float32
-    mutants.OwnDice: {name for name in NAMES if name.endswith("-train")} - modes("bf16_is_finite")
+    mutants.UnseededDropout: {name for name in NAMES if name.endswith("-train")} - modes("bf16_is_finite")
     | modes("deterministic_by_seed"),
     mutants.SharedAfterACall: modes(
         "streaming",
@@ -90,16 +91,16 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "shapes", "odd_lengths", "streaming", "bf16_is_finite", "generation_is_teacher_forcing"
     ),
     mutants.NeedsTwoTokens: modes("odd_lengths", "generation_is_teacher_forcing"),
-    mutants.CallLength: modes("odd_lengths", "generation_is_teacher_forcing"),
-    mutants.CallPositions: modes("streaming", "generation_is_teacher_forcing"),
-    mutants.IgnoresTheCarried: modes(
+    mutants.DividesByTheCallLength: modes("odd_lengths", "generation_is_teacher_forcing"),
+    mutants.CountsPositionsPerCall: modes("streaming", "generation_is_teacher_forcing"),
+    mutants.IgnoresTheCarriedState: modes(
         "streaming",
         "memory_is_alive",
         "gradient_reach",
         "parallel_equals_fold",
         "generation_is_teacher_forcing",
     ),
-    mutants.FreshForAll: modes("fresh_rows_forget", "parallel_equals_fold"),
+    mutants.FirstCountForAll: modes("fresh_rows_forget", "parallel_equals_fold"),
     mutants.InPlaceAndReadAgain: modes("purity", "generation_is_teacher_forcing"),
     mutants.HiddenMemory: modes(
         "purity",
@@ -122,13 +123,13 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
 
 
 def broken(build: type[SequenceModule]) -> dict[str, Exception]:
-    found: dict[str, Exception] = {}
+    errors: dict[str, Exception] = {}
     for name, check in laws(build):
         try:
             check()
         except Exception as error:
-            found[name] = error
-    return found
+            errors[name] = error
+    return errors
 
 
 @pytest.mark.parametrize("build", HONEST, ids=lambda build: build.__name__)
@@ -138,10 +139,10 @@ def test_honest_models_keep_every_law(build: type[SequenceModule]) -> None:
 
 
 @pytest.mark.parametrize("build", ALONE, ids=lambda build: build.__name__)
-def test_a_mutant_of_its_own_breaks_a_law_and_no_other(build: type[SequenceModule]) -> None:
-    found = broken(build)
-    assert set(found) == ALONE[build]
-    for error in found.values():
+def test_a_mutant_breaks_this_law_alone(build: type[SequenceModule]) -> None:
+    errors = broken(build)
+    assert set(errors) == ALONE[build]
+    for error in errors.values():
         assert isinstance(error, AssertionError)
         assert str(error)
 
@@ -151,7 +152,7 @@ def test_a_mutant_breaks_exactly_these_laws(build: type[SequenceModule]) -> None
     assert set(broken(build)) == SEVERAL[build]
 
 
-def test_every_law_catches_a_mutant_of_its_own() -> None:
+def test_every_law_alone_catches_a_mutant() -> None:
     alone = {name for names in ALONE.values() for name in names}
     assert NAMES - alone == {"causality"}  # see SEES_THE_FUTURE
     assert "causality" in SEES_THE_FUTURE
