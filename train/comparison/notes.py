@@ -1,4 +1,4 @@
-"""Notes below a comparison: what a reader has to know about its numbers."""
+"""Notes below a comparison: how to read its numbers."""
 
 from zoo.train.comparison.columns import score_format
 from zoo.train.comparison.comparable import metric_range

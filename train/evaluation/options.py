@@ -11,7 +11,7 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """The keys of `zoo evaluate`; None for what the task decides."""
+    """The keys of `zoo evaluate`; None for the default of the task."""
 
     model: str | None = None
     task: str | None = None

@@ -69,13 +69,13 @@ def read(path: Path) -> dict[str, Any]:
     """Raises UserError unless it is an evaluation.json."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        found = content["format"]
+        stored_format = content["format"]
         for entry in content["evaluations"]:
             entry["label"], entry["results"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no evaluation of the zoo's: move it out of the way") from error
-    if found != FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, found {found!r}")
+    if stored_format != FORMAT:
+        raise UserError(f"{path}: expected format {FORMAT}, found {stored_format!r}")
     return content
 
 

@@ -127,6 +127,6 @@ def format_time(seconds: int) -> str:
 
 
 def task_folder(job: Job) -> Path:
-    """The folder of all models' runs on the job's task; of a run among the results its own folder."""
+    """The folder of all models' runs on the job's task; or that of a run among the results."""
     assert job.result_folder is not None
     return job.folder.parents[1] if job.result_folder == job.folder else job.result_folder

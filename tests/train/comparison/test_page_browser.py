@@ -13,32 +13,35 @@ from zoo.train.commands import compare
 from zoo.train.comparison import reproduce
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
     None,
 )
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
 WATCH = """<script>
-const wrong = [];
-const note = said => { wrong.push(said); document.documentElement.dataset.wrong = wrong.join("; "); };
-addEventListener("error", event => note(event.message || "not loaded"), true);
-addEventListener("securitypolicyviolation", event => note(event.blockedURI));
+const errors = [];
+const report = text => {
+  errors.push(text);
+  document.documentElement.dataset.errors = errors.join("; ");
+};
+addEventListener("error", event => report(event.message || "not loaded"), true);
+addEventListener("securitypolicyviolation", event => report(event.blockedURI));
 </script>"""
 CLICK = """<script>
 const heads = [...document.querySelectorAll("#comparison th button")];
 const lines = () => [...document.querySelectorAll("#comparison tbody tr")];
 const names = () => lines().map(row => row.cells[0].textContent);
-const say = (name, what) => { document.documentElement.dataset[name] = what; };
-say("before", names());
-heads[2].click(); say("up", names());
-heads[2].click(); say("down", names());
-heads[3].click(); say("unknown", names());
-say("sort", heads[2].parentElement.getAttribute("aria-sort"));
-const drawn = [...document.querySelectorAll("figure svg")];
-const shown = drawn.filter(one => one.getBoundingClientRect().height > 80);
-say("plots", shown.length);
-parent.postMessage({wide: document.documentElement.scrollWidth, plots: shown.length,
-  least: Math.min(...shown.map(one => one.getBoundingClientRect().width)),
+const record = (name, value) => { document.documentElement.dataset[name] = value; };
+record("before", names());
+heads[2].click(); record("up", names());
+heads[2].click(); record("down", names());
+heads[3].click(); record("unknown", names());
+record("sort", heads[2].parentElement.getAttribute("aria-sort"));
+const plots = [...document.querySelectorAll("figure svg")];
+const visible = plots.filter(plot => plot.getBoundingClientRect().height > 80);
+record("plots", visible.length);
+parent.postMessage({wide: document.documentElement.scrollWidth, plots: visible.length,
+  least: Math.min(...visible.map(plot => plot.getBoundingClientRect().width)),
   ground: getComputedStyle(document.body).backgroundColor}, "*");
 </script>"""
 FRAME = """<!DOCTYPE html><body><script>addEventListener("message", event => {
@@ -48,7 +51,7 @@ FRAME = """<!DOCTYPE html><body><script>addEventListener("message", event => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison of three models, with what watches and clicks built in."""
+    """A comparison of three models, with scripts that report errors and click."""
     folder = tmp_path_factory.mktemp("page")
     for seed in (0, 1):
         for model, bits in (("rmt", 2.2), ("mamba", 2.0), ("transformer", 2.4)):
@@ -57,7 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["zoo compare", "runs"])
-        patch.setattr(reproduce, "sweep_command", lambda row: f"zoo sweep model={row.label}")
+        patch.setattr(reproduce, "sweep_command", lambda group: f"zoo sweep model={group.label}")
         compare.main()
     text = (folder / "runs/comparison/index.html").read_text()
     watched = text.replace("<title>", WATCH + "<title>").replace("</body>", CLICK + "</body>")
@@ -67,43 +70,43 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dom(page: Path, *options: str) -> tuple[dict[str, str], str]:
-    """What the page said of itself, and the whole of it."""
+    """Data attributes of the root element, and the page's text."""
     assert CHROMIUM is not None
     words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options]
-    ended = subprocess.run(
+    process = subprocess.run(
         [*words, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    assert "CONSOLE" not in ended.stderr
-    head = ended.stdout[: ended.stdout.index(">", ended.stdout.index("<html")) + 1]
-    return dict(re.findall(r'data-(\w+)="([^"]*)"', head)), ended.stdout
+    assert "CONSOLE" not in process.stderr
+    head = process.stdout[: process.stdout.index(">", process.stdout.index("<html")) + 1]
+    return dict(re.findall(r'data-(\w+)="([^"]*)"', head)), process.stdout
 
 
 def test_rows_plots_and_no_error(page: Path) -> None:
-    said, text = dom(page / "watched.html", "--window-size=1280,900")
-    assert "wrong" not in said
-    assert int(said["plots"]) == 8  # five plots and a heat map for each of three models
+    data, text = dom(page / "watched.html", "--window-size=1280,900")
+    assert "errors" not in data
+    assert int(data["plots"]) == 8  # five plots and a heat map for each of three models
     for name in ("mamba", "rmt", "transformer"):
         assert f'data-value="{name}">{name}</td>' in text
-    assert text.count("<text") > 50  # the plots' words are words
+    assert text.count("<text") > 50  # text in plots is text
 
 
 def test_a_click_sorts(page: Path) -> None:
-    said, _ = dom(page / "watched.html")
-    assert said["before"] == "mamba,rmt,transformer"
-    assert said["up"] == "mamba,rmt,transformer"
-    assert said["down"] == "transformer,rmt,mamba"
-    assert said["unknown"] == "mamba,rmt,transformer"  # the baseline has no difference and stands last
-    assert said["sort"] == "none"
+    data, _ = dom(page / "watched.html")
+    assert data["before"] == "mamba,rmt,transformer"
+    assert data["up"] == "mamba,rmt,transformer"
+    assert data["down"] == "transformer,rmt,mamba"
+    assert data["unknown"] == "mamba,rmt,transformer"  # the baseline has no difference and is last
+    assert data["sort"] == "none"
 
 
 @pytest.mark.parametrize(("scheme", "ground"), [(0, "rgb(20, 24, 28)"), (1, "rgb(255, 255, 255)")])
-def test_a_telephone_in_either_scheme(page: Path, scheme: int, ground: str) -> None:
-    said, _ = dom(page / "frame.html", f"--blink-settings=preferredColorScheme={scheme}")
-    assert int(said["wide"]) <= 400
-    assert int(said["plots"]) == 8
-    assert float(said["least"]) > 250
-    assert said["ground"] == ground
+def test_a_phone_in_either_scheme(page: Path, scheme: int, ground: str) -> None:
+    data, _ = dom(page / "frame.html", f"--blink-settings=preferredColorScheme={scheme}")
+    assert int(data["wide"]) <= 400
+    assert int(data["plots"]) == 8
+    assert float(data["least"]) > 250
+    assert data["ground"] == ground

@@ -1,0 +1,135 @@
+"""Groups of runs that differ in their seed, their labels and commands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.train.comparison.cases import read_csv
+from tests.train.made_runs import make_run
+from zoo.train.comparison.groups import group_runs, read_run
+from zoo.train.comparison.reproduce import sweep_command
+from zoo.train.runs import budget
+from zoo.train.runs.config import compose, stored_config
+
+
+def test_runs_with_different_settings_are_separate_groups(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 0)
+    make_run(tmp_path / "runs/b", "rmt", 0, **{"optim.lr": 2e-3})
+    make_run(tmp_path / "runs/c", "rmt", 1, **{"optim.lr": 2e-3, "trainer.compile": False})  # a newer setting
+    make_run(tmp_path / "runs/d", "mamba", 0)
+    assert run("runs", "baseline=rmt lr=0.001")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert {name: row["seeds"] for name, row in rows.items()} == {
+        "mamba": "0",
+        "rmt lr=0.001": "0",
+        "rmt lr=0.002": "0, 1",
+    }
+    assert rows["rmt lr=0.002"]["difference_runs"] == "1"
+
+
+def test_runs_of_different_code_are_separate_groups(run: Any, tmp_path: Path) -> None:
+    for seed, code in enumerate(("abcd", "abcd", "fedc")):
+        make_run(tmp_path / f"runs/{seed}", "mine", seed, metrics={"model_code": code})
+    assert run("runs")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert {label: row["seeds"] for label, row in rows.items()} == {
+        "mine model_code=abcd": "0, 1",
+        "mine model_code=fedc": "2",
+    }
+
+
+def test_location_of_the_corpus_and_validation_interval_may_differ(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 0)
+    make_run(
+        tmp_path / "runs/b", "rmt", 1, **{"data.root": "elsewhere", "val_every": 20, "checkpoint_every": 1}
+    )
+    assert run("runs")[0] == 0
+    assert read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]["seeds"] == "0, 1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "same_group"),
+    [
+        ({"model.norm": "rms"}, True),  # the constructor's default
+        ({"model.norm": "layer"}, False),
+        ({"model.gone": 3}, True),  # no constructor has this argument
+        ({"model.base": "runs/other"}, False),
+        ({"model._target_": "os.system", "model.norm": "rms"}, False),  # not a trusted class
+    ],
+)
+def test_a_setting_that_one_run_lacks_has_its_default(
+    tmp_path: Path, settings: dict[str, Any], same_group: bool
+) -> None:
+    target = {"model._target_": settings.get("model._target_", "zoo.models.mamba.Mamba")}
+    for seed, changes in enumerate((target, target | settings)):
+        make_run(tmp_path / f"{seed}", "mamba", seed, **changes)
+    runs = [read_run(tmp_path / f"{seed}") for seed in (0, 1)]
+    assert len(group_runs(runs)) == (1 if same_group else 2)
+
+
+def test_labels_contain_distinguishing_settings(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", **{"model.mlp_width": 32})
+    make_run(tmp_path / "runs/b", "rmt", bits=1.0, **{"model.mlp_width": 96})
+    assert run("runs", "baseline=rmt mlp_width=32")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert list(rows) == ["rmt mlp_width=32", "rmt mlp_width=96"]
+    assert float(rows["rmt mlp_width=96"]["difference"]) == -1
+
+
+def test_labels_of_mixed_sizes_contain_the_size(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "rmt", **{"optim.lr": 2e-3})
+    make_run(tmp_path / "runs/c", "rmt", **{"names.size": "tiny", "optim.lr": 3e-3, "model.mlp_width": 64})
+    assert run("runs", "mix=budget")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert list(rows) == ["rmt size=nano lr=0.001", "rmt size=nano lr=0.002", "rmt size=tiny"]
+
+
+def test_mixed_sizes_are_separate_groups(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 0)
+    make_run(tmp_path / "runs/b", "rmt", 0, **{"names.size": "tiny", "size.width": 64, "model.width": 64})
+    assert run("runs", "mix=budget")[0] == 0
+    assert list(read_csv(tmp_path / "runs/comparison/comparison.csv")) == ["rmt size=nano", "rmt size=tiny"]
+
+
+def test_a_duplicate_seed_is_refused(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt", 3)
+    make_run(tmp_path / "runs/b", "rmt", 3)
+    code, _, err = run("runs")
+    assert (code, err) == (2, "error: compare: rmt seed 3 is there twice, runs/a and runs/b: name one\n")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["size=nano"],
+        ["size=nano", "model.mlp_width=40"],
+        ["size=micro"],
+        ["size=micro", "model.mlp_width=40"],
+    ],
+)
+def test_a_group_has_the_command_that_trains_it(tmp_path: Path, settings: list[str]) -> None:
+    """The command, composed, gives the run's config."""
+    words = [
+        "model=rmt",
+        *settings,
+        "steps=7",
+        "optim.lr=0.007",
+        "model.memory_tokens=3",
+        "data.batch_size=2",
+        "seed=5",
+    ]
+    cfg = compose([*words, "run_dir=."])
+    cfg.model = budget.solve_width(cfg)
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(stored_config(cfg))
+    [group] = group_runs([read_run(folder)])
+    command = sweep_command(group).split()
+    assert command[:2] == ["zoo", "sweep"]
+    assert command[-1] == "seeds=5"
+    assert set(command[2:-1]) == {*words, "task=lm"} - {"seed=5"}
+    recomposed = compose([*command[2:-1], "seed=5", "run_dir=."])
+    recomposed.model = budget.solve_width(recomposed)
+    assert OmegaConf.create(stored_config(recomposed)) == OmegaConf.create(stored_config(cfg))

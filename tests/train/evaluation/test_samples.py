@@ -1,0 +1,170 @@
+"""Accuracy of samples against counts by hand: grids, groups, ceilings, memory."""
+
+import gc
+import itertools
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+from torch import Tensor
+
+import zoo.train.commands
+from tests.train.evaluation.entries import result_at
+from zoo.errors import UserError
+from zoo.module import Batch, SequenceModule
+from zoo.train.evaluation.evaluate import evaluate
+from zoo.train.evaluation.options import EvalOptions
+from zoo.train.evaluation.streaming import SampleHits, StreamReader, position_losses, sample_hits
+from zoo.train.loop.trainer import train
+from zoo.train.runs import build
+from zoo.train.runs.config import compose
+from zoo.train.runs.load import load_run
+from zoo.train.tasks.base import Dataset, Subset
+from zoo.train.tasks.induction import Induction
+
+TRAIN_FILES = f"{Path(zoo.train.commands.__file__).parents[1]}/*"
+
+
+def test_streamed_accuracy_equals_that_of_samples_read_at_once(samples_run: Path) -> None:
+    entry = evaluate(samples_run, EvalOptions(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
+    cfg, model, _ = load_run(samples_run)
+    assert [result["axes"]["length"] for result in entry["results"]] == [20, 100]
+    for result in entry["results"]:
+        cfg.task.length = result["axes"]["length"]
+        dataset = build.task(cfg).split("test")
+        hits = 0
+        with torch.no_grad():
+            for document in range(50):
+                tokens, targets = dataset.window(document, 0, cfg.task.length)
+                logits, _ = model(torch.from_numpy(tokens)[None])
+                hits += int(logits[0, -1].argmax() == targets[-1])
+        assert result["samples"] == result["exact"]["of"] == result["targets"]["of"] == 50
+        assert result["exact"]["hits"] == result["targets"]["hits"] == hits
+        assert result["exact"]["low"] <= result["exact"]["share"] == hits / 50 <= result["exact"]["high"]
+        assert result["reference"] == {"chance": 1 / 15}
+        assert result["tokens"] == 50 * cfg.task.length
+
+
+def test_a_ceiling_on_tokens_leaves_at_least_sixteen_samples(samples_run: Path) -> None:
+    counts = []
+    for tokens, prompts in ((1, None), (64 * 20 + 5, None), (10**9, None), (10**9, 7)):
+        options = EvalOptions(lengths=["64"], tokens=tokens, prompts=prompts)
+        counts.append(result_at(evaluate(samples_run, options), length=64)["samples"])
+    assert counts == [16, 20, 50, 7]
+
+
+@pytest.mark.parametrize("by", ["sample", "position"])
+def test_memory_does_not_grow_with_the_length(
+    by: str, samples_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, _ = load_run(samples_run)
+    compute_loss = SequenceModule.compute_loss
+    sizes = []
+    for windows in (10, 60):
+        task, calls = Induction(length=64 * windows), itertools.count(1)
+
+        def measured(
+            self: SequenceModule, batch: Batch, state: Any, last: int = windows, calls: Any = calls
+        ) -> Any:
+            assert batch.tokens.shape == (2, 64)  # a multiple of the segment's 16
+            if next(calls) == last:
+                sizes.append((tensor_bytes(), traced_bytes()))
+            return compute_loss(self, batch, state)
+
+        monkeypatch.setattr(SequenceModule, "compute_loss", measured)
+        dataset, reader = Subset(task.split("test"), 2), StreamReader(model, batch_size=2, seq_len=70)
+        tracemalloc.start()
+        if by == "sample":
+            sample_hits(reader, dataset)
+        else:
+            position_losses(reader, dataset, [], task.byte_count)
+        tracemalloc.stop()
+    (tensors, objects), (tensors_of_longer, objects_of_longer) = sizes
+    assert objects > 0
+    assert tensors_of_longer <= tensors + 2**12  # a batch and its outputs are 4 KiB
+    assert objects_of_longer <= objects + 2**12  # an array of 1 KiB per window would be 50 KiB
+
+
+def tensor_bytes() -> int:
+    """Bytes of all tensors on the CPU."""
+    gc.collect()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device.type == "cpu"
+    }
+    return sum(storages.values())
+
+
+def traced_bytes() -> int:
+    """Bytes allocated by lines below train/."""
+    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, TRAIN_FILES)])
+    return sum(trace.size for trace in snapshot.traces)
+
+
+def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sample_hits_with_a_large_tensor(reader: StreamReader, dataset: Dataset) -> SampleHits:
+        large = torch.ones(2**20 * int(dataset.lengths[0]), dtype=torch.uint8)
+        return sample_hits(reader, Subset(dataset, len(large[:9])))
+
+    monkeypatch.setattr("zoo.train.evaluation.samples.sample_hits", sample_hits_with_a_large_tensor)
+    entry = evaluate(samples_run, EvalOptions(lengths=["200", "20"], overrides=("task.seed=6",)))
+    short, long = entry["results"]
+    difference = long["peak_memory_bytes"] - short["peak_memory_bytes"]
+    assert short.get("peak_so_far") or 150 * 2**20 < difference < 250 * 2**20
+
+
+def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
+    words = [
+        "task=passkey",
+        "task.form=compact",
+        "task.vocab_size=28",
+        "task.length=16",
+        "task.lengths=fixed",
+    ]
+    train(compose([*words, "model=sliding_window", "size=nano", "steps=2"]), tmp_path)
+    options = EvalOptions(lengths=["1x", "40"], depths=[0.0, 100.0], prompts=12, batch_size=5)
+    entry = evaluate(tmp_path, options)
+    cells = [tuple(result["axes"].values()) for result in entry["results"]]
+    assert cells == [(16, 0), (16, 100), (40, 0), (40, 100)]
+    cfg, model, _ = load_run(tmp_path)
+    for result in entry["results"]:
+        cfg.task.length, cfg.task.depth = result["axes"]["length"], result["axes"]["depth"] / 100
+        dataset = build.task(cfg).split("test")
+        exact = digits = 0
+        for document in range(12):
+            tokens, targets = dataset.window(document, 0, cfg.task.length)
+            with torch.no_grad():
+                predicted = model(torch.from_numpy(tokens)[None])[0][0].argmax(-1)[-5:]
+            hits = (predicted == torch.from_numpy(targets[-5:])).tolist()
+            exact, digits = exact + all(hits), digits + sum(hits)
+        assert (result["exact"]["hits"], result["exact"]["of"]) == (exact, 12)
+        assert (result["targets"]["hits"], result["targets"]["of"]) == (digits, 60)
+        assert result["groups"] == {}  # they are the cell's axes
+    names = {path.name for path in (tmp_path / "evaluation").iterdir()}
+    assert names == {"passkey-grid.png", "passkey-by-length.png", "passkey-by-depth.png"}
+    for name in names:
+        assert imread(tmp_path / "evaluation" / name).std() > 0.01
+
+
+def test_groups_add_up_to_all_samples(tmp_path: Path) -> None:
+    words = ["task=listops", "task.min_length=5", "task.max_length=20", "task.max_depth=3", "task.samples=40"]
+    train(compose([*words, "task.eval_samples=30", "model=rmt", "size=nano", "steps=2"]), tmp_path)
+    [result] = evaluate(tmp_path)["results"]
+    assert result["axes"] == {}
+    assert result["samples"] == 30
+    assert set(result["groups"]) == {"root", "length"}
+    for members in result["groups"].values():
+        assert sum(member["exact"]["of"] for member in members) == 30
+        assert sum(member["exact"]["hits"] for member in members) == result["exact"]["hits"]
+    starts = [int(member["value"].partition("-")[0]) for member in result["groups"]["length"]]
+    assert starts == sorted(starts)
+    # lists are cut from one stream, of which the first 60 are held out
+    [smaller] = evaluate(tmp_path, EvalOptions(overrides=("task.eval_samples=25",)))["results"]
+    assert smaller["samples"] == 25
+    for setting, count in (("eval_samples=90", "30 of the 90"), ("min_length=14", r"[1-9]\d* of the 30")):
+        with pytest.raises(UserError, match=f"the run trained on {count} test samples"):
+            evaluate(tmp_path, EvalOptions(overrides=(f"task.{setting}",)))
