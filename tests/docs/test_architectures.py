@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from zoo import plugins
 from zoo.module import SequenceModule
 from zoo.state import State, named_leaves, nbytes
 from zoo.train.commands import list as listing
@@ -102,7 +103,8 @@ def test_state_and_traits(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_golden_cases(name: str) -> None:
     """A page names the model's cases, all of them, and no others as its own."""
-    pattern = re.compile(listing.GOLDEN.get(name, f"{name}/"))
+    (choice,) = (choice for choice in plugins.choices("model") if choice.name == name)
+    pattern = listing.golden_pattern(choice)
     there = {
         path.relative_to(FIXTURES).with_suffix("").as_posix()
         for path in FIXTURES.rglob("*.json")

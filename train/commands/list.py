@@ -41,17 +41,7 @@ from zoo.train.runs.config import compose
 SECTIONS = ("models", "tasks", "corpora")
 PAPER = re.compile(r"((?:[A-Z][\w-]+ (?:& [A-Z][\w-]+ )?(?:et al\. )?)\d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?")
 FIXTURES = Path(zoo.__file__).parents[1] / "tests" / "golden" / "fixtures"
-GOLDEN = {  # kinds of golden cases whose first word isn't the model's name
-    "mamba": "mamba1/",
-    "focused": "fot/",
-    "rmt": "rmt/(cell|gpt2)",
-    "rmt_xl": "rmt/xl",
-    "armt": "rmt/armt",
-    "griffin": "hybrids/(griffin|rglru)",
-    "jamba": "hybrids/jamba",
-    "samba": "hybrids/samba",
-    "mamba2_hybrid": "hybrids/mamba_ssm",
-}
+GOLDEN = re.compile(r"# golden: (\S+)")  # kinds of golden cases, where they don't begin with the model's name
 
 
 class ModelRow(NamedTuple):
@@ -103,13 +93,13 @@ def choices_of(group: str, words: list[str]) -> Iterator[tuple[Choice, str]]:
 
 
 def comment(text: str) -> str:
-    """The comment at the top of a yaml file, without Hydra's directive."""
+    """The comment at the top of a yaml file, without Hydra's directive and the pattern of golden cases."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
-    return " ".join(line for line in lines if not line.startswith("@package"))
+    return " ".join(line for line in lines if not line.startswith(("@package", "golden: ")))
 
 
 # -- models
@@ -133,14 +123,13 @@ def model_row(choice: Choice, words: list[str]) -> ModelRow:
             state_bytes = f"{nbytes(model.init_state(1)):,}"
     except Exception as error:  # a plug-in's may fail in any way; the others are listed
         return ModelRow(paper, "-", "-", "-", "-", f"can't be built: {one_line(error)}")
-    is_zoos = cfg.model["_target_"].startswith("zoo.models.")
     return ModelRow(
         paper,
         state_bytes,
         f"{model.count_parameters():,}",
         gradient(model),
         "anywhere" if model.cuts_anywhere else "at segments",
-        golden(choice.name) if is_zoos else "-",
+        golden(choice) if choice.owner == "zoo" else "-",
     )
 
 
@@ -161,9 +150,15 @@ def gradient(model: SequenceModule) -> str:
     return f"{text}, rows mix" if model.mixes_rows_in_training else text
 
 
-def golden(name: str) -> str:
+def golden_pattern(choice: Choice) -> re.Pattern[str]:
+    """The kinds of a model's golden cases, from its yaml's line `# golden: …`; by default `model/…`."""
+    line = GOLDEN.search(choice.text)
+    return re.compile(line[1] if line else f"{choice.name}/")
+
+
+def golden(choice: Choice) -> str:
     """How many cases the checkout has of a model, and of what; "-" where there are none, or no checkout."""
-    pattern = re.compile(GOLDEN.get(name, f"{name}/"))
+    pattern = golden_pattern(choice)
     kinds = [kind for kind in golden_kinds() if pattern.match(kind)]
     different = dict.fromkeys(kind.partition("/")[2] for kind in kinds)
     return f"{len(kinds)}: {', '.join(different)}" if kinds else "-"
