@@ -295,5 +295,5 @@ def test_an_optimiser_of_another_shape(zoo: Any, fuzzing: Any) -> None:
         torch.save(content, path)
         ended = zoo.run("resume=whole", "steps=9")
         assert fuzzing.is_refused(ended)
-        assert f"exp_avg of weight {number} of shape {tuple(good.shape)}, found (2, 3, 4)" in ended.err
+        assert f"0.state.{number}.exp_avg of shape {tuple(good.shape)}, found (2, 3, 4)" in ended.err
         moments["exp_avg"] = good

@@ -16,7 +16,7 @@ code is run.
 """
 
 from zoo.train.commands.cli import command, parse, text
-from zoo.train.runs.import_weights import PREFIXES, bring
+from zoo.train.runs.import_weights import PREFIXES, import_run
 
 KEYS = dict.fromkeys(("from", "run_dir", "format", "config", "task", "size"), text)
 TARGETS = ("model._target_", "task._target_")
@@ -27,5 +27,5 @@ def main(words: list[str]) -> None:
     options, rest = parse(
         "import", words, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS)
     )
-    run_dir = bring(options | dict(word.split("=", 1) for word in rest))
+    run_dir = import_run(options | dict(word.split("=", 1) for word in rest))
     print(f"{run_dir}: zoo evaluate run={run_dir}   zoo generate run={run_dir} prompt=…")

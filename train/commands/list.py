@@ -34,7 +34,7 @@ from zoo.state import nbytes
 from zoo.train.commands.cli import command
 from zoo.train.corpora.catalog import LAYOUTS
 from zoo.train.corpora.documents import READABLE
-from zoo.train.plotting.terminal import WIDE
+from zoo.train.plotting.terminal import table_console
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
@@ -56,7 +56,7 @@ class ModelRow(NamedTuple):
 @command
 def main(words: Sequence[str] = ()) -> None:
     sections, others = arguments(words)
-    console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    console = table_console()
     for section in sections:
         console.print(TABLES[section](others))
 

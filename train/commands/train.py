@@ -89,7 +89,7 @@ def run(cfg: DictConfig) -> float | None:
             return train(cfg, run_dir).get("val/loss")
     except InterruptedRunError as interrupted:
         saved = f"{interrupted}: saved; continue with resume={os.path.relpath(run_dir)}"
-        stop(saved, 128 + interrupted.number)
+        stop(saved, 128 + interrupted.signum)
     except SignalExit as signalled:
         if not (run_dir / "config.yaml").exists():
             raise

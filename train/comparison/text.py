@@ -14,7 +14,7 @@ from zoo.train.comparison.columns import RUN_HEAD, cells, columns, format_cell, 
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.reproduce import sweep_commands
-from zoo.train.plotting.terminal import WIDE
+from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.files import write_text
 
 TERMINAL_COLUMNS = ("difference", "parameters", "state_bytes", "steps_to_loss")
@@ -73,7 +73,7 @@ def show(comparison: Comparison, out: Path) -> None:
     )
     for group in comparison.groups:
         table.add_row(group.label, group.seeds, *(format_cell(column, group) for column in shown))
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+    table_console().print(table)
     for note in notes(comparison):
         print(note)
     print(f"{out / 'index.html'}   {out / 'comparison.md'}   {out / 'comparison.csv'}")

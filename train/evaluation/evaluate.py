@@ -1,11 +1,9 @@
 """Evaluation of a trained run on any length or task: load, check options, measure, draw."""
 
 import datetime
-import platform
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
@@ -19,7 +17,7 @@ from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_run, silence_lightning
-from zoo.train.runs.provenance import commit
+from zoo.train.runs.provenance import commit, device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
 from zoo.train.tasks.base import Task
@@ -168,10 +166,9 @@ def measurement_facts(model: SequenceModule, options: EvalOptions) -> dict[str, 
         "tokens": options.tokens,
         "prompts": options.prompts,
     }
-    on_gpu = model.device.type == "cuda"
     return {
         "asked": {key: value for key, value in limits.items() if value is not None},
-        "device": torch.cuda.get_device_name(model.device) if on_gpu else f"{platform.machine()} CPU",
+        "device": device_name(model.device),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

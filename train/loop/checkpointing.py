@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed run goes on bit for bit; the last whole one is never lost."""
+"""Checkpoints from which a killed run resumes bit for bit; the last complete one is never lost."""
 
 import sys
 from pathlib import Path
@@ -13,10 +13,11 @@ from zoo.module import SequenceModule
 from zoo.state import from_leaves, leaves, tree_map
 from zoo.train.loop.metrics import Metrics
 from zoo.train.runs.checkpoint import VERSION, random_states, set_random_states
+from zoo.train.runs.files import write_text
 
 
 class Checkpoints(L.Callback):
-    """last.ckpt every so many steps, before each validation and at the end; best.ckpt by held-out loss.
+    """Saves last.ckpt every `every` steps, before each validation and at the end; best.ckpt by held-out loss.
 
     A run that was killed in its validation resumes right before it.
     """
@@ -29,8 +30,8 @@ class Checkpoints(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for left in self.folder.glob(".*.ckpt.*"):  # by a run that was killed while it saved
-                left.unlink(missing_ok=True)
+            for unfinished in self.folder.glob(".*.ckpt.*"):  # of a run that was killed while it saved
+                unfinished.unlink(missing_ok=True)
         if self.metrics.validation_is_due(trainer):
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop.restarting = False  # or it would skip as much as an earlier validation has read
@@ -39,7 +40,7 @@ class Checkpoints(L.Callback):
             trainer.training = True
 
     def save_last(self, trainer: L.Trainer) -> None:
-        """Unless this step is saved already; all ranks together.
+        """Save last.ckpt unless it is of this step already; all ranks together.
 
         UserError where a weight is not finite: an update may overflow although its gradient is finite.
         """
@@ -93,43 +94,57 @@ class FitLoopThatValidatesFirst(_FitLoop):
 
 
 class ExactResume(L.Callback):
-    """Keeps what Lightning doesn't: the carried state and the random generators of every rank."""
+    """Saves and restores what Lightning doesn't: each rank's carried state and random generators."""
 
-    def __init__(self, seed: int, rows: int) -> None:
-        self.seed, self.rows = seed, rows
-        self.kept: list[dict[str, Any]] | None = None
+    def __init__(self, seed: int, batch_size: int) -> None:
+        self.seed, self.batch_size = seed, batch_size
+        self.saved_ranks: list[dict[str, Any]] | None = None
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         assert isinstance(pl_module, SequenceModule)
-        carried = pl_module.train_state
-        own = {
-            "carried": None if carried is None else [leaf.cpu().clone() for leaf in leaves(carried)],
+        state = pl_module.train_state
+        this_rank = {
+            "carried": None if state is None else [leaf.cpu().clone() for leaf in leaves(state)],
             "random": random_states(),
         }
-        ranks: list[Any] = [own] * trainer.world_size
+        ranks: list[Any] = [this_rank] * trainer.world_size
         if trainer.world_size > 1:
-            torch.distributed.all_gather_object(ranks, own)
+            torch.distributed.all_gather_object(ranks, this_rank)
         checkpoint["zoo"] = {"version": VERSION, "ranks": ranks}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.kept = checkpoint["zoo"]["ranks"]
+        self.saved_ranks = checkpoint["zoo"]["ranks"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
-        if self.kept is None:  # ranks start from the same weights, but drop out differently
+        if self.saved_ranks is None:  # ranks start from the same weights, but with different dropout
             L.seed_everything((self.seed + 7919 * trainer.global_rank) % 2**32, verbose=False)
             return
-        if len(self.kept) != trainer.world_size:
+        if len(self.saved_ranks) != trainer.world_size:
             raise UserError(
-                f"expected {len(self.kept)} ranks as in the checkpoint, found {trainer.world_size}"
+                f"expected {len(self.saved_ranks)} ranks as in the checkpoint, found {trainer.world_size}"
             )
-        own, self.kept = self.kept[trainer.global_rank], None
-        if own["carried"] is not None:
-            born = pl_module.init_state(self.rows)
-            carried = from_leaves(born, own["carried"])
-            pl_module.train_state = tree_map(lambda leaf, like: leaf.to(like.device), carried, born)
-        set_random_states(own["random"])
+        saved, self.saved_ranks = self.saved_ranks[trainer.global_rank], None
+        if saved["carried"] is not None:
+            initial_state = pl_module.init_state(self.batch_size)
+            state = from_leaves(initial_state, saved["carried"])
+            pl_module.train_state = tree_map(lambda leaf, like: leaf.to(like.device), state, initial_state)
+        set_random_states(saved["random"])
+
+
+class WriteResumedConfig(L.Callback):
+    """Replaces a resumed run's config.yaml once its checkpoint is restored, when nothing can refuse it."""
+
+    def __init__(self, run_dir: Path, config: str) -> None:
+        self.run_dir, self.config = run_dir, config
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            # metrics.json of a shorter run would make this longer one look finished
+            (self.run_dir / "metrics.json").unlink(missing_ok=True)
+            if (path := self.run_dir / "config.yaml").read_text() != self.config:
+                write_text(path, self.config)

@@ -1,4 +1,4 @@
-"""Clipping, and a stop with the layer's name where a gradient is not finite."""
+"""Gradient clipping, and an error that names the layer where a gradient is not finite."""
 
 import math
 from typing import Any
@@ -21,12 +21,12 @@ class GradientGuard(L.Callback):
     def __init__(self, clip: float, metrics: Metrics) -> None:
         self.clip, self.metrics = clip, metrics
         self._batch: Batch | None = None
-        self._entered: Any = None
+        self._initial_state: Any = None
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._batch, self._entered = batch, pl_module.train_state
+        self._batch, self._initial_state = batch, pl_module.train_state
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -36,9 +36,9 @@ class GradientGuard(L.Callback):
         weights = [weight for weight in pl_module.parameters() if weight.grad is not None]
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         if not norm.isfinite():
-            where = first_non_finite(pl_module, self._batch, self._entered)
+            source = first_non_finite(pl_module, self._batch, self._initial_state)
             raise UserError(
-                f"step {trainer.global_step + 1}: the loss or a gradient is not finite; first in {where}. "
+                f"step {trainer.global_step + 1}: the loss or a gradient is not finite; first in {source}. "
                 + REMEDY
             )
         clip_grads_with_norm_(weights, self.clip, norm)
@@ -51,23 +51,23 @@ class GradientGuard(L.Callback):
             )
 
 
-def first_non_finite(model: SequenceModule, batch: Batch, carried: Any) -> str:
-    """The innermost module that first puts out something not finite when the batch is read again."""
-    found: list[str] = []
+def first_non_finite(model: SequenceModule, batch: Batch, state: Any) -> str:
+    """The innermost module with the first output that isn't finite when the batch is read again."""
+    layers: list[str] = []
 
     def watch(name: str) -> Any:
-        def look(part: nn.Module, given: Any, said: Any) -> None:
-            outputs = said if isinstance(said, tuple) else (said,)
-            if any(isinstance(out, Tensor) and not out.isfinite().all() for out in outputs):
-                found.append(name)
+        def check_outputs(module: nn.Module, inputs: Any, result: Any) -> None:
+            outputs = result if isinstance(result, tuple) else (result,)
+            if any(isinstance(output, Tensor) and not output.isfinite().all() for output in outputs):
+                layers.append(name)
 
-        return look
+        return check_outputs
 
-    hooks = [part.register_forward_hook(watch(name)) for name, part in model.named_modules() if name]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model.compute_loss(batch, carried)
+            model.compute_loss(batch, state)
     finally:
         for hook in hooks:
             hook.remove()
-    return f"layer {found[0]}" if found else "the backward pass"
+    return f"layer {layers[0]}" if layers else "the backward pass"

@@ -1,6 +1,6 @@
-"""What is measured, and under which TensorBoard tags: the same for every model, x = tokens seen.
+"""Measurements of a run and their TensorBoard tags: the same for every model, x = tokens seen.
 
-Tokens seen, loss and bits per byte count asked targets only, over all ranks.
+Tokens seen, loss and bits per byte count targets only (not IGNORE), over all ranks.
 """
 
 import math
@@ -18,21 +18,21 @@ from zoo.train.tasks.base import BUCKETS, EDGES, Task
 
 
 class RunningSums:
-    """Adds up numbers per batch without waiting for the device; `take` gives their total over all ranks."""
+    """Sums of values per batch, added up without waiting for the device."""
 
     def __init__(self) -> None:
-        self.rows: list[Tensor] = []
+        self._batches: list[Tensor] = []
 
     def add(self, *values: Tensor) -> None:
-        self.rows.append(torch.cat([value.detach().float().view(-1) for value in values]))
+        self._batches.append(torch.cat([value.detach().float().view(-1) for value in values]))
 
-    def take(self, trainer: L.Trainer) -> list[float]:
-        if not self.rows:
+    def pop_totals(self, trainer: L.Trainer) -> list[float]:
+        """The totals over all ranks since the last call, [] if nothing was added; all ranks together."""
+        if not self._batches:
             return []
-        total = torch.stack(self.rows).sum(
-            0, dtype=torch.float64 if self.rows[0].device.type != "mps" else None
-        )
-        self.rows = []
+        dtype = torch.float64 if self._batches[0].device.type != "mps" else None
+        total = torch.stack(self._batches).sum(0, dtype=dtype)
+        self._batches = []
         if trainer.world_size > 1:
             total = trainer.strategy.reduce(total, reduce_op="sum")
         return total.tolist()
@@ -41,28 +41,29 @@ class RunningSums:
 class Metrics(L.Callback):
     """Counts, averages and logs; `latest` holds the last value of every tag."""
 
+    SAVED = ("tokens_seen", "train_s", "wall_s", "pending", "pending_s", "latest", "validated_step")
+    """Attributes that a checkpoint holds, under these names."""
+
     def __init__(self, task: Task, log_every: int, val_every: int) -> None:
         self.task, self.log_every, self.val_every = task, log_every, val_every
         self.validated_step = 0
         self.latest: dict[str, float] = {}
-        self.tokens_seen, self.train_s = (
-            0.0,
-            0.0,
-        )  # seconds of training steps, without validation and checkpoints
-        self.pending, self.pending_s = (
-            [0.0, 0.0, 0.0],
-            0.0,
-        )  # tokens, nats and bytes since the last logged value
+        self.tokens_seen = 0.0
+        self.train_s = 0.0  # seconds of training steps, without validation and checkpoints
+        self.pending = [0.0, 0.0, 0.0]  # tokens, nats and bytes since the last logged value
+        self.pending_s = 0.0
         self.grad_norm: Tensor | float = math.nan
         self.learning_rate = math.nan  # of the last step
         self.wall_s, self.since = 0.0, time.perf_counter()  # of all the processes that trained this run
-        self._sums, self._heard = RunningSums(), RunningSums()
-        self._started, self._logged_step = 0.0, -1
-        self._said_in_training: Collection[str] = ()
+        self._train_sums, self._val_sums = RunningSums(), RunningSums()
+        self._step_start, self._logged_step = 0.0, -1
+        self._train_diagnostics: Collection[str] = ()
+        self._position = torch.zeros(0, dtype=torch.long)  # in each row's document, of its next token
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.tokens_seen and not self.pending[0]:  # logged at this very place, where a resume purges
-            self._log(trainer, {tag: said for tag, said in self.latest.items() if not tag.startswith("val/")})
+        if self.tokens_seen and not self.pending[0]:  # the logger purges what was logged at just this step
+            training = {tag: value for tag, value in self.latest.items() if not tag.startswith("val/")}
+            self._log(trainer, training)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_step = trainer.global_step
@@ -76,14 +77,14 @@ class Metrics(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._started = time.perf_counter()
+        self._step_start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        asked = (batch.targets != IGNORE).sum()
-        self._sums.add(asked, outputs["nats"].sum(), self.task.byte_count(batch.targets))
-        self.pending_s += time.perf_counter() - self._started
+        num_targets = (batch.targets != IGNORE).sum()
+        self._train_sums.add(num_targets, outputs["nats"].sum(), self.task.byte_count(batch.targets))
+        self.pending_s += time.perf_counter() - self._step_start
         step = trainer.global_step
         due = step % self.log_every == 0 or step == trainer.max_steps
         if due and step != self._logged_step:  # a step may be several batches
@@ -92,7 +93,7 @@ class Metrics(L.Callback):
 
     def _log_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
-        self._settle(trainer)
+        self._collect_train_sums(trainer)
         (tokens, nats, bytes_), seconds = self.pending, self.pending_s
         self.pending, self.pending_s = [0.0, 0.0, 0.0], 0.0
         self.train_s += seconds
@@ -107,21 +108,20 @@ class Metrics(L.Callback):
             "cost/state_bytes": state_bytes(pl_module),
             "cost/parameters": pl_module.count_parameters(),
         }
-        said = {f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.train_state).items()}
-        self._said_in_training = said.keys()
-        self._log(trainer, values | said)
+        diagnostics = _diagnostics(pl_module, pl_module.train_state)
+        self._train_diagnostics = diagnostics.keys()
+        self._log(trainer, values | diagnostics)
 
-    def _settle(self, trainer: L.Trainer) -> None:
-        """Bring what ranks and devices have counted into the totals; all ranks together."""
-        new = self._sums.take(trainer)
-        if new:
-            self.tokens_seen += new[0]
-            self.pending = [old + more for old, more in zip(self.pending, new, strict=True)]
+    def _collect_train_sums(self, trainer: L.Trainer) -> None:
+        """Add the sums since the last call to `tokens_seen` and `pending`; all ranks together."""
+        if totals := self._train_sums.pop_totals(trainer):
+            self.tokens_seen += totals[0]
+            self.pending = [old + new for old, new in zip(self.pending, totals, strict=True)]
 
     # -- validation
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._heard, self._place = RunningSums(), torch.zeros(0, dtype=torch.long)
+        self._val_sums, self._position = RunningSums(), torch.zeros(0, dtype=torch.long)
 
     def on_validation_batch_end(
         self,
@@ -132,36 +132,38 @@ class Metrics(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        asked = batch.targets != IGNORE
-        if not len(self._place):
-            self._place = torch.zeros(len(batch.tokens), dtype=torch.long, device=batch.tokens.device)
-        self._place = torch.where(batch.fresh, 0, self._place)
-        place = self._place[:, None] + torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        self._place = self._place + batch.tokens.shape[1]
-        bucket = torch.bucketize(place, torch.tensor(EDGES[1:], device=place.device), right=True)[asked]
-        nats, hits = outputs["nats"].float(), (outputs["hits"] & asked).sum()
-        by_place = [
-            torch.zeros(len(EDGES), device=place.device).index_add_(0, bucket, part[asked])
-            for part in (nats, torch.ones_like(nats))
+        targets_mask = batch.targets != IGNORE
+        rows, seq_len = batch.tokens.shape
+        device = batch.tokens.device
+        if not len(self._position):
+            self._position = torch.zeros(rows, dtype=torch.long, device=device)
+        self._position = torch.where(batch.fresh, 0, self._position)
+        positions = self._position[:, None] + torch.arange(seq_len, device=device)
+        self._position = self._position + seq_len
+        bucket = torch.bucketize(positions, torch.tensor(EDGES[1:], device=device), right=True)[targets_mask]
+        nats, hits = outputs["nats"].float(), (outputs["hits"] & targets_mask).sum()
+        by_bucket = [
+            torch.zeros(len(EDGES), device=device).index_add_(0, bucket, values[targets_mask])
+            for values in (nats, torch.ones_like(nats))
         ]
-        self._heard.add(asked.sum(), nats.sum(), self.task.byte_count(batch.targets), hits, *by_place)
+        num_bytes = self.task.byte_count(batch.targets)
+        self._val_sums.add(targets_mask.sum(), nats.sum(), num_bytes, hits, *by_bucket)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
         self.validated_step = trainer.global_step
-        self._settle(trainer)  # the x of what is logged
-        tokens, nats, bytes_, hits, *by_place = self._heard.take(trainer)
+        self._collect_train_sums(trainer)  # tokens_seen is the x of what is logged
+        tokens, nats, bytes_, hits, *by_bucket = self._val_sums.pop_totals(trainer)
         values = {"val/loss": nats / max(tokens, 1), "val/accuracy": hits / max(tokens, 1)}
         if bytes_:
             values["val/bits_per_byte"] = nats / math.log(2) / bytes_
-        for bucket, total, count in zip(BUCKETS, by_place[: len(EDGES)], by_place[len(EDGES) :], strict=True):
+        losses, counts = by_bucket[: len(EDGES)], by_bucket[len(EDGES) :]
+        for bucket, loss, count in zip(BUCKETS, losses, counts, strict=True):
             if count:
-                values[f"val/loss_by_position/{bucket}"] = total / count
+                values[f"val/loss_by_position/{bucket}"] = loss / count
         if pl_module.val_state is not None:  # of memories that stay empty in training
-            said = {
-                f"memory/{name}": said for name, said in pl_module.diagnostics(pl_module.val_state).items()
-            }
-            values |= {tag: value for tag, value in said.items() if tag not in self._said_in_training}
+            diagnostics = _diagnostics(pl_module, pl_module.val_state)
+            values |= {tag: v for tag, v in diagnostics.items() if tag not in self._train_diagnostics}
         self._log(trainer, values)
 
     # -- both
@@ -174,20 +176,25 @@ class Metrics(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._settle(trainer)
+        self._collect_train_sums(trainer)
         self.wall()
-        checkpoint["metrics"] = {name: getattr(self, name) for name in self.KEPT}
+        checkpoint["metrics"] = self.saved()
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        for name, value in checkpoint["metrics"].items():
-            setattr(self, name, value)
+        for name in self.SAVED:
+            setattr(self, name, checkpoint["metrics"][name])
+
+    def saved(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.SAVED}
 
     def wall(self) -> float:
-        """Seconds spent on this run, those of processes that were killed up to their last checkpoint."""
+        """Seconds spent on this run; those of processes that were killed up to their last checkpoint."""
         now = time.perf_counter()
         self.wall_s, self.since = self.wall_s + now - self.since, now
         return self.wall_s
 
-    KEPT = ("tokens_seen", "train_s", "wall_s", "pending", "pending_s", "latest", "validated_step")
+
+def _diagnostics(model: SequenceModule, state: Any) -> dict[str, float]:
+    return {f"memory/{name}": value for name, value in model.diagnostics(state).items()}

@@ -1,9 +1,20 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, elsewhere a line now and then, and progress.json for programs.
 
+progress.json is written with every line, and on a terminal as often:
+
+* `step`, `steps`: optimiser steps done, and of the whole run
+* `time`: when it was written, in UTC
+* `loss`, `tokens_per_s`: of training as last logged, null before the first time
+* `val`: of the last validation `loss`, `accuracy` and, for text, `bits_per_byte`; empty before the first
+"""
+
+import datetime
+import json
 import logging
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,24 +29,27 @@ from rich.progress import (
 )
 
 from zoo.train.loop.metrics import Metrics
+from zoo.train.loop.validation_curve import SCORES
+from zoo.train.runs.files import write_text
 
 log = logging.getLogger(__name__)
-LINES = 20  # about so many in a run whose output is no terminal
+LINES = 20  # per run, about, where the output is no terminal
+PROGRESS_FILE = "progress.json"
 
 
 class ProgressReport(L.Callback):
     """Step, loss, bits per byte, tokens per second and time left; one line per validation."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: Metrics, run_dir: Path) -> None:
+        self.metrics, self.run_dir = metrics, run_dir
         self.bar: Progress | None = None
-        self._began, self._first, self._said = 0.0, 0, 0
+        self._start, self._first_step, self._bar_step, self._line_step = 0.0, 0, 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self._began, self._first = time.perf_counter(), trainer.global_step
-        self._said = trainer.global_step
+        self._start = time.perf_counter()
+        self._first_step = self._bar_step = self._line_step = trainer.global_step
         log_every = self.metrics.log_every
         self._every = log_every * math.ceil(trainer.max_steps / LINES / log_every)
         if sys.stdout.isatty():
@@ -43,33 +57,36 @@ class ProgressReport(L.Callback):
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[said]}"),
+                TextColumn("{task.fields[scores]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=Console(),
             )
-            self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, said="")
+            self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, scores="")
             self.bar.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, steps = trainer.global_step, trainer.max_steps
-        if not trainer.is_global_zero or step == self._said:
+        if not trainer.is_global_zero:
             return
-        if self.bar:
-            self._said = step
-            self.bar.update(self.bar.task_ids[0], completed=step, said=self._words("train"))
-        elif step % self._every == 0 or step == steps:
-            self._said = step
-            spent = time.perf_counter() - self._began
-            left = spent / max(1, step - self._first) * (steps - step)
-            log.info("step %d/%d  %s  %s left", step, steps, self._words("train"), _clock(left))
+        if self.bar and step != self._bar_step:
+            self._bar_step = step
+            self.bar.update(self.bar.task_ids[0], completed=step, scores=self._scores("train"))
+        if step != self._line_step and (step % self._every == 0 or step == steps):
+            self._line_step = step
+            self._write_file(trainer)
+            if not self.bar:
+                spent = time.perf_counter() - self._start
+                left = spent / max(1, step - self._first_step) * (steps - step)
+                log.info("step %d/%d  %s  %s left", step, steps, self._scores("train"), _clock(left))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            line = f"step {trainer.global_step}/{trainer.max_steps}  held-out text: {self._words('val')}"
+            self._write_file(trainer)
+            line = f"step {trainer.global_step}/{trainer.max_steps}  held-out text: {self._scores('val')}"
             if self.bar:
                 self.bar.console.print(line, highlight=False)
             else:
@@ -80,17 +97,29 @@ class ProgressReport(L.Callback):
             self.bar.stop()
             self.bar = None
 
-    def _words(self, split: str) -> str:
-        latest, words = self.metrics.latest, []
+    def _write_file(self, trainer: L.Trainer) -> None:
+        latest = self.metrics.latest
+        progress = {
+            "step": trainer.global_step,
+            "steps": trainer.max_steps,
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "loss": latest.get("train/loss"),
+            "tokens_per_s": latest.get("cost/tokens_per_s"),
+            "val": {tag.removeprefix("val/"): latest[tag] for tag in SCORES if tag in latest},
+        }
+        write_text(self.run_dir / PROGRESS_FILE, json.dumps(progress) + "\n")
+
+    def _scores(self, split: str) -> str:
+        latest, parts = self.metrics.latest, []
         if f"{split}/loss" in latest:
-            words.append(f"loss {latest[f'{split}/loss']:.3f}")
+            parts.append(f"loss {latest[f'{split}/loss']:.3f}")
         if f"{split}/bits_per_byte" in latest:
-            words.append(f"{latest[f'{split}/bits_per_byte']:.3f} bits/byte")
+            parts.append(f"{latest[f'{split}/bits_per_byte']:.3f} bits/byte")
         elif f"{split}/accuracy" in latest:
-            words.append(f"accuracy {latest[f'{split}/accuracy']:.1%}")
+            parts.append(f"accuracy {latest[f'{split}/accuracy']:.1%}")
         if split == "train" and "cost/tokens_per_s" in latest:
-            words.append(f"{latest['cost/tokens_per_s']:,.0f} tokens/s")
-        return "  ".join(words)
+            parts.append(f"{latest['cost/tokens_per_s']:,.0f} tokens/s")
+        return "  ".join(parts)
 
 
 def _clock(seconds: float) -> str:

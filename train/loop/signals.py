@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: save, then leave."""
+"""SIGINT and SIGTERM during training: save, then stop."""
 
 import signal
 import types
@@ -10,30 +10,30 @@ from zoo.train.loop.checkpointing import Checkpoints
 
 
 class InterruptedRunError(Exception):
-    """A signal asked the run to end; everything is saved."""
+    """A signal asked the run to stop; everything is saved."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(signal.Signals(number).name)
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signal.Signals(signum).name)
 
 
 class SignalHandler(L.Callback):
-    """SIGINT and SIGTERM: finish the step, write last.ckpt, leave.  A second one leaves at once."""
+    """At SIGINT or SIGTERM finishes the step, saves last.ckpt and stops; at a second signal stops at once."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
         self.received = 0
         self._step = 0
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
 
-    def _note(self, number: int, frame: types.FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         if self.received:
-            raise InterruptedRunError(number)
-        self.received = number
+            raise InterruptedRunError(signum)
+        self.received = signum
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -58,11 +58,11 @@ class SignalHandler(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # what training reached was saved right before the validation
+        # last.ckpt was saved right before the validation
         if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             raise InterruptedRunError(self.received or signal.SIGTERM)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        for signum, handler in self._previous_handlers.items():
+            signal.signal(signum, handler)
+        self._previous_handlers = {}

@@ -1,49 +1,52 @@
 """One training run, from its configuration to its metrics.json: the same for every architecture and task."""
 
-import datetime
 import json
 import logging
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from zoo.errors import UserError, first_line
 from zoo.module import SequenceModule
 from zoo.train.data.module import DataModule
-from zoo.train.loop.checkpointing import Checkpoints, ExactResume, FitLoopThatValidatesFirst
+from zoo.train.loop.checkpointing import (
+    Checkpoints,
+    ExactResume,
+    FitLoopThatValidatesFirst,
+    WriteResumedConfig,
+)
 from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport
 from zoo.train.loop.signals import SignalHandler
+from zoo.train.loop.summary import print_summary, summary
 from zoo.train.loop.tensorboard import RunLogger, position_figure, start_logs
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
 from zoo.train.runs.checkpoint import AtomicCheckpointIO, check_weights, read_checkpoint
-from zoo.train.runs.config import hparams, names, stored_config, validate_config
+from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
-from zoo.train.runs.provenance import code_fingerprint, commit, fingerprint
-from zoo.train.runs.resources import peak_memory_bytes, state_bytes
+from zoo.train.runs.provenance import code_fingerprint
+from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_progress
-from zoo.train.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Train what `cfg` says in `run_dir`, or go on with the run that lies there (`cfg.resume`); returns what
-    metrics.json holds.  Raises UserError for what the user can mend."""
+    """Train as configured in `run_dir`, or resume the run in that folder (`cfg.resume`).
+
+    Returns the contents of metrics.json.  Raises UserError for what the user can mend.
+    """
     silence_lightning()
     validate_config(cfg)
-    began = time.perf_counter()
+    start = time.perf_counter()
     L.seed_everything(cfg.seed, verbose=False)
     task = build.task(cfg)
     cfg.model = budget.solve_width(cfg)
@@ -60,26 +63,19 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         val_bytes=cfg.data.val_bytes,
     )
     last = run_dir / "checkpoints" / "last.ckpt"
-    goes_on = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # one killed before begins anew
-    seen = 0
-    if goes_on:
-        checkpoint = read_checkpoint(last)
-        check_weights(model, checkpoint, last)
-        seen = int(checkpoint["metrics"]["tokens_seen"])
-        done = checkpoint["global_step"]
-        if done > cfg.steps or (done == cfg.steps and (run_dir / "metrics.json").exists()):
-            raise UserError(f"resume: the run has done {done} of {cfg.steps} steps; steps=… makes it longer")
+    resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # without one the run starts anew
+    checkpoint = read_unfinished(cfg, run_dir, last, model) if resumes else None
+    tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
-    metrics.since = began
-    logger = RunLogger(run_dir, name="", version="tb", purge_step=seen if cfg.resume else None)
-    validations = ValidationCurve(metrics)
-    trainer = make_trainer(cfg, run_dir, metrics, logger, validations)
-    if goes_on:
-        fresh = trainer.fit_loop.state_dict()
-        sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
-        check_progress(model, cfg.data.batch_size, fresh, metrics.KEPT, checkpoint, last, sharded)
+    metrics.since = start
+    logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
+    curve = ValidationCurve(metrics)
+    trainer = make_trainer(cfg, run_dir, metrics, logger, curve)
     config = stored_config(cfg)
-    if goes_on:
+    if checkpoint:
+        loop = trainer.fit_loop.state_dict()
+        sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
+        check_progress(model, cfg.data.batch_size, loop, metrics.saved(), checkpoint, last, sharded)
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # known before the ranks are launched
         write_text(run_dir / "config.yaml", config)
@@ -92,9 +88,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         f"{sum(weight.numel() for weight in model.parameters()):,}",
         f"{state_bytes(model):,}",
     )
+    # before training: its sources may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
-    trainer.fit(model, data, ckpt_path=last if goes_on else None)  # while it trains, one edits
-    results = summary(cfg, model, task, data, metrics, validations) | code | {"wall_s": metrics.wall()}
+    trainer.fit(model, data, ckpt_path=last if checkpoint else None)
+    results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.wall()}
     if trainer.is_global_zero:
         step = int(metrics.tokens_seen)
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
@@ -104,8 +101,18 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     return results
 
 
+def read_unfinished(cfg: DictConfig, run_dir: Path, path: Path, model: SequenceModule) -> dict[str, Any]:
+    """The run's last checkpoint; UserError if it isn't this model's, or has no step left to do."""
+    checkpoint = read_checkpoint(path)
+    check_weights(model, checkpoint, path)
+    step = checkpoint["global_step"]
+    if step > cfg.steps or (step == cfg.steps and (run_dir / "metrics.json").exists()):
+        raise UserError(f"resume: the run has done {step} of {cfg.steps} steps; steps=… makes it longer")
+    return checkpoint
+
+
 def make_trainer(
-    cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger, validations: ValidationCurve
+    cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger, curve: ValidationCurve
 ) -> L.Trainer:
     keys = cfg.trainer
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
@@ -119,16 +126,16 @@ def make_trainer(
             accumulate_grad_batches=keys.accumulate,
             max_steps=cfg.steps,
             max_epochs=-1,
-            val_check_interval=sys.maxsize,  # Checkpoints says when
+            val_check_interval=sys.maxsize,  # Checkpoints decides when
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # our loaders share their lanes out themselves
+            use_distributed_sampler=False,  # our loaders divide their lanes among the ranks
             logger=logger,
             callbacks=[  # in this order: measured, then saved, then perhaps stopped
                 metrics,
-                validations,
+                curve,
                 GradientGuard(cfg.optim.clip, metrics),
-                ProgressReport(metrics),
+                ProgressReport(metrics, run_dir),
                 ExactResume(cfg.seed, cfg.data.batch_size),
                 checkpoints,
                 SignalHandler(checkpoints),
@@ -142,73 +149,3 @@ def make_trainer(
         raise UserError(f"trainer: {first_line(error)}") from error
     trainer.fit_loop = FitLoopThatValidatesFirst(trainer.fit_loop)
     return trainer
-
-
-class WriteResumedConfig(L.Callback):
-    """A resumed run's settings take the place of those that it had, once all of it is read and nothing can
-    refuse them any more."""
-
-    def __init__(self, run_dir: Path, config: str) -> None:
-        self.run_dir, self.config = run_dir, config
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            # of a shorter run: it would stand beside the settings of this one, as if it were finished
-            (self.run_dir / "metrics.json").unlink(missing_ok=True)
-            if (path := self.run_dir / "config.yaml").read_text() != self.config:
-                write_text(path, self.config)
-
-
-def summary(
-    cfg: DictConfig,
-    model: SequenceModule,
-    task: Task,
-    data: DataModule,
-    metrics: Metrics,
-    validations: ValidationCurve,
-) -> dict[str, Any]:
-    """What metrics.json says of a finished run."""
-    device = model.device
-    return {
-        **names(cfg),
-        "seed": cfg.seed,
-        "steps": cfg.steps,
-        "corpus": cfg.data.corpus,
-        "unit": "bits per byte" if task.metric == "bits_per_byte" else "accuracy",
-        "parameters": model.count_parameters(),
-        "parameters_total": sum(weight.numel() for weight in model.parameters()),
-        "state_bytes": state_bytes(model),
-        "tokens_seen": int(metrics.tokens_seen),
-        "train_s": metrics.train_s,
-        "tokens_per_s": metrics.tokens_seen / max(metrics.train_s, 1e-9),
-        "eval_tokens_per_s": validations.tokens_per_s,
-        "peak_memory_bytes": peak_memory_bytes(device),
-        **{tag: value for tag, value in sorted(metrics.latest.items()) if tag.startswith(("val/", "train/"))},
-        "reference": task.baselines(data.val_dataset()),
-        "val_bytes": len(data.val_text),
-        "task_version": task.VERSION,
-        "data_fingerprint": fingerprint(task),
-        "curve": validations.curve,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def print_summary(results: dict[str, Any], run_dir: Path) -> None:
-    """The last lines: what was reached, beside what anyone gets for nothing, and where to look."""
-    if "val/bits_per_byte" in results:
-        text, unit = f" on {results['val_bytes']:,} bytes of held-out text", ".3f"
-        reached = f"{results['val/bits_per_byte']:.3f} bits per byte"
-    else:
-        text, unit = " on held-out samples", ".1%"
-        reached = f"{results['val/accuracy']:.1%} accuracy"
-    beside = ", ".join(f"{name} {value:{unit}}" for name, value in results["reference"].items())
-    shown = Path(os.path.relpath(run_dir))
-    root = "runs" if shown.parts[0] == "runs" else shown
-    log.info("%s reached %s%s (there: %s)", results["model"], reached, text, beside)
-    log.info("run: %s   curves: tensorboard --logdir %s", shown, root)

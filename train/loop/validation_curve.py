@@ -1,4 +1,4 @@
-"""What a run remembers of its validations: held-out loss by tokens seen, and how fast text is read."""
+"""A run's validations: held-out loss by tokens seen, and reading speed."""
 
 import time
 from typing import Any
@@ -13,18 +13,18 @@ SCORES = ("val/loss", "val/bits_per_byte", "val/accuracy")
 
 
 class ValidationCurve(L.Callback):
-    """`curve` holds a point per validation, also across resumes; stands behind Metrics, which measures."""
+    """`curve` holds a point per validation, also across resumes; runs after Metrics, which measures."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.curve: list[dict[str, float]] = []
         self.tokens_per_s = 0.0
-        """Held-out targets asked per second in the last validation, over all ranks."""
-        self._began, self._asked = 0.0, torch.zeros(())
+        """Held-out targets per second in the last validation, over all ranks."""
+        self._start, self._num_targets = 0.0, torch.zeros(())
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.perf_counter()
-        self._asked = torch.zeros((), dtype=torch.long, device=pl_module.device)
+        self._start = time.perf_counter()
+        self._num_targets = torch.zeros((), dtype=torch.long, device=pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -35,13 +35,13 @@ class ValidationCurve(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._asked += (batch.targets != IGNORE).sum()
+        self._num_targets += (batch.targets != IGNORE).sum()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        asked = (
-            trainer.strategy.reduce(self._asked, reduce_op="sum") if trainer.world_size > 1 else self._asked
-        )
-        self.tokens_per_s = int(asked) / max(time.perf_counter() - self._began, 1e-9)
+        num_targets = self._num_targets
+        if trainer.world_size > 1:
+            num_targets = trainer.strategy.reduce(num_targets, reduce_op="sum")
+        self.tokens_per_s = int(num_targets) / max(time.perf_counter() - self._start, 1e-9)
         latest = self.metrics.latest
         point: dict[str, float] = {"step": trainer.global_step, "tokens_seen": int(self.metrics.tokens_seen)}
         point |= {tag: latest[tag] for tag in SCORES if tag in latest}

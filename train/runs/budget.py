@@ -17,20 +17,20 @@ BUDGET_TOLERANCE = 0.03  # the smallest step of a micro model's free width is 1 
 
 
 def solve_width(cfg: DictConfig) -> dict[str, Any]:
-    """The keys of `cfg.model` with the free width filled in from the budget, where it isn't given."""
+    """The keys of `cfg.model`, with the free width solved from the budget where it isn't given."""
     keys = to_dict(cfg.model)
     free = keys.get("free")
     if free is not None and not isinstance(free, str):
         raise UserError(f"model.free: expected the name of one of the model's widths, found {free!r}")
     if free is not None and keys.get(free) is None:
         arguments = {key: value for key, value in keys.items() if key not in ("free", "base", "_target_")}
-        made = import_class(keys.get("_target_"), SequenceModule, "model")
-        keys[free] = _solve(made, arguments, free, cfg.size.budget)
+        cls = import_class(keys.get("_target_"), SequenceModule, "model")
+        keys[free] = _solve(cls, arguments, free, cfg.size.budget)
     return keys
 
 
-def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: int | None) -> int:
-    """The value of the free width that comes nearest to the budget of parameters, on the meta device."""
+def _solve(cls: type[SequenceModule], keys: dict[str, Any], free: str, budget: int | None) -> int:
+    """The value of the free width with the number of parameters nearest to the budget."""
     if budget is None:
         raise UserError(
             f"model.{free}: expected a number, as this size has no budget to solve it from, found none"
@@ -38,13 +38,13 @@ def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: 
 
     @functools.cache
     def count(width: int) -> int:
-        with torch.device("meta"), _NoInitialisation():
-            return call(made, {**keys, free: width}, "model").count_parameters()
+        with torch.device("meta"), _SkipInitialisation():
+            return call(cls, {**keys, free: width}, "model").count_parameters()
 
-    most = 1
-    while count(most) < budget:
-        most *= 2
-    above = bisect.bisect_left(range(most + 1), budget, lo=most // 2 + 1, key=count)
+    upper = 1
+    while count(upper) < budget:
+        upper *= 2
+    above = bisect.bisect_left(range(upper + 1), budget, lo=upper // 2 + 1, key=count)
     best = min((max(1, above - 1), above), key=lambda width: abs(count(width) - budget))
     if abs(count(best) - budget) > BUDGET_TOLERANCE * budget:
         raise UserError(
@@ -53,8 +53,9 @@ def _solve(made: type[SequenceModule], keys: dict[str, Any], free: str, budget: 
     return best
 
 
-class _NoInitialisation(TorchFunctionMode):
-    """What is only counted needs no numbers: drawing them takes most of a constructor's time on meta."""
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves out torch.nn.init: parameters that are only counted need no values, and drawing them takes most
+    of a constructor's time on meta."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

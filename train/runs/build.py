@@ -1,4 +1,4 @@
-"""From a composed configuration to the objects it names: the one place where classes are looked up."""
+"""The objects that a composed configuration names: model, optimiser and task."""
 
 import inspect
 from pathlib import Path
@@ -21,7 +21,7 @@ from zoo.train.tasks.base import Task
 def model(cfg: DictConfig) -> SequenceModule:
     """The model of `cfg.model`: `_target_` is its class, `free` names the width that the budget decides,
     `base` is the folder of a run whose weights it starts from, the other keys are its arguments.  Raises
-    UserError for whatever doesn't fit, in one line."""
+    UserError, in one line, for anything that doesn't fit."""
     keys = solve_width(cfg)
     keys.pop("free", None)
     base = keys.pop("base", None)
@@ -32,38 +32,39 @@ def model(cfg: DictConfig) -> SequenceModule:
         )
     try:
         built.init_state(1)
-    except RuntimeError as error:  # a memory of a length below 0
+    except RuntimeError as error:  # a memory of negative length
         raise UserError(f"model: its state can't be made: {first_line(error)}") from error
-    if base is not None and _starts(cfg):
-        _start_from(Path(str(base)), built, keys)
+    if base is not None and _needs_base(cfg):
+        _load_base(Path(str(base)), built, keys)
     return built
 
 
-def _starts(cfg: DictConfig) -> bool:
-    """Whether no weights of the run itself follow: a run's config.yaml, which has no `resume`, is read before
-    its own checkpoint, and so is that of a run that goes on."""
+def _needs_base(cfg: DictConfig) -> bool:
+    """False if the run's own weights follow: for a stored config.yaml (without `resume`) and on resume."""
     return "resume" in cfg and not (cfg.resume and any(Path(cfg.resume, "checkpoints").glob("*.ckpt")))
 
 
-def _start_from(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> None:
+def _load_base(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> None:
     """Give the model the weights of a trained run of the class that it extends, if their arguments agree."""
     path, last = run_dir / "config.yaml", run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise UserError(f"model.base: {no_run(run_dir)}")
     try:
-        theirs = to_dict(load_stored(path).model)
-        target = theirs["_target_"]
+        base_keys = to_dict(load_stored(path).model)
+        target = base_keys["_target_"]
     except Exception as error:  # not yaml, or not a run's
         raise UserError(f"model.base: {path} is no run's config: {first_line(error)}") from error
-    made, extended = type(built), type(built).__mro__[1]
-    if target != (wanted := f"{extended.__module__}.{extended.__name__}"):
-        raise UserError(f"model.base: {made.__name__} starts from a run of {wanted}, found one of {target}")
-    ours = inspect.signature(made).parameters
-    for name, parameter in inspect.signature(extended).parameters.items():
-        expected = keys.get(name, (ours.get(name) or parameter).default)
-        found = theirs.get(name, parameter.default)
-        if found != expected and not name.endswith("dropout"):
-            raise UserError(f"model.base: expected a run with {name} {expected}, found {found} in {path}")
+    cls, base_cls = type(built), type(built).__mro__[1]
+    if target != (expected_target := f"{base_cls.__module__}.{base_cls.__name__}"):
+        raise UserError(
+            f"model.base: {cls.__name__} starts from a run of {expected_target}, found one of {target}"
+        )
+    parameters = inspect.signature(cls).parameters
+    for name, parameter in inspect.signature(base_cls).parameters.items():
+        expected = keys.get(name, (parameters.get(name) or parameter).default)
+        value = base_keys.get(name, parameter.default)
+        if value != expected and not name.endswith("dropout"):
+            raise UserError(f"model.base: expected a run with {name} {expected}, found {value} in {path}")
     checkpoint = read_checkpoint(last)
     check_weights(built, checkpoint, last)
     built.load_state_dict(checkpoint["state_dict"])

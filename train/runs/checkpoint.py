@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read only as plain data."""
+"""Checkpoint files: written completely or not at all, loaded only as plain data."""
 
 import math
 import pickle
@@ -22,19 +22,15 @@ PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Written beside their place and renamed into it; read only where they hold nothing but plain data."""
+    """Writes a temporary file and renames it; loads nothing but plain data."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
             with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            kept = "the one before is whole" if Path(path).exists() else "there is none before it"
-            causes: list[BaseException] = [error]  # torch's own words hide what the system said
-            while (before := causes[-1].__context__) is not None:
-                causes.append(before)
-            said = next((cause.strerror for cause in causes if isinstance(cause, OSError)), error)
-            raise UserError(f"can't save {path}: {said}; {kept}") from error
+            advice = "the one before is whole" if Path(path).exists() else "there is none before it"
+            raise UserError(f"can't save {path}: {_system_error(error)}; {advice}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -45,15 +41,40 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def _system_error(error: BaseException) -> str:
+    """The operating system's message, which torch's own error hides in its context."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return str(cause.strerror)
+        cause = cause.__context__
+    return str(error)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of the zoo, on the CPU; UserError for a file that is missing, damaged or foreign."""
     if not path.is_file():
         raise UserError(f"expected a checkpoint at {path}, found none")
+    checkpoint = _load(path)
+    header = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise UserError(
+            f"expected a checkpoint of the zoo, version {VERSION}, at {path}, found another kind of file"
+        )
+    if missing := [part for part in PARTS if part not in checkpoint]:
+        raise UserError(f"{path} is no complete checkpoint: {', '.join(missing)} missing")
+    if not _has_weights(checkpoint["state_dict"]) or not _has_step(checkpoint):
+        raise UserError(f"{path} is no complete checkpoint: expected weights by name, and steps and tokens")
+    return checkpoint
+
+
+def _load(path: Path) -> Any:
+    """What a file holds, after its checksums were compared; none of its code is run."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load doesn't compare checksums
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols
-            checkpoint: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+            content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors and plain data; it is not loaded") from error
     except Exception as error:  # a flipped bit can make zipfile and torch raise anything
@@ -62,45 +83,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if damaged:
         raise UserError(f"{path} is damaged: the checksum of {damaged} doesn't match")
-    found = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        raise UserError(
-            f"expected a checkpoint of the zoo, version {VERSION}, at {path}, found another kind of file"
-        )
-    if lacking := [part for part in PARTS if part not in checkpoint]:
-        raise UserError(f"{path} is no whole checkpoint: {', '.join(lacking)} missing")
-    weights, step, counted = (checkpoint[part] for part in ("state_dict", "global_step", "metrics"))
-    if (
-        not isinstance(weights, dict)
-        or not all(isinstance(name, str) and isinstance(kept, Tensor) for name, kept in weights.items())
-        or not isinstance(step, int)
-        or step < 0
-        or not isinstance(counted, dict)
-        or not isinstance(seen := counted.get("tokens_seen"), (int, float))
-        or not 0 <= seen < math.inf
-    ):
-        raise UserError(f"{path} is no whole checkpoint: expected weights by name, and how far they came")
-    return checkpoint
+    return content
+
+
+def _has_weights(weights: Any) -> bool:
+    return isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
+    )
+
+
+def _has_step(checkpoint: dict[str, Any]) -> bool:
+    """True if the checkpoint counts steps and tokens."""
+    step, metrics = checkpoint["global_step"], checkpoint["metrics"]
+    tokens_seen = metrics.get("tokens_seen") if isinstance(metrics, dict) else None
+    counts_tokens = isinstance(tokens_seen, (int, float)) and 0 <= tokens_seen < math.inf
+    return isinstance(step, int) and step >= 0 and counts_tokens
 
 
 def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path) -> None:
     """Raises UserError unless the checkpoint's weights are this model's, name by name and shape by shape."""
-    ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    theirs = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+    weights = checkpoint["state_dict"]
+    expected_shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    for name in sorted(expected_shapes.keys() | shapes.keys()):
+        if expected_shapes.get(name) != shapes.get(name):
             raise UserError(
-                f"{path} is of another model: weight {name} expected {ours.get(name, 'absent')}, "
-                f"found {theirs.get(name, 'absent')}"
+                f"{path} is of another model: weight {name} expected {expected_shapes.get(name, 'absent')}, "
+                f"found {shapes.get(name, 'absent')}"
             )
-    for name, weight in model.state_dict().items():
-        found = checkpoint["state_dict"][name]
-        if weight.is_floating_point() != found.is_floating_point() or found.layout != torch.strided:
-            raise UserError(f"{path}: weight {name} expected as {weight.dtype}, found {found.dtype}")
+    for name, expected in model.state_dict().items():
+        weight = weights[name]
+        if expected.is_floating_point() != weight.is_floating_point() or weight.layout != torch.strided:
+            raise UserError(f"{path}: weight {name} expected as {expected.dtype}, found {weight.dtype}")
 
 
 def random_states() -> dict[str, Any]:
-    """Of Python, NumPy, torch and this rank's GPU, in types that a safe checkpoint may hold."""
+    """RNG states of Python, NumPy, torch and this rank's GPU, in types that a safe checkpoint may hold."""
     kind, keys, *rest = np.random.get_state()
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else list[Tensor]()
     return {

@@ -2,6 +2,7 @@
 
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from zoo import plugins
 from zoo.errors import UserError
+from zoo.train.runs.folder import flatten
 
 
 @dataclass
 class Data:
     corpus: str = MISSING  # a known name, or a file or folder of text
-    root: str = MISSING  # where named corpora lie
+    root: str = MISSING  # the folder of named corpora
     batch_size: int = MISSING  # rows per device
     seq_len: int = MISSING  # tokens per step and row
     val_bytes: int = MISSING  # of held-out text read by a validation inside a run
@@ -110,75 +112,72 @@ def to_dict(node: DictConfig) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
+Bound = tuple[str, Callable[[Any], bool]]
+
+
+def at_least(least: int) -> Bound:
+    return f"at least {least}", lambda value: value >= least
+
+
+LARGEST = 1e32  # Adam's step is larger than the learning rate, and 32 bits end at 1e38
+POSITIVE: Bound = ("a number above 0, and not beyond all measure", lambda value: 0 < value < LARGEST)
+BOUNDS: dict[str, Bound] = {  # key: the values that it may have, in words and as a test
+    "steps": at_least(1),
+    "val_every": at_least(1),
+    "checkpoint_every": at_least(1),
+    "data.batch_size": at_least(1),
+    "data.seq_len": at_least(1),
+    "data.val_bytes": at_least(1),
+    "trainer.accumulate": at_least(1),
+    "trainer.devices": at_least(1),
+    "trainer.num_nodes": at_least(1),
+    "trainer.log_every": at_least(1),
+    "seed": ("at least 0 and less than 2**32", lambda value: 0 <= value < 2**32),
+    "optim.warmup": at_least(0),
+    "optim.lr": POSITIVE,
+    "optim.clip": POSITIVE,
+    "optim.floor": ("a share from 0 to 1", lambda value: 0 <= value <= 1),
+    "optim.weight_decay": ("a number from 0 up", lambda value: 0 <= value < math.inf),
+    "optim.betas": (
+        "two numbers from 0 to below 1",
+        lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+    ),
+}
+"""Bounds that no type expresses."""
+
+
 def validate_config(cfg: DictConfig) -> None:
-    """Numbers that no type can rule out."""
-    least = {
-        "steps": 1,
-        "val_every": 1,
-        "checkpoint_every": 1,
-        "data.batch_size": 1,
-        "data.seq_len": 1,
-        "data.val_bytes": 1,
-    }
-    least |= {
-        "trainer.accumulate": 1,
-        "trainer.devices": 1,
-        "trainer.num_nodes": 1,
-        "trainer.log_every": 1,
-        "seed": 0,
-        "optim.warmup": 0,
-    }
-    for key, low in least.items():
-        found = OmegaConf.select(cfg, key)  # None where ~key took it away
-        if found is None or found < low:
-            raise UserError(f"{key}: expected at least {low}, found {found}")
-    for key in ("optim.lr", "optim.clip"):
-        found = OmegaConf.select(cfg, key)
-        if not 0 < found < 1e32:  # Adam's step is larger, and 32 bits end at 1e38
-            raise UserError(f"{key}: expected a number above 0, and not beyond all measure, found {found}")
-    if not 0 <= cfg.optim.floor <= 1:
-        raise UserError(f"optim.floor: expected a share from 0 to 1, found {cfg.optim.floor}")
-    if not 0 <= cfg.optim.weight_decay < math.inf:
-        raise UserError(f"optim.weight_decay: expected a number from 0 up, found {cfg.optim.weight_decay}")
-    if len(betas := cfg.optim.betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UserError(f"optim.betas: expected two numbers from 0 to below 1, found {betas}")
-    if cfg.seed >= 2**32:
-        raise UserError(f"seed: expected less than 2**32, found {cfg.seed}")
+    """Raises UserError for the first key whose value is out of bounds."""
+    for key, (expected, holds) in BOUNDS.items():
+        value = OmegaConf.select(cfg, key)
+        if value is None or not holds(value):  # None where ~key removed it
+            raise UserError(f"{key}: expected {expected}, found {value}")
 
 
 def stored_config(cfg: DictConfig) -> str:
-    """config.yaml: all resolved, but for where data lies on this machine and where the run was told to go."""
+    """The text of config.yaml: resolved but for the folder of data, without the run's own folder."""
     stored = OmegaConf.to_container(cfg, resolve=True)
-    written = OmegaConf.to_container(cfg, resolve=False)
+    unresolved = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(stored, dict)
-    assert isinstance(written, dict)
-    stored["data"]["root"] = written["data"]["root"]
-    if "root" in written["task"]:
-        stored["task"]["root"] = written["task"]["root"]
+    assert isinstance(unresolved, dict)
+    stored["data"]["root"] = unresolved["data"]["root"]
+    if "root" in unresolved["task"]:
+        stored["task"]["root"] = unresolved["task"]["root"]
     del stored["run_dir"], stored["resume"]
     return OmegaConf.to_yaml(stored)
 
 
 def hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """The settings as the HParams tab takes them: one level, plain values."""
-    pairs: dict[str, Any] = {}
-
-    def walk(node: dict[Any, Any], name: str) -> None:
-        for key, value in node.items():
-            inner = f"{name}.{key}" if name else str(key)
-            if isinstance(value, dict):
-                walk(value, inner)
-            elif key not in ("_target_", "free", "root"):
-                pairs[inner] = value if isinstance(value, (str, int, float, bool)) else str(value)
-
-    walk({**names(cfg), "steps": cfg.steps, "seed": cfg.seed}, "")
-    walk(
-        {group: to_dict(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")},
-        "",
-    )
-    return pairs
+    """The settings as TensorBoard's HParams tab takes them: one level, plain values."""
+    groups = {group: to_dict(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")}
+    settings = {**names(cfg), "steps": cfg.steps, "seed": cfg.seed} | flatten(groups)
+    return {
+        key: value if isinstance(value, (str, int, float, bool)) else str(value)
+        for key, value in settings.items()
+        if key.rpartition(".")[2] not in ("_target_", "free", "root")
+    }
 
 
 def names(cfg: DictConfig) -> dict[str, str]:
-    """Which model, task and size were chosen."""
+    """The names of the model, the task and the size."""
     return {group: str(name) for group, name in cfg.names.items()}

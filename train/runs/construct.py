@@ -1,5 +1,4 @@
-"""Classes by name, and objects from plain arguments that are checked against the constructor's
-annotations."""
+"""Classes by name, and objects from plain arguments, checked against the constructor's annotations."""
 
 import importlib
 import inspect
@@ -15,27 +14,29 @@ AT_LEAST_1 = ("depth", "width", "heads", "mlp_width", "segment_len")
 
 
 def import_class(target: Any, kind: type, group: str) -> type[Any]:
+    """The class at a dotted path; UserError unless it is a `kind`."""
     if not target or not isinstance(target, str):
         raise UserError(f"{group}: expected a config with `_target_: package.module.Class`, found none")
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises
-        where = " (run from the folder where it lies, or name that in PYTHONPATH)"
-        advice = where if isinstance(error, ModuleNotFoundError) else ""
+        cls = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's module may raise anything
+        advice = ""
+        if isinstance(error, ModuleNotFoundError):
+            advice = " (run from the folder where it lies, or name that in PYTHONPATH)"
         raise UserError(f"{group}: can't import {target}: {first_line(error)}{advice}") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
-    return found
+    return cls
 
 
-def call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
+def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     """Build with plain keywords, after checking names and types against the constructor's annotations."""
-    wanted = inspect.signature(made).parameters
-    hints = typing.get_type_hints(made.__init__)
+    parameters = inspect.signature(cls).parameters
+    hints = typing.get_type_hints(cls.__init__)
     for name, value in keys.items():
-        if name not in wanted:
-            raise UserError(f"{group}.{name}: unknown; {made.__name__} takes {', '.join(wanted)}")
+        if name not in parameters:
+            raise UserError(f"{group}.{name}: unknown; {cls.__name__} takes {', '.join(parameters)}")
         if name in hints and not fits(value, hints[name]):
             message = (
                 f"{group}.{name}: expected {type_words(hints[name])}, found {value!r} "
@@ -46,23 +47,22 @@ def call(made: type[Kind], keys: dict[str, Any], group: str) -> Kind:
             raise UserError(message)
         if group == "model" and name in AT_LEAST_1 and isinstance(value, int) and value < 1:
             raise UserError(f"{group}.{name}: expected at least 1, found {value}")
-    missing = [name for name, p in wanted.items() if p.default is p.empty and name not in keys]
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in keys]
     if missing:
-        raise UserError(f"{group}: {made.__name__} also needs {', '.join(missing)}")
+        raise UserError(f"{group}: {cls.__name__} also needs {', '.join(missing)}")
     try:
-        return made(**keys)
+        return cls(**keys)
     except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
         raise UserError(f"{group}: {first_line(error)}") from error
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is what an annotation asks for; an int is a float, a bool is no int, and only a
-    finite number is a float."""
+    """True if a plain value fits an annotation: an int is a float, a bool no int, and a float is finite."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        return any(fits(value, member) for member in inner)
     if origin is Literal:
         return value in inner
     if origin in (list, tuple, typing.get_origin(typing.Sequence[int])):

@@ -17,20 +17,20 @@ from zoo.train.tasks.lm import END, VOCABULARY
 
 FORMAT, VERSION = "zoo", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-TOP_LEVEL = ("model", "task")  # settings that config.json has at its top; the rest is its `run`
+TOP_LEVEL = ("model", "task")  # settings at the top level of config.json; the others are its `run`
 
 
 def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[str, ...] = ()) -> None:
-    """UserError: no run, or something in `to` already."""
+    """Write model.safetensors and config.json; UserError: no run, or something in `to` already."""
     silence_lightning()
     require_empty(to)
-    cfg, model, far = load_run(run_dir, checkpoint, overrides)
+    cfg, model, progress = load_run(run_dir, checkpoint, overrides)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for group in ("data", "task"):
         if "root" in settings[group]:
             settings[group]["root"] = None  # a path of this machine
-    finished = run_dir / "metrics.json"
-    metrics = read_json(finished) if finished.exists() else None
+    metrics_path = run_dir / "metrics.json"
+    metrics = read_json(metrics_path) if metrics_path.exists() else None
     weights, tied = untied(model.state_dict())
     blob = save(weights, metadata={"format": "pt"})
     of_bytes = cfg.task.vocab_size == VOCABULARY
@@ -43,8 +43,7 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
             "size": int(cfg.task.vocab_size),
             "tokens": f"bytes; {END} opens and closes a document" if of_bytes else "numbers",
         },
-        "step": far["step"],
-        "tokens_seen": far["tokens_seen"],
+        **progress,
         "checkpoint": checkpoint,
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(blob).hexdigest(), "tied": tied},
         "metrics": metrics,
@@ -58,14 +57,14 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
 
 
 def untied(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor once, and which further names stand for which."""
-    first: dict[tuple[Any, ...], str] = {}
-    kept, tied = {}, {}
+    """Every tensor once, by its first name, and the first name by each further one."""
+    first_names: dict[tuple[Any, ...], str] = {}
+    unique, tied = {}, {}
     for name, weight in weights.items():
-        place = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
-        same = first.setdefault(place, name) if weight.numel() else name
-        if same == name:
-            kept[name] = weight.detach().cpu().contiguous().clone()
+        storage = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
+        first = first_names.setdefault(storage, name) if weight.numel() else name
+        if first == name:
+            unique[name] = weight.detach().cpu().contiguous().clone()
         else:
-            tied[name] = same
-    return kept, tied
+            tied[name] = first
+    return unique, tied

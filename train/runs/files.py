@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and folders that one process at a time may write to."""
+"""Files and folders written completely or not at all, and locks on folders."""
 
 import contextlib
 import fcntl
@@ -12,44 +12,39 @@ from zoo.errors import UserError
 
 
 def require_empty(folder: Path) -> None:
-    """UserError where something lies there already."""
+    """Raises UserError where the folder holds something already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"expected a new folder, found something in {folder}: nothing is overwritten")
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name if the block ends well, and is gone if it doesn't."""
+    """A temporary folder that is renamed to `folder` if the block succeeds, and removed if it doesn't."""
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        beside.mkdir()
-        yield beside
+        temporary.mkdir()
+        yield temporary
         require_empty(folder)
-        os.rename(beside, folder)
+        os.rename(temporary, folder)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-LOCK = ".lock"
-HELD = "ZOO_LOCK"  # a descriptor that the parent has locked and handed down: zoo sweep's
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[Any]]:
-    """A binary file beside `path` that takes its place if the block ends well, and is gone if it doesn't."""
+    """A temporary binary file that replaces `path` if the block succeeds, and is removed if it doesn't."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,14 +52,19 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+LOCK = ".lock"
+INHERITED_LOCK = "ZOO_LOCK"  # a descriptor that the parent, `zoo sweep`, has locked and passes on
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock for the block; UserError where another process has it.
+    """Lock the folder for the block; UserError where another process has locked it.
 
-    The lock is the system's: it ends with the process, however that ends.  Of several ranks the first holds
-    it for all.  A process that was handed the lock by its parent (ZOO_LOCK) holds it already.
+    It is the system's lock, released when the process ends, for any reason.  Of several ranks the first locks
+    for all.  A process whose parent passed the lock on (ZOO_LOCK) doesn't lock again.
     """
-    if any(os.environ.get(name, "0") != "0" for name in RANKS) or _handed_down(folder / LOCK):
+    if any(os.environ.get(name, "0") != "0" for name in RANKS) or _is_inherited(folder / LOCK):
         yield
         return
     with (folder / LOCK).open("a") as lock:
@@ -77,9 +77,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def _handed_down(path: Path) -> bool:
-    held = os.environ.get(HELD, "")
+def _is_inherited(path: Path) -> bool:
+    descriptor = os.environ.get(INHERITED_LOCK, "")
     try:
-        return held.isdecimal() and os.path.samestat(os.fstat(int(held)), path.stat())
+        return descriptor.isdecimal() and os.path.samestat(os.fstat(int(descriptor)), path.stat())
     except (OSError, OverflowError):
         return False

@@ -1,4 +1,4 @@
-"""Runs as files: which lie in a folder, what they say, and in which settings two of them differ."""
+"""A run's folder: its settings and results, and the settings in which two runs differ."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from zoo.errors import UserError, first_line, nearest
 from zoo.train.runs.stored import load_stored
 
-# Settings that leave a run's final numbers as they are.  The accelerator is one: `auto` is another device on
-# another machine, so it doesn't say where a run was made (metrics.json does), and CPU and GPU differ in the
-# order of their sums, as numbers of threads do: what either makes of a seed is a result of that seed.
+# Settings that leave a run's results as they are.  The accelerator is one: `auto` is another device on
+# another machine (metrics.json has the device), and CPU and GPU differ in the order of their sums, as numbers
+# of threads do: the result of either is a result of the seed.
 NEUTRAL_SETTINGS = (
     "data.root",
     "task.root",
@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     try:
         stored = load_stored(path)
-    except Exception as error:  # whatever yaml and the file system raise
+    except Exception as error:  # yaml and the file system raise many kinds
         raise UserError(f"{path} is no run's config: {first_line(error)}") from error
     if "model" not in stored or "names" not in stored:
         raise UserError(f"{path} is no run's config: expected model and names in it")
@@ -39,24 +39,25 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def no_run(folder: Path) -> UserError:
-    """That a folder holds no run, and which are near it: the first below it, or else those called alike."""
-    named = "" if folder == Path() else str(folder)
-    found = f"expected a run's folder with a config.yaml, found none in {named!r}"
+    """The error for a folder without a run: with the first run below it, or else one of a similar name."""
+    name = "" if folder == Path() else str(folder)
+    message = f"expected a run's folder with a config.yaml, found none in {name!r}"
     below = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/config.yaml")]
-    if named and below:
-        return UserError(f"{found}; there is one in {min(below)}")
+    if name and below:
+        return UserError(f"{message}; there is one in {min(below)}")
     siblings = (path.parent.name for path in folder.parent.glob("*/config.yaml"))
-    return UserError(found + nearest(folder.name, siblings, prefix=os.path.join(os.path.dirname(folder), "")))
+    parent = os.path.join(os.path.dirname(folder), "")
+    return UserError(message + nearest(folder.name, siblings, prefix=parent))
 
 
 def flatten(node: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings on one level."""
+    """Nested settings on one level, by their dotted names."""
     if not isinstance(node, dict):
         return {name: node}
-    pairs: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in node.items():
-        pairs |= flatten(value, f"{name}.{key}" if name else str(key))
-    return pairs
+        settings |= flatten(value, f"{name}.{key}" if name else str(key))
+    return settings
 
 
 def read_json(path: Path) -> Any:
@@ -67,32 +68,37 @@ def read_json(path: Path) -> Any:
 
 
 def folders(below: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Folders of finished runs, and of begun ones, below others; each once, sorted."""
-    found = {path.parent for folder in below for path in sorted(folder.rglob("config.yaml"))}
-    finished = {folder for folder in found if (folder / "metrics.json").is_file()}
-    return sorted(finished), sorted(found - finished)
+    """Folders of finished and of unfinished runs below others; each once, sorted."""
+    runs = {path.parent for folder in below for path in sorted(folder.rglob("config.yaml"))}
+    finished = {folder for folder in runs if (folder / "metrics.json").is_file()}
+    return sorted(finished), sorted(runs - finished)
+
+
+Pair = tuple[Any, Any]
 
 
 def differences(
-    ours: dict[str, Any], theirs: dict[str, Any], without: tuple[str, ...] = NEUTRAL_SETTINGS
-) -> dict[str, tuple[Any, Any]]:
-    """Settings that two runs don't share, (ours, theirs) by name, but for those that change no number."""
-    keys = dict.fromkeys([*ours, *theirs])
-    pairs = {key: (ours.get(key, NOT_SET), theirs.get(key, NOT_SET)) for key in keys if key not in without}
-    return {key: pair for key, pair in pairs.items() if not same(*pair)}
+    first: dict[str, Any], second: dict[str, Any], without: tuple[str, ...] = NEUTRAL_SETTINGS
+) -> dict[str, Pair]:
+    """Settings in which two runs differ, as pairs by name; NOT_SET where a run doesn't have one."""
+    keys = dict.fromkeys([*first, *second])
+    pairs = {key: (first.get(key, NOT_SET), second.get(key, NOT_SET)) for key in keys if key not in without}
+    return {key: pair for key, pair in pairs.items() if not equal(*pair)}
 
 
-def same(one: Any, other: Any) -> bool:
-    """1e-3 written in yaml may come back as text."""
-    if one == other:
-        return isinstance(one, bool) == isinstance(other, bool)
+def equal(first: Any, second: Any) -> bool:
+    """Equality of settings: yaml may read 1e-3 as text; a flag equals no number."""
+    if first == second:
+        return isinstance(first, bool) == isinstance(second, bool)
     try:
-        return not isinstance(one, bool) and not isinstance(other, bool) and float(one) == float(other)
+        return not isinstance(first, bool) and not isinstance(second, bool) and float(first) == float(second)
     except (TypeError, ValueError):
         return False
 
 
-def describe_differences(found: dict[str, tuple[Any, Any]], ours: str, theirs: str, most: int = 4) -> str:
+def describe_differences(pairs: dict[str, Pair], first_name: str, second_name: str, most: int = 4) -> str:
     """One line: "optim.lr 0.001 here, 0.002 there; …"."""
-    said = [f"{key} {one} {ours}, {other} {theirs}" for key, (one, other) in found.items()]
-    return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")
+    parts = [f"{key} {first} {first_name}, {second} {second_name}" for key, (first, second) in pairs.items()]
+    if len(parts) > most:
+        parts = [*parts[:most], f"and {len(parts) - most} more"]
+    return "; ".join(parts)

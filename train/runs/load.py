@@ -1,4 +1,4 @@
-"""A trained run's model, ready to read."""
+"""A trained run's configuration and model."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ LOCAL_OVERRIDES = ("data.root=", "task.root=", "model._target_=", "task._target_
 
 
 def silence_lightning() -> None:
-    """Lightning's banners and advertisements say nothing about the run."""
+    """Turn off Lightning's banners and advertisements."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -30,13 +30,30 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
-# -- the run -------------------------------------------------------------------------------------------------
 def load_run(
     run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = (), architecture: str | None = None
 ) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
-    """A run's configuration, its model with the weights of a checkpoint, ready to read, and how far that was
-    trained: `step` and `tokens_seen`.  `architecture`: another model that these weights fit."""
+    """A run's configuration, its model in eval mode with a checkpoint's weights, and that checkpoint's `step`
+    and `tokens_seen`.  `architecture` names another model to load these weights into."""
     plugins.register()
+    cfg = read_run_config(run_dir, overrides)
+    settings = [word for word in overrides if not word.startswith(LOCAL_OVERRIDES)]
+    model_settings = [word for word in settings if word.startswith("model.")]
+    if architecture is not None:
+        replace_architecture(cfg, architecture, model_settings)
+    elif model_settings:
+        raise UserError(f"evaluate: {model_settings[0]} changes a setting of model=NAME, which isn't given")
+    model = build.model(cfg)
+    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    content = read_checkpoint(path)
+    check_weights(model, content, path)
+    model.load_state_dict(content["state_dict"])
+    progress = {"step": int(content["global_step"]), "tokens_seen": int(content["metrics"]["tokens_seen"])}
+    return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), progress
+
+
+def read_run_config(run_dir: Path, overrides: tuple[str, ...]) -> DictConfig:
+    """A run's config.yaml; UserError where it names a class that neither plug-ins nor the overrides trust."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise no_run(run_dir)
@@ -45,37 +62,22 @@ def load_run(
         targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}
         to_dict(cfg)
         cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
-    except Exception as error:
+    except Exception as error:  # yaml and the file system raise many kinds
         raise UserError(f"{path} is no run's config: {one_line(error)}") from error
     for key, target in targets.items():
         if not plugins.trusted(target) and f"{key}={target}" not in overrides:
             raise UserError(
                 f"{path} names a class of no installed plug-in: {target}; if you trust it, add {key}={target}"
             )
-    settings = [word for word in overrides if not word.startswith(LOCAL_OVERRIDES)]
-    model_settings = [word for word in settings if word.startswith("model.")]
-    if architecture is not None:
-        replace_architecture(cfg, architecture, model_settings)
-    elif model_settings:
-        raise UserError(f"evaluate: {model_settings[0]} changes a setting of model=NAME, which isn't given")
-    model = build.model(cfg)
-    file = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
-    kept = read_checkpoint(file)
-    check_weights(model, kept, file)
-    model.load_state_dict(kept["state_dict"])
-    far = {"step": int(kept["global_step"]), "tokens_seen": int(kept["metrics"]["tokens_seen"])}
-    return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), far
+    return cfg
 
 
 def replace_architecture(cfg: DictConfig, name: str, overrides: list[str]) -> None:
-    """Put another architecture in the place of the run's, in the run's shape."""
+    """Make `cfg.model` another architecture, with the run's settings where both have them."""
     names = [f"{group}={cfg.names[group]}" for group in ("task", "size")]
-    other = compose([f"model={name}", *names, *overrides])
-    given = {word.partition("=")[0].removeprefix("model.") for word in overrides} | {
-        "_target_",
-        "free",
-        "base",
-    }
-    shared = {key: value for key, value in cfg.model.items() if key in other.model and key not in given}
-    cfg.model = to_dict(OmegaConf.merge(other, {"model": shared}).model)
+    new = compose([f"model={name}", *names, *overrides])
+    fixed = {word.partition("=")[0].removeprefix("model.") for word in overrides}
+    fixed |= {"_target_", "free", "base"}
+    shared = {key: value for key, value in cfg.model.items() if key in new.model and key not in fixed}
+    cfg.model = to_dict(OmegaConf.merge(new, {"model": shared}).model)
     cfg.model.pop("base", None)

@@ -1,13 +1,15 @@
-"""Texts and classes in 16 hexadecimal digits: runs on other data, or of other code, are told apart."""
+"""Provenance of a run: commit, device, and fingerprints of its data and its code in 16 hexadecimal digits."""
 
 import hashlib
 import inspect
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 
 import zoo
 from zoo.train.tasks.base import Dataset, Split, Task
@@ -15,79 +17,85 @@ from zoo.train.tasks.base import Dataset, Split, Task
 
 def commit() -> str:
     """The checkout's commit, with a plus where files differ from it; "" where the zoo is no checkout."""
-    house = Path(zoo.__file__).parent.parent
+    root = Path(zoo.__file__).parent.parent
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ("git", *words), cwd=house, capture_output=True, text=True, check=True
+            ("git", *words), cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != house:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
             return ""
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+
+
 SPLITS: tuple[Split, ...] = ("train", "val")
-STRETCHES, POSITIONS = 128, 256  # read per split, spread evenly: a corpus of gigabytes costs no more
+SAMPLES, SAMPLE_LEN = 128, 256  # read per split, spread evenly: a corpus of gigabytes costs no more
 
 
 def fingerprint(task: Task) -> str:
-    """Stands for the length of every document of train and val, and for 128 stretches of each split."""
-    total = hashlib.blake2b(digest_size=8)
+    """A hash of the length of every document of train and val, and of 128 samples of each split."""
+    digest = hashlib.blake2b(digest_size=8)
     for split in SPLITS:
         dataset = task.split(split)
-        total.update(np.ascontiguousarray(dataset.lengths, "<i8").tobytes())
-        for document, start, stop in stretches(dataset):
+        digest.update(np.ascontiguousarray(dataset.lengths, "<i8").tobytes())
+        for document, start, stop in sample_spans(dataset):
             for part in dataset.window(document, start, stop):
-                total.update(np.ascontiguousarray(part, "<i8").tobytes())
-    return total.hexdigest()
+                digest.update(np.ascontiguousarray(part, "<i8").tobytes())
+    return digest.hexdigest()
 
 
-def stretches(dataset: Dataset) -> list[tuple[int, int, int]]:
-    """(document, start, stop) around evenly spread places of the split."""
+def sample_spans(dataset: Dataset) -> list[tuple[int, int, int]]:
+    """(document, start, stop) of samples spread evenly over the split."""
     ends = np.cumsum(dataset.lengths)
-    found = []
-    for place in np.linspace(0, int(ends[-1]) - 1, STRETCHES).astype(np.int64):
-        document = int(np.searchsorted(ends, place, side="right"))
+    spans = []
+    for position in np.linspace(0, int(ends[-1]) - 1, SAMPLES).astype(np.int64):
+        document = int(np.searchsorted(ends, position, side="right"))
         length = int(dataset.lengths[document])
-        start = int(place - (ends[document] - length)) // POSITIONS * POSITIONS
-        found.append((document, start, min(start + POSITIONS, length)))
-    return list(dict.fromkeys(found))
+        start = int(position - (ends[document] - length)) // SAMPLE_LEN * SAMPLE_LEN
+        spans.append((document, start, min(start + SAMPLE_LEN, length)))
+    return list(dict.fromkeys(spans))
 
 
-def code_fingerprint(made: type) -> str:
-    """Stands for the source of a class that isn't the zoo's own: of its module, and of all modules whose
-    classes and functions this one uses and that lie in the same package, or folder where it is in none.  ""
-    for the zoo's, whose commit is known."""
-    top = made.__module__.partition(".")[0]
-    if top == "zoo":
+def code_fingerprint(cls: type) -> str:
+    """A hash of the sources of a class outside the zoo; "" for the zoo's, whose commit is known.
+
+    The sources are its module and all modules whose classes and functions that uses, as far as they lie in
+    the same package, or in the same folder where there is none.
+    """
+    name = cls.__module__.partition(".")[0]
+    if name == "zoo":
         return ""
-    house = sys.modules[top]
-    inside = list(getattr(house, "__path__", []))  # of a package, one without a file of its own too
-    place = Path(inside[0]) if inside else Path(getattr(house, "__file__", None) or "/").parent
-    found = sources(sys.modules[made.__module__], place, {})
-    total = hashlib.blake2b(digest_size=8)
-    for name in sorted(found):
-        total.update(f"{name} {hashlib.blake2b(found[name].read_bytes()).hexdigest()} ".encode())
-    return total.hexdigest()
+    package = sys.modules[name]
+    paths = list(getattr(package, "__path__", []))  # of a package, also one without an __init__.py
+    folder = Path(paths[0]) if paths else Path(getattr(package, "__file__", None) or "/").parent
+    files = source_files(sys.modules[cls.__module__], folder, {})
+    digest = hashlib.blake2b(digest_size=8)
+    for module in sorted(files):
+        digest.update(f"{module} {hashlib.blake2b(files[module].read_bytes()).hexdigest()} ".encode())
+    return digest.hexdigest()
 
 
-def sources(module: ModuleType, place: Path, found: dict[str, Path]) -> dict[str, Path]:
-    """The files below `place` of a module and what it uses, by the module's name."""
+def source_files(module: ModuleType, folder: Path, files: dict[str, Path]) -> dict[str, Path]:
+    """`files` with those below `folder` of a module and of all that it uses, by the module's name."""
     path = Path(getattr(module, "__file__", None) or "/")
-    if module.__name__ in found or not path.is_relative_to(place) or not path.is_file():
-        return found
-    if "site-packages" in path.relative_to(place).parts:  # an environment in the folder one works in
-        return found
-    found[module.__name__] = path
+    if module.__name__ in files or not path.is_relative_to(folder) or not path.is_file():
+        return files
+    if "site-packages" in path.relative_to(folder).parts:  # a virtual environment in the working directory
+        return files
+    files[module.__name__] = path
     for value in list(vars(module).values()):
         if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
             used = value if inspect.ismodule(value) else sys.modules.get(value.__module__)
             if used is not None:
-                sources(used, place, found)
-    return found
+                source_files(used, folder, files)
+    return files

@@ -10,22 +10,22 @@ import torch
 from zoo.module import SequenceModule
 from zoo.state import nbytes
 
-SLACK = 2**24  # bytes: the kernel counts pages in lots
+SLACK = 2**24  # bytes: the kernel counts pages in batches
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held, ever or since a Peak was made: of the GPU where there is one, else of the process
+    """The largest memory in use, ever or since a Peak was made: the GPU's if there is one, else the process's
     (resident)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if peak := _of_process("VmHWM"):  # what getrusage says begins with the parent's peak
+    if peak := _process_status("VmHWM"):  # getrusage starts from the parent's peak
         return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
-def _of_process(key: str) -> int:
-    """Bytes that Linux says of this process; 0 where it says none."""
+def _process_status(key: str) -> int:
+    """Bytes of an entry of Linux's status of this process; 0 where there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
@@ -34,8 +34,8 @@ def _of_process(key: str) -> int:
 
 
 class Peak:
-    """The most memory held since it was made; `so_far` where the system can't forget an earlier peak, which
-    then counts too."""
+    """The largest memory in use since it was made; `so_far` where the system can't forget an earlier peak,
+    which then counts too."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.so_far = device, False
@@ -43,17 +43,16 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # Linux; not every machine of it does so
-            held = _of_process("VmRSS")
-            self.so_far = not held or peak_memory_bytes(device) > held + SLACK
+                Path("/proc/self/clear_refs").write_text("5")  # Linux; not on every machine
+            resident = _process_status("VmRSS")
+            self.so_far = not resident or peak_memory_bytes(device) > resident + SLACK
         self.before = peak_memory_bytes(device)
 
     def bytes(self) -> int:
-        """In all."""
         return peak_memory_bytes(self.device)
 
     def above(self) -> int:
-        """On top of what was held when it was made."""
+        """Bytes on top of those in use when it was made."""
         return self.bytes() - self.before
 
 

@@ -1,207 +1,165 @@
-"""Whether a checkpoint that loads is one that this run can go on from, part by part and before it begins.
+"""Validate a checkpoint before resuming from it.
 
-A checkpoint's checksums say that its bytes are those that were written, not that they are a run's: it may
-come from other code, or from an editor.
+A checkpoint's checksums only show that its bytes are those that were written: it may come from other code, or
+from an editor.  So every part is compared with an example of what this run would save: keys, types, shapes.
 """
 
 import math
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.state import leaves
+from zoo.train.runs.checkpoint import random_states, set_random_states
 
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
-Check = Callable[[], None]
 
 
-class UnfitError(Exception):
-    """What is wrong with one part."""
+class MismatchError(Exception):
+    """The difference between a part of a checkpoint and what this run would save."""
 
 
-def expect(holds: bool, what: str, found: Any) -> None:
-    if not holds:
-        raise UnfitError(f"expected {what}, found {str(found)[:60]}")
+def expect(condition: bool, expected: str, actual: Any) -> None:
+    if not condition:
+        raise MismatchError(f"expected {expected}, found {str(actual)[:60]}")
 
 
 def check_progress(
     model: SequenceModule,
-    rows: int,
+    batch_size: int,
     loop: dict[str, Any],
-    metrics: Sequence[str],
+    metrics: dict[str, Any],
     checkpoint: dict[str, Any],
     path: Path,
     sharded: bool = False,
 ) -> None:
-    """Raises UserError unless everything but the weights is such as this model's run of `rows` rows writes;
-    `loop` is the state of a fit loop that hasn't begun, `metrics` names what is counted.  A sharded run keeps
-    its optimiser in a form of its strategy's, which is left to that."""
-    parts: dict[str, Check] = {
-        "pytorch-lightning_version": lambda: version(checkpoint["pytorch-lightning_version"]),
-        "optimizer_states": lambda: optimizer(model, checkpoint["optimizer_states"]),
-        "lr_schedulers": lambda: schedule(checkpoint["lr_schedulers"], checkpoint["optimizer_states"]),
-        "loops": lambda: loops(checkpoint["loops"]["fit_loop"], loop, checkpoint["global_step"]),
-        "callbacks": lambda: callbacks(checkpoint["callbacks"]),
-        "metrics": lambda: counted(checkpoint["metrics"], metrics),
-        "zoo": lambda: ranks(model, rows, checkpoint["zoo"]["ranks"]),
+    """Raises UserError unless everything but the weights is what this model's run would save.
+
+    `loop` and `metrics` are the states of a run that has not started.  A sharded run's optimiser is
+    checked by its strategy, in whose form it is.
+    """
+    step = checkpoint["global_step"]
+    parts: dict[str, Callable[[Any], Any]] = {  # a part -> the example for what is saved of it
+        "pytorch-lightning_version": version_example,
+        "optimizer_states": lambda saved: optimizer_example(model, saved),
+        "lr_schedulers": lambda saved: schedule_example(model, saved),
+        "loops": lambda saved: {"fit_loop": loop_example(saved["fit_loop"], loop, step)},
+        "callbacks": callbacks_example,
+        "metrics": lambda saved: {**metrics, "latest": numbers_example(saved["latest"])},
+        "zoo": lambda saved: {"ranks": ranks_example(model, batch_size, saved["ranks"])},
     }
-    for part, check in parts.items():
+    for part, example in parts.items():
         if sharded and part in ("optimizer_states", "lr_schedulers"):
             continue
         try:
-            check()
-        except UnfitError as error:
+            compare(checkpoint[part], example(checkpoint[part]), part)
+        except MismatchError as error:
             raise UserError(f"{path}: {part}: {error}") from error
-        except Exception as error:  # whatever a wrong type gives
+        except Exception as error:  # a value of another type can raise anything
+            message = " ".join(str(error).split())[:100]
             raise UserError(
-                f"{path}: {part} is not what a run writes: {type(error).__name__} {_flat(error)}"
+                f"{path}: {part} is not what a run writes: {type(error).__name__} {message}"
             ) from error
 
 
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
+def compare(value: Any, example: Any, name: str) -> None:
+    """Raises MismatchError unless a value has the types, shapes and keys of the example.
+
+    It may have more keys.  An int is a count of at least 0, a float any finite number.
+    """
+    if isinstance(example, dict):
+        expect(
+            isinstance(value, dict) and value.keys() >= example.keys(), f"{name} of {list(example)}", value
+        )
+        for key, item in example.items():
+            compare(value[key], item, f"{name}.{key}")
+    elif isinstance(example, (list, tuple)):
+        is_list = isinstance(value, (list, tuple)) and len(value) == len(example)
+        expect(is_list, f"{name} of {len(example)}", value)
+        for index, item in enumerate(example):
+            compare(value[index], item, f"{name}.{index}")
+    elif isinstance(example, Tensor):
+        expect(isinstance(value, Tensor) and value.layout == torch.strided, f"{name} as a tensor", value)
+        expect(value.shape == example.shape, f"{name} of shape {tuple(example.shape)}", tuple(value.shape))
+        kinds = [(t.is_floating_point(), t.is_complex(), t.dtype == torch.bool) for t in (value, example)]
+        expect(kinds[0] == kinds[1], f"{name} of {example.dtype}", value.dtype)
+    elif isinstance(example, (int, float)) and not isinstance(example, bool):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        expect(is_number, f"{name} as a number", value)
+        is_count = isinstance(value, int) and value >= 0
+        expect(is_count or isinstance(example, float), f"{name} as a count", value)
+    else:  # None, a flag or a word
+        expect(type(value) is type(example), f"{name} such as {example!r}", value)
 
 
-def version(found: Any) -> None:
-    numbers = found.split(".")[:2] if isinstance(found, str) else []
-    expect(len(numbers) == 2 and all(number.isdecimal() for number in numbers), "a version", found)
+def version_example(saved: Any) -> str:
+    parts = saved.split(".")[:2] if isinstance(saved, str) else []
+    expect(len(parts) == 2 and all(part.isdecimal() for part in parts), "a version", saved)
+    return ""
 
 
-def optimizer(model: SequenceModule, found: list[dict[str, Any]]) -> None:
-    """Groups, and for every weight moments of its shape."""
-    ours = model.configure_optimizers()["optimizer"]
-    expect(isinstance(found, list) and len(found) == 1, "one optimiser", type(found).__name__)
-    groups, state = found[0]["param_groups"], found[0]["state"]
-    expected = ours.state_dict()["param_groups"]
-    members = [group["params"] for group in expected]
-    expect(
-        [group["params"] for group in groups] == members, "the weights of this model in groups", len(groups)
-    )
-    for one, other in zip(groups, expected, strict=True):
-        expect(one.keys() >= other.keys(), f"settings {', '.join(other)}", ", ".join(map(str, one)))
-        for key, usual in other.items():
-            if key != "params":
-                expect(_alike(one[key], usual), f"{key} such as {usual}", one[key])
-    weights = [weight for group in ours.param_groups for weight in group["params"]]
-    expect(state.keys() <= set(range(len(weights))), "the weights' numbers", list(state)[:3])
-    for number, kept in state.items():
-        if isinstance(ours, torch.optim.AdamW):
-            expect(kept.keys() == ADAM, f"{', '.join(sorted(ADAM))} of weight {number}", ", ".join(kept))
-        for name, tensor in kept.items():
-            wanted = () if name == "step" else tuple(weights[number].shape)
-            is_one = isinstance(tensor, Tensor) and tensor.is_floating_point()
-            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            expect(is_one and shape == wanted, f"{name} of weight {number} of shape {wanted}", shape)
+def optimizer_example(model: SequenceModule, saved: Any) -> list[dict[str, Any]]:
+    """Groups of this model's weights, and for each weight that has them moments of its shape."""
+    expect(isinstance(saved, list) and len(saved) == 1, "one optimiser", saved)
+    optimizer = model.configure_optimizers()["optimizer"]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    groups, state = optimizer.state_dict()["param_groups"], saved[0]["state"]
+    members = [group["params"] for group in groups]
+    saved_members = [group["params"] for group in saved[0]["param_groups"]]
+    expect(saved_members == members, "the weights of this model in groups", saved_members)
+    expect(state.keys() <= set(range(len(weights))), "indices of weights", list(state)[:3])
+    moments = {}
+    for index, names in state.items():
+        if isinstance(optimizer, torch.optim.AdamW):
+            expect(names.keys() == ADAM, f"{sorted(ADAM)} of weight {index}", list(names))
+        shape = weights[index].shape
+        moments[index] = {name: torch.empty(() if name == "step" else shape, device="meta") for name in names}
+    return [{"param_groups": groups, "state": moments}]
 
 
-def schedule(found: list[dict[str, Any]], optimizers: list[dict[str, Any]]) -> None:
-    expect(isinstance(found, list) and len(found) == 1, "one schedule", type(found).__name__)
-    (kept,), groups = found, len(optimizers[0]["param_groups"])
-    for key in ("base_lrs", "_last_lr"):
-        expect(len(kept[key]) == groups and all(map(_is_number, kept[key])), f"{groups} {key}", kept[key])
-    expect(kept["lr_lambdas"] == [None] * groups, f"{groups} schedules", kept["lr_lambdas"])
-    for key in ("last_epoch", "_step_count"):
-        expect(_is_count(kept[key]), f"{key} of at least 0", kept[key])
-    others = kept.keys() - {"base_lrs", "_last_lr", "lr_lambdas", "last_epoch", "_step_count"}
-    for key in others:  # the flags of one release or another
-        expect(key.startswith("_") and isinstance(kept[key], bool), "a flag", f"{key} {kept[key]!r}")
+def schedule_example(model: SequenceModule, saved: Any) -> list[dict[str, Any]]:
+    expect(isinstance(saved, list) and len(saved) == 1, "one schedule", saved)
+    example = model.configure_optimizers()["lr_scheduler"]["scheduler"].state_dict()
+    counts = {key: value for key, value in example.items() if not isinstance(value, bool)}
+    flags = {key: False for key in saved[0] if key not in counts}  # they differ between releases of torch
+    expect(all(key.startswith("_") for key in flags), f"{list(counts)} and flags", list(saved[0]))
+    return [counts | flags]
 
 
-def loops(found: dict[str, Any], fresh: dict[str, Any], step: int) -> None:
-    """The same counters as in a loop that hasn't begun, and a place in the data."""
-    _same_counters(found, fresh, "fit_loop")
-    optim = found["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
-    expect(optim["completed"] == step, f"{step} steps, as in global_step", optim["completed"])
-    places = found["state_dict"]["combined_loader"]
-    expect(isinstance(places, list) and len(places) == 1, "one place in the data", places)
-    expect(isinstance(places[0], dict), "a place in the data", places[0])
+def loop_example(saved: Any, loop: dict[str, Any], step: int) -> dict[str, Any]:
+    """The counters of a fit loop, and one position in the data."""
+    steps = saved["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    expect(steps["completed"] == step, f"{step} steps, as in global_step", steps)
+    return loop | {"state_dict": {"combined_loader": [{}]}}
 
 
-def _same_counters(found: Any, fresh: Any, where: str) -> None:
-    if isinstance(fresh, dict):
-        if where.endswith(" state_dict"):  # what loops keep besides counters, none before they begin
-            expect(isinstance(found, dict), f"{where} of names and values", found)
-            return
-        expect(isinstance(found, dict) and found.keys() >= fresh.keys(), f"all counters in {where}", found)
-        for key, value in fresh.items():
-            _same_counters(found[key], value, f"{where} {key}")
-    elif isinstance(fresh, bool):
-        expect(isinstance(found, bool), f"True or False for {where}", found)
-    elif isinstance(fresh, int):
-        expect(_is_count(found), f"a count for {where}", found)
-
-
-def callbacks(found: dict[str, dict[str, Any]]) -> None:
-    best = found["Checkpoints"]["best"]
+def callbacks_example(saved: Any) -> dict[str, Any]:
+    best = saved["Checkpoints"]["best"]
     expect(isinstance(best, (int, float)) and not math.isnan(best), "the best held-out loss", best)
-    for name, kept in found.items():
-        expect(isinstance(name, str) and isinstance(kept, dict), "settings by name", f"{name} {kept}")
-    curve = found.get("Validations", {"curve": []})["curve"]
-    for point in curve if isinstance(curve, list) else [curve]:
-        expect({"step", "tokens_seen", "val/loss"} <= point.keys(), "points of a curve", point)
-        expect(all(isinstance(key, str) for key in point), "names", list(point))
-        expect(all(map(_is_number, point.values())), "numbers in a curve", point)
+    curve = saved.get("Validations", {"curve": []})["curve"]
+    point = {"step": 0, "tokens_seen": 0, "val/loss": 0.0}
+    points = [numbers_example(saved_point) | point for saved_point in curve]
+    example: dict[str, Any] = {str(name): {} for name in saved}
+    return example | {"Validations": {"curve": points}} if curve else example
 
 
-def counted(found: dict[str, Any], names: Sequence[str]) -> None:
-    expect(found.keys() == set(names), ", ".join(names), ", ".join(map(str, found)))
-    for name, value in found.items():
-        if name == "pending":
-            good = isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
-        elif name == "latest":
-            good = all(isinstance(tag, str) and _is_number(said) for tag, said in value.items())
-        else:
-            good = _is_number(value) and (name == "validated_step" or value >= 0)
-        expect(good, f"numbers for {name}", value)
+def numbers_example(saved: Any) -> dict[str, float]:
+    return {str(tag): 0.0 for tag in saved}
 
 
-def ranks(model: SequenceModule, rows: int, found: list[dict[str, Any]]) -> None:
-    """Every rank's memory and dice."""
-    expect(isinstance(found, list) and len(found) > 0, "a list of ranks", found)
-    for own in found:
-        if own["carried"] is not None:
-            carried(model, rows, own["carried"])
-        states = own["random"]
-        python, inner, gauss = states["python"]
-        random.Random().setstate((python, tuple(inner), gauss))
-        kind, keys, *rest = states["numpy"]
-        np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), *rest))
-        torch.Generator().set_state(states["torch"])
-        for dice in states["cuda"]:
-            expect(dice.dtype == torch.uint8 and dice.ndim == 1, "the dice of a GPU", dice)
-
-
-def carried(model: SequenceModule, rows: int, found: list[Tensor]) -> None:
-    born = leaves(model.init_state(rows))
-    expected, shapes = ([tuple(leaf.shape) for leaf in some] for some in (born, found))
-    if expected != shapes:
-        raise UnfitError(f"it carries another memory: expected shapes {expected}, found {shapes}")
-    for leaf, like in zip(found, born, strict=True):
-        expect(_kind(leaf) == _kind(like), f"memory of {like.dtype}", leaf.dtype)
-
-
-def _kind(leaf: Tensor) -> tuple[bool, bool, bool]:
-    return leaf.is_floating_point(), leaf.is_complex(), leaf.dtype == torch.bool
-
-
-def _alike(found: Any, usual: Any) -> bool:
-    if isinstance(usual, bool) or usual is None:
-        return found is None or isinstance(found, bool)
-    if isinstance(usual, (tuple, list)):
-        return isinstance(found, (tuple, list)) and len(found) == len(usual) and all(map(_is_number, found))
-    return _is_number(found) if isinstance(usual, (int, float)) else isinstance(found, type(usual))
-
-
-def _is_number(found: Any) -> bool:
-    return isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found)
-
-
-def _is_count(found: Any) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool) and found >= 0
+def ranks_example(model: SequenceModule, batch_size: int, saved: Any) -> list[Any]:
+    """The carried state of each rank; its random states are checked by setting them."""
+    expect(isinstance(saved, list) and len(saved) > 0, "a list of ranks", saved)
+    current = random_states()
+    try:
+        for rank in saved:
+            set_random_states(rank["random"])
+    finally:
+        set_random_states(current)
+    state = leaves(model.init_state(batch_size))
+    return [{"carried": None if rank["carried"] is None else state} for rank in saved]

@@ -1,9 +1,10 @@
-"""Weights from files of other programs: which files hold them, and reading these without running any code."""
+"""Weights and configs in files of other programs, read without running any code."""
 
 import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -11,9 +12,14 @@ from torch import Tensor
 
 from zoo.errors import UserError, first_line
 
-WHOLE = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "model.pt")
+FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "consolidated.safetensors", "model.pt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-WRAPPED = ("state_dict", "model", "module", "model_state_dict")  # where weights lie in files that hold more
+WRAPPERS = (
+    "state_dict",
+    "model",
+    "module",
+    "model_state_dict",
+)  # keys of the weights in files that hold more
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
@@ -22,25 +28,40 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise UserError(f"import: weight {name} is not finite")
 
 
+def read_model_config(path: Path) -> dict[str, Any]:
+    """A config.json that describes the weights beside it."""
+    if not path.is_file():
+        raise UserError(
+            f"import: expected the model's config.json at {path}, found none; config=… says where it is"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"import: expected json in {path}, found something else: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"import: expected an object in {path}, found {type(config).__name__}")
+    return config
+
+
 def weight_files(source: Path) -> list[Path]:
-    """The file of the weights, or all of them where an index says so."""
+    """The file of the weights, or all files that an index names."""
     if source.is_file():
-        return indexed(source) if source.name.endswith(".index.json") else [source]
-    for name in WHOLE:
+        return indexed_files(source) if source.name.endswith(".index.json") else [source]
+    for name in FILE_NAMES:
         if (source / name).is_file():
             return [source / name]
         if (index := source / f"{name}.index.json").is_file():
-            return indexed(index)
-    found = sorted(path for path in source.iterdir() if path.suffix in (".safetensors", *PICKLED))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+            return indexed_files(index)
+    paths = sorted(path for path in source.iterdir() if path.suffix in (".safetensors", *PICKLED))
+    if len(paths) != 1:
+        names = ", ".join(path.name for path in paths) or "none"
         raise UserError(
             f"import: expected one file of weights in {source}, found {names}; from=… may name one"
         )
-    return found
+    return paths
 
 
-def indexed(index: Path) -> list[Path]:
+def indexed_files(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):
@@ -49,8 +70,8 @@ def indexed(index: Path) -> list[Path]:
         raise UserError(
             f"import: {index} is no index of weights: expected weight_map, file names by weight"
         ) from error
-    if lacking := [name for name in names if not (index.parent / name).is_file()]:
-        raise UserError(f"import: {index} names {', '.join(lacking)}, which isn't there")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise UserError(f"import: {index} names {', '.join(missing)}, which isn't there")
     return [index.parent / name for name in names]
 
 
@@ -66,20 +87,38 @@ def read_weights(files: list[Path]) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name."""
     if path.suffix == ".safetensors":
-        try:
-            return load_safetensors(path.read_bytes())
-        except OSError:
-            raise
-        except Exception as error:  # whatever a damaged header leads to
-            raise UserError(
-                f"expected safetensors in {path}, found a damaged or foreign file: {first_line(error)}"
-            ) from error
+        return read_safetensors(path)
     if path.suffix not in PICKLED:
         kinds = ", ".join((".safetensors", *PICKLED))
         raise UserError(f"import: expected weights in a file of {kinds}, found {path.name}")
+    weights = read_pickled(path)
+    for key in WRAPPERS:
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights):
+        raise UserError(f"expected weights by name in {path}, found {type(weights).__name__}")
+    for name, weight in weights.items():
+        if not isinstance(weight, Tensor) or weight.layout != torch.strided:
+            raise UserError(f"expected tensors in {path}, found {name}, {type(weight).__name__}")
+    return weights
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        return load_safetensors(path.read_bytes())
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header leads to many kinds
+        raise UserError(
+            f"expected safetensors in {path}, found a damaged or foreign file: {first_line(error)}"
+        ) from error
+
+
+def read_pickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
@@ -88,12 +127,3 @@ def read_file(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         raise UserError(f"expected weights in {path}, found a damaged or foreign file") from error
-    for key in WRAPPED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found):
-        raise UserError(f"expected weights by name in {path}, found {type(found).__name__}")
-    for name, weight in found.items():
-        if not isinstance(weight, Tensor) or weight.layout != torch.strided:
-            raise UserError(f"expected tensors in {path}, found {name}, {type(weight).__name__}")
-    return found

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Column, Table
 
 from zoo.errors import UserError
-from zoo.train.plotting.terminal import WIDE
+from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.folder import PROGRESS_FILE, read_json
 from zoo.train.sweep.job import Job, State
 from zoo.train.sweep.process import OUTPUT
@@ -33,7 +33,7 @@ MAX_ROWS = 30
 class Display:
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
-        self.console = Console(width=None if sys.stdout.isatty() else WIDE)
+        self.console = table_console()
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[], None]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from zoo.train.runs.files import HELD, LOCK
+from zoo.train.runs.files import INHERITED_LOCK, LOCK
 
 PROGRAM = (sys.executable, "-m", "zoo.train")
 OUTPUT = "output.log"
@@ -43,7 +43,7 @@ class RunProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment, HELD: str(lock.fileno())},
+                env={**environment, INHERITED_LOCK: str(lock.fileno())},
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,  # Ctrl-C reaches it through the sweep, once
             )

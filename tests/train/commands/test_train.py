@@ -31,7 +31,7 @@ SLIPS = [
     ("hydra.searchpath=[file://nowhere]", "path=nowhere is not available"),
     ("~steps", "steps: expected at least 1, found None"),
     ("~optim.lr", "optim.lr .*does not support deletion"),
-    ("~seed", "seed: expected at least 0, found None"),
+    ("~seed", "seed: expected at least 0 and less than 2**32, found None"),
     ("~val_every", "val_every: expected at least 1, found None"),
     ("model=rmt,transformer", "--multirun"),
     ("model.width=abc", "model.width: expected int, found 'abc'"),

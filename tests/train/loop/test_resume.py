@@ -138,6 +138,17 @@ def test_a_longer_run_goes_on(zoo: Any, same_checkpoints: Any) -> None:
     assert zoo.checkpoint("run")["global_step"] == 12
 
 
+def test_checkpoints_name_callbacks_as_earlier_versions_did(zoo: Any) -> None:
+    """So a checkpoint that an earlier version wrote restores the best loss and the validation curve."""
+    zoo.whole()
+    assert zoo.checkpoint("whole")["callbacks"].keys() == {"Checkpoints", "Validations"}
+    best = zoo.checkpoint("whole")["callbacks"]["Checkpoints"]["best"]
+    assert zoo.run("resume=whole", "steps=9").code == 0
+    curve = zoo.metrics("whole")["curve"]
+    assert [point["step"] for point in curve] == [3, 6, 8, 9]
+    assert zoo.checkpoint("whole")["callbacks"]["Checkpoints"]["best"] <= best
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_sigkill_at_a_random_step(zoo: Any, same_checkpoints: Any, model: str) -> None:

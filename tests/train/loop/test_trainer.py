@@ -1,5 +1,6 @@
 """A run from its first step to metrics.json: what is counted, logged and kept, against sums done by hand."""
 
+import json
 import math
 import os
 import re
@@ -272,3 +273,21 @@ def test_a_run_says_what_it_does(zoo: Any) -> None:
     assert lines[-1].startswith("run: run   curves: tensorboard --logdir ")
     assert ended.err == ""
     assert "step 8/8" in (zoo.folder / "run/train.log").read_text()
+
+
+def test_progress_json(zoo: Any) -> None:
+    def progress(run: str) -> dict[str, Any]:
+        return json.loads((zoo.folder / run / "progress.json").read_text())
+
+    zoo.whole()
+    metrics = zoo.metrics("whole")
+    last = progress("whole")
+    assert list(last) == ["step", "steps", "time", "loss", "tokens_per_s", "val"]
+    assert (last["step"], last["steps"]) == (8, 8)
+    assert last["loss"] == metrics["train/loss"]
+    assert last["val"] == {name: metrics[f"val/{name}"] for name in ("loss", "bits_per_byte", "accuracy")}
+    assert zoo.run("run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 2)]).code == "killed"
+    first = progress("cut")
+    assert (first["step"], first["val"]) == (2, {})
+    assert first["loss"] > 0
+    assert first["tokens_per_s"] > 0

@@ -1,0 +1,73 @@
+"""The results of a finished run: metrics.json, and the last lines that the command prints."""
+
+import datetime
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from zoo.module import SequenceModule
+from zoo.train.data.module import DataModule
+from zoo.train.loop.metrics import Metrics
+from zoo.train.loop.validation_curve import ValidationCurve
+from zoo.train.runs.config import names
+from zoo.train.runs.provenance import commit, device_name, fingerprint
+from zoo.train.runs.resources import peak_memory_bytes, state_bytes
+from zoo.train.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+
+def summary(
+    cfg: DictConfig,
+    model: SequenceModule,
+    task: Task,
+    data: DataModule,
+    metrics: Metrics,
+    curve: ValidationCurve,
+) -> dict[str, Any]:
+    """The entries of metrics.json."""
+    return {
+        **names(cfg),
+        "seed": cfg.seed,
+        "steps": cfg.steps,
+        "corpus": cfg.data.corpus,
+        "unit": "bits per byte" if task.metric == "bits_per_byte" else "accuracy",
+        "parameters": model.count_parameters(),
+        "parameters_total": sum(weight.numel() for weight in model.parameters()),
+        "state_bytes": state_bytes(model),
+        "tokens_seen": int(metrics.tokens_seen),
+        "train_s": metrics.train_s,
+        "tokens_per_s": metrics.tokens_seen / max(metrics.train_s, 1e-9),
+        "eval_tokens_per_s": curve.tokens_per_s,
+        "peak_memory_bytes": peak_memory_bytes(model.device),
+        **{tag: value for tag, value in sorted(metrics.latest.items()) if tag.startswith(("val/", "train/"))},
+        "reference": task.baselines(data.val_dataset()),
+        "val_bytes": len(data.val_text),
+        "task_version": task.VERSION,
+        "data_fingerprint": fingerprint(task),
+        "curve": curve.curve,
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def print_summary(results: dict[str, Any], run_dir: Path) -> None:
+    """Log the held-out score beside the task's baselines, and the run's folder."""
+    if "val/bits_per_byte" in results:
+        text, form = f" on {results['val_bytes']:,} bytes of held-out text", ".3f"
+        score = f"{results['val/bits_per_byte']:.3f} bits per byte"
+    else:
+        text, form = " on held-out samples", ".1%"
+        score = f"{results['val/accuracy']:.1%} accuracy"
+    baselines = ", ".join(f"{name} {value:{form}}" for name, value in results["reference"].items())
+    folder = Path(os.path.relpath(run_dir))
+    root = "runs" if folder.parts[0] == "runs" else folder
+    log.info("%s reached %s%s (there: %s)", results["model"], score, text, baselines)
+    log.info("run: %s   curves: tensorboard --logdir %s", folder, root)
