@@ -2,12 +2,10 @@
 
 import csv
 import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
 from zoo.train.comparison.columns import RUN_HEAD, cells, columns, format_cell, run_cells

@@ -14,10 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 from zoo.train.plotting.render import GREY, canvas, legend_below
 
 
-def add_images(run_dir: Path, drawn: dict[str, Figure], step: int) -> None:
-    """Figures made after a run has ended, beside its curves in TensorBoard."""
+def add_images(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
+    """Add figures to a finished run's curves in TensorBoard."""
     with SummaryWriter(str(run_dir / "tb")) as writer:
-        for tag, figure in drawn.items():
+        for tag, figure in figures.items():
             writer.add_figure(tag, figure, step)
 
 
@@ -33,10 +33,9 @@ def by_axis(
     title: str,
     reference: dict[str, float] | None = None,
     trained_at: Number | None = None,
-    what: str = "accuracy",
 ) -> Figure:
-    """Accuracy along an axis, each with its 95 % interval as a band; `trained_at` is a length."""
-    figure, axes = _plain((7, 4), title)
+    """Accuracy along an axis, a curve per name with its 95 % interval as a band; `trained_at` is a length."""
+    figure, axes = _figure((7, 4), title)
     for name, shares in series.items():
         points = sorted(shares)
         line = axes.plot(points, [shares[p]["share"] for p in points], marker="o", markersize=4, label=name)
@@ -46,7 +45,8 @@ def by_axis(
     if axis == "length":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(_thinned(points), [short(point) for point in _thinned(points)])
+        ticks = _every_nth(points)
+        axes.set_xticks(ticks, [short(point) for point in ticks])
         axes.set_xlabel("length of a sample (tokens)")
         if trained_at is not None:
             axes.axvline(trained_at, color=GREY, linestyle="--", linewidth=1, label="training length")
@@ -56,47 +56,48 @@ def by_axis(
     _references(axes, reference or {})
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylabel(what)
+    axes.set_ylabel("accuracy")
     axes.legend(fontsize=8, loc="best")
     return figure
 
 
 def heat_maps(grids: dict[str, list[Row]], title: str, kind: str = "exact") -> Figure:
-    """Length across, depth down, one map for each of the names; a cell says its share in per cent."""
+    """Maps of length by depth, one per name, with each cell's share in per cent."""
     lengths = sorted({row["axes"]["length"] for rows in grids.values() for row in rows})
     depths = sorted({row["axes"]["depth"] for rows in grids.values() for row in rows})
-    count, wide = len(grids), 1.6 + 0.62 * len(lengths)
-    figure = Figure(figsize=(max(4.5, wide * count + 0.8), 1.7 + 0.38 * len(depths)), layout="constrained")
+    map_width = 1.6 + 0.62 * len(lengths)
+    size = (max(4.5, map_width * len(grids) + 0.8), 1.7 + 0.38 * len(depths))
+    figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    every = figure.subplots(1, count, squeeze=False, sharey=True)[0]
-    for axes, (name, rows) in zip(every, grids.items(), strict=True):
+    maps = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
+    for axes, (name, rows) in zip(maps, grids.items(), strict=True):
         values = np.full((len(depths), len(lengths)), np.nan)
         for row in rows:
-            at = depths.index(row["axes"]["depth"]), lengths.index(row["axes"]["length"])
-            values[at] = row[kind]["share"]
+            cell = depths.index(row["axes"]["depth"]), lengths.index(row["axes"]["length"])
+            values[cell] = row[kind]["share"]
         image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for (down, across), value in np.ndenumerate(values):
             if not math.isnan(value):
                 colour = "black" if value > 0.6 else "white"
-                said = f"{100 * value:.0f}"
-                axes.text(across, down, said, ha="center", va="center", fontsize=8, color=colour)
+                text = f"{100 * value:.0f}"
+                axes.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_title(name, fontsize=10)
         axes.set_xticks(range(len(lengths)), [short(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.set_xlabel("length (tokens)")
-    every[0].set_ylabel("depth (%)")
-    bar = figure.colorbar(image, ax=list(every), fraction=0.05, pad=0.02)
+    maps[0].set_ylabel("depth (%)")
+    bar = figure.colorbar(image, ax=list(maps), fraction=0.05, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
 
 def by_position(series: dict[str, Buckets], title: str) -> Figure:
     """Loss by bucket of positions in a document."""
-    figure, axes = _plain((7, 4), title)
+    figure, axes = _figure((7, 4), title)
     edges = sorted({pair for buckets in series.values() for pair in buckets}, key=lambda pair: pair[0])
     for name, buckets in series.items():
-        places = [place for place, pair in enumerate(edges) if pair in buckets]
-        axes.plot(places, [buckets[edges[p]] for p in places], marker="o", markersize=4, label=name)
+        indices = [index for index, pair in enumerate(edges) if pair in buckets]
+        axes.plot(indices, [buckets[edges[i]] for i in indices], marker="o", markersize=4, label=name)
     axes.set_xticks(range(len(edges)), [bucket(*pair) for pair in edges])
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel("loss (nats per token)")
@@ -108,15 +109,16 @@ def by_group(
     members: Sequence[Row], name: str, title: str, reference: dict[str, float], kind: str = "targets"
 ) -> Figure:
     """A bar with its 95 % interval for every label of a group."""
-    figure, axes = _plain((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
+    figure, axes = _figure((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
     shares = [member[kind] for member in members]
     errors = [
-        [max(0.0, one["share"] - one["low"]) for one in shares],
-        [max(0.0, one["high"] - one["share"]) for one in shares],
+        [max(0.0, share["share"] - share["low"]) for share in shares],
+        [max(0.0, share["high"] - share["share"]) for share in shares],
     ]
-    places = range(len(members))
-    axes.bar(places, [one["share"] for one in shares], yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
-    axes.set_xticks(places, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
+    indices = range(len(members))
+    heights = [share["share"] for share in shares]
+    axes.bar(indices, heights, yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
+    axes.set_xticks(indices, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
     _references(axes, reference)
     if reference:
         axes.legend(fontsize=8, loc="best")
@@ -128,19 +130,19 @@ def by_group(
 
 
 def bucket(low: int, high: int | None) -> str:
-    """A range of positions, in short: 512-2k, 128k on."""
+    """The label of a range of positions: 512-2k, 128k on."""
     return f"{short(low)} on" if high is None else f"{short(low)}-{short(high)}"
 
 
 def short(number: Number) -> str:
-    """Powers of two as people say them: 4k, 1M."""
+    """A number with k or M where these divide it: 4k, 1M."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
         if number >= unit and number % unit == 0:
             return f"{int(number) // unit}{name}"
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def _plain(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
+def _figure(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
@@ -150,13 +152,13 @@ def _plain(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
 
 
 def _references(axes: Axes, reference: dict[str, float]) -> None:
-    """What is reached without learning, as dotted lines."""
-    for number, (name, value) in enumerate(reference.items()):
-        style = (0, (1, 1 + number))
+    """The task's baselines as dotted lines."""
+    for index, (name, value) in enumerate(reference.items()):
+        style = (0, (1, 1 + index))
         axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {value:.1%}")
 
 
-def _thinned(points: Sequence[Number], most: int = 12) -> list[Number]:
+def _every_nth(points: Sequence[Number], most: int = 12) -> list[Number]:
     """Every point, or every second, third … where they are too many to be read."""
     step = math.ceil(len(points) / most)
     return list(points[::step])
@@ -179,12 +181,12 @@ class Spot(NamedTuple):
     half: float
 
 
-def curves(lines: dict[str, Line], across: str, up: str) -> Figure:
+def curves(lines: dict[str, Line], xlabel: str, ylabel: str) -> Figure:
     """A curve per name, with the interval as a band."""
-    figure, axes = canvas(across, up)
+    figure, axes = canvas(xlabel, ylabel)
     for name, line in lines.items():
-        drawn = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
-        axes.fill_between(line.x, line.low, line.high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
+        axes.fill_between(line.x, line.low, line.high, color=plotted.get_color(), alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     heights = [height for line in lines.values() for height in line.y]
     spread = max(heights) - min(heights)
@@ -196,9 +198,9 @@ def curves(lines: dict[str, Line], across: str, up: str) -> Figure:
     return legend_below(figure)
 
 
-def scatter(spots: dict[str, Spot], across: str, up: str, share: bool) -> Figure:
-    """A point per name over a logarithmic axis that begins at 0."""
-    figure, axes = canvas(across, up)
+def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, share: bool) -> Figure:
+    """A point per name over a logarithmic axis that starts at 0."""
+    figure, axes = canvas(xlabel, ylabel)
     least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
     for name, spot in spots.items():
         axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)

@@ -1,4 +1,4 @@
-"""Colours and looks, and figures as SVG for a page that may be light or dark or as PNG for a document."""
+"""Line styles, and figures as SVG for a page that may be light or dark or as PNG for a document."""
 
 import io
 import re
@@ -25,26 +25,26 @@ COLOURS = (  # legible on white and on black
     "#b65cb0",
 )
 INK = "#010203"  # stands for the colour of the page's text
-GREY = "0.45"  # legible on both as well
-WIDTHS = (1.5, 3.0, 0.75)  # of lines, points: the next behind the last colour
-DASHES = ("-", "--", ":", "-.")  # for what is told apart within one colour
+GREY = "0.45"  # legible on white and on black too
+WIDTHS = (1.5, 3.0, 0.75)  # of lines, in points: the next after the last colour
+DASHES = ("-", "--", ":", "-.")  # to distinguish curves of the same colour
 
 
-def canvas(across: str, up: str) -> tuple[Figure, Axes]:
+def canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     return figure, axes
 
 
 def legend_below(figure: Figure, key: dict[str, dict[str, Any]] | None = None) -> Figure:
-    """The same with the legend out of the curves' way; `key` holds looks by name in place of the curves'."""
+    """Move a figure's legend below it; `key` has line styles by name, instead of the curves'."""
     axes = figure.axes[0]
     handles = axes.get_legend_handles_labels()[0]
     if key is not None:
-        handles = [Line2D([], [], label=name, **looks) for name, looks in key.items()]
+        handles = [Line2D([], [], label=name, **styles) for name, styles in key.items()]
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     if (inside := axes.get_legend()) is not None:
         inside.remove()
@@ -54,36 +54,37 @@ def legend_below(figure: Figure, key: dict[str, dict[str, Any]] | None = None) -
     return figure
 
 
-def line_style(place: int | None, way: int = 0) -> dict[str, Any]:
-    """Of the lines of one row, by its place in the table, the same in every picture; of None in no colour."""
-    dash, width = DASHES[way % len(DASHES)], WIDTHS[(place or 0) // len(COLOURS) % len(WIDTHS)]
-    colour = GREY if place is None else COLOURS[place % len(COLOURS)]
-    return {"color": colour, "linestyle": dash, "linewidth": width}
+def line_style(index: int | None, dash: int = 0) -> dict[str, Any]:
+    """The style of a group's lines by its index in the table, the same in every figure; grey for None."""
+    width = WIDTHS[(index or 0) // len(COLOURS) % len(WIDTHS)]
+    colour = GREY if index is None else COLOURS[index % len(COLOURS)]
+    return {"color": colour, "linestyle": DASHES[dash % len(DASHES)], "linewidth": width}
 
 
-def with_styles(draw: Callable[[], Figure], looks: Sequence[dict[str, Any]]) -> Callable[[], Figure]:
-    """The same, whose lines have these looks in turn."""
+def with_styles(draw: Callable[[], Figure], styles: Sequence[dict[str, Any]]) -> Callable[[], Figure]:
+    """The same figure with these styles for its lines, in order."""
 
-    def drawn() -> Figure:
-        with matplotlib.rc_context({"axes.prop_cycle": cycle(looks)}):
+    def styled() -> Figure:
+        with matplotlib.rc_context({"axes.prop_cycle": cycle(styles)}):
             return draw()
 
-    return drawn
+    return styled
 
 
-def cycle(looks: Sequence[dict[str, Any]]) -> Any:
-    return cycler(**{part: [one[part] for one in looks] for part in ("color", "linestyle", "linewidth")})
+def cycle(styles: Sequence[dict[str, Any]]) -> Any:
+    keys = ("color", "linestyle", "linewidth")
+    return cycler(**{key: [style[key] for style in styles] for key in keys})
 
 
 @contextmanager
 def style(ink: str | None = None) -> Iterator[None]:
-    """Our colours; with `ink` for text and axes, and no ground."""
+    """Our colours; with `ink` for text and axes, and a transparent background."""
     settings: Any = {
-        "axes.prop_cycle": cycle([line_style(place) for place in range(len(COLOURS) * len(WIDTHS))]),
+        "axes.prop_cycle": cycle([line_style(index) for index in range(len(COLOURS) * len(WIDTHS))]),
         "legend.frameon": False,
     }
     if ink:
-        named = (
+        ink_keys = (
             "text.color",
             "axes.edgecolor",
             "axes.labelcolor",
@@ -91,7 +92,7 @@ def style(ink: str | None = None) -> Iterator[None]:
             "xtick.color",
             "ytick.color",
         )
-        settings |= dict.fromkeys(named, ink)
+        settings |= dict.fromkeys(ink_keys, ink)
         settings |= {"axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none"}
         settings |= {"svg.fonttype": "none", "font.family": "sans-serif"}
     with matplotlib.rc_context(settings):
@@ -99,7 +100,7 @@ def style(ink: str | None = None) -> Iterator[None]:
 
 
 def svg(draw: Callable[[], Figure], name: str, size: tuple[float, float] | None = None) -> str:
-    """A figure for the page: its text is text in the page's own colour, its ids begin with `name`."""
+    """A figure for the page: its text is text in the page's colour, its ids start with `name`."""
     with style(INK), matplotlib.rc_context({"svg.hashsalt": name}):
         figure = draw()
         if size:
@@ -111,22 +112,22 @@ def svg(draw: Callable[[], Figure], name: str, size: tuple[float, float] | None 
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     head, _, rest = text.partition(">")
     text = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest  # as wide as the page gives room
-    return own_ids(text, name)
+    return prefix_ids(text, name)
 
 
-def own_ids(text: str, name: str) -> str:
-    """Ids that something refers to begin with `name`, so that no other picture has them; the rest go."""
+def prefix_ids(text: str, name: str) -> str:
+    """Prefix ids that something refers to, so that no other figure has them; remove the others."""
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', text))
 
-    def rename(found: re.Match[str]) -> str:
-        return f' id="{name}-{found[1]}"' if found[1] in used else ""
+    def rename(match: re.Match[str]) -> str:
+        return f' id="{name}-{match[1]}"' if match[1] in used else ""
 
     text = re.sub(r' id="([^"]*)"', rename, text)
     return re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """The same on white, for a document."""
+    """A figure on white, for a document."""
     with style():
         file = io.BytesIO()
         draw().savefig(file, format="png", dpi=130, metadata={"Software": None})

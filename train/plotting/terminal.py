@@ -1,3 +1,12 @@
 """Tables on a terminal."""
 
-WIDE = 180  # columns where nobody looks at a terminal
+import sys
+
+from rich.console import Console
+
+WIDTH = 180  # columns where the output is no terminal
+
+
+def table_console() -> Console:
+    """A console as wide as the terminal; text without highlighted numbers."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)

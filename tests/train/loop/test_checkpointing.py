@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or refused, never run; the one before is kept where a new one can't be written."""
+"""Checkpoint files are loaded completely or refused, never run; the last one survives a failed write."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from zoo.errors import UserError
 from zoo.train.runs.checkpoint import read_checkpoint
 
 
-def check_refused(zoo: Any, says: str, *words: str) -> None:
+def check_refused(zoo: Any, message: str, *words: str) -> None:
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     before = path.read_bytes() if path.is_file() else None
     ended = zoo.run("resume=whole", "steps=9", *words)
@@ -23,7 +23,7 @@ def check_refused(zoo: Any, says: str, *words: str) -> None:
     assert ended.out == ""
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
-    assert says in ended.err
+    assert message in ended.err
     assert "last.ckpt" in ended.err
     assert (path.read_bytes() if path.is_file() else None) == before
 
@@ -32,19 +32,20 @@ def test_bit_flips_are_noticed(zoo: Any, same_checkpoints: Any) -> None:
     """A flipped bit is refused wherever it could change what is read; a few bytes of padding can't."""
     zoo.whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
-    good, whole = read_checkpoint(path), path.read_bytes()
-    dice = random.Random(0)
+    good, content = read_checkpoint(path), path.read_bytes()
+    rng = random.Random(0)
     refused = 0
-    for place in [0, 1, len(whole) - 1, len(whole) - 10, *(dice.randrange(len(whole)) for _ in range(150))]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << dice.randrange(8)
+    size = len(content)
+    for offset in [0, 1, size - 1, size - 10, *(rng.randrange(size) for _ in range(150))]:
+        flipped = bytearray(content)
+        flipped[offset] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         try:
-            found = read_checkpoint(path)
+            restored = read_checkpoint(path)
         except UserError:
             refused += 1
         else:
-            assert same_checkpoints(good, found) == []
+            assert same_checkpoints(good, restored) == []
     assert refused > 75
 
 
@@ -59,7 +60,7 @@ def test_the_tensors_bytes_are_checked(zoo: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda path: os.truncate(path, path.stat().st_size // 2), "damaged or foreign"),
         (lambda path: os.truncate(path, 0), "damaged or foreign"),
@@ -71,10 +72,10 @@ def test_the_tensors_bytes_are_checked(zoo: Any) -> None:
         (lambda path: zipfile.ZipFile(path, "w").close(), "it is not loaded"),
     ],
 )
-def test_other_files(zoo: Any, change: Any, says: str) -> None:
+def test_other_files(zoo: Any, change: Any, message: str) -> None:
     zoo.whole()
     change(zoo.folder / "whole/checkpoints/last.ckpt")
-    check_refused(zoo, says)
+    check_refused(zoo, message)
 
 
 class Bomb:
@@ -96,7 +97,7 @@ def test_a_foreign_pickle_is_never_run(zoo: Any, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda weights: weights.pop("norm.weight"), "norm.weight expected (32,), found absent"),
         (lambda weights: weights.update(extra=torch.zeros(1)), "extra expected absent, found (1,)"),
@@ -108,13 +109,13 @@ def test_a_foreign_pickle_is_never_run(zoo: Any, form: str) -> None:
         ),
     ],
 )
-def test_another_models_weights(zoo: Any, change: Any, says: str) -> None:
+def test_another_models_weights(zoo: Any, change: Any, message: str) -> None:
     zoo.whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     content = zoo.checkpoint("whole")
     change(content["state_dict"])
     torch.save(content, path)
-    check_refused(zoo, says)
+    check_refused(zoo, message)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_checkpoint_of_another_run(zoo: Any) -> None:
     check_refused(zoo, "is of another model: weight")
 
 
-def test_of_another_corpus(zoo: Any) -> None:
+def test_a_checkpoint_of_another_corpus(zoo: Any) -> None:
     zoo.whole()
     (zoo.folder / "text/train/new.txt").write_text("a document that was not there")
     ended = zoo.run("resume=whole", "steps=9")
@@ -157,7 +158,7 @@ def test_of_another_corpus(zoo: Any) -> None:
 
 @pytest.mark.parametrize("when", [pytest.param("first", marks=pytest.mark.slow), "second"])
 def test_a_full_disk(zoo: Any, when: str) -> None:
-    """A limit on the size of files is what a full disk looks like, and leaves room for small ones."""
+    """A limit on the size of files stands for a full disk, and leaves room for small ones."""
     size = 0 if when == "first" else 10**6
     script = f"""
 import resource, signal, sys

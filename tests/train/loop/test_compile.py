@@ -1,4 +1,4 @@
-"""`trainer.compile=true` changes the speed, and nothing that is learnt."""
+"""`trainer.compile=true` changes the speed and no weight."""
 
 from typing import Any
 
@@ -13,5 +13,5 @@ def test_a_compiled_run_learns_the_same(zoo: Any, model: str) -> None:
     assert zoo.finish(*settings, "run_dir=eager").code == 0
     ended = zoo.finish(*settings, "run_dir=compiled", "trainer.compile=true")
     assert ended.code == 0, ended.err
-    expected, found = (zoo.checkpoint(run)["state_dict"] for run in ("eager", "compiled"))
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    expected, actual = (zoo.checkpoint(run)["state_dict"] for run in ("eager", "compiled"))
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)

@@ -1,4 +1,4 @@
-"""What stops a run: signals, and what is not finite."""
+"""Signals and values that are not finite stop a run."""
 
 import os
 import signal
@@ -12,29 +12,29 @@ from zoo.train.commands import train
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 
-def send(number: signal.Signals) -> Any:
-    return lambda trainer, pl_module: os.kill(os.getpid(), number)
+def send(signum: signal.Signals) -> Any:
+    return lambda trainer, pl_module: os.kill(os.getpid(), signum)
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "hook", "step", "saved"),
+    ("signum", "code", "hook", "step", "saved"),
     [
-        (*SIGNALS[0], "on_train_batch_start", 4, 5),  # the step it has begun is finished
+        (*SIGNALS[0], "on_train_batch_start", 4, 5),  # the started step is finished
         (*SIGNALS[1], "on_validation_batch_start", 6, 6),
         (*SIGNALS[1], "on_train_batch_end", 6, 6),
         (*SIGNALS[0], "on_validation_batch_start", 8, 8),
     ],
 )
-def test_a_signal_saves_and_says_how_to_go_on(
-    zoo: Any, same_checkpoints: Any, number: signal.Signals, code: int, hook: str, step: int, saved: int
+def test_a_signal_saves_and_prints_how_to_resume(
+    zoo: Any, same_checkpoints: Any, signum: signal.Signals, code: int, hook: str, step: int, saved: int
 ) -> None:
     zoo.whole("model.dropout=0.1")
-    ended = zoo.run("model.dropout=0.1", "run_dir=cut", callbacks=[zoo.At(hook, step, send(number))])
+    ended = zoo.run("model.dropout=0.1", "run_dir=cut", callbacks=[zoo.At(hook, step, send(signum))])
     assert ended.code == code
-    assert ended.err == f"{number.name}: saved; continue with resume=cut\n"
+    assert ended.err == f"{signum.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] == saved
     assert not (zoo.folder / "cut" / "metrics.json").exists()
-    assert signal.getsignal(number) is train.leave  # no longer the loop's
+    assert signal.getsignal(signum) is train.leave  # no longer the loop's
     assert zoo.run("resume=cut").code == 0
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
     assert zoo.scalars("cut") == zoo.scalars("whole")
@@ -59,51 +59,51 @@ def test_a_second_signal_leaves_at_once(zoo: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "hook"),
+    ("signum", "code", "hook"),
     [(*SIGNALS[0], "setup"), (*SIGNALS[1], "on_fit_start"), (*SIGNALS[0], "on_fit_end")],
 )
 def test_a_signal_outside_the_loop(
-    zoo: Any, same_checkpoints: Any, hook: str, number: signal.Signals, code: int
+    zoo: Any, same_checkpoints: Any, hook: str, signum: signal.Signals, code: int
 ) -> None:
     zoo.whole()
     step = 8 if hook == "on_fit_end" else 0
-    ended = zoo.run("run_dir=cut", callbacks=[zoo.At(hook, step, send(number))])
+    ended = zoo.run("run_dir=cut", callbacks=[zoo.At(hook, step, send(signum))])
     assert ended.code == code
     assert ended.err == "interrupted; continue with resume=cut\n"
     assert zoo.run("resume=cut").code == 0 or hook == "on_fit_end"
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
 
 
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
 def test_a_signal_before_there_is_a_run(
-    zoo: Any, number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+    zoo: Any, signum: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoo.train.loop.trainer.validate_config", lambda cfg: os.kill(os.getpid(), number))
+    monkeypatch.setattr("zoo.train.loop.trainer.validate_config", lambda cfg: os.kill(os.getpid(), signum))
     ended = zoo.run()
     assert ended == (code, "", "interrupted before the first step; nothing was saved\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(("signum", "code"), SIGNALS)
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_signal_to_a_process(
-    zoo: Any, same_checkpoints: Any, number: signal.Signals, code: int, resumed: bool
+    zoo: Any, same_checkpoints: Any, signum: signal.Signals, code: int, resumed: bool
 ) -> None:
     words = ("model.dropout=0.1", "steps=40", "val_every=5")
     zoo.whole(*words)
     if resumed:
         zoo.start_and_signal(signal.SIGKILL, 6, *words, "run_dir=cut")
     again = ("resume=cut",) if resumed else (*words, "run_dir=cut")
-    ended = zoo.start_and_signal(number, 12, *again)
+    ended = zoo.start_and_signal(signum, 12, *again)
     assert ended.code == code
-    assert ended.err == f"{number.name}: saved; continue with resume=cut\n"
+    assert ended.err == f"{signum.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] in range(12, 40)
     assert zoo.finish("resume=cut").code == 0
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
 
 
 def spoil(value: float) -> Any:
-    """Put something not finite into one weight of the second block's feed-forward."""
+    """Set one weight of the second block's feed-forward to a value that is not finite."""
 
     def do(trainer: Any, pl_module: Any) -> None:
         with torch.no_grad():
@@ -113,7 +113,7 @@ def spoil(value: float) -> Any:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stops_the_run(zoo: Any, value: float) -> None:
+def test_a_weight_that_is_not_finite_stops_the_run(zoo: Any, value: float) -> None:
     ended = zoo.run(callbacks=[zoo.At("on_train_batch_start", 5, spoil(value))])
     assert ended.code == 2
     assert ended.err.count("\n") == 1
@@ -141,17 +141,17 @@ def assert_finite(zoo: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ((), "step 2: the loss or a gradient is not finite; first in layer"),
         (("optim.weight_decay=1e30",), "step 1: memory is not finite; it is not saved"),
     ],
 )
-def test_a_learning_rate_that_explodes(zoo: Any, words: Any, says: str) -> None:
+def test_a_learning_rate_that_explodes(zoo: Any, words: Any, message: str) -> None:
     ended = zoo.run("optim.lr=1e30", "optim.warmup=0", "checkpoint_every=1", *words)
     assert ended.code == 2
     assert ended.err.startswith("error: ")
-    assert says in ended.err
+    assert message in ended.err
     assert ended.err.count("\n") == 1
     assert not (zoo.folder / "run/metrics.json").exists()
     assert_finite(zoo)
@@ -169,4 +169,4 @@ def test_gradients_are_clipped_together(zoo: Any) -> None:
     assert ended.code == 0
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
     assert len(norms) == 5  # the others were cleared before a validation
-    assert min(value for _, value in zoo.scalars("run")["train/grad_norm"]) > 0.01  # said as they were
+    assert min(value for _, value in zoo.scalars("run")["train/grad_norm"]) > 0.01  # logged before clipping

@@ -1,4 +1,4 @@
-"""Figures of a run: what they show, and where they lie."""
+"""Figures of a run, in TensorBoard and as charts."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_loss_by_position_of_the_last_validation() -> None:
     assert "nats" in figure.axes[0].get_ylabel()
 
 
-def test_images_stand_at_the_run_s_last_step(tmp_path: Path) -> None:
+def test_images_are_logged_at_the_runs_last_step(tmp_path: Path) -> None:
     add_images(tmp_path, {"evaluation/one": position_figure({"val/loss_by_position/0-512": 1.0})}, 4000)
     events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
     (image,) = events.Images("evaluation/one")
@@ -41,7 +41,7 @@ def test_images_stand_at_the_run_s_last_step(tmp_path: Path) -> None:
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
-def test_a_heat_map_says_every_cell() -> None:
+def test_a_heat_map_shows_every_cell() -> None:
     rows = [cell(64, 0.0, 50), cell(64, 100.0, 25), cell(4096, 0.0, 0)]
     figure = charts.heat_maps({"mamba": rows, "rmt": rows[:1]}, "passkey")
     left, right = figure.axes[:2]
@@ -69,9 +69,9 @@ def test_accuracy_by_length_of_several_models() -> None:
 
 
 def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
-    def row(memory: str, loss: float, **others: int) -> EvalResult:
+    def row(memory: str, loss: float, **settings: int) -> EvalResult:
         return {
-            "axes": {"memory": memory, **others},
+            "axes": {"memory": memory, **settings},
             "by_position": [{"from": 0, "to": None, "tokens": 9, "loss": loss}],
         }
 
@@ -82,7 +82,7 @@ def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "text"),
     [
         (7, "7"),
         (512, "512"),
@@ -93,8 +93,8 @@ def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
         (50.0, "50"),
     ],
 )
-def test_short_numbers(number: float, said: str) -> None:
-    assert charts.short(number) == said
+def test_short_numbers(number: float, text: str) -> None:
+    assert charts.short(number) == text
 
 
 @pytest.mark.parametrize("model", ["focused", "memorizing", "unlimiformer"])

@@ -1,4 +1,4 @@
-"""A run killed and resumed is the run that wasn't: weights, memory, data, dice and every point drawn."""
+"""A killed and resumed run equals one that was never killed: weights, memory, data, RNG, logs."""
 
 import os
 import random
@@ -15,16 +15,16 @@ import torch
 MODELS = ("rmt", "transformer_xl")
 
 
-def check_same(zoo: Any, differences: Any, whole: str, cut: str, best: bool = True) -> None:
-    """Checkpoints tensor by tensor, and every value in TensorBoard at its place: none missing, none twice."""
+def check_same(zoo: Any, differences: Any, whole: str, resumed_run: str, best: bool = True) -> None:
+    """Compare checkpoints tensor by tensor, and all values in TensorBoard: none missing, none twice."""
     for name in ("last.ckpt", "best.ckpt")[: 1 + best]:
-        assert differences(zoo.checkpoint(whole, name), zoo.checkpoint(cut, name)) == []
-    assert zoo.scalars(cut) == zoo.scalars(whole)
-    for tag, points in zoo.scalars(cut).items():
+        assert differences(zoo.checkpoint(whole, name), zoo.checkpoint(resumed_run, name)) == []
+    assert zoo.scalars(resumed_run) == zoo.scalars(whole)
+    for tag, points in zoo.scalars(resumed_run).items():
         assert len(points) == len(dict(points)), tag
-    ours, theirs = zoo.metrics(whole), zoo.metrics(cut)
-    assert {key: ours[key] for key in ours if key not in zoo.CLOCKED} == {
-        key: theirs[key] for key in ours if key not in zoo.CLOCKED
+    expected, actual = zoo.metrics(whole), zoo.metrics(resumed_run)
+    assert {key: expected[key] for key in expected if key not in zoo.CLOCKED} == {
+        key: actual[key] for key in expected if key not in zoo.CLOCKED
     }
 
 
@@ -33,7 +33,7 @@ def check_same(zoo: Any, differences: Any, whole: str, cut: str, best: bool = Tr
     [
         ("rmt", "on_train_batch_end", 5),  # between two checkpoints, in the second pass over the corpus
         ("transformer_xl", "on_validation_batch_end", 3),
-        ("rmt", "on_train_batch_end", 6),  # a checkpoint is there, its validation isn't; a pass ends here
+        ("rmt", "on_train_batch_end", 6),  # after a checkpoint, before its validation; a pass ends here
         ("transformer_xl", "on_train_batch_end", 7),
         ("rmt", "on_validation_end", 6),
         ("rmt", "on_train_batch_start", 1),  # before the first checkpoint
@@ -56,8 +56,8 @@ def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
         assert zoo.run(*resumed, callbacks=[zoo.kill("on_validation_batch_end", 8)]).code == "killed"
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut", best=False)
-    ours, theirs = (zoo.checkpoint(run, "best.ckpt")["state_dict"] for run in ("whole", "cut"))
-    assert same_checkpoints(ours, theirs) == []
+    expected, actual = (zoo.checkpoint(run, "best.ckpt")["state_dict"] for run in ("whole", "cut"))
+    assert same_checkpoints(expected, actual) == []
     again = zoo.run("resume=cut")
     assert again.code == 2
     assert again.err == "error: resume: the run has done 8 of 8 steps; steps=… makes it longer\n"
@@ -75,14 +75,14 @@ def test_killed_again_and_again(zoo: Any, same_checkpoints: Any) -> None:
 def test_accumulated_batches_are_one_step(zoo: Any, same_checkpoints: Any) -> None:
     """A pass has 3 batches, of which a step takes 2, then the 1 that is left."""
     words = ("model.dropout=0.1", "trainer.accumulate=2", "checkpoint_every=1")
-    seen = []
+    steps = []
 
     class Watch(zoo.At):
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-            seen.append(trainer.global_step)
+            steps.append(trainer.global_step)
 
     assert zoo.run(*words, "run_dir=whole", callbacks=[Watch("on_exception", -1, print)]).code == 0
-    assert seen == [3, 6, 8]
+    assert steps == [3, 6, 8]
     assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 5)]).code == "killed"
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
@@ -96,28 +96,28 @@ def test_killed_while_it_saves(
     zoo.whole(*words)
     saved = []
 
-    def dies(what: Any, place: Any, *rest: Any, **named: Any) -> Any:
-        if "ckpt" in str(getattr(place, "name", place)):
-            saved.append(place)
+    def save_or_die(content: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if "ckpt" in str(getattr(target, "name", target)):
+            saved.append(target)
             if len(saved) == 4:  # after those of step 2 and 3 and the best of step 3
                 if where == "torch.save":
-                    place.write(b"half of a checkpoint")
+                    target.write(b"half of a checkpoint")
                 raise zoo.KilledError
-        return real(what, place, *rest, **named)
+        return real(content, target, *args, **kwargs)
 
     real = torch.save if where == "torch.save" else os.replace
     with monkeypatch.context() as patch:
-        patch.setattr(where, dies)
+        patch.setattr(where, save_or_die)
         assert zoo.run(*words, "run_dir=cut").code == "killed"
     assert zoo.checkpoint("cut")["global_step"] == 3
-    (zoo.folder / "cut" / "checkpoints" / ".last.ckpt.1").write_text("what SIGKILL leaves")
+    (zoo.folder / "cut" / "checkpoints" / ".last.ckpt.1").write_text("a file that SIGKILL leaves behind")
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
     assert sorted(os.listdir(zoo.folder / "cut" / "checkpoints")) == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_longer_run_goes_on(zoo: Any, same_checkpoints: Any) -> None:
-    """The schedule is another one, but data, dice and memory are where they were."""
+def test_a_finished_run_resumes_with_more_steps(zoo: Any, same_checkpoints: Any) -> None:
+    """The schedule is another one, but data, RNG and memory continue."""
     assert zoo.run("run_dir=run", "val_every=100").code == 0
     before = zoo.scalars("run")["train/loss"]
     config, metrics = (zoo.folder / "run" / name for name in ("config.yaml", "metrics.json"))
@@ -128,7 +128,7 @@ def test_a_longer_run_goes_on(zoo: Any, same_checkpoints: Any) -> None:
         assert metrics.exists()
     assert zoo.run("resume=run", "steps=12", callbacks=[zoo.kill("on_train_batch_end", 12)]).code == "killed"
     assert config.read_text() == written.replace("steps: 8", "steps: 12")
-    assert not metrics.exists()  # what 8 steps came to is no result of a run of 12
+    assert not metrics.exists()  # the result of 8 steps is no result of a run of 12
     assert zoo.run("resume=run").code == 0
     assert "has done 12 of 12 steps" in zoo.run("resume=run").err
     assert config.read_text() == written.replace("steps: 8", "steps: 12")
@@ -154,14 +154,16 @@ def test_checkpoints_name_callbacks_as_earlier_versions_did(zoo: Any) -> None:
 def test_sigkill_at_a_random_step(zoo: Any, same_checkpoints: Any, model: str) -> None:
     words = (f"model={model}", "model.dropout=0.1", "steps=40", "val_every=7", "checkpoint_every=3")
     assert zoo.finish(*words, "run_dir=whole").code == 0
-    dice = random.Random(model)
-    zoo.start_and_signal(signal.SIGKILL, dice.randrange(1, 12), *words, "run_dir=cut")
-    zoo.start_and_signal(signal.SIGKILL, dice.randrange(14, 25), "resume=cut")
-    zoo.start_and_signal(signal.SIGKILL, dice.randrange(27, 39), "resume=cut")
+    rng = random.Random(model)
+    zoo.start_and_signal(signal.SIGKILL, rng.randrange(1, 12), *words, "run_dir=cut")
+    zoo.start_and_signal(signal.SIGKILL, rng.randrange(14, 25), "resume=cut")
+    zoo.start_and_signal(signal.SIGKILL, rng.randrange(27, 39), "resume=cut")
     assert zoo.finish("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
-    ours, theirs = (zoo.checkpoint(run)["zoo"]["ranks"][0]["random"]["python"] for run in ("whole", "cut"))
-    assert ours == theirs  # no beartype throws these dice here
+    expected, actual = (
+        zoo.checkpoint(run)["zoo"]["ranks"][0]["random"]["python"] for run in ("whole", "cut")
+    )
+    assert expected == actual  # beartype is off here, which uses this RNG
 
 
 def free_port() -> str:

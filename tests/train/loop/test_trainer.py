@@ -1,4 +1,4 @@
-"""A run from its first step to metrics.json: what is counted, logged and kept, against sums done by hand."""
+"""A run from its first step to metrics.json: counts, logs and files against sums done by hand."""
 
 import json
 import math
@@ -35,7 +35,7 @@ TAGS = {
 }
 
 
-def rebuilt(zoo: Any, run: str = "whole") -> tuple[Any, Any]:
+def rebuild(zoo: Any, run: str = "whole") -> tuple[Any, Any]:
     """The model of a finished run, from its config.yaml and last.ckpt alone."""
     cfg = OmegaConf.load(zoo.folder / run / "config.yaml")
     model = build.model(cfg)
@@ -45,9 +45,9 @@ def rebuilt(zoo: Any, run: str = "whole") -> tuple[Any, Any]:
 
 def test_metrics_json(zoo: Any) -> None:
     zoo.whole()
-    said = zoo.metrics("whole")
-    _, model = rebuilt(zoo)
-    assert {key: said[key] for key in ("model", "task", "size", "seed", "steps", "corpus")} == {
+    metrics = zoo.metrics("whole")
+    _, model = rebuild(zoo)
+    assert {key: metrics[key] for key in ("model", "task", "size", "seed", "steps", "corpus")} == {
         "model": "rmt",
         "task": "lm",
         "size": "nano",
@@ -55,100 +55,100 @@ def test_metrics_json(zoo: Any) -> None:
         "steps": 8,
         "corpus": "text",
     }
-    assert said["unit"] == "bits per byte"
+    assert metrics["unit"] == "bits per byte"
     total = sum(weight.numel() for weight in model.parameters())
-    assert said["parameters_total"] == total
-    assert said["parameters"] == total - 257 * 32  # the tied embedding
-    assert said["state_bytes"] == 2 * 32 * 4  # slots, width, float32
-    assert said["wall_s"] >= said["train_s"] > 0
-    assert said["tokens_per_s"] == pytest.approx(said["tokens_seen"] / said["train_s"])
-    assert said["peak_memory_bytes"] > 10**7
-    assert said["val_bytes"] == 150
-    assert set(said["reference"]) == {"xz -9", "order-0"}
-    assert {tag for tag in TAGS if tag.startswith("val/")} <= set(said)
+    assert metrics["parameters_total"] == total
+    assert metrics["parameters"] == total - 257 * 32  # the tied embedding
+    assert metrics["state_bytes"] == 2 * 32 * 4  # memory tokens, width, float32
+    assert metrics["wall_s"] >= metrics["train_s"] > 0
+    assert metrics["tokens_per_s"] == pytest.approx(metrics["tokens_seen"] / metrics["train_s"])
+    assert metrics["peak_memory_bytes"] > 10**7
+    assert metrics["val_bytes"] == 150
+    assert set(metrics["reference"]) == {"xz -9", "order-0"}
+    assert {tag for tag in TAGS if tag.startswith("val/")} <= set(metrics)
     for key in ("date", "commit", "torch", "threads", "device", "task_version"):
-        assert key in said
+        assert key in metrics
 
 
 def test_bits_per_byte_by_hand(zoo: Any) -> None:
     """150 bytes are held out: a text of 100 with its END, and the first 50 of one of 80, with none."""
     zoo.whole()
-    _, model = rebuilt(zoo)
+    _, model = rebuild(zoo)
     texts = [path.read_bytes() for path in sorted((zoo.folder / "text/val").iterdir())]
-    said, nats, asked, hits = zoo.metrics("whole"), 0.0, 0, 0
+    metrics, nats, num_targets, hits = zoo.metrics("whole"), 0.0, 0, 0
     long, short = texts if zoo_order(zoo) else texts[::-1]
     for line in ([END, *long, END], [END, *short[: 150 - len(long)]]):
         logits, _ = model(torch.tensor([line[:-1]]))
         targets = torch.tensor(line[1:])
         nats += F.cross_entropy(logits[0].double(), targets, reduction="sum").item()
         hits += int((logits[0].argmax(-1) == targets).sum())
-        asked += len(targets)
-    assert said["val/loss"] == pytest.approx(nats / asked, rel=1e-6)
-    assert said["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / 150, rel=1e-6)
-    assert said["val/accuracy"] == pytest.approx(hits / asked)
+        num_targets += len(targets)
+    assert metrics["val/loss"] == pytest.approx(nats / num_targets, rel=1e-6)
+    assert metrics["val/bits_per_byte"] == pytest.approx(nats / math.log(2) / 150, rel=1e-6)
+    assert metrics["val/accuracy"] == pytest.approx(hits / num_targets)
 
 
 def zoo_order(zoo: Any) -> bool:
-    """Whether the first text comes first: held-out texts stand in the order of a hash of their names."""
+    """True if the first text comes first: held-out texts are in the order of a hash of their names."""
     from zoo.train.corpora.catalog import open_corpus
 
     return open_corpus("text", "data").split("val").lengths.tolist() == [100, 80]
 
 
-def test_tokens_seen_are_targets_asked(zoo: Any) -> None:
-    asked = []
+def test_tokens_seen_count_targets(zoo: Any) -> None:
+    num_targets = []
 
     class Watch(zoo.At):
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: Any
         ) -> None:
-            asked.append(int((batch.targets != -100).sum()))
+            num_targets.append(int((batch.targets != -100).sum()))
 
     assert (
         zoo.run("trainer.log_every=3", "val_every=5", callbacks=[Watch("on_exception", -1, print)]).code == 0
     )
-    assert zoo.metrics("run")["tokens_seen"] == sum(asked)
-    assert len(asked) == 8
-    assert len(set(asked)) > 1  # the last window of a document is short
-    before = [sum(asked[:step]) for step in range(9)]
+    assert zoo.metrics("run")["tokens_seen"] == sum(num_targets)
+    assert len(num_targets) == 8
+    assert len(set(num_targets)) > 1  # the last window of a document is short
+    before = [sum(num_targets[:step]) for step in range(9)]
     series = zoo.scalars("run")
     assert [x for x, _ in series["train/loss"]] == [before[3], before[6], before[8]]
     assert [x for x, _ in series["val/loss"]] == [before[5], before[8]]
 
 
-def test_the_config_that_is_kept(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_that_is_stored(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_DATA", str(zoo.folder))
     zoo.whole()
     text = (zoo.folder / "whole/config.yaml").read_text()
     assert str(zoo.folder) not in text
     assert os.path.expanduser("~") not in text
-    kept = yaml.safe_load(text)
-    assert kept["data"]["root"] == "${oc.env:ZOO_DATA,data}"
-    assert not {"run_dir", "resume"} & set(kept)
-    del kept["data"]["root"], kept["task"]["root"]
-    assert "${" not in yaml.safe_dump(kept)
-    assert kept["names"] == {"model": "rmt", "task": "lm", "size": "nano"}
+    config = yaml.safe_load(text)
+    assert config["data"]["root"] == "${oc.env:ZOO_DATA,data}"
+    assert not {"run_dir", "resume"} & set(config)
+    del config["data"]["root"], config["task"]["root"]
+    assert "${" not in yaml.safe_dump(config)
+    assert config["names"] == {"model": "rmt", "task": "lm", "size": "nano"}
 
 
 def test_the_config_has_the_width_that_was_solved(zoo: Any) -> None:
     ended = zoo.run("size=micro", "steps=1", "data.seq_len=64", "data.batch_size=1")
     assert ended.code == 0, ended.err
-    cfg, model = rebuilt(zoo, "run")
+    cfg, model = rebuild(zoo, "run")
     assert isinstance(cfg.model.mlp_width, int)
     assert model.count_parameters() == zoo.metrics("run")["parameters"]
     assert abs(model.count_parameters() - 200_000) <= 0.03 * 200_000
 
 
-def test_what_tensorboard_shows(zoo: Any) -> None:
+def test_tensorboard_has_every_value(zoo: Any) -> None:
     zoo.whole()
     assert len(os.listdir(zoo.folder / "whole/tb")) == 1
-    events, said = zoo.events("whole"), zoo.metrics("whole")
+    events, metrics = zoo.events("whole"), zoo.metrics("whole")
     tags = events.Tags()
     assert set(tags["scalars"]) >= TAGS
     assert all(tag in TAGS or tag.startswith("memory/") for tag in tags["scalars"])
     for tag in (tag for tag in TAGS if tag.startswith("val/")):
-        assert events.Scalars(tag)[-1].value == pytest.approx(said[tag], rel=1e-6)
-        assert events.Scalars(tag)[-1].step == said["tokens_seen"]
+        assert events.Scalars(tag)[-1].value == pytest.approx(metrics[tag], rel=1e-6)
+        assert events.Scalars(tag)[-1].step == metrics["tokens_seen"]
     assert len(events.Scalars("train/loss")) == 8
     assert len(events.Scalars("val/loss")) == 3
     assert tags["images"] == ["val/loss_by_position"]
@@ -157,28 +157,28 @@ def test_what_tensorboard_shows(zoo: Any) -> None:
     assert (zoo.folder / "whole/config.yaml").read_text() in text.decode()
 
 
-def test_its_charts_name_tags_that_are_logged(zoo: Any) -> None:
+def test_charts_name_tags_that_are_logged(zoo: Any) -> None:
     zoo.whole()
     events = zoo.events("whole")
     (packed,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
     layout = layout_pb2.Layout.FromString(packed)
-    named = {tag for part in layout.category for chart in part.chart for tag in chart.multiline.tag}
-    for pattern in named:  # each a regular expression for one tag; a short text has no far positions
-        found = [tag for tag in events.Tags()["scalars"] if re.search(pattern, tag)]
-        assert len(found) == 1 or (not found and "position" in pattern)
-    assert {"^val/loss$", "^val/bits_per_byte$", "^train/loss$", "^cost/state_bytes$"} <= named
+    charted_tags = {tag for part in layout.category for chart in part.chart for tag in chart.multiline.tag}
+    for pattern in charted_tags:  # each a regular expression for one tag; a short text has no far positions
+        matches = [tag for tag in events.Tags()["scalars"] if re.search(pattern, tag)]
+        assert len(matches) == 1 or (not matches and "position" in pattern)
+    assert {"^val/loss$", "^val/bits_per_byte$", "^train/loss$", "^cost/state_bytes$"} <= charted_tags
 
 
-def test_its_row_in_the_hparams_tab(zoo: Any) -> None:
+def test_the_row_in_the_hparams_tab(zoo: Any) -> None:
     zoo.whole()
     metadata = zoo.events("whole").summary_metadata
     data = [
-        plugin_data_pb2.HParamsPluginData.FromString(one.plugin_data.content)
-        for one in metadata.values()
-        if one.plugin_data.plugin_name == "hparams"
+        plugin_data_pb2.HParamsPluginData.FromString(entry.plugin_data.content)
+        for entry in metadata.values()
+        if entry.plugin_data.plugin_name == "hparams"
     ]
-    (experiment,) = [one.experiment for one in data if one.HasField("experiment")]
-    (start,) = [one.session_start_info for one in data if one.HasField("session_start_info")]
+    (experiment,) = [entry.experiment for entry in data if entry.HasField("experiment")]
+    (start,) = [entry.session_start_info for entry in data if entry.HasField("session_start_info")]
     metrics = {info.name.tag for info in experiment.metric_infos}
     assert metrics == {
         "val/loss",
@@ -201,10 +201,10 @@ def test_its_row_in_the_hparams_tab(zoo: Any) -> None:
 def test_two_models_overlay(zoo: Any) -> None:
     zoo.whole()
     assert zoo.run("model=transformer_xl").code == 0
-    ours, theirs = (
+    tags, tags_of_other_model = (
         {tag for tag in zoo.scalars(run) if not tag.startswith("memory/")} for run in ("whole", "run")
     )
-    assert ours == theirs
+    assert tags == tags_of_other_model
     assert [x for x, _ in zoo.scalars("whole")["train/loss"]] == [
         x for x, _ in zoo.scalars("run")["train/loss"]
     ]
@@ -242,28 +242,28 @@ def test_accumulated_gradients_are_those_of_one_batch(zoo: Any) -> None:
     """Four rows in two batches: every document is a multiple of the window long, so that all weigh alike."""
     for path in (zoo.folder / "text/train").iterdir():
         path.unlink()
-    for number in range(4):
-        (zoo.folder / f"text/train/{number}.txt").write_text(f"{number}" * 63)
-    given = {}
+    for i in range(4):
+        (zoo.folder / f"text/train/{i}.txt").write_text(f"{i}" * 63)
+    gradients = {}
 
-    def keep(name: str) -> Any:
-        def do(trainer: Any, pl_module: Any) -> None:
-            given[name] = [weight.grad.clone() for weight in pl_module.parameters()]
+    def save_gradients(name: str) -> Any:
+        def save(trainer: Any, pl_module: Any) -> None:
+            gradients[name] = [weight.grad.clone() for weight in pl_module.parameters()]
 
-        return do
+        return save
 
     for name, words in {
         "one": ("data.batch_size=4",),
         "two": ("data.batch_size=2", "trainer.accumulate=2"),
     }.items():
-        at = zoo.At("on_before_optimizer_step", 0, keep(name))
+        at = zoo.At("on_before_optimizer_step", 0, save_gradients(name))
         words = (*words, "steps=1", "data.seq_len=64", "optim.clip=1000", f"run_dir={name}")
         assert zoo.run(*words, callbacks=[at]).code == 0
         assert zoo.checkpoint(name)["global_step"] == 1
-    torch.testing.assert_close(given["one"], given["two"])
+    torch.testing.assert_close(gradients["one"], gradients["two"])
 
 
-def test_a_run_says_what_it_does(zoo: Any) -> None:
+def test_the_lines_that_a_run_prints(zoo: Any) -> None:
     ended = zoo.run()
     lines = ended.out.splitlines()
     assert lines[0] == ("rmt on lm: 17,632 parameters (25,856 with embeddings), 256 bytes of state per row")

@@ -1,4 +1,4 @@
-"""`model.base=<run_dir>`: a model that starts from the weights of another one's run."""
+"""`model.base=<run_dir>`: a model that starts from the weights of another model's run."""
 
 import json
 from pathlib import Path
@@ -35,18 +35,18 @@ def built(run: Path) -> SequenceModule:
 
 
 @torch.no_grad()
-def test_it_says_what_its_base_says(zoo: Any, base: Path) -> None:
+def test_the_first_segment_equals_its_bases(zoo: Any, base: Path) -> None:
     transformer, model = built(base).eval(), build.model(compose([*WORDS])).eval()
     transformer.load_state_dict(weights(zoo, "whole"))
     text = torch.randint(model.vocab_size, (2, 2 * model.segment_len))
-    ours, theirs = (one(text)[0].split(model.segment_len, dim=1) for one in (model, transformer))
-    torch.testing.assert_close(ours[0], theirs[0])
-    assert not torch.allclose(ours[1], theirs[1])
+    logits, expected = (net(text)[0].split(model.segment_len, dim=1) for net in (model, transformer))
+    torch.testing.assert_close(logits[0], expected[0])
+    assert not torch.allclose(logits[1], expected[1])
     assert torch.equal(model.train()(text)[0], transformer(text)[0])
 
 
-def test_training_goes_on_from_there(zoo: Any, base: Path) -> None:
-    """And the run that it becomes needs its base no more, neither to be read nor to go on."""
+def test_training_starts_from_the_base(zoo: Any, base: Path) -> None:
+    """The new run needs its base no more, neither to be loaded nor to resume."""
     words = ("model=unlimiformer", "model.base=whole", "optim.lr=1e-9")
     assert zoo.run(*words, "steps=1").code == 0
     for name, weight in weights(zoo, "run").items():
@@ -58,7 +58,7 @@ def test_training_goes_on_from_there(zoo: Any, base: Path) -> None:
     assert zoo.checkpoint("run")["global_step"] == 3
 
 
-def test_one_killed_before_its_first_checkpoint_begins_at_its_base(zoo: Any, base: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_from_its_base(zoo: Any, base: Path) -> None:
     kill = zoo.kill("on_train_batch_start", 0)
     assert (
         zoo.run("model=unlimiformer", "model.base=whole", "optim.lr=1e-9", callbacks=[kill]).code == "killed"
@@ -75,7 +75,7 @@ def test_retrieval_training_from_a_base(zoo: Any, base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (
             ["model.base=nowhere"],
@@ -90,10 +90,10 @@ def test_retrieval_training_from_a_base(zoo: Any, base: Path) -> None:
         (["size.segment_len=8"], "model.base: expected a run with segment_len 8, found 16 in"),
     ],
 )
-def test_a_base_of_another_shape(zoo: Any, base: Path, words: list[str], says: str) -> None:
+def test_a_base_of_another_shape(zoo: Any, base: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         build.model(compose([*WORDS, *words]))
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -108,7 +108,7 @@ def test_a_base_that_is_no_transformer(zoo: Any) -> None:
 
 
 def test_a_base_with_a_window(zoo: Any) -> None:
-    """It has the same weights, and was trained for something else."""
+    """It has the same weights, but was trained with another attention."""
     zoo.whole("model=transformer", "model.window=8", "steps=2", "val_every=2")
     with pytest.raises(UserError, match=r"model.base: expected a run with window None, found 8 in"):
         build.model(compose([*WORDS]))

@@ -1,4 +1,4 @@
-"""From a configuration to a model: budgets, and arguments that don't fit."""
+"""Building a model from a configuration: budgets, and arguments that don't fit."""
 
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,20 @@ def test_every_model_keeps_to_the_budget(model: str, size: str) -> None:
     cfg.model = runs_budget.solve_width(cfg)
     assert isinstance(cfg.model[cfg.model.free], int)
     with torch.device("meta"):
-        made = build.model(cfg)
-    assert abs(made.count_parameters() - budget) <= tolerance * budget
-    assert cfg.data.seq_len % made.segment_len == 0
+        net = build.model(cfg)
+    assert abs(net.count_parameters() - budget) <= tolerance * budget
+    assert cfg.data.seq_len % net.segment_len == 0
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_is_solved_is_kept(model: str) -> None:
+def test_a_solved_width_is_not_solved_again(model: str) -> None:
     cfg = compose([f"model={model}", "size=micro"])
     cfg.model = runs_budget.solve_width(cfg)
     assert runs_budget.solve_width(cfg) == to_dict(cfg.model)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["size=tiny", "size.budget=1000"], "too far from the budget of 1,000"),
         (["size=tiny", "size.budget=-5"], "too far from the budget of -5"),
@@ -54,12 +54,12 @@ def test_what_is_solved_is_kept(model: str) -> None:
         (["size=micro", "size.width=66"], "width 66 is not a multiple of heads 4"),
     ],
 )
-def test_a_budget_that_nothing_meets(words: Any, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_a_budget_that_nothing_meets(words: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         runs_budget.solve_width(compose(["model=transformer", *words]))
 
 
-def test_a_number_where_words_are_one_of_few() -> None:
+def test_a_value_that_is_none_of_the_choices() -> None:
     cfg = compose(["model=rmt", "size=nano"])
     with pytest.raises(UserError, match=r"model.position: expected rope \| learned \| none, found 'alibi'"):
         build.model(OmegaConf.merge(cfg, {"model": {"position": "alibi"}}))
@@ -73,6 +73,6 @@ def test_missing_arguments() -> None:
         build.model(cfg)
 
 
-def test_a_memory_that_cannot_be() -> None:
+def test_a_memory_of_negative_length() -> None:
     with pytest.raises(UserError, match="negative dimension -1"):
         build.model(compose(["model=transformer_xl", "size=nano", "model.memory_len=-1"]))

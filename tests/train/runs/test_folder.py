@@ -1,4 +1,4 @@
-"""Which run is meant where a folder holds none."""
+"""The error for a folder without a run names a run near it."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pytest
 
 from zoo.train.runs.folder import no_run
 
-FOUND = "expected a run's folder with a config.yaml, found none in "
+EXPECTED = "expected a run's folder with a config.yaml, found none in "
 
 
 @pytest.mark.parametrize(
-    ("named", "says"),
+    ("folder", "message"),
     [
         ("nowhere", "'nowhere'"),
         ("", "''"),
@@ -20,9 +20,9 @@ FOUND = "expected a run's folder with a config.yaml, found none in "
         ("runs/lm/rmt/tiny", "'runs/lm/rmt/tiny'"),
     ],
 )
-def test_near_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, says: str) -> None:
+def test_runs_nearby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     for run in ("micro-s0-3f", "micro-s1-3f"):
         (tmp_path / "runs/lm/rmt" / run).mkdir(parents=True)
         (tmp_path / "runs/lm/rmt" / run / "config.yaml").touch()
-    assert str(no_run(Path(named))) == FOUND + says
+    assert str(no_run(Path(folder))) == EXPECTED + message

@@ -1,4 +1,4 @@
-"""Weights that leave the zoo and come back, and published ones that come in."""
+"""Export of runs, their import, and the import of published weights."""
 
 import json
 import re
@@ -51,8 +51,8 @@ def call(zoo: Zoo, capsys: pytest.CaptureFixture[str], main: Callable[[], None],
             main()
         except SystemExit as left:
             code = left.code
-    said = capsys.readouterr()
-    return Ended(code, said.out, said.err)
+    captured = capsys.readouterr()
+    return Ended(code, captured.out, captured.err)
 
 
 def refused(ended: Ended) -> str:
@@ -63,12 +63,12 @@ def refused(ended: Ended) -> str:
 
 
 @torch.no_grad()
-def assert_same(one: SequenceModule, two: SequenceModule) -> None:
-    text = text_for(one)
-    assert torch.equal(one(text)[0], two(text)[0])
+def assert_same(first: SequenceModule, second: SequenceModule) -> None:
+    text = text_for(first)
+    assert torch.equal(first(text)[0], second(text)[0])
 
 
-# -- the zoo's own
+# -- exports of the zoo
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def exported(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> Path:
     return Path("out")
 
 
-def test_what_is_exported(exported: Path) -> None:
+def test_the_contents_of_an_export(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == ["config.json", "model.safetensors"]
     config = json.loads((exported / "config.json").read_text())
     assert config["model"]["_target_"] == "zoo.models.rmt.RMT"
@@ -96,16 +96,18 @@ def test_what_is_exported(exported: Path) -> None:
         assert torch.equal(weight, model.state_dict()[name])
 
 
-def test_there_and_back(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_import_of_an_export_is_the_same_run(
+    zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
-    (_, before, far), (_, after, same) = load_run(Path("whole")), load_run(Path("back"))
-    assert far == same
+    (_, before, progress), (_, after, same_progress) = load_run(Path("whole")), load_run(Path("back"))
+    assert progress == same_progress
     assert_same(before, after)
     assert before.state_dict().keys() == after.state_dict().keys()
     assert (Path("back") / "metrics.json").read_text() == (Path("whole") / "metrics.json").read_text()
     words = ("prompt=the", "tokens=20")
-    said = [call(zoo, capsys, generate.main, f"run={run}", *words).out for run in ("whole", "back")]
-    assert said[0] == said[1]
+    captured = [call(zoo, capsys, generate.main, f"run={run}", *words).out for run in ("whole", "back")]
+    assert captured[0] == captured[1]
     tables = [call(zoo, capsys, evaluate.main, f"run={run}", "split=val") for run in ("whole", "back")]
     assert [ended.code for ended in tables] == [0, 0], tables[1].err
     rows = [
@@ -115,20 +117,20 @@ def test_there_and_back(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[
     assert rows[0] == rows[1]
     assert call(zoo, capsys, compare.main, "back", "out=side").code == 0
     assert call(zoo, capsys, export.main, "run=back", "to=again").code == 0
-    one, two = (json.loads(Path(at, "config.json").read_text()) for at in ("out", "again"))
-    assert one == two
+    first, second = (json.loads(Path(at, "config.json").read_text()) for at in ("out", "again"))
+    assert first == second
 
 
-def test_a_run_that_came_in_has_nothing_to_resume_from(
+def test_an_imported_run_has_nothing_to_resume_from(
     zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
-    kept = Path("back/checkpoints/last.ckpt").read_bytes()
+    before = Path("back/checkpoints/last.ckpt").read_bytes()
     ended = zoo.run("resume=back", "steps=10")
     assert ended.code == 2
     assert "optimizer_states: expected one optimiser" in ended.err
     assert ended.err.count("\n") == 1
-    assert Path("back/checkpoints/last.ckpt").read_bytes() == kept
+    assert Path("back/checkpoints/last.ckpt").read_bytes() == before
 
 
 def test_nothing_is_overwritten(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,12 +152,12 @@ def test_nothing_is_overwritten(zoo: Zoo, exported: Path, capsys: pytest.Capture
 
 
 def change(key: str, value: Any) -> Callable[[Path], None]:
-    def do(folder: Path) -> None:
+    def apply(folder: Path) -> None:
         path = folder / "config.json"
         config = json.loads(path.read_text())
         node = config
-        *way, last = key.split(".")
-        for part in way:
+        *groups, last = key.split(".")
+        for part in groups:
             node = node[part]
         if value is None:
             del node[last]
@@ -163,14 +165,14 @@ def change(key: str, value: Any) -> Callable[[Path], None]:
             node[last] = value
         path.write_text(json.dumps(config))
 
-    return do
+    return apply
 
 
 def flip(folder: Path) -> None:
     path = folder / "model.safetensors"
-    whole = bytearray(path.read_bytes())
-    whole[-9] ^= 1
-    path.write_bytes(whole)
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
 
 
 def cut(folder: Path) -> None:
@@ -179,7 +181,7 @@ def cut(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (flip, "is damaged: expected sha256"),
         (cut, "is damaged: expected sha256"),
@@ -206,15 +208,15 @@ def test_spoilt_exports(
     exported: Path,
     capsys: pytest.CaptureFixture[str],
     spoil: Callable[[Path], None],
-    says: str,
+    message: str,
 ) -> None:
     spoil(exported)
-    assert says in refused(call(zoo, capsys, import_weights.main, "from=out", "run_dir=back"))
+    assert message in refused(call(zoo, capsys, import_weights.main, "from=out", "run_dir=back"))
     assert not Path("back").exists()
 
 
 @pytest.mark.parametrize(
-    ("main", "words", "says"),
+    ("main", "words", "message"),
     [
         (export.main, ("to=x",), "export: expected run=…"),
         (export.main, ("run=nowhere", "to=x"), "found none in 'nowhere'"),
@@ -234,19 +236,19 @@ def test_spoilt_exports(
         ),
     ],
 )
-def test_slips(
+def test_user_errors(
     zoo: Zoo,
     exported: Path,
     capsys: pytest.CaptureFixture[str],
     main: Callable[[], None],
     words: tuple[str, ...],
-    says: str,
+    message: str,
 ) -> None:
-    assert says in refused(call(zoo, capsys, main, *words))
+    assert message in refused(call(zoo, capsys, main, *words))
     assert not Path("x").exists()
 
 
-# -- published ones
+# -- published checkpoints
 
 
 def published(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -277,8 +279,8 @@ def test_a_published_model_becomes_a_run(zoo: Zoo, capsys: pytest.CaptureFixture
     words = ("from=there", "run_dir=here", f"format={CASES[case]}")
     ended = call(zoo, capsys, import_weights.main, *words)
     assert ended.code == 0, ended.err
-    _, model, far = load_run(Path("here"))
-    assert far == {"step": 0, "tokens_seen": 0}
+    _, model, progress = load_run(Path("here"))
+    assert progress == {"step": 0, "tokens_seen": 0}
     direct = loaded(CASES[case], {name: x.float() for name, x in weights.items()}, config).eval()
     assert isinstance(model, Imported)
     assert_same(direct, model)
@@ -293,9 +295,9 @@ def test_files_of_every_kind(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> No
     (folder / "model.safetensors").unlink()
     names = sorted(weights)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, some in parts.items():
-        save_file({name: weights[name] for name in some}, folder / file)
-    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    for file, subset in parts.items():
+        save_file({name: weights[name] for name in subset}, folder / file)
+    index = {"weight_map": {name: file for file, subset in parts.items() for name in subset}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     half = {name: x.bfloat16() for name, x in weights.items()}
     torch.save(weights, folder / "plain.bin")
@@ -303,19 +305,17 @@ def test_files_of_every_kind(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> No
     torch.save(half, folder / "half.pt")
     sources = ("there", "there/plain.bin", "there/wrapped.ckpt", "there/half.pt")
     models = []
-    for number, source in enumerate(sources):
-        ended = call(
-            zoo, capsys, import_weights.main, f"from={source}", f"run_dir=run{number}", "format=mamba"
-        )
+    for i, source in enumerate(sources):
+        ended = call(zoo, capsys, import_weights.main, f"from={source}", f"run_dir=run{i}", "format=mamba")
         assert ended.code == 0, ended.err
-        models.append(load_run(Path(f"run{number}"))[1])
+        models.append(load_run(Path(f"run{i}"))[1])
     for model in models[1:3]:
         assert_same(models[0], model)
     assert {weight.dtype for weight in models[3].parameters()} == {torch.float32}
 
 
-def test_one_that_speaks_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a task it is evaluated, with fields of its own it is another model, and it can be exported."""
+def test_a_published_model_on_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """It can be evaluated and exported; config.KEY= changes the model."""
     weights, config = published("txl_model_postln_tied")
     config["n_token"] = 257
     wide = torch.randn(257, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -338,7 +338,7 @@ def test_one_that_speaks_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) ->
     assert_same(model, load_run(Path("back"))[1])
 
 
-def test_one_without_a_task_says_so(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_published_model_without_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint(Path("there"), *published("mamba1/model_2layer"))
     assert call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba").code == 0
     assert "name a task in its tokens" in refused(call(zoo, capsys, evaluate.main, "run=here"))
@@ -349,30 +349,30 @@ def test_one_without_a_task_says_so(zoo: Zoo, capsys: pytest.CaptureFixture[str]
     assert not Path("bytes").exists()
 
 
-class Runs:
-    """What a pickle may ask for."""
+class TouchesFile:
+    """A pickle that runs code."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("it-ran"),)
 
 
 def foreign(path: Path) -> None:
-    torch.save({"weights": Runs()}, path / "model.pt")
+    torch.save({"weights": TouchesFile()}, path / "model.pt")
 
 
 def spoil(name: str, by: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def do(folder: Path) -> None:
+    def apply(folder: Path) -> None:
         (folder / name).write_bytes(by((folder / name).read_bytes()))
 
-    return do
+    return apply
 
 
-def without(folder: Path) -> None:
+def remove_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
 @pytest.mark.parametrize(
-    ("how", "words", "says"),
+    ("spoil_folder", "words", "message"),
     [
         (lambda f: None, ("format=gpt5",), "format: expected zoo or one of armt, .*, found gpt5"),
         (lambda f: None, (), "format: expected zoo or one of .*, found none"),
@@ -395,20 +395,20 @@ def without(folder: Path) -> None:
         (spoil("model.safetensors", lambda b: b"\xff" * 40), ("format=mamba",), "damaged or foreign file"),
         (spoil("model.safetensors", lambda b: b""), ("format=mamba",), "found a damaged or foreign file"),
         (foreign, ("format=mamba", "from=there/model.pt"), "holds more than tensors and plain data"),
-        (without, ("format=mamba",), "expected one file of weights in there, found none"),
+        (remove_weights, ("format=mamba",), "expected one file of weights in there, found none"),
     ],
 )
 def test_spoilt_checkpoints(
     zoo: Zoo,
     capsys: pytest.CaptureFixture[str],
-    how: Callable[[Path], None],
+    spoil_folder: Callable[[Path], None],
     words: tuple[str, ...],
-    says: str,
+    message: str,
 ) -> None:
-    how(checkpoint(Path("there"), *published("mamba1/model_2layer")))
-    given = {word.partition("=")[0] for word in words}
-    usual = [word for word in ("from=there", "run_dir=here") if word.partition("=")[0] not in given]
-    assert re.search(says, refused(call(zoo, capsys, import_weights.main, *usual, *words)))
+    spoil_folder(checkpoint(Path("there"), *published("mamba1/model_2layer")))
+    keys = {word.partition("=")[0] for word in words}
+    defaults = [word for word in ("from=there", "run_dir=here") if word.partition("=")[0] not in keys]
+    assert re.search(message, refused(call(zoo, capsys, import_weights.main, *defaults, *words)))
     assert not Path("here").exists()
     assert not Path("it-ran").exists()
 
@@ -417,8 +417,8 @@ def test_weights_that_are_not_finite(zoo: Zoo, capsys: pytest.CaptureFixture[str
     weights, config = published("mamba1/model_2layer")
     weights["backbone.norm_f.weight"][0] = float("inf")
     checkpoint(Path("there"), weights, config)
-    said = refused(call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba"))
-    assert "not finite" in said
+    captured = refused(call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba"))
+    assert "not finite" in captured
 
 
 def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
@@ -433,12 +433,12 @@ def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
         weight_files.weight_files(tmp_path)
 
 
-def test_stand_ins_are_alike_where_they_are_tied() -> None:
-    made = stand_ins({"a": [2, 3], "b": [2, 3], "c": [2, 3], "d": [4], "e": []}, [["a", "c"]])
-    assert torch.equal(made["a"], made["c"])
-    assert not torch.equal(made["a"], made["b"])
-    assert not made["d"].any()
-    assert made["e"].shape == ()
+def test_stand_ins_are_equal_where_they_are_tied() -> None:
+    tensors = stand_ins({"a": [2, 3], "b": [2, 3], "c": [2, 3], "d": [4], "e": []}, [["a", "c"]])
+    assert torch.equal(tensors["a"], tensors["c"])
+    assert not torch.equal(tensors["a"], tensors["b"])
+    assert not tensors["d"].any()
+    assert tensors["e"].shape == ()
 
 
 def test_a_config_names_no_code(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Models from outside: named on the command line from a folder, or brought by an installed package."""
+"""Models from outside: from a folder named on the command line, or from an installed package."""
 
 import importlib
 import sys
@@ -26,7 +26,7 @@ from zoo.module import SequenceModule
 
 
 class Last(NamedTuple):
-    """What was read last."""
+    """The cell's last output."""
 
     hidden: Float[Tensor, "rows width"]
 
@@ -48,11 +48,11 @@ class Counter(SequenceModule):
         return Last(self.embed.weight.new_zeros(rows, self.embed.embedding_dim))
 
     def segment(self, tokens: Tensor, state: Last) -> tuple[Tensor, Last]:
-        hidden, said = state.hidden, []
+        hidden, outputs = state.hidden, []
         for token in self.embed(tokens).unbind(1):
             hidden = self.cell(token, hidden)
-            said.append(hidden)
-        return self.head(torch.stack(said, 1)), state if self.forgets else Last(hidden)
+            outputs.append(hidden)
+        return self.head(torch.stack(outputs, 1)), state if self.forgets else Last(hidden)
 '''
 YAML = """_target_: {package}.counter.Counter
 vocab_size: ${{task.vocab_size}}
@@ -106,7 +106,7 @@ def train_and_kill(zoo: Any, *words: str) -> None:
 def test_a_folder_that_nobody_installed(zoo: Any, same_checkpoints: Any, package: str) -> None:
     search = f"hydra.searchpath=[file://{zoo.folder}/site/{package}/configs]"
     train_and_kill(zoo, search)
-    refused = zoo.run("resume=cut")  # a file doesn't say what is imported
+    refused = zoo.run("resume=cut")  # a stored file doesn't decide what is imported
     assert refused.code == 2
     assert f"names a class of no installed plug-in: {package}.counter.Counter" in refused.err
     trusted = f"model._target_={package}.counter.Counter"
@@ -192,8 +192,8 @@ class Numbers(Dataset):
 
 
 @pytest.fixture
-def own(zoo: Any, package: str) -> str:
-    """The folder one works in, nothing installed: modules, and yaml files in its configs."""
+def local_configs(zoo: Any, package: str) -> str:
+    """The working directory, nothing installed: modules, and yaml files in its configs."""
     (zoo.folder / "site" / package / "counting.py").write_text(TASK)
     for file, text in {
         "model/counter.yaml": YAML.format(package=package),
@@ -206,34 +206,34 @@ def own(zoo: Any, package: str) -> str:
     return package
 
 
-def test_the_configs_of_the_folder_one_works_in(zoo: Any, same_checkpoints: Any, own: str) -> None:
+def test_the_configs_of_the_folder_one_works_in(zoo: Any, same_checkpoints: Any, local_configs: str) -> None:
     words = ("task=count", "size=pico", "data.seq_len=16")
     train_and_kill(zoo, *words)
     resumed = zoo.run("resume=cut")
     assert resumed.code == 0, resumed.err
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
-    found = zoo.metrics("whole")
-    assert (found["model"], found["task"], found["size"]) == ("counter", "count", "pico")
-    said = zoo.run("--help", as_given=True).out
-    assert all(name in said for name in ("counter", "count", "pico"))
+    metrics = zoo.metrics("whole")
+    assert (metrics["model"], metrics["task"], metrics["size"]) == ("counter", "count", "pico")
+    help_text = zoo.run("--help", as_given=True).out
+    assert all(name in help_text for name in ("counter", "count", "pico"))
 
 
-def test_such_a_run_is_evaluated(zoo: Any, own: str) -> None:
+def test_a_run_of_local_code_is_evaluated(zoo: Any, local_configs: str) -> None:
     assert zoo.run("model=counter", "steps=1").code == 0
-    entry = evaluate.evaluate(*command.arguments(["run=run", "split=val"]), lambda *said: None)
+    entry = evaluate.evaluate(*command.arguments(["run=run", "split=val"]), lambda *message: None)
     assert entry
     cfg, _, far = load.load_run(Path("run"))
-    assert (cfg.model["_target_"], far["step"]) == (f"{own}.counter.Counter", 1)
+    assert (cfg.model["_target_"], far["step"]) == (f"{local_configs}.counter.Counter", 1)
 
 
-def test_code_that_is_edited_while_it_trains_is_not_what_trained(zoo: Any, own: str) -> None:
-    file = zoo.folder / "site" / own / "counter.py"
+def test_code_edited_while_it_trains_is_fingerprinted_as_it_was(zoo: Any, local_configs: str) -> None:
+    file = zoo.folder / "site" / local_configs / "counter.py"
     file.write_text(
         file.read_text() + "\n\nclass Restless(Counter):\n    def training_step(self, *words):\n"
         "        open(__file__, 'a').write('# edited')\n        return super().training_step(*words)\n"
     )
     (zoo.folder / "configs/model/restless.yaml").write_text(
-        YAML.format(package=own).replace("Counter", "Restless")
+        YAML.format(package=local_configs).replace("Counter", "Restless")
     )
     importlib.invalidate_caches()
     before = plan([["model=restless"]], SweepOptions())[0].code["model_code"]
@@ -242,7 +242,7 @@ def test_code_that_is_edited_while_it_trains_is_not_what_trained(zoo: Any, own: 
     assert plan([["model=restless"]], SweepOptions())[0].code["model_code"] != before
 
 
-def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
+def test_a_model_of_local_code_is_swept(zoo: Any, local_configs: str) -> None:
     options, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.seq_len=16"])
     jobs = plan(matrix, options)
     assert [job.name for job in jobs] == ["count/counter/pico-s0", "count/rmt/pico-s0"]
@@ -251,18 +251,18 @@ def test_such_a_model_is_swept(zoo: Any, own: str) -> None:
     assert all(len(jobs[0].code[key]) == len(jobs[1].code["task_code"]) == 16 for key in jobs[0].code)
 
 
-def test_the_folder_shadows_nothing_and_trusts_only_what_it_names(zoo: Any, own: str) -> None:
+def test_the_folder_shadows_nothing_and_trusts_only_what_it_names(zoo: Any, local_configs: str) -> None:
     ended = zoo.run("model=rmt", "--cfg", "job")
     assert "_target_: zoo.models.rmt.RMT" in ended.out, ended
     owners = [choice.owner for choice in plugins.choices("model") if choice.name == "rmt"]
     assert owners == ["zoo", "configs"]
-    assert plugins.trusted(f"{own}.counter.Counter")
-    assert not plugins.trusted(f"{own}.counter.Last")
+    assert plugins.trusted(f"{local_configs}.counter.Counter")
+    assert not plugins.trusted(f"{local_configs}.counter.Last")
     assert not plugins.trusted("os.system")
 
 
-def test_other_folders_called_configs(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zoo's own, and one without choices, are not a plug-in."""
+def test_folders_named_configs_that_are_no_plug_in(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zoo's, and one without choices."""
     (zoo.folder / "configs").mkdir()
     (zoo.folder / "configs/app.yaml").write_text("_target_: antigravity.Model\n")
     assert plugins.own_folder() is None
@@ -277,7 +277,7 @@ def test_a_plugin_that_cannot_be_imported(zoo: Any, installed: str, breaks: str)
         del sys.modules[module]
     (zoo.folder / "site" / installed / "__init__.py").write_text(breaks)
     importlib.invalidate_caches()
-    (point,) = [one for one in plugins.entry_points(group=plugins.GROUP) if one.name == installed]
+    (point,) = [point for point in plugins.entry_points(group=plugins.GROUP) if point.name == installed]
     assert plugins.broken(point)
     assert "\n" not in plugins.broken(point)
     assert zoo.run("model=rmt", "--cfg", "job").code == 0

@@ -1,4 +1,4 @@
-"""The code of a class that isn't the zoo's: what changes its fingerprint, and what doesn't."""
+"""The fingerprint of code outside the zoo: files that change it, and files that don't."""
 
 import importlib
 import sys
@@ -31,8 +31,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found(module: str = "made_model") -> str:
-    """As a new process says it."""
+def fingerprint(module: str = "made_model") -> str:
+    """The fingerprint in a new process."""
     for name in [name for name in sys.modules if name.startswith("made_")]:
         del sys.modules[name]
     importlib.invalidate_caches()
@@ -49,37 +49,37 @@ def found(module: str = "made_model") -> str:
         "site-packages/made_library.py": False,
     }.items(),
 )
-def test_own_code(folder: Path, file: str, counts: bool) -> None:
-    before = found()
+def test_modules_in_the_same_folder(folder: Path, file: str, counts: bool) -> None:
+    before = fingerprint()
     assert len(before) == 16
-    assert found() == before
+    assert fingerprint() == before
     with (folder / file).open("a") as changed:
         changed.write("y = 2\n")
-    assert (found() != before) == counts
+    assert (fingerprint() != before) == counts
 
 
-def test_a_package_is_its_own_boundary(folder: Path) -> None:
+def test_a_package_is_the_boundary(folder: Path) -> None:
     (folder / "made_package/model.py").write_text(
         "import made_stranger\nfrom made_package import deep\nclass Model: pass\n"
     )
-    one = found("made_package.model")
+    before = fingerprint("made_package.model")
     (folder / "made_stranger.py").write_text("z = 3\n")
-    assert found("made_package.model") == one
+    assert fingerprint("made_package.model") == before
     (folder / "made_package/deep.py").write_text("x = 3\n")
-    assert found("made_package.model") != one
+    assert fingerprint("made_package.model") != before
 
 
 def test_a_package_without_an_init(folder: Path) -> None:
     (folder / "made_plain").mkdir()
     (folder / "made_plain/model.py").write_text("class Model: pass\n")
-    one = found("made_plain.model")
+    before = fingerprint("made_plain.model")
     (folder / "made_plain/model.py").write_text("class Model: y = 1\n")
-    assert found("made_plain.model") != one
+    assert fingerprint("made_plain.model") != before
 
 
 def test_a_class_without_a_file() -> None:
     assert len(code_fingerprint(type("Made", (), {"__module__": "builtins"}))) == 16
 
 
-def test_the_zoos_own_has_its_commit() -> None:
+def test_classes_of_the_zoo_have_its_commit() -> None:
     assert code_fingerprint(RMT) == ""

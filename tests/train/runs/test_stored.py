@@ -1,4 +1,4 @@
-"""Files of earlier versions are read under today's names; a command line isn't."""
+"""Files of earlier versions are read under the current names; a command line isn't."""
 
 import sys
 from pathlib import Path
@@ -13,23 +13,23 @@ from zoo.train.runs.construct import import_class
 from zoo.train.runs.stored import MOVED, RENAMED, load_stored, update_names
 
 
-def test_every_moved_class_is_where_the_table_says() -> None:
+def test_every_moved_class_can_be_imported() -> None:
     for path in MOVED.values():
         import_class(path, object, "class")
 
 
-def test_every_new_key_is_one_of_some_configuration() -> None:
+def test_every_new_key_is_in_some_configuration() -> None:
     words = (["model=mamba2"], ["model=mamba"], ["model=rmt"], ["model=megalodon"], ["task=passkey"])
-    known = {
+    keys_of_configs = {
         f"{group}.{key}"
         for word in words
         for group, keys in compose(word).items()
         if hasattr(keys, "keys")
         for key in keys
     }
-    known |= {"model.dt_rank"}  # of Mamba's constructor; no yaml sets it
-    assert set(RENAMED.values()) <= known
-    assert not set(RENAMED) & known
+    keys_of_configs |= {"model.dt_rank"}  # of Mamba's constructor; no yaml sets it
+    assert set(RENAMED.values()) <= keys_of_configs
+    assert not set(RENAMED) & keys_of_configs
 
 
 def test_an_old_file(tmp_path: Path) -> None:
@@ -50,14 +50,14 @@ def test_an_old_file(tmp_path: Path) -> None:
     }
 
 
-def test_todays_names_and_a_users_own_class_stay_as_they_are() -> None:
-    today: dict[str, Any] = {
+def test_current_names_and_a_users_class_are_unchanged() -> None:
+    current: dict[str, Any] = {
         "model": {"_target_": "zoo.models.rmt.RMT", "mlp_width": 3},
         "data": {"batch_size": 4},
     }
-    theirs: dict[str, Any] = {"model": {"_target_": "mine.Model", "hidden": 3, "free": "hidden", "slots": 1}}
-    assert update_names(today) == today
-    assert update_names(theirs) == theirs
+    foreign: dict[str, Any] = {"model": {"_target_": "mine.Model", "hidden": 3, "free": "hidden", "slots": 1}}
+    assert update_names(current) == current
+    assert update_names(foreign) == foreign
 
 
 @pytest.mark.parametrize("old", [key for key in RENAMED if key.startswith(("data.", "size.", "model.slots"))])
