@@ -1,6 +1,6 @@
 """Checkpoint files: damaged, foreign, or edited with their checksums right.
 
-What loads is either what was written, or refused; nothing in a file is ever run.
+A file is loaded as it was written, or refused; nothing in it is ever run.
 """
 
 import copy
@@ -23,17 +23,17 @@ from zoo.train.runs.checkpoint import read_checkpoint
 
 def damaged(good: bytes) -> st.SearchStrategy[bytes]:
     """Bits flipped, an end cut off, pieces put in, swapped or set to zero."""
-    place = st.integers(0, len(good) - 1)
+    offset = st.integers(0, len(good) - 1)
 
-    def flip(one: tuple[list[int], int]) -> bytes:
+    def flip(args: tuple[list[int], int]) -> bytes:
         content = bytearray(good)
-        for at in one[0]:
-            content[at] ^= 1 << one[1]
+        for at in args[0]:
+            content[at] ^= 1 << args[1]
         return bytes(content)
 
-    def swap(one: tuple[int, int, int]) -> bytes:
-        first, second = sorted((one[0], one[1]))
-        size = min(one[2], second - first, len(good) - second)
+    def swap(args: tuple[int, int, int]) -> bytes:
+        first, second = sorted((args[0], args[1]))
+        size = min(args[2], second - first, len(good) - second)
         content = bytearray(good)
         content[first : first + size], content[second : second + size] = (
             good[second : second + size],
@@ -41,15 +41,15 @@ def damaged(good: bytes) -> st.SearchStrategy[bytes]:
         )
         return bytes(content)
 
-    flipped = st.tuples(st.lists(place, min_size=1, max_size=4), st.integers(0, 7)).map(flip)
-    cut = place.map(lambda at: good[:at]) | place.map(lambda at: good[at:])
-    put_in = st.tuples(place, st.binary(min_size=1, max_size=9)).map(
-        lambda one: good[: one[0]] + one[1] + good[one[0] :]
+    flipped = st.tuples(st.lists(offset, min_size=1, max_size=4), st.integers(0, 7)).map(flip)
+    cut = offset.map(lambda at: good[:at]) | offset.map(lambda at: good[at:])
+    put_in = st.tuples(offset, st.binary(min_size=1, max_size=9)).map(
+        lambda args: good[: args[0]] + args[1] + good[args[0] :]
     )
-    zeroed = st.tuples(place, st.integers(1, 9_000)).map(
-        lambda one: (good[: one[0]] + bytes(one[1]) + good[one[0] + one[1] :])[: len(good)]
+    zeroed = st.tuples(offset, st.integers(1, 9_000)).map(
+        lambda args: (good[: args[0]] + bytes(args[1]) + good[args[0] + args[1] :])[: len(good)]
     )
-    swapped = st.tuples(place, place, st.integers(1, 4_000)).map(swap)
+    swapped = st.tuples(offset, offset, st.integers(1, 4_000)).map(swap)
     return flipped | flipped | cut | put_in | zeroed | swapped | st.binary(max_size=300)
 
 
@@ -57,23 +57,23 @@ def damaged(good: bytes) -> st.SearchStrategy[bytes]:
     ("examples", "at_least"), [(80, 60), pytest.param(800, 650, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_any_damage(zoo: Any, fuzzing: Any, same_checkpoints: Any, examples: int, at_least: int) -> None:
-    """Refused, or read as it was: zip files have bytes that nothing depends on."""
+    """Refused, or loaded unchanged: zip files have bytes that nothing depends on."""
     zoo.whole()
     path = Path("whole/checkpoints/last.ckpt")
     good, before = path.read_bytes(), read_checkpoint(path)
-    other = Path("damaged.ckpt")
+    damaged_path = Path("damaged.ckpt")
 
     def check(content: bytes) -> bool:
-        other.write_bytes(content)
+        damaged_path.write_bytes(content)
         try:
-            found = read_checkpoint(other)
+            restored = read_checkpoint(damaged_path)
         except UserError as error:
-            said = str(error)
+            message = str(error)
         else:
-            assert same_checkpoints(before, found) == []
+            assert same_checkpoints(before, restored) == []
             return False
-        assert len(said.splitlines()) == 1
-        assert other.read_bytes() == content
+        assert len(message.splitlines()) == 1
+        assert damaged_path.read_bytes() == content
         return True
 
     assert fuzzing.fuzz(examples, damaged(good), check) >= at_least
@@ -100,14 +100,14 @@ CALLS = [
 
 
 class Call:
-    def __init__(self, module: str, name: str, given: tuple[Any, ...]) -> None:
-        self.module, self.name, self.given = module, name, given
+    def __init__(self, module: str, name: str, args: tuple[Any, ...]) -> None:
+        self.module, self.name, self.args = module, name, args
 
     def __reduce__(self) -> tuple[Any, ...]:
-        made: Any = __import__(self.module, fromlist=["_"])
+        target: Any = __import__(self.module, fromlist=["_"])
         for part in self.name.split("."):
-            made = getattr(made, part)
-        return made, self.given
+            target = getattr(target, part)
+        return target, self.args
 
 
 @pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "all"])
@@ -115,10 +115,10 @@ def test_foreign_pickles(zoo: Any, fuzzing: Any, examples: int) -> None:
     zoo.whole()
     Path("bomb.py").write_text("open('exploded', 'w')")
     good = zoo.checkpoint("whole")
-    other = Path("foreign.ckpt")
+    path = Path("foreign.ckpt")
 
-    def check(found: tuple[tuple[Any, ...], str, int, str]) -> bool:
-        call, where, protocol, form = found
+    def check(case: tuple[tuple[Any, ...], str, int, str]) -> bool:
+        call, where, protocol, form = case
         content = {**good, "state_dict": dict(good["state_dict"]), "zoo": dict(good["zoo"])}
         bomb = Call(*call)
         match where:
@@ -131,20 +131,20 @@ def test_foreign_pickles(zoo: Any, fuzzing: Any, examples: int) -> None:
             case _:
                 content["zoo"]["ranks"] = [bomb]
         if form == "pickle":
-            other.write_bytes(pickle.dumps(content, protocol))
+            path.write_bytes(pickle.dumps(content, protocol))
         elif form == "zip":
-            torch.save(content, other, pickle_protocol=max(2, protocol))
+            torch.save(content, path, pickle_protocol=max(2, protocol))
         elif form == "legacy":
-            torch.save(content, other, _use_new_zipfile_serialization=False)
+            torch.save(content, path, _use_new_zipfile_serialization=False)
         else:
-            with zipfile.ZipFile(other, "w") as archive:
+            with zipfile.ZipFile(path, "w") as archive:
                 archive.writestr(f"{form}/data.pkl", pickle.dumps(content, protocol))
                 archive.writestr(f"{form}/version", "3\n")
-        written = other.read_bytes()
-        with pytest.raises(UserError) as said:
-            read_checkpoint(other)
-        assert len(str(said.value).splitlines()) == 1
-        assert other.read_bytes() == written
+        written = path.read_bytes()
+        with pytest.raises(UserError) as refused:
+            read_checkpoint(path)
+        assert len(str(refused.value).splitlines()) == 1
+        assert path.read_bytes() == written
         assert not os.path.exists("exploded")
         assert os.path.exists("text/train/0.txt")
         return True
@@ -158,7 +158,7 @@ def test_foreign_pickles(zoo: Any, fuzzing: Any, examples: int) -> None:
     assert fuzzing.fuzz(examples, inputs, check) >= examples * 0.9
 
 
-# -- whole files with other things in them -------------------------------------------------------------------
+# -- complete files with other values in them
 
 ODD: list[Any] = [
     None,
@@ -189,15 +189,15 @@ ODD += [torch.eye(3).to_sparse(), torch.zeros(2, dtype=torch.complex64), torch.z
 
 
 def paths_of(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a checkpoint, but for the hundreds of numbers of the dice."""
-    found = [path] if path else []
+    """The path of every value in a checkpoint, but for the hundreds of numbers of RNG states."""
+    paths = [path] if path else []
     if isinstance(node, dict):
         for key, value in node.items():
-            found += paths_of(value, (*path, key))
+            paths += paths_of(value, (*path, key))
     elif isinstance(node, (list, tuple)) and len(node) < 20:
-        for number, value in enumerate(node):
-            found += paths_of(value, (*path, number))
-    return found
+        for index, value in enumerate(node):
+            paths += paths_of(value, (*path, index))
+    return paths
 
 
 def with_change(node: Any, path: tuple[Any, ...], change: Any) -> Any:
@@ -205,10 +205,10 @@ def with_change(node: Any, path: tuple[Any, ...], change: Any) -> Any:
     key, *rest = path
     inner = with_change(node[key], tuple(rest), change) if rest else change(node[key])
     if isinstance(node, dict):
-        made = {**node, key: inner}
+        result = {**node, key: inner}
         if inner is GONE:
-            del made[key]
-        return made
+            del result[key]
+        return result
     items = [value for value in [*node[:key], inner, *node[key + 1 :]] if value is not GONE]
     return items if isinstance(node, list) else tuple(items)
 
@@ -223,52 +223,52 @@ def at(node: Any, path: tuple[Any, ...]) -> Any:
 
 
 def changes(good: dict[str, Any]) -> st.SearchStrategy[tuple[Any, ...]]:
-    """(path, what is done there); every part of a checkpoint is as likely as any other, however large."""
+    """(path, kind of change, second path); every part of a checkpoint is equally likely, however large."""
     by_part: dict[Any, list[tuple[Any, ...]]] = {}
     for path in paths_of(good):
         by_part.setdefault(path[0], []).append(path)
-    places = st.sampled_from(sorted(by_part)).flatmap(lambda part: st.sampled_from(by_part[part]))
-    how = st.sampled_from(["gone", "wrapped", "transposed", "swapped"]) | st.integers(0, len(ODD) - 1)
-    return st.tuples(places, how, places)
+    paths = st.sampled_from(sorted(by_part)).flatmap(lambda part: st.sampled_from(by_part[part]))
+    change_kind = st.sampled_from(["gone", "wrapped", "transposed", "swapped"]) | st.integers(0, len(ODD) - 1)
+    return st.tuples(paths, change_kind, paths)
 
 
-def changed(good: dict[str, Any], found: tuple[Any, ...]) -> dict[str, Any]:
-    path, how, other = found
-    if how == "gone":
+def changed(good: dict[str, Any], case: tuple[Any, ...]) -> dict[str, Any]:
+    path, change_kind, second_path = case
+    if change_kind == "gone":
         return with_change(good, path, lambda value: GONE)
-    if how == "wrapped":
+    if change_kind == "wrapped":
         return with_change(good, path, lambda value: [value])
-    if how == "transposed":
+    if change_kind == "transposed":
         return with_change(
             good, path, lambda value: value.mT if isinstance(value, Tensor) and value.ndim > 1 else 1
         )
-    if how == "swapped":  # with what lies elsewhere
-        return with_change(good, path, lambda value: copy.deepcopy(at(good, other)))
-    return with_change(good, path, lambda value: ODD[how])
+    if change_kind == "swapped":  # with another value of the checkpoint
+        return with_change(good, path, lambda value: copy.deepcopy(at(good, second_path)))
+    return with_change(good, path, lambda value: ODD[change_kind])
 
 
 @pytest.mark.parametrize(
     ("examples", "at_least"), [(12, 6), pytest.param(300, 180, marks=pytest.mark.slow)], ids=["some", "all"]
 )
-def test_whole_files_with_other_things_in_them(
+def test_complete_files_with_other_values_in_them(
     zoo: Any, fuzzing: Any, examples: int, at_least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run goes on from it to its next step, or refuses it and leaves all as it was; there is no third."""
+    """A run resumes from it to its next step, or refuses it and changes no file; nothing else happens."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     zoo.whole()
     good = zoo.checkpoint("whole")
     path = Path("whole/checkpoints/last.ckpt")
-    kept = {file: file.read_bytes() for file in Path("whole").rglob("*") if file.is_file()}
+    contents = {file: file.read_bytes() for file in Path("whole").rglob("*") if file.is_file()}
 
     def restore() -> None:
-        for file in [file for file in Path("whole").rglob("*") if file.is_file() and file not in kept]:
+        for file in [file for file in Path("whole").rglob("*") if file.is_file() and file not in contents]:
             file.unlink()
-        for file, content in kept.items():
+        for file, content in contents.items():
             file.write_bytes(content)
 
-    def check(found: tuple[Any, ...]) -> bool:
+    def check(case: tuple[Any, ...]) -> bool:
         packed = io.BytesIO()
-        torch.save(changed(good, found), packed)
+        torch.save(changed(good, case), packed)
         path.write_bytes(packed.getvalue())
         before = fuzzing.snapshot(Path("whole"))
         try:
@@ -286,14 +286,14 @@ def test_whole_files_with_other_things_in_them(
 def test_an_optimiser_of_another_shape(zoo: Any, fuzzing: Any) -> None:
     zoo.whole()
     content = zoo.checkpoint("whole")
-    dice = random.Random(0)
+    rng = random.Random(0)
     path = Path("whole/checkpoints/last.ckpt")
-    for number in dice.sample(sorted(content["optimizer_states"][0]["state"]), 3):
-        moments = content["optimizer_states"][0]["state"][number]
+    for index in rng.sample(sorted(content["optimizer_states"][0]["state"]), 3):
+        moments = content["optimizer_states"][0]["state"][index]
         good = moments["exp_avg"]
         moments["exp_avg"] = torch.zeros(2, 3, 4)
         torch.save(content, path)
         ended = zoo.run("resume=whole", "steps=9")
         assert fuzzing.is_refused(ended)
-        assert f"0.state.{number}.exp_avg of shape {tuple(good.shape)}, found (2, 3, 4)" in ended.err
+        assert f"0.state.{index}.exp_avg of shape {tuple(good.shape)}, found (2, 3, 4)" in ended.err
         moments["exp_avg"] = good

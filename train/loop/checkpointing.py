@@ -57,7 +57,7 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         if step % self.every == 0 or step % self.metrics.val_every == 0 or step == trainer.max_steps:
             self.save_last(trainer)
-        # Lightning counts batches, of which an optimiser step may be several, and at the end of a pass fewer
+        # Lightning counts batches, several to an optimiser step, and fewer at the end of a pass
         trainer.val_check_batch = 1 if self.metrics.validation_is_due(trainer) else sys.maxsize
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard besides its values: layout, hyperparameters, figures."""
+"""TensorBoard's layout, hyperparameters and figures of a run."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from zoo.train.plotting.charts import by_position
 from zoo.train.tasks.base import BUCKETS, RANGES
 
-FINAL = (  # of the HParams tab: a run's last values of these tags
+FINAL = (  # tags whose last values the HParams tab shows
     "val/loss",
     "val/accuracy",
     "train/loss",
@@ -34,7 +34,7 @@ LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions there
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's event file alone, open from the first value of a run to its last figure."""
+    """Writes TensorBoard's event file alone, open from a run's first value to its last figure."""
 
     def save(self) -> None:
         self.experiment.flush()
@@ -44,17 +44,17 @@ class RunLogger(TensorBoardLogger):
 
 
 def start_logs(logger: RunLogger, hparams: dict[str, Any], tags: list[str], config: str) -> None:
-    """The run's row in the HParams tab (its final values are those logged later under the same tags), charts
-    that overlay runs, and its configuration as text."""
+    """Write the run's row in the HParams tab (its final values are logged later under the same tags), charts
+    that overlay runs, and the configuration as text."""
     writer = logger.experiment
     for summary in hparams_summary(hparams, dict.fromkeys([*tags, *FINAL], 0.0)):
-        writer._get_file_writer().add_summary(summary)  # add_hparams would open a run of its own
+        writer._get_file_writer().add_summary(summary)  # add_hparams would open a separate run
     writer.add_custom_scalars(LAYOUT)
     writer.add_text("config", f"```yaml\n{config}\n```")
 
 
 def position_figure(latest: dict[str, float]) -> Figure:
-    """Held-out loss by position in the document, as the last validation had it."""
+    """Held-out loss by position in the document, at the last validation."""
     means = {(low, high): latest.get(f"val/loss_by_position/{low}-{high or 'end'}") for low, high in RANGES}
-    known = {edges: loss for edges, loss in means.items() if loss is not None}
-    return by_position({"held-out text": known}, title="Loss by position")
+    measured = {edges: loss for edges, loss in means.items() if loss is not None}
+    return by_position({"held-out text": measured}, title="Loss by position")

@@ -24,7 +24,7 @@ COLOURS = (  # legible on white and on black
     "#6b7f99",
     "#b65cb0",
 )
-INK = "#010203"  # stands for the colour of the page's text
+INK = "#010203"  # placeholder for the colour of the page's text
 GREY = "0.45"  # legible on white and on black too
 WIDTHS = (1.5, 3.0, 0.75)  # of lines, in points: the next after the last colour
 DASHES = ("-", "--", ":", "-.")  # to distinguish curves of the same colour

@@ -26,7 +26,7 @@ class MismatchError(Exception):
 
 def expect(condition: bool, expected: str, actual: Any) -> None:
     if not condition:
-        raise MismatchError(f"expected {expected}, found {str(actual)[:60]}")
+        raise MismatchError(f"expected {expected}, found {' '.join(str(actual).split())[:60]}")
 
 
 def check_progress(
@@ -50,7 +50,7 @@ def check_progress(
         "lr_schedulers": lambda saved: schedule_example(model, saved),
         "loops": lambda saved: {"fit_loop": loop_example(saved["fit_loop"], loop, step)},
         "callbacks": callbacks_example,
-        "metrics": lambda saved: {**metrics, "latest": numbers_example(saved["latest"])},
+        "metrics": lambda saved: metrics_example(saved, metrics),
         "zoo": lambda saved: {"ranks": ranks_example(model, batch_size, saved["ranks"])},
     }
     for part, example in parts.items():
@@ -141,11 +141,18 @@ def loop_example(saved: Any, loop: dict[str, Any], step: int) -> dict[str, Any]:
 def callbacks_example(saved: Any) -> dict[str, Any]:
     best = saved["Checkpoints"]["best"]
     expect(isinstance(best, (int, float)) and not math.isnan(best), "the best held-out loss", best)
-    curve = saved.get("Validations", {"curve": []})["curve"]
-    point = {"step": 0, "tokens_seen": 0, "val/loss": 0.0}
-    points = [numbers_example(saved_point) | point for saved_point in curve]
     example: dict[str, Any] = {str(name): {} for name in saved}
-    return example | {"Validations": {"curve": points}} if curve else example
+    if "Validations" in saved:
+        point = {"step": 0, "tokens_seen": 0, "val/loss": 0.0}
+        points = [numbers_example(saved_point) | point for saved_point in saved["Validations"]["curve"]]
+        example["Validations"] = {"curve": points}
+    return example
+
+
+def metrics_example(saved: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    seconds = [saved["train_s"], saved["wall_s"], saved["pending_s"]]
+    expect(min(seconds) >= 0, "at least 0 seconds", seconds)
+    return {**metrics, "latest": numbers_example(saved["latest"])}
 
 
 def numbers_example(saved: Any) -> dict[str, float]:
@@ -159,6 +166,8 @@ def ranks_example(model: SequenceModule, batch_size: int, saved: Any) -> list[An
     try:
         for rank in saved:
             set_random_states(rank["random"])
+            is_random_state = [state.dtype == torch.uint8 for state in rank["random"]["cuda"]]
+            expect(all(is_random_state), "random states of a GPU", rank["random"]["cuda"])
     finally:
         set_random_states(current)
     state = leaves(model.init_state(batch_size))

@@ -23,7 +23,7 @@ TASKS = {
 MOVED = {
     f"zoo.train.{module}.{name}": f"zoo.train.tasks.{module}.{name}" for module, name in TASKS.items()
 } | {"zoo.train.importing.Tokens": "zoo.train.tasks.tokens.Tokens"}
-"""Classes by the paths that older files have for them."""
+"""Current paths of classes by those in older files."""
 
 RENAMED = {
     "data.rows": "data.batch_size",
@@ -40,13 +40,13 @@ RENAMED = {
     "model.chunk": "model.chunk_size",
     "model.head_width": "model.head_dim",
 }
-"""Keys by their former names; those of `model` and `task` belong to the zoo's own classes."""
+"""Current keys by former ones; those of `model` and `task` are keys of the zoo's classes."""
 
 
 def load_stored(path: Path) -> DictConfig:
-    """A stored config.yaml in today's words, not resolved.
+    """A stored config.yaml under the current names, not resolved.
 
-    Raises whatever the file system and yaml raise, and ValueError where the file holds no mapping.
+    Raises the errors of the file system and of yaml, and ValueError where the file holds no mapping.
     """
     container = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(container, dict):
@@ -57,7 +57,7 @@ def load_stored(path: Path) -> DictConfig:
 
 
 def update_names(config: dict[Any, Any]) -> dict[Any, Any]:
-    """The same nested settings with the class paths and keys of today."""
+    """Nested settings with the current class paths and keys."""
     config = dict(config)
     for group in ("model", "task", "data", "size"):
         if isinstance(config.get(group), dict):
@@ -70,21 +70,23 @@ def _update_group(group: str, keys: dict[Any, Any]) -> dict[Any, Any]:
     keys = keys | ({"_target_": MOVED.get(str(target), target)} if target is not None else {})
     if group in ("model", "task") and not str(target).startswith("zoo."):
         return keys
-    new = {
-        old.partition(".")[2]: key.partition(".")[2]
-        for old, key in RENAMED.items()
-        if old.startswith(f"{group}.")
+    prefix = f"{group}."
+    current_names = {
+        old.removeprefix(prefix): current.removeprefix(prefix)
+        for old, current in RENAMED.items()
+        if old.startswith(prefix)
     }
-    renamed = {
-        name if (name := new.get(key)) and name not in keys else key: value for key, value in keys.items()
-    }
-    if renamed.get("free") in new:
-        renamed["free"] = new[renamed["free"]]
-    return renamed
+    current: dict[Any, Any] = {}
+    for key, value in keys.items():
+        name = current_names.get(key, key)
+        current[key if name in keys else name] = value
+    if current.get("free") in current_names:
+        current["free"] = current_names[current["free"]]
+    return current
 
 
 def renamed_key(message: str) -> str:
-    """The end of a message that quotes an old key: its new name; "" if the message quotes none."""
+    """The end of a message that quotes an old key: its new name; "" if it quotes none."""
     for old in re.findall(r"'([a-z_]+\.[a-z_]+)'", message):
         if old in RENAMED:
             return f"; {old} is called {RENAMED[old]} now"
