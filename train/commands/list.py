@@ -14,7 +14,6 @@ implementation, which tests compare the model with; they are part of the checkou
 import json
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,6 @@ from typing import NamedTuple
 import torch
 from hydra.utils import get_class
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 import zoo

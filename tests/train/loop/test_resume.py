@@ -149,7 +149,7 @@ def test_checkpoints_name_callbacks_as_earlier_versions_did(zoo: Any) -> None:
         3,
         6,
         9,
-    ]  # the last one of 8 steps came after the checkpoint
+    ]  # that of step 8 came after its checkpoint
     assert zoo.checkpoint("whole")["callbacks"]["Checkpoints"]["best"] <= best
 
 
