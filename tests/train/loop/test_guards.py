@@ -34,7 +34,7 @@ def test_a_signal_saves_and_prints_how_to_resume(
     assert ended.err == f"{signum.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] == saved
     assert not (zoo.folder / "cut" / "metrics.json").exists()
-    assert signal.getsignal(signum) is train.leave  # no longer the loop's
+    assert signal.getsignal(signum) is train.exit_on_signal  # no longer the loop's
     assert zoo.run("resume=cut").code == 0
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
     assert zoo.scalars("cut") == zoo.scalars("whole")
