@@ -97,7 +97,7 @@ def trained_projections(steps: int, tokens: int) -> Projections:
         optimizer.step()
     print(f"trained for {steps} steps: {loss.item():.2f} nats per byte", flush=True)
     (memory,), outputs = model.eval().memories(), []
-    memory.qkv.register_forward_hook(lambda _module, _inputs, qkv: outputs.append(memory.separate(qkv)))
+    memory.qkv.register_forward_hook(lambda _module, _inputs, qkv: outputs.append(memory.split_heads(qkv)))
     with torch.no_grad():
         for piece in text[-tokens:].split(SEGMENT):
             model(piece[None])

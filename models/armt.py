@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention.core import Attention, Position
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import Position
 from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Activation, Block, FeedForward, Norm

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention.core import Attention, Position
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import Position
 from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
 from zoo.models.decoder import Decoder

@@ -14,7 +14,7 @@ are those of all our models, but for A, D, dt and the convolution.
 from collections.abc import Sequence
 from typing import Literal
 
-from zoo.memory.attention.core import Position
+from zoo.memory.attention.positions import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer

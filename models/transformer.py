@@ -15,7 +15,8 @@ Differs from the papers: nothing.
 
 from typing import Literal
 
-from zoo.memory.attention.core import Attention, Position
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.models.blocks import Activation, Block, FeedForward, Norm
 from zoo.models.decoder import Decoder

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoo.memory.attention.core import Position
+from zoo.memory.attention.positions import Position
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention

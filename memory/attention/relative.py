@@ -6,8 +6,8 @@ Dai et al. 2019, arXiv:1901.02860, section 3.  With c = [memory ; h], d = i + M 
     score_ij = ((q_i + u) k_j + (q_i + v) W_R R_d) / sqrt(K)      over 0 <= d
     memory' = the last M rows of [memory ; h], without gradient
 
-Carried: the layer's own inputs h (not its keys, so that the weights that read them are always today's), and
-how many there are.  `same_length` lets each query see d < M only; `clamp_len` > 0 takes R_min(d, clamp_len).
+Carried: the layer's inputs h (not its keys, so that they are always read by the current weights), and their
+number.  `same_length` shows each query d < M only; `clamp_len` > 0 takes R_min(d, clamp_len).
 """
 
 from typing import NamedTuple
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 class RecurrenceState(NamedTuple):
     hidden: Float[Tensor, "rows memory width"]  # newest last
-    filled: Int[Tensor, " rows"]  # how many of them are real
+    filled: Int[Tensor, " rows"]  # the number of positions with content, the last ones
 
 
 class OpenSegment(NamedTuple):
-    """What going on inside a segment needs of the memory and of the segment so far."""
+    """The decode cache: memory and segment so far."""
 
     keys: Float[Tensor, "rows heads keys head_dim"]
     values: Float[Tensor, "rows heads keys head_dim"]
@@ -35,7 +35,7 @@ class OpenSegment(NamedTuple):
 
 def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*heads queries keys"]:
     """From columns of falling distance (L-1 .. 0, and one spare column) to columns of keys: row i starts i
-    columns further left, which for rows one longer than L is a plain view.  What lies ahead is noise.
+    columns further left, which for rows one longer than L is a plain view.  Columns of future keys are noise.
     """
     queries, keys = raw.shape[-2], raw.shape[-1] - 1
     return raw.flatten(-2).narrow(-1, queries - 1, queries * keys).unflatten(-1, (queries, keys))
@@ -61,11 +61,8 @@ class RelativeAttention(nn.Module):
         super().__init__()
         self.width, self.heads, self.head_dim, self.memory_len = width, heads, head_dim, memory_len
         self.prenorm, self.same_length = prenorm, same_length
-        self.wrapped = True  # False: a key that `allowed` shows ahead of its query stands at distance 0
-        self.content_bias, self.position_bias = (
-            content_bias,
-            position_bias,
-        )  # u, v (heads, head_dim), of all layers
+        self.wrapped = True  # False: a future key that `mask` shows has distance 0
+        self.content_bias, self.position_bias = content_bias, position_bias  # u, v, shared by all layers
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
         self.relative = nn.Linear(width, heads * head_dim, bias=False)  # W_R
         self.out = nn.Linear(heads * head_dim, width, bias=False)
@@ -83,14 +80,14 @@ class RelativeAttention(nn.Module):
         state: RecurrenceState,
         table: Float[Tensor, "distances width"],
         segment_len: int,
-        allowed: Bool[Tensor, "segment keys"] | None = None,
+        mask: Bool[Tensor, "segment keys"] | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
         """Read `time` tokens, a multiple of `segment_len`, all segments at once.
 
-        `table` holds R for the distances memory + segment - 1 .. 0; `allowed` replaces the causal mask.
+        `table` holds R for the distances memory + segment - 1 .. 0; `mask` replaces the causal mask.
         """
         rows, segments = len(h), h.shape[1] // segment_len
-        before = torch.cat([state.hidden.to(h.dtype), h.detach()], dim=1)  # what any segment has for memory
+        before = torch.cat([state.hidden.to(h.dtype), h.detach()], dim=1)
         after = RecurrenceState(
             before[:, h.shape[1] :].to(state.hidden.dtype),
             (state.filled + h.shape[1]).clamp(max=self.memory_len),
@@ -108,12 +105,12 @@ class RelativeAttention(nn.Module):
         r = F.pad(self._split(self.relative(table)), (0, 0, 0, 1))  # (heads, keys + 1, head width)
         scale = self.head_dim**-0.5
         raw = torch.matmul((q + self.position_bias[:, None]) * scale, r.mT)
-        by_place = shift(raw)
-        if allowed is not None:  # nothing else shows a query what is ahead of it
-            by_place = self._with_ahead(by_place, raw, state, segments)
-        scores = torch.matmul((q + self.content_bias[:, None]) * scale, k.mT) + by_place
-        hidden = ~self._visible(state, segments, segment_len, allowed)
-        weights = self.attention_dropout(scores.masked_fill_(hidden, -torch.inf).softmax(-1))
+        position_scores = shift(raw)
+        if mask is not None:  # the causal mask shows no future keys
+            position_scores = self._with_future_keys(position_scores, raw, state, segments)
+        scores = torch.matmul((q + self.content_bias[:, None]) * scale, k.mT) + position_scores
+        mask = self.attention_mask(state, segments, segment_len, mask)
+        weights = self.attention_dropout(scores.masked_fill_(~mask, -torch.inf).softmax(-1))
         y = rearrange(weights @ v, "(b n) h s k -> b (n s) (h k)", b=rows)
         y = h + self.dropout(self.out(y))
         return (y if self.prenorm else self.norm(y)), after
@@ -121,26 +118,26 @@ class RelativeAttention(nn.Module):
     def init_decode_cache(
         self, state: RecurrenceState, table: Float[Tensor, "distances width"]
     ) -> OpenSegment:
-        """A cache for `decode`, of the memory alone; `table` as in `forward`, for a whole segment."""
+        """A cache for `decode`, of the memory alone; `table` as in `forward`, for a full segment."""
         keys, values = self._memory(state.hidden.to(table.dtype))
         return OpenSegment(keys, values, self._split(self.relative(table)), state.filled)
 
     def decode(
         self, h: Float[Tensor, "rows time width"], cache: OpenSegment
     ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
-        """`forward` of a segment, causal, at the tokens behind those that the cache holds."""
+        """`forward` of a segment, causal, at the tokens after those in the cache."""
         q, k, v = self._heads(self.qkv, h, 3)
         keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
-        places = torch.arange(keys.shape[2], device=h.device)  # the memory's oldest is 0
-        distance = places[keys.shape[2] - h.shape[1] :, None] - places
+        positions = torch.arange(keys.shape[2], device=h.device)  # the memory's oldest is 0
+        distance = positions[keys.shape[2] - h.shape[1] :, None] - positions
         farthest = cache.distances.shape[1] - 1
         scale = self.head_dim**-0.5
         raw = torch.matmul((q + self.position_bias[:, None]) * scale, cache.distances.mT)
         column = (farthest - distance.clamp(0, farthest)).expand(*raw.shape[:2], -1, -1)
         scores = torch.matmul((q + self.content_bias[:, None]) * scale, keys.mT) + raw.gather(-1, column)
-        seen = (distance >= 0) & ((distance < self.memory_len) if self.same_length else True)
-        real = places >= self.memory_len - cache.filled[:, None]  # (rows, keys)
-        weights = scores.masked_fill(~(seen & real[:, None, None]), -torch.inf).softmax(-1)
+        in_reach = (distance >= 0) & ((distance < self.memory_len) if self.same_length else True)
+        stored = positions >= self.memory_len - cache.filled[:, None]  # (rows, keys)
+        weights = scores.masked_fill(~(in_reach & stored[:, None, None]), -torch.inf).softmax(-1)
         y = h + self.out(rearrange(weights @ values, "b h s k -> b s (h k)"))
         return (y if self.prenorm else self.norm(y)), cache._replace(keys=keys, values=values)
 
@@ -154,7 +151,7 @@ class RelativeAttention(nn.Module):
         return [self._split(part) for part in x.chunk(parts, dim=-1)]
 
     def _memory(self, before: Float[Tensor, "rows time width"]) -> list[Tensor]:
-        """Keys and values of what earlier segments left: the weights learn from it, the past doesn't."""
+        """Keys and values of earlier segments' hidden states; the gradient reaches the weights alone."""
         x = self.norm(before) if self.prenorm else before
         x = F.linear(x, self.qkv.weight[self.heads * self.head_dim :])
         return [self._split(part) for part in x.chunk(2, dim=-1)]
@@ -167,32 +164,32 @@ class RelativeAttention(nn.Module):
             return old.new_empty(*old.shape[:2], old.shape[2] // segment_len + 1, 0, old.shape[3])
         return rearrange(old.unfold(2, self.memory_len, segment_len), "b h n k m -> b h n m k")
 
-    def _with_ahead(
-        self, by_place: Tensor, raw: Tensor, state: RecurrenceState, segments: int
+    def _with_future_keys(
+        self, position_scores: Tensor, raw: Tensor, state: RecurrenceState, segments: int
     ) -> Float[Tensor, "rows_and_segments heads segment keys"]:
-        """A key ahead of its query stands at distance 0.  With `wrapped` it gets what the published shift
-        wraps around to: 0 one step ahead, then the next query's farthest distances, real memory only."""
-        (segment_len, keys), device = by_place.shape[-2:], raw.device
+        """A key after its query has distance 0.  With `wrapped` it gets what the published shift wraps around
+        to: 0 one step ahead, then the next query's farthest distances, of the memory's content only."""
+        (segment_len, keys), device = position_scores.shape[-2:], raw.device
         ahead = torch.arange(keys, device=device) - torch.arange(segment_len, device=device)[:, None]
         ahead = ahead - self.memory_len
         if not self.wrapped:
-            return torch.where(ahead > 0, raw[..., -2:-1], by_place)
+            return torch.where(ahead > 0, raw[..., -2:-1], position_scores)
         starts = torch.arange(segments, device=device) * segment_len
         empty = (self.memory_len - state.filled[:, None] - starts).clamp(min=0).view(-1, 1, 1)
         column = torch.where(ahead == 1, keys, (empty + ahead - 2).clamp(min=0))  # column `keys` holds zeros
         column = column[:, None].expand(-1, self.heads, -1, -1)
-        return torch.where(ahead > 0, raw.roll(-1, dims=-2).gather(-1, column), by_place)
+        return torch.where(ahead > 0, raw.roll(-1, dims=-2).gather(-1, column), position_scores)
 
-    def _visible(
-        self, state: RecurrenceState, segments: int, segment_len: int, allowed: Tensor | None
+    def attention_mask(
+        self, state: RecurrenceState, segments: int, segment_len: int, mask: Tensor | None = None
     ) -> Bool[Tensor, "rows_and_segments 1 segment keys"]:
-        """Causal (or as told), within reach, and no memory from before the row was fresh."""
+        """`mask` (causal and within reach by default), without the memory's empty positions."""
         device, memory = state.filled.device, self.memory_len
-        if allowed is None:
+        if mask is None:
             distance = torch.arange(segment_len, device=device)[:, None] + memory
             distance = distance - torch.arange(memory + segment_len, device=device)
-            allowed = (distance >= 0) & ((distance < memory) if self.same_length else True)
+            mask = (distance >= 0) & ((distance < memory) if self.same_length else True)
         starts = torch.arange(segments, device=device) * segment_len  # of each segment, in this call
-        real = torch.arange(memory, device=device) + starts[:, None] >= memory - state.filled[:, None, None]
-        real = F.pad(real, (0, segment_len), value=True)  # (rows, segments, keys)
-        return rearrange(real, "b n m -> (b n) 1 1 m") & allowed
+        stored = torch.arange(memory, device=device) + starts[:, None] >= memory - state.filled[:, None, None]
+        stored = F.pad(stored, (0, segment_len), value=True)  # (rows, segments, keys)
+        return rearrange(stored, "b n m -> (b n) 1 1 m") & mask

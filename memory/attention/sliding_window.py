@@ -2,12 +2,12 @@
 
 Beltagy et al. 2020, arXiv:2004.05150 (window); Xiao et al. 2024, arXiv:2309.17453 (StreamingLLM's sinks).
 
-    position p attends to the keys p-W+1 .. p of the whole text, and to the text's first `sinks` keys for ever
+    position p attends to the keys p-W+1 .. p of the whole text, and always to the text's first `sinks` keys
 
 Carried from call to call: the last W-1 keys and values of every head, without positions (only distances
-count, so a text may be of any length), the sinks', and how many tokens each row has read.
+count, so a text may be of any length), the sinks', and each row's number of tokens.
 
-Positions as in StreamingLLM count places in the cache: sink s is min(p, sinks + W - 1) - s away from p.
+A sink's distance is that in StreamingLLM's cache: sink s is min(p, sinks + W - 1) - s away from p.
 Differs from the papers: nothing.
 """
 
@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.memory.attention.core import Attention, Position, alibi_slopes
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import Position, repeat_kv
 
 
 class WindowState(NamedTuple):
@@ -31,7 +32,7 @@ class WindowState(NamedTuple):
 
 
 class WindowAttention(Attention):
-    """Attention over the last `window` tokens, this one included, whatever calls they came in."""
+    """Attention over the last `window` tokens, this one included, however they are cut into calls."""
 
     def __init__(
         self,
@@ -89,63 +90,67 @@ class WindowAttention(Attention):
         v: Float[Tensor, "rows kv_heads time head_dim"],
         state: WindowState,
     ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
-        """In chunks of `window` queries that are all attended at once."""
+        """In chunks of `window` queries, each chunk with the keys that it can see."""
         rows, time, cache = len(q), q.shape[2], self.window - 1
         keys, values = (
             torch.cat([old.to(new.dtype), new], 2) for old, new in ((state.keys, k), (state.values, v))
         )
         sink_keys, sink_values = self._sinks(k, v, state)
+        dtype = state.keys.dtype
         after = WindowState(
-            keys[:, :, time:].to(state.keys.dtype),
-            values[:, :, time:].to(state.values.dtype),
-            sink_keys.to(state.keys.dtype),
-            sink_values.to(state.values.dtype),
+            keys[:, :, time:].to(dtype),
+            values[:, :, time:].to(dtype),
+            sink_keys.to(dtype),
+            sink_values.to(dtype),
             state.length + time,
         )
 
         chunk = min(self.window, time)
-        chunks = -(-time // chunk)
-        spare = chunks * chunk - time  # the last chunk is filled up; what is said there is cut off below
-        q, keys, values = (F.pad(part, (0, 0, 0, spare)) for part in (q, keys, values))
-        places = torch.arange(keys.shape[2], device=q.device) - cache  # of keys, from this call's first token
-        distance = (
-            torch.arange(chunk, device=q.device)[:, None]
-            + cache
-            - torch.arange(cache + chunk, device=q.device)
-        )
-        banded = (distance >= 0) & (distance < self.window)  # (chunk, cache + chunk)
-        exists = places + state.length[:, None] >= self.sinks  # a sink is seen as a sink, never twice
-        allowed = (
-            banded & exists.unfold(1, cache + chunk, chunk)[:, :, None]
-        )  # (rows, chunks, chunk, cache + chunk)
-
+        padding = -time % chunk  # of the last chunk; its outputs are cut off below
+        q, keys, values = (F.pad(part, (0, 0, 0, padding)) for part in (q, keys, values))
+        # counted from each chunk's first key: a rotation stays exact however long the text is
+        k_positions = torch.arange(cache + chunk, device=q.device)
+        q_positions = k_positions[cache:]
+        mask = self._mask(q_positions, k_positions, keys.shape[2], state)
         q_chunks = rearrange(q, "b h (n c) k -> (b n) h c k", c=chunk)
         k_chunks, v_chunks = (
             rearrange(part.unfold(2, cache + chunk, chunk), "b h n k c -> (b n) h c k")
             for part in (keys, values)
         )
-        if self.position == "rope":  # counted anew in each chunk: an angle stays exact however long the call
-            near = torch.arange(cache + chunk, device=q.device)
-            q_chunks = self.turn(q_chunks, near[cache:])
-            k_chunks = self.turn(k_chunks, near)
-        flat = rearrange(allowed, "b n c m -> (b n) 1 c m")
+        q_chunks = self.positions.rotate(q_chunks, q_positions)
+        k_chunks = self.positions.rotate(k_chunks, k_positions)
         if self.sinks:
-            y = self._attend_with_sinks(
-                q, q_chunks, k_chunks, v_chunks, flat, distance, sink_keys, sink_values, state
-            )
+            local = self.positions.scores(q_chunks, k_chunks, q_positions, k_positions, mask)
+            y = self._attend_with_sinks(q, local, v_chunks, sink_keys, sink_values, state)
         else:
-            y = self.attend(q_chunks, k_chunks, v_chunks, flat, distance)
-        y = rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time]
-        return y, after
+            y = self.attend(q_chunks, k_chunks, v_chunks, q_positions, k_positions, mask)
+        return rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time], after
+
+    def _mask(
+        self,
+        q_positions: Int[Tensor, " chunk"],
+        k_positions: Int[Tensor, " keys"],
+        time: int,
+        state: WindowState,
+    ) -> Bool[Tensor, "pieces 1 chunk keys"]:
+        """True for the last `window` keys, of the cache and of the call; a sink counts as a sink alone."""
+        keys, chunk = len(k_positions), len(q_positions)
+        distance = q_positions[:, None] - k_positions
+        in_window = (distance >= 0) & (distance < self.window)
+        text_positions = (
+            torch.arange(time, device=q_positions.device) - self.window + 1 + state.length[:, None]
+        )
+        stored = (text_positions >= self.sinks).unfold(1, keys, chunk)  # (rows, chunks, keys)
+        return rearrange(in_window & stored[:, :, None], "b n c m -> (b n) 1 c m")
 
     def _sinks(self, k: Tensor, v: Tensor, state: WindowState) -> tuple[Tensor, Tensor]:
-        """The sinks after this call: those already there, and the text's first tokens among the new ones."""
+        """The sinks after this call: those of the state, and the text's first tokens among the new ones."""
         slots = torch.arange(self.sinks, device=k.device)
-        here = slots - state.length[:, None]  # the place in this call of each row's sinks
-        new = ((here >= 0) & (here < k.shape[2]))[:, None, :, None]
-        index = here.clamp(0, k.shape[2] - 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
+        index = slots - state.length[:, None]  # of each row's sinks among the new tokens
+        is_new = ((index >= 0) & (index < k.shape[2]))[:, None, :, None]
+        index = index.clamp(0, k.shape[2] - 1)[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3])
         sink_keys, sink_values = (
-            torch.where(new, part.gather(2, index), old.to(part.dtype))
+            torch.where(is_new, part.gather(2, index), old.to(part.dtype))
             for part, old in ((k, state.sink_keys), (v, state.sink_values))
         )
         return sink_keys, sink_values
@@ -153,38 +158,26 @@ class WindowAttention(Attention):
     def _attend_with_sinks(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        q_chunks: Float[Tensor, "pieces heads chunk head_dim"],
-        k_chunks: Float[Tensor, "pieces kv_heads keys head_dim"],
+        local: Float[Tensor, "pieces heads chunk keys"],
         v_chunks: Float[Tensor, "pieces kv_heads keys head_dim"],
-        allowed: Tensor,
-        distance: Int[Tensor, "chunk keys"],
         sink_keys: Float[Tensor, "rows kv_heads sinks head_dim"],
         sink_values: Float[Tensor, "rows kv_heads sinks head_dim"],
         state: WindowState,
     ) -> Float[Tensor, "pieces heads chunk head_dim"]:
-        """One softmax over sinks and window.  The sinks' distances differ from the window's, so the two are
-        scored apart; a query's place in the cache stops growing once the cache is full."""
-        groups, chunk = self.heads // self.kv_heads, q_chunks.shape[2]
-        sink_keys, sink_values, k_chunks, v_chunks = (
-            part.repeat_interleave(groups, dim=1) for part in (sink_keys, sink_values, k_chunks, v_chunks)
-        )
-        place = torch.arange(q.shape[2], device=q.device) + state.length[:, None]  # (rows, time), in the text
-        cached = place.clamp(max=self.sinks + self.window - 1)  # in the cache
+        """One softmax over sinks and window, of the window's scores `local`.
+
+        The sinks' distances differ from the window's, so they are scored separately; a query's position
+        in the cache stops growing once the cache is full.
+        """
         slots = torch.arange(self.sinks, device=q.device)
-        if self.position == "rope":
-            q = self.turn(q, cached[:, None])
-            sink_keys = self.turn(sink_keys, slots)
-        to_sinks = q @ sink_keys.mT
-        near = q_chunks @ k_chunks.mT
-        if self.position == "alibi":
-            slopes = alibi_slopes(self.heads, q)[:, None, None]
-            to_sinks = to_sinks - slopes * (cached[:, None, :, None] - slots) * self.head_dim**0.5
-            near = near - slopes * distance * self.head_dim**0.5
-        to_sinks = to_sinks.masked_fill((slots > place[..., None])[:, None], -torch.inf)
-        near = near.masked_fill(~allowed, -torch.inf)
-        to_sinks = rearrange(to_sinks, "b h (n c) s -> (b n) h c s", c=chunk)
-        weights = (torch.cat([to_sinks, near], dim=-1) * self.head_dim**-0.5).softmax(-1)
-        weights = self.dropout(weights)
-        chunks = len(q_chunks) // len(q)
-        sink_values = sink_values.repeat_interleave(chunks, dim=0)
-        return weights[..., : self.sinks] @ sink_values + weights[..., self.sinks :] @ v_chunks
+        text_positions = torch.arange(q.shape[2], device=q.device) + state.length[:, None]  # (rows, time)
+        q_positions = text_positions.clamp(max=self.sinks + self.window - 1)[:, None]  # in the cache
+        mask = (slots <= text_positions[..., None])[:, None]
+        q, sink_keys = self.positions.rotate(q, q_positions), self.positions.rotate(sink_keys, slots)
+        to_sinks = self.positions.scores(q, sink_keys, q_positions, slots, mask)
+        to_sinks = rearrange(to_sinks, "b h (n c) s -> (b n) h c s", c=local.shape[2])
+        weights = self.dropout(torch.cat([to_sinks, local], dim=-1).softmax(-1))
+        groups = self.heads // self.kv_heads
+        sink_values = repeat_kv(sink_values, groups).repeat_interleave(len(local) // len(q), dim=0)
+        to_sinks, local = weights.tensor_split([self.sinks], dim=-1)
+        return to_sinks @ sink_values + local @ repeat_kv(v_chunks, groups)

@@ -26,7 +26,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention.core import rotary
+from zoo.memory.attention.positions import build_positions
 from zoo.memory.mixer import Mixer
 
 Rule = Literal["linear", "delta"]
@@ -137,9 +137,8 @@ class CompressiveAttention(Mixer):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.head_dim = heads, head_dim or width // heads
         self.value_width = value_width or self.head_dim
-        if position == "rope" and self.head_dim % 2:
-            raise ValueError(f"rotary positions need an even head width, not {self.head_dim}")
-        self.segment, self.rule, self.position, self.rope_base = segment, rule, position, rope_base
+        self.positions = build_positions(position, self.head_dim, base=rope_base)
+        self.segment, self.rule = segment, rule
         self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)
         self.out = nn.Linear(self.parts[-1], width, bias=False)
@@ -187,9 +186,8 @@ class CompressiveAttention(Mixer):
         v: Float[Tensor, "rows heads time value_width"],
     ) -> Float[Tensor, "rows heads time value_width"]:
         """Causal attention inside each segment; positions are counted from its first token."""
-        if self.position == "rope":
-            places = torch.arange(q.shape[2], device=q.device)
-            q, k = (rotary(part, places, self.rope_base) for part in (q, k))
+        positions = torch.arange(q.shape[2], device=q.device)
+        q, k = (self.positions.rotate(part, positions) for part in (q, k))
         dropout = self.dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 

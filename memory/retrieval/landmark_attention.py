@@ -30,6 +30,7 @@ from torch import Tensor
 
 from zoo.memory.attention.chunked import gather_slots
 from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import InterleavedRope
 from zoo.memory.retrieval.landmark_bank import (
     BankState,
     LocalContext,
@@ -123,7 +124,9 @@ class LandmarkAttention(Attention):
     ) -> None:
         super().__init__(width, heads, bias=bias, dropout=dropout)
         self.segment, self.block, self.blocks, self.topk = segment, block, blocks, min(topk, blocks)
-        self.selection, self.interleaved = selection, interleaved
+        self.selection = selection
+        if interleaved:
+            self.positions = InterleavedRope()
 
     def init_state(self, rows: int) -> BankState:
         """Zeros that take no memory until the first write."""
@@ -134,14 +137,6 @@ class LandmarkAttention(Attention):
         length = torch.zeros(rows, dtype=torch.long, device=zero.device)
         ring = (piece,) * (self.blocks // size)
         return BankState(ring, ring, open_block, open_block, length)
-
-    def turn(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
-    ) -> Float[Tensor, "*rows time head_dim"]:
-        if not self.interleaved:
-            return super().turn(x, positions)
-        halves = super().turn(rearrange(x, "... (k two) -> ... (two k)", two=2), positions)
-        return rearrange(halves, "... (two k) -> ... (k two)", two=2)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: State
@@ -169,7 +164,7 @@ class LandmarkAttention(Attention):
         positions = torch.arange(num_blocks * self.block, device=x.device).expand(len(x), -1)
         k, v = (gather_slots(part, part[:, :, :0], offset, positions) for part in (k, v))
         queries = (offset[:, None] + torch.arange(x.shape[1], device=x.device))[:, None]
-        q, k = self.turn(q, queries), self.turn(k, positions[:, None])
+        q, k = self.positions.rotate(q, queries), self.positions.rotate(k, positions[:, None])
         causal = positions[:, None, None] <= queries[..., None]
         mask = (positions >= offset[:, None])[:, None, None] & causal
         return self._merge_heads(self._weights(self._scores(q, k), mask, queries // self.block) @ v)
@@ -205,8 +200,8 @@ class LandmarkAttention(Attention):
         time = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
         positions = (state.open_length[:, None] + time)[:, None]  # of the queries, as `local.positions`
         mask = local.positions[:, None, None] <= positions[..., None]
-        rotated_q = self.turn(q, start + positions)
-        rotated = local._replace(keys=self.turn(local.keys, start + local.positions[:, None]))
+        rotated_q = self.positions.rotate(q, start + positions)
+        rotated = local._replace(keys=self.positions.rotate(local.keys, start + local.positions[:, None]))
         if not self.blocks:
             weights = self._weights(self._scores(rotated_q, rotated.keys), mask, positions // self.block)
             return weights @ local.values, local
@@ -235,9 +230,11 @@ class LandmarkAttention(Attention):
         # rotated by its distance to the start of a block, a query meets keys rotated inside their blocks
         ranks = torch.arange(topk, device=q.device) + (ids >= self.blocks - topk).long()
         distance = (topk + 1) * block + positions[..., None] - ranks * block
-        q_by_block = self.turn(q[:, :, :, None].expand(-1, -1, -1, topk, -1), distance)
+        q_by_block = self.positions.rotate(q[:, :, :, None].expand(-1, -1, -1, topk, -1), distance)
         selected = gather_blocks(state, ids)
-        keys = self.turn(selected.keys.to(q.dtype), torch.arange(block, device=q.device))[selected.indices]
+        keys = self.positions.rotate(selected.keys.to(q.dtype), torch.arange(block, device=q.device))[
+            selected.indices
+        ]
         absent = (ids < 0)[..., None, None]  # whose values may be infinite, and 0 times that isn't 0
         values = selected.values.to(rotated.values.dtype)[selected.indices].masked_fill(absent, 0)
         retrieved_scores = self._scores(q_by_block[..., None, :], keys).flatten(-3)
@@ -260,7 +257,7 @@ class LandmarkAttention(Attention):
         age = torch.arange(self.blocks, device=q.device)
         ranks = (self.topk - age).clamp(min=0)  # 0 for all blocks older than the newest `topk`
         with torch.autocast(q.device.type, enabled=False):
-            rotated = self.turn(landmarks, ranks * self.block + self.block - 1)
+            rotated = self.positions.rotate(landmarks, ranks * self.block + self.block - 1)
             scores = self._scores(q.to(dtype), rotated)
         stored = (age < state.num_closed[:, None])[:, None, None]
         if self.selection != "token_and_head":

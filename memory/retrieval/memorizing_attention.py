@@ -116,7 +116,8 @@ class MemorizingAttention(Attention):
         q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
         scale, dropout = self.sharpness.exp(), self.dropout.p if self.training else 0.0
         positions = torch.arange(x.shape[1], device=x.device)
-        local = attend_local(self.turn(q, positions), self.turn(k, positions), v, scale, dropout=dropout)
+        q_rotated, k_rotated = (self.positions.rotate(part, positions) for part in (q, k))
+        local = attend_local(q_rotated, k_rotated, v, scale, dropout=dropout)
         retrieved = []
         segments = (part.unflatten(0, (len(state.length), -1)).unbind(1) for part in (q, k, v))
         for queries, keys, values in zip(*segments, strict=True):

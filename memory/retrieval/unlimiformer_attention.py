@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zoo.memory.attention.core import Attention, Position, alibi_slopes
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import Position, repeat_kv
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 
 MAX_GATHERED = 2**26  # numbers that are gathered from the bank at a time
@@ -81,26 +82,21 @@ class UnlimiformerAttention(Attention):
     ) -> Float[Tensor, "rows heads time time"]:
         """local / sqrt(K), and -inf for later tokens."""
         positions = torch.arange(q.shape[2], device=q.device)
-        if self.position == "rope":
-            q, k = self.turn(q, positions), self.turn(k, positions)
-        scores = self.head_dim**-0.5 * q @ self.repeat_kv(k).mT
-        if self.position == "alibi":
-            slopes = alibi_slopes(self.heads, scores)
-            scores = scores - slopes[:, None, None] * (positions[:, None] - positions)
-        return scores.masked_fill(~self.visible(q.shape[2], q.device), -torch.inf)
-
-    def repeat_kv(self, part: Float[Tensor, "..."], dim: int = 1) -> Float[Tensor, "..."]:
-        """Keys or values, or their weights, with each of the `kv_heads` along `dim` repeated for every query
-        head that shares it; the other axes stay."""
-        groups = self.heads // self.kv_heads
-        return part.repeat_interleave(groups, dim) if groups > 1 else part
+        q, k = self.positions.rotate(q, positions), self.positions.rotate(k, positions)
+        scores = self.head_dim**-0.5 * q @ repeat_kv(k, self.groups).mT
+        bias = self.positions.bias(q, positions, positions)
+        scores = scores if bias is None else scores + bias
+        return scores.masked_fill(~self.segment_mask(q.shape[2], q.device), -torch.inf)
 
     def kv_projections(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each head's W_k and W_v (heads, head_dim, width), b_k and b_v (heads, head_dim)."""
         bias = self.qkv.weight.new_zeros(len(self.qkv.weight)) if self.qkv.bias is None else self.qkv.bias
         w_k, w_v, b_k, b_v = (
-            self.repeat_kv(rearrange(part, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :][heads], 0)
-            for part in (self.qkv.weight, bias)
+            repeat_kv(part[heads], self.groups, dim=0)
+            for part in (
+                rearrange(x, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :]
+                for x in (self.qkv.weight, bias)
+            )
             for heads in (slice(None, self.kv_heads), slice(self.kv_heads, None))
         )
         return w_k, w_v, b_k, b_v
@@ -128,7 +124,7 @@ class UnlimiformerAttention(Attention):
             for part in zip(*pieces, strict=True)
         )
         return (
-            weights @ self.repeat_kv(v)
+            weights @ repeat_kv(v, self.groups)
             + einsum(context, w_v, "b h t d, h k d -> b h t k")
             + einsum(mass, b_v, "b h t, h k -> b h t k")
         )
@@ -171,6 +167,6 @@ class UnlimiformerAttention(Attention):
             nearest = stored[scores.topk(min(self.knn.neighbours, count)).indices]
             keys = nearest @ w_k[head].T + b_k[head]
             retrieved = self.head_dim**-0.5 * keys @ q[row, head, time]
-            values = torch.cat([self.repeat_kv(v)[row, head], nearest @ w_v[head].T + b_v[head]])
+            values = torch.cat([repeat_kv(v, self.groups)[row, head], nearest @ w_v[head].T + b_v[head]])
             y[row, head, time] = torch.cat([local[row, head, time], retrieved]).softmax(0) @ values
         return y

@@ -22,6 +22,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from zoo.memory.attention.chunked import ChunkState, attend_in_chunks
+from zoo.memory.attention.positions import InterleavedRope
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.complex_ema import ComplexEMA
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
@@ -66,7 +67,8 @@ class GatedAttention(Mixer):
             raise ValueError(f"value_width {value_width} is not a multiple of heads {heads}")
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-        self.heads, self.chunk_size, self.eps, self.rope_base = heads, chunk_size, eps, rope_base
+        self.heads, self.chunk_size, self.eps = heads, chunk_size, eps
+        self.positions = InterleavedRope(rope_base)
         self.timestep_norm = TimestepNorm(width, norm_groups, eps=eps)
         self.average = ComplexEMA(width, state_size)
         self.average_gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
@@ -105,7 +107,7 @@ class GatedAttention(Mixer):
             for gamma, beta in zip(self.gain, self.shift, strict=True)
         )
         dropout = self.attention_dropout.p if self.training else 0.0
-        y, chunk = attend_in_chunks(q, k, V, state.chunk, self.chunk_size, self.rope_base, dropout)
+        y, chunk = attend_in_chunks(q, k, V, state.chunk, self.chunk_size, self.positions, dropout)
         y = self.hidden_dropout(rearrange(y, "b h t k -> b t (h k)") * F.silu(self.gate(C)))
         y = self.dropout(self.straight(C) + self.mixed(y)) + x
         return y, MegalodonState(norm, average, chunk)

@@ -1,4 +1,4 @@
-"""Memory tokens: a few positions before and after a segment's own, through which a transformer hands text on.
+"""Memory tokens: a few positions before and after a segment's, through which a transformer carries text on.
 
 Bulatov et al. 2022, arXiv:2207.06881, section 3.
 
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.memory.attention.core import Attention, Position
+from zoo.memory.attention.core import Attention
+from zoo.memory.attention.positions import Position
 
 MemoryAttention = Literal["causal", "block"]
 
@@ -26,13 +27,13 @@ def surround(
     return torch.cat([memory, x, memory], dim=1)
 
 
-def block_visible(time: int, memory_tokens: int, device: torch.device) -> Bool[Tensor, "time time"]:
-    """Causal, but the read memory's positions see one another, and so do the write memory's (the paper's
-    mask)."""
-    visible = torch.ones(time, time, dtype=torch.bool, device=device).tril()
-    visible[:memory_tokens, :memory_tokens] = True
-    visible[time - memory_tokens :, time - memory_tokens :] = True
-    return visible
+def block_mask(time: int, memory_tokens: int, device: torch.device) -> Bool[Tensor, "time time"]:
+    """The paper's mask: causal, but the read memory's positions attend to one another, and so do the write
+    memory's."""
+    mask = torch.ones(time, time, dtype=torch.bool, device=device).tril()
+    mask[:memory_tokens, :memory_tokens] = True
+    mask[time - memory_tokens :, time - memory_tokens :] = True
+    return mask
 
 
 class BlockMemoryAttention(Attention):
@@ -53,5 +54,5 @@ class BlockMemoryAttention(Attention):
         super().__init__(width, heads, position=position, bias=bias, dropout=dropout)
         self.memory_tokens = memory_tokens
 
-    def visible(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
-        return block_visible(time, self.memory_tokens, device)
+    def segment_mask(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
+        return block_mask(time, self.memory_tokens, device)

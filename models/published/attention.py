@@ -47,8 +47,7 @@ def seen(attention: WindowAttention, state: WindowState) -> dict[str, Tensor]:
     (read,), cache = lengths, attention.window - 1
     kept = min(read, cache)
     keys, values = (part[:, :, cache - kept :] for part in (state.keys, state.values))
-    if attention.position == "rope":
-        keys = attention.turn(keys, torch.arange(read - kept, read, device=keys.device))
+    keys = attention.positions.rotate(keys, torch.arange(read - kept, read, device=keys.device))
     return {
         "attn_k": rearrange(keys, "b h t k -> b t h k"),
         "attn_v": rearrange(values, "b h t k -> b t h k"),

@@ -89,7 +89,7 @@ class PackedAttention(Mixer):
     ) -> tuple[Float[Tensor, "rows time width"], PackedState]:
         packed, up, gate = self.attention.qkv(x).split(self.parts, dim=-1)
         packed, conv = (packed, state.conv) if self.conv is None else self.conv(packed, state.conv)
-        q, k, v = self.attention.separate(packed)
+        q, k, v = self.attention.split_heads(packed)
         y, window = self.attention.mix(self.scale * q, k, v, state.window)
         return self.attention.out(torch.cat([y, up * F.silu(gate)], dim=-1)), PackedState(conv, window)
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from tests.laws import law_cases
 from zoo.contract import shaken, text_for
 from zoo.errors import UserError
-from zoo.memory.attention.core import rotary
+from zoo.memory.attention.positions import Rope, rotary
 from zoo.memory.retrieval.bank import KNNMemory
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch_loop
 from zoo.memory.retrieval.focused_attention import FocusedAttention
@@ -83,10 +83,10 @@ def heads(mixer: FocusedAttention, x: Tensor) -> list[Tensor]:
     if mixer.sharpness is not None:
         q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
         q = q * mixer.sharpness.exp()[:, None, None] * 2  # sqrt(K)
-    if mixer.position == "none":
+    if not isinstance(mixer.positions, Rope):
         return [q, k, k, v]
-    places = torch.arange(x.shape[1])
-    return [rotary(q, places, 10000.0), rotary(k, places, 10000.0), k, v]
+    positions = torch.arange(x.shape[1])
+    return [rotary(q, positions, 10000.0), rotary(k, positions, 10000.0), k, v]
 
 
 FORMS: list[dict[str, Any]] = [{}, {"normalised": True}, {"position": "none"}]

@@ -251,7 +251,7 @@ def check_layer(case: Case) -> None:
     if config["clamp_len"] > 0:
         distances = distances.clamp(max=config["clamp_len"])
     positions = sinusoid(distances, width, w)
-    visible = attention._visible(state, 1, queries, None)[0, 0, :, memory_len - kept :]
+    visible = attention.attention_mask(state, 1, queries)[0, 0, :, memory_len - kept :]
     case.compare("in/", {"r": positions[memory_len - kept :, None], "attn_mask": (~visible).to(torch.uint8)})
 
     said: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The sliding window against a loop over the whole text, in whatever calls it is read."""
+"""The sliding window against a loop over the whole text, however it is cut into calls."""
 
 import math
 
@@ -8,51 +8,51 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoo.memory.attention.core import Position
+from zoo.memory.attention.positions import Alibi, Position, Rope
 from zoo.memory.attention.sliding_window import WindowAttention, WindowState
 from zoo.state import leaves, replace_rows
 
 
-def slow(layer: WindowAttention, x: Tensor) -> Tensor:
-    """Position p of one text (time, width) sees keys p-W+1 .. p and the first sinks.  StreamingLLM counts
-    places in its cache: a sink s is min(p, sinks + W - 1) - s away, a key j of the window p - j."""
+def loop(layer: WindowAttention, x: Tensor) -> Tensor:
+    """Position p of one text (time, width) attends to keys p-W+1 .. p and the first sinks.  Distances as in
+    StreamingLLM's cache: a sink s is min(p, sinks + W - 1) - s away, a key j of the window p - j."""
     heads, kv_heads, width = layer.heads, layer.kv_heads, layer.head_dim
     projected = layer.qkv(x).unflatten(-1, (heads + 2 * kv_heads, width))
     out = []
-    for place in range(len(x)):
+    for query in range(len(x)):
         parts = []
         for head in range(heads):
-            shared = head // (heads // kv_heads)
+            kv_head = head // (heads // kv_heads)
             scores, values = [], []
-            for key in range(place + 1):
+            for key in range(query + 1):
                 if key < layer.sinks:
-                    distance = min(place, layer.sinks + layer.window - 1) - key
-                elif place - key < layer.window:
-                    distance = place - key
+                    distance = min(query, layer.sinks + layer.window - 1) - key
+                elif query - key < layer.window:
+                    distance = query - key
                 else:
                     continue
-                q, k = projected[place, head], projected[key, heads + shared]
-                if layer.position == "rope":
+                q, k = projected[query, head], projected[key, heads + kv_head]
+                if isinstance(layer.positions, Rope):
                     half = width // 2
                     pairs = torch.complex(q[:half], q[half:]) * torch.complex(k[:half], k[half:]).conj()
-                    angles = [distance * layer.rope_base ** (-2 * i / width) for i in range(half)]
+                    angles = [distance * layer.positions.base ** (-2 * i / width) for i in range(half)]
                     score = sum(
                         pair.real * math.cos(angle) - pair.imag * math.sin(angle)
                         for pair, angle in zip(pairs, angles, strict=True)
                     ) / math.sqrt(width)
                 else:
                     score = q @ k / math.sqrt(width)
-                if layer.position == "alibi":
+                if isinstance(layer.positions, Alibi):
                     score = score - 2.0 ** (-8 * (head + 1) / heads) * distance
                 scores.append(score)
-                values.append(projected[key, heads + kv_heads + shared])
+                values.append(projected[key, heads + kv_heads + kv_head])
             weights = torch.stack(scores).softmax(0)
             parts.append((weights[:, None] * torch.stack(values)).sum(0))
         out.append(layer.out(torch.cat(parts)))
     return torch.stack(out)
 
 
-def made(window: int, sinks: int, position: Position, heads: int = 2, kv_heads: int = 2) -> WindowAttention:
+def build(window: int, sinks: int, position: Position, heads: int = 2, kv_heads: int = 2) -> WindowAttention:
     torch.manual_seed(0)
     layer = WindowAttention(
         4 * heads,
@@ -68,8 +68,8 @@ def made(window: int, sinks: int, position: Position, heads: int = 2, kv_heads: 
 
 
 def text(layer: WindowAttention, rows: int, time: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, time, layer.qkv.in_features, generator=generator, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, time, layer.qkv.in_features, generator=rng, dtype=torch.float64)
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,16 +81,16 @@ def text(layer: WindowAttention, rows: int, time: int, seed: int = 0) -> Tensor:
     kv_heads=st.sampled_from([1, 2]),
 )
 @torch.no_grad()
-def test_any_window_read_in_any_calls(
+def test_any_window_in_any_calls(
     window: int, sinks: int, position: Position, calls: list[int], kv_heads: int
 ) -> None:
-    layer = made(window, sinks, position, kv_heads=kv_heads)
+    layer = build(window, sinks, position, kv_heads=kv_heads)
     x = text(layer, 1, sum(calls))
-    state, said = layer.init_state(1), []
+    state, outputs = layer.init_state(1), []
     for piece in x.split(calls, dim=1):
         y, state = layer(piece, state)
-        said.append(y)
-    torch.testing.assert_close(torch.cat(said, dim=1)[0], slow(layer, x[0]), rtol=1e-9, atol=1e-9)
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, dim=1)[0], loop(layer, x[0]), rtol=1e-9, atol=1e-9)
     assert state.length.tolist() == [sum(calls)]
 
 
@@ -98,8 +98,8 @@ def test_any_window_read_in_any_calls(
 @pytest.mark.parametrize(("window", "sinks"), [(4, 0), (4, 2), (30, 3), (1, 2)])
 @torch.no_grad()
 def test_rows_at_different_fills(position: Position, window: int, sinks: int) -> None:
-    """Row 1 begins anew after 3 tokens, row 2 after 3 + 5: all rows are right all the time."""
-    layer = made(window, sinks, position)
+    """Row 1 starts anew after 3 tokens, row 2 after 3 + 5; every row equals the loop over its text."""
+    layer = build(window, sinks, position)
     state, texts = layer.init_state(3), [torch.empty(0, 8, dtype=torch.float64) for _ in range(3)]
     for call, (length, fresh) in enumerate([(3, []), (5, [1]), (7, [2]), (6, [])]):
         x = text(layer, 3, length, seed=call)
@@ -107,14 +107,14 @@ def test_rows_at_different_fills(position: Position, window: int, sinks: int) ->
         y, state = layer(x, state)
         for row in range(3):
             texts[row] = x[row] if row in fresh else torch.cat([texts[row], x[row]])
-            expected = slow(layer, texts[row])[-length:]
+            expected = loop(layer, texts[row])[-length:]
             torch.testing.assert_close(y[row], expected, rtol=1e-9, atol=1e-9)
     assert state.length.tolist() == [21, 18, 13]
 
 
 @torch.no_grad()
 def test_the_state_is_the_last_keys_and_the_first_ones() -> None:
-    layer = made(window=4, sinks=2, position="rope")
+    layer = build(window=4, sinks=2, position="rope")
     x = text(layer, 2, 9)
     qkv = layer.qkv(x).unflatten(-1, (6, 4)).transpose(1, 2)  # (rows, q q k k v v, time, head width)
     state = layer.init_state(2)
@@ -128,29 +128,29 @@ def test_the_state_is_the_last_keys_and_the_first_ones() -> None:
 
 @pytest.mark.parametrize("sinks", [0, 3])
 @torch.no_grad()
-def test_a_text_has_no_length_at_which_it_goes_wrong(sinks: int) -> None:
-    """Only distances count: after 10^5 tokens, or 10^12, float32 says what it says near the beginning."""
-    window, layer = 16, made(16, sinks, "rope", heads=2).float()
+def test_texts_may_be_of_any_length(sinks: int) -> None:
+    """Only distances count: after 10^5 tokens, or 10^12, float32 is as exact as at the start."""
+    window, layer = 16, build(16, sinks, "rope", heads=2).float()
     x = text(layer, 1, 120_000 + 3 * window).float()
     first = x[:, :sinks]
     short = torch.cat([first, x[:, -3 * window :]], dim=1)
-    expected, near = layer(short, layer.init_state(1))
+    expected, short_state = layer(short, layer.init_state(1))
     state = layer.init_state(1)
     for piece in x.split(5000, dim=1):
-        said, state = layer(piece, state)
-    torch.testing.assert_close(said[:, -window:], expected[:, -window:], rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(leaves(state)[:-1], leaves(near)[:-1], rtol=1e-6, atol=1e-6)
+        y, state = layer(piece, state)
+    torch.testing.assert_close(y[:, -window:], expected[:, -window:], rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(leaves(state)[:-1], leaves(short_state)[:-1], rtol=1e-6, atol=1e-6)
 
     after = text(layer, 1, 3 * window, seed=1).float()
-    on, _ = layer(after, near)
-    late, end = layer(after, near._replace(length=near.length + 10**12))
-    assert torch.equal(late, on)
+    y, _ = layer(after, short_state)
+    late_y, end = layer(after, short_state._replace(length=short_state.length + 10**12))
+    assert torch.equal(late_y, y)
     assert end.length.item() == 10**12 + sinks + 6 * window
 
 
 @torch.no_grad()
 def test_one_long_call_is_as_exact_as_many_short_ones() -> None:
-    layer = made(16, 0, "rope").float()
+    layer = build(16, 0, "rope").float()
     x = text(layer, 1, 100_000).float()
     torch.testing.assert_close(
         layer(x, layer.init_state(1))[0][:, -16:],
@@ -164,12 +164,12 @@ def test_one_long_call_is_as_exact_as_many_short_ones() -> None:
 def test_a_window_that_covers_the_text_is_plain_attention() -> None:
     """Sinks or none, a window as long as the text hides nothing and moves nothing."""
     for position in ("rope", "alibi"):
-        plain = made(12, 0, position)
+        plain = build(12, 0, position)
         x = text(plain, 2, 12)
         for sinks in (1, 4):
-            layer = made(12, sinks, position)
-            said, expected = (made(x, made.init_state(2))[0] for made in (layer, plain))
-            torch.testing.assert_close(said, expected)
+            layer = build(12, sinks, position)
+            y, expected = (attention(x, attention.init_state(2))[0] for attention in (layer, plain))
+            torch.testing.assert_close(y, expected)
 
 
 def test_a_window_of_nothing_is_refused() -> None:

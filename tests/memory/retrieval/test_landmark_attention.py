@@ -93,7 +93,7 @@ def test_blocks_are_chosen_by_their_landmarks_alone() -> None:
     keys = torch.ones(1, HEADS, 40, BLOCK, WIDTH // HEADS)
     keys[:, :, 7] += 1e-4
     layer.float()
-    layer.rope_base = 1e30  # hardly rotated: all scores are nearly equal
+    layer.positions.base = 1e30  # hardly rotated: all scores are nearly equal
     state = random_state(layer, [120])._replace(closed_keys=keys.split(1, dim=2))
     ones = torch.ones(1, HEADS, 1, WIDTH // HEADS)
     with torch.autocast("cpu", torch.bfloat16):
@@ -211,7 +211,7 @@ def test_the_first_tokens_of_a_block_may_be_missing() -> None:
     y = layer.attend_alone(x, offset)
     q, k, v = layer.project(x)
     positions = torch.arange(7)
-    q, k = layer.turn(q, positions), layer.turn(k, positions)
+    q, k = layer.positions.rotate(q, positions), layer.positions.rotate(k, positions)
     landmarks = (offset[:, None] + positions) % BLOCK == BLOCK - 1
     weights, _ = grouped_softmax_reference(q @ k.mT / 2, landmarks[:, None])
     torch.testing.assert_close(y, layer.out((weights @ v).transpose(1, 2).flatten(2)))

@@ -1,0 +1,169 @@
+"""Positions: how the scores of an attention depend on where its queries and keys are.
+
+Rotary positions (RoPE): Su et al. 2021, arXiv:2104.09864; linear biases (ALiBi): Press et al. 2022,
+arXiv:2108.12409; grouped queries: Ainslie et al. 2023, arXiv:2305.13245.
+
+    score_ij = rotate(q_i, i) rotate(k_j, j) / sqrt(K) + bias_ij
+    y_i = sum_j softmax_j(score_ij) v_j      over the j that the mask shows
+
+An attention rotates its queries and keys and hands them, with their positions, to `attend`, or to `scores`
+for a softmax over further keys; so rotated keys can be cached.  A kind may have weights: it is a module.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Position = Literal["rope", "alibi", "none"]
+
+
+class Positions(nn.Module):
+    """No positions, and the interface of every kind.
+
+    A kind whose bias depends on positions alone overrides `rotate` and `bias`.  One whose bias depends on
+    scores, or whose scores are no product of rotated queries and keys, overrides `bias` or `scores` and sets
+    `fused = False`.
+    """
+
+    fused: ClassVar[bool] = True
+    """`bias` needs no scores, so that `attend` is one fused kernel."""
+
+    def rotate(
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+    ) -> Float[Tensor, "*rows time head_dim"]:
+        """Queries or keys at these positions: (time) for all rows, or (rows, 1, time)."""
+        return x
+
+    def bias(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        q_positions: Int[Tensor, "*q_rows time"],
+        k_positions: Int[Tensor, "*k_rows keys"],
+        scores: Float[Tensor, "rows heads time keys"] | None = None,
+    ) -> Float[Tensor, "*bias_rows heads time keys"] | None:
+        """Added to the scores; `scores` are -inf where masked, and None if `fused`."""
+        return None
+
+    def scores(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads keys head_dim"],
+        q_positions: Int[Tensor, "*q_rows time"],
+        k_positions: Int[Tensor, "*k_rows keys"],
+        mask: Bool[Tensor, "*masks time keys"],
+    ) -> Float[Tensor, "rows heads time keys"]:
+        """The softmax's logits, from rotated queries and keys; -inf where masked."""
+        scores = q @ repeat_kv(k, q.shape[1] // k.shape[1]).mT * q.shape[-1] ** -0.5
+        scores = scores.masked_fill(~mask, -torch.inf)
+        bias = self.bias(q, q_positions, k_positions, None if self.fused else scores)
+        return scores if bias is None else scores + bias
+
+    def attend(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads keys head_dim"],
+        v: Float[Tensor, "rows kv_heads keys value_width"],
+        q_positions: Int[Tensor, "*q_rows time"],
+        k_positions: Int[Tensor, "*k_rows keys"],
+        mask: Bool[Tensor, "*masks time keys"],
+        dropout: float = 0.0,
+    ) -> Float[Tensor, "rows heads time value_width"]:
+        """Softmax attention of rotated queries and keys; a query without any key to attend to yields 0."""
+        v = repeat_kv(v, q.shape[1] // v.shape[1])
+        if self.fused:
+            k = repeat_kv(k, q.shape[1] // k.shape[1])
+            bias = self.bias(q, q_positions, k_positions)
+            attn_mask = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p=dropout)
+        scores = self.scores(q, k, q_positions, k_positions, mask)
+        weights = scores.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0)
+        return F.dropout(weights, dropout) @ v
+
+
+class Rope(Positions):
+    """Rotary positions on the first `rotated` features of a head, all by default."""
+
+    def __init__(self, base: float = 10000.0, rotated: int | None = None) -> None:
+        super().__init__()
+        self.base, self.rotated = base, rotated
+
+    def rotate(
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+    ) -> Float[Tensor, "*rows time head_dim"]:
+        if self.rotated is None or self.rotated == x.shape[-1]:
+            return rotary(x, positions, self.base)
+        rotated, rest = x.tensor_split([self.rotated], dim=-1)
+        return torch.cat([rotary(rotated, positions, self.base), rest], dim=-1)
+
+
+class InterleavedRope(Positions):
+    """Rotary positions on the pairs (2i, 2i + 1), as in the paper, instead of (i, i + K/2)."""
+
+    def __init__(self, base: float = 10000.0) -> None:
+        super().__init__()
+        self.base = base
+
+    def rotate(
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+    ) -> Float[Tensor, "*rows time head_dim"]:
+        halves = rotary(rearrange(x, "... (k pair) -> ... (pair k)", pair=2), positions, self.base)
+        return rearrange(halves, "... (pair k) -> ... (k pair)", pair=2)
+
+
+class Alibi(Positions):
+    """bias_ij = -m_h (i - j) with the slopes m_h of `alibi_slopes`."""
+
+    def bias(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        q_positions: Int[Tensor, "*q_rows time"],
+        k_positions: Int[Tensor, "*k_rows keys"],
+        scores: Float[Tensor, "rows heads time keys"] | None = None,
+    ) -> Float[Tensor, "*bias_rows heads time keys"]:
+        distance = q_positions[..., :, None] - k_positions[..., None, :]
+        return -alibi_slopes(q.shape[1], q)[:, None, None] * distance
+
+
+def build_positions(
+    position: Position, head_dim: int, *, base: float = 10000.0, rotated: int | None = None
+) -> Positions:
+    """The object that a configuration's `position` names; `base` and `rotated` are those of `rope`.
+
+    ValueError if the features that `rope` rotates are no pairs.
+    """
+    if position == "none":
+        return Positions()
+    if position == "alibi":
+        return Alibi()
+    rotated = head_dim if rotated is None else rotated
+    if rotated % 2 or not 0 < rotated <= head_dim:
+        raise ValueError(f"rotary positions need an even head width, not {rotated} of {head_dim}")
+    return Rope(base, rotated)
+
+
+def rotary(
+    x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"], base: float
+) -> Float[Tensor, "*rows time head_dim"]:
+    """Rotate the pairs (i, i + K/2) by the angle position * base^(-2i/K) (arXiv:2104.09864, eq. 34)."""
+    half = x.shape[-1] // 2
+    # an angle in bf16 is noise after a few hundred positions
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    frequencies = base ** -(torch.arange(half, device=x.device, dtype=dtype) / half)
+    angles = positions.to(dtype)[..., None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    left, right = x.to(dtype).chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+
+
+def alibi_slopes(heads: int, like: Tensor) -> Float[Tensor, " heads"]:
+    """Slopes 2^(-8h/H) for h = 1..H (arXiv:2108.12409, section 3)."""
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device, dtype=like.dtype) / heads)
+
+
+def repeat_kv(x: Float[Tensor, "*axes"], groups: int, dim: int = 1) -> Float[Tensor, "*repeated"]:
+    """The key and value heads along `dim`, each once for every query head of its group."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim)
