@@ -7,7 +7,7 @@ Rodkin et al. 2024, arXiv:2407.04841, equations 1-4; DPFP: Schlag et al. 2021, a
     A <- A + sum_i b_i k_i (v_i - old_i)        z <- z + sum_i gamma_i k_i
     gamma_i = clip(1 - (z k_i + eps) / (|k_i|^2 + eps), 0, 1), without gradient
 
-Carried: A and z, and how often each row was written to.  The first write has old = 0 and gamma = 1.
+Carried: A and z, and the number of writes to each row.  The first write has old = 0 and gamma = 1.
 Differs from the paper, as its code does: the read is added to x, eps = 1e-5, gamma is clipped, and W_b has a
 bias.
 """
@@ -45,29 +45,29 @@ class AssociativeMemory(nn.Module):
 
     def init_state(self, rows: int) -> AssociativeState:
         weight = self.query.weight
-        kept = torch.promote_types(weight.dtype, torch.float32)  # sums over a whole text
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # sums over all segments of a text
         return AssociativeState(
-            weight.new_zeros(rows, self.features, self.width, dtype=kept),
-            weight.new_zeros(rows, self.features, dtype=kept),
+            weight.new_zeros(rows, self.features, self.width, dtype=dtype),
+            weight.new_zeros(rows, self.features, dtype=dtype),
             torch.zeros(rows, dtype=torch.long, device=weight.device),
         )
 
     def read(
         self, x: Float[Tensor, "rows time width"], state: AssociativeState
     ) -> Float[Tensor, "rows time width"]:
-        """What the memory says to each position; exactly 0 before the first write."""
-        found, normaliser = self._recall(dpfp(self.query(x), self.nu), state)
-        return (found / normaliser[..., None]).to(x.dtype)
+        """The memory's values for each position; exactly 0 before the first write."""
+        values, normaliser = self._recall(dpfp(self.query(x), self.nu), state)
+        return (values / normaliser[..., None]).to(x.dtype)
 
-    def write(self, x: Float[Tensor, "rows slots width"], state: AssociativeState) -> AssociativeState:
-        """All slots at once against the old matrix."""
+    def write(
+        self, x: Float[Tensor, "rows memory_tokens width"], state: AssociativeState
+    ) -> AssociativeState:
+        """All memory tokens at once, against the old matrix."""
         keys, values, strength = dpfp(self.key(x), self.nu), self.value(x), self.strength(x).sigmoid()
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # sums over a whole text keep the memory's precision
+        with torch.autocast(x.device.type, enabled=False):  # sums in the memory's precision
             keys, values, strength = (part.to(state.matrix.dtype) for part in (keys, values, strength))
-            found, normaliser = self._recall(keys, state)
-            matrix = state.matrix + keys.mT @ (strength * (values - found / normaliser[..., None]))
+            old, normaliser = self._recall(keys, state)
+            matrix = state.matrix + keys.mT @ (strength * (values - old / normaliser[..., None]))
             gamma = torch.ones_like(normaliser)
             if self.correction:
                 new = (1 - normaliser / (keys.square().sum(-1) + EPS)).clamp(0, 1).detach()

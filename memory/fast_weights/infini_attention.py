@@ -2,13 +2,13 @@
 
 Munkhdalai, Faruqui & Gopal 2024, arXiv:2404.07143, equations 5-11.  Per head, sigma(x) = ELU(x) + 1:
 
-    A_mem = sigma(Q) M / (sigma(Q) z)                                  the memory is read first, then written
+    A_mem = sigma(Q) M / (sigma(Q) z)                                  the memory is read before it is written
     M <- M + sigma(K)^T V                                              linear
     M <- M + sigma(K)^T (V - sigma(K) M / (sigma(K) z))                delta
     z <- z + sum_t sigma(K_t)
     A = g A_mem + (1 - g) softmax(Q' K'^T / sqrt(K)) V                 g = sigmoid(beta), Q' and K' rotated
 
-Carried: M and z without positions, and how many segments each row has written.
+Carried: M and z without positions, and the number of segments that each row has written.
 
 Of many segments at once z is a sum over the earlier ones, and so is M by the linear rule; by the delta rule
 M <- (I - P) M + sigma(K)^T V with P = sigma(K)^T diag(1 / (sigma(K) z)) sigma(K), and every P is known
@@ -30,7 +30,7 @@ from zoo.memory.attention.positions import build_positions
 from zoo.memory.mixer import Mixer
 
 Rule = Literal["linear", "delta"]
-LEAST = 1e-15  # what a memory says to features as far from all its keys as this is 0, not 0 / 0
+LEAST = 1e-15  # of sigma(Q) z: below it a query is far from all keys, and A_mem is 0, not 0 / 0
 
 
 class MemoryState(NamedTuple):
@@ -40,7 +40,7 @@ class MemoryState(NamedTuple):
 
 
 class _Sigma(torch.autograd.Function):
-    """Keeps its result alone: the slope is the same number, and 1 above 0."""
+    """Saves its result alone: the gradient is the same number, and 1 above 0."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -65,10 +65,10 @@ def scales(
     normaliser: Float[Tensor, "*any head_dim"],
     writes: Int[Tensor, "*any_or_one"],
 ) -> Float[Tensor, "*any time 1"]:
-    """1 / (sigma(Q) z); 0, so that the answer is, where nothing is there."""
+    """1 / (sigma(Q) z), and 0 where the memory is empty."""
     sums = features @ normaliser[..., None]
-    there = (writes[..., None, None] > 0) & (sums > LEAST)
-    return torch.where(there, sums, torch.inf).reciprocal()
+    stored = (writes[..., None, None] > 0) & (sums > LEAST)
+    return torch.where(stored, sums, torch.inf).reciprocal()
 
 
 def read_and_write_loop(
@@ -78,15 +78,15 @@ def read_and_write_loop(
     state: MemoryState,
     rule: Rule,
 ) -> tuple[Float[Tensor, "rows segments heads time value_width"], MemoryState]:
-    """The definition, segment after segment: A_mem, and the memory after the last."""
+    """The definition, segment by segment: A_mem, and the memory after the last segment."""
     matrix, normaliser, writes = state
-    said = []
+    outputs = []
     for queries, keys, values in zip(sigma(q).unbind(1), sigma(k).unbind(1), v.unbind(1), strict=True):
-        said.append(queries @ matrix * scales(queries, normaliser, writes[:, None]))
+        outputs.append(queries @ matrix * scales(queries, normaliser, writes[:, None]))
         if rule == "delta":
             values = values - keys @ matrix * scales(keys, normaliser, writes[:, None])
         matrix, normaliser, writes = matrix + keys.mT @ values, normaliser + keys.sum(-2), writes + 1
-    return torch.stack(said, dim=1), MemoryState(matrix, normaliser, writes)
+    return torch.stack(outputs, dim=1), MemoryState(matrix, normaliser, writes)
 
 
 def read_and_write(
@@ -96,28 +96,28 @@ def read_and_write(
     state: MemoryState,
     rule: Rule,
 ) -> tuple[Float[Tensor, "rows segments heads time value_width"], MemoryState]:
-    """The same of all segments at once, in the state's dtype, also under autocast."""
+    """`read_and_write_loop` for all segments at once, in the state's dtype, also under autocast."""
     segments = q.shape[1]
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (part.to(state.matrix.dtype) for part in (q, k, v))
         queries, keys = sigma(q), sigma(k)
-        count = (state.writes[:, None] + torch.arange(segments, device=q.device))[..., None]
+        writes = (state.writes[:, None] + torch.arange(segments, device=q.device))[..., None]
         normalisers = list(accumulate(keys.sum(-2).unbind(1), initial=state.normaliser))
         before = torch.stack(normalisers[:-1], dim=1)
-        news = (keys.mT @ v).unbind(1)
+        additions = (keys.mT @ v).unbind(1)
         if rule == "linear":
-            matrices = list(accumulate(news, initial=state.matrix))
+            matrices = list(accumulate(additions, initial=state.matrix))
         else:
-            forgotten = (keys.mT @ (keys * scales(keys, before, count))).unbind(1)
+            projections = (keys.mT @ (keys * scales(keys, before, writes))).unbind(1)  # P
             matrices = [state.matrix]
-            for p, new in zip(forgotten, news, strict=True):
-                matrices.append(matrices[-1] + new - p @ matrices[-1])
-        said = queries @ torch.stack(matrices[:-1], dim=1) * scales(queries, before, count)
-        return said, MemoryState(matrices[-1], normalisers[-1], state.writes + segments)
+            for projection, addition in zip(projections, additions, strict=True):
+                matrices.append(matrices[-1] + addition - projection @ matrices[-1])
+        outputs = queries @ torch.stack(matrices[:-1], dim=1) * scales(queries, before, writes)
+        return outputs, MemoryState(matrices[-1], normalisers[-1], state.writes + segments)
 
 
 class CompressiveAttention(Mixer):
-    """Reads a segment of any length, or many whole ones of length `segment`, without a bias anywhere."""
+    """Reads a segment of any length, or many of length `segment`; no layer has a bias."""
 
     def __init__(
         self,
@@ -147,10 +147,10 @@ class CompressiveAttention(Mixer):
 
     def init_state(self, rows: int) -> MemoryState:
         weight = self.qkv.weight
-        kept = torch.promote_types(weight.dtype, torch.float32)  # sums over a whole text
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # sums over all tokens of a text
         return MemoryState(
-            weight.new_zeros(rows, self.heads, self.head_dim, self.value_width, dtype=kept),
-            weight.new_zeros(rows, self.heads, self.head_dim, dtype=kept),
+            weight.new_zeros(rows, self.heads, self.head_dim, self.value_width, dtype=dtype),
+            weight.new_zeros(rows, self.heads, self.head_dim, dtype=dtype),
             torch.zeros(rows, dtype=torch.long, device=weight.device),
         )
 
@@ -160,8 +160,9 @@ class CompressiveAttention(Mixer):
         segments = max(1, x.shape[1] // self.segment)
         q, k, v = self.project(rearrange(x, "b (n s) d -> (b n) s d", n=segments))
         queries, keys, values = (rearrange(x, "(b n) h s k -> b n h s k", n=segments) for x in (q, k, v))
-        far, state = read_and_write(queries, keys, values, state, self.rule)
-        y = self.mix(rearrange(far, "b n h s k -> (b n) h s k"), self.attend(q, k, v)).to(x.dtype)
+        retrieved, state = read_and_write(queries, keys, values, state, self.rule)
+        retrieved = rearrange(retrieved, "b n h s k -> (b n) h s k")
+        y = self.mix(retrieved, self.attend(q, k, v)).to(x.dtype)
         y = self.out(rearrange(y, "b h s k -> b s (h k)"))
         return rearrange(y, "(b n) s d -> b (n s) d", n=segments), state
 
@@ -193,8 +194,10 @@ class CompressiveAttention(Mixer):
 
     def mix(
         self,
-        far: Float[Tensor, "rows heads time value_width"],
-        near: Float[Tensor, "rows heads time value_width"],
+        retrieved: Float[Tensor, "rows heads time value_width"],
+        local: Float[Tensor, "rows heads time value_width"],
     ) -> Float[Tensor, "rows heads time value_width"]:
         """g A_mem + (1 - g) A_dot."""
-        return torch.lerp(near.to(far.dtype), far, self.gate.sigmoid().to(far.dtype)[:, None, None])
+        return torch.lerp(
+            local.to(retrieved.dtype), retrieved, self.gate.sigmoid().to(retrieved.dtype)[:, None, None]
+        )

@@ -21,7 +21,7 @@ from zoo.memory.mixer import Mixer
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.inputs import SSDInputs
-from zoo.memory.state_space.mamba_mixer import inverse_softplus_of_steps
+from zoo.memory.state_space.mamba_mixer import initial_dt_bias
 from zoo.memory.state_space.ssd import Backend, ssd
 
 GatedNorm = Literal["after_gate", "before_gate", "none"]
@@ -78,7 +78,7 @@ class Mamba2Mixer(Mixer):
     @torch.no_grad()
     def reset(self) -> None:
         """dt_bias the inverse softplus of a log-uniform step; A ~ -U(1, 16) per head; D and the norm 1."""
-        self.dt_bias.copy_(inverse_softplus_of_steps(self.heads))
+        self.dt_bias.copy_(initial_dt_bias(self.heads))
         self.A_log.uniform_(1.0, 16.0).log_()
         self.D.fill_(1.0)
         if self.norm_weight is not None:

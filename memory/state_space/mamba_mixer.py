@@ -30,7 +30,7 @@ class MambaState(NamedTuple):
     ssm: Float[Tensor, "rows channels states"]  # h, in float32 at least
 
 
-def inverse_softplus_of_steps(count: int) -> Float[Tensor, " count"]:
+def initial_dt_bias(count: int) -> Float[Tensor, " count"]:
     """b with softplus(b) = dt, dt drawn log-uniformly from [1e-3, 1e-1] (arXiv:2312.00752, section 3.6)."""
     dt = torch.empty(count).uniform_(math.log(1e-3), math.log(1e-1)).exp()
     return dt + (-torch.expm1(-dt)).log()
@@ -68,7 +68,7 @@ class MambaMixer(Mixer):
         self.A_log = nn.Parameter(torch.empty(channels, state_size))
         self.D = nn.Parameter(torch.empty(channels))
         self.out = nn.Linear(channels, width, bias=bias)
-        self.dt_norm, self.write_norm, self.read_norm = (  # the last two of B and C
+        self.dt_norm, self.write_norm, self.read_norm = (  # of r, B and C
             nn.Identity() if norm_eps is None else nn.RMSNorm(size, eps=norm_eps)
             for size in (self.dt_rank, state_size, state_size)
         )
@@ -79,7 +79,7 @@ class MambaMixer(Mixer):
         """dt_weight U(-R^-1/2, R^-1/2); dt_bias the inverse softplus of a log-uniform step; A = -1 .. -N in
         every channel; D = 1."""
         self.dt_weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
-        self.dt_bias.copy_(inverse_softplus_of_steps(self.channels))
+        self.dt_bias.copy_(initial_dt_bias(self.channels))
         self.A_log.copy_(torch.arange(1, self.state_size + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)
 

@@ -95,9 +95,9 @@ def _chunked(
 
 
 class _Differences(torch.autograd.Function):
-    """s_i - s_j of sums of dt A, which grow large over a chunk where their differences are small: as exact as
-    from float64, without a large tensor of it.  Going back, what a pair gives to s_i and takes from s_j must
-    cancel in the gradient of dt A: that sum is in float64 too."""
+    """s_i - s_j of sums of dt A, which grow large over a chunk while their differences are small: as exact as
+    in float64, without a large float64 tensor.  In the gradient of dt A a pair's terms in s_i and s_j must
+    cancel: that sum is in float64 too."""
 
     @staticmethod
     def forward(  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""The compressive memory: its parallel form against its definition, and what the definition promises."""
+"""The compressive memory: its parallel form against its definition, and properties of the definition."""
 
 from itertools import product
 from typing import Any
@@ -30,8 +30,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def parts(segments: int, time: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values."""
     q, k, v = (
-        draw(ROWS, segments, HEADS, time, size, seed=10 * seed + place)
-        for place, size in enumerate((KEY, KEY, VALUE))
+        draw(ROWS, segments, HEADS, time, size, seed=10 * seed + index)
+        for index, size in enumerate((KEY, KEY, VALUE))
     )
     return q, k, v
 
@@ -41,13 +41,13 @@ def empty(dtype: torch.dtype = torch.float64) -> MemoryState:
     return MemoryState(matrix.to(dtype), normaliser.to(dtype), torch.zeros(ROWS, dtype=torch.long))
 
 
-def begun(rule: Rule) -> MemoryState:
+def initial_state(rule: Rule) -> MemoryState:
     """Rows that have written three segments, none, and three."""
     state = read_and_write_loop(*parts(3, 2, seed=9), empty(), rule)[1]
     return replace_rows(state, empty(), torch.tensor([False, True, False]))
 
 
-def made(rule: Rule = "delta", segment: int = SEGMENT) -> CompressiveAttention:
+def build(rule: Rule = "delta", segment: int = SEGMENT) -> CompressiveAttention:
     torch.manual_seed(3)
     layer = CompressiveAttention(WIDTH, HEADS, segment=segment, rule=rule).double()
     torch.nn.init.normal_(layer.gate)
@@ -56,30 +56,32 @@ def made(rule: Rule = "delta", segment: int = SEGMENT) -> CompressiveAttention:
 
 @pytest.mark.parametrize(("segments", "time"), [*product((1, 2, 5), (1, 3)), (9, 2)])
 @pytest.mark.parametrize("rule", RULES)
-def test_all_at_once_is_one_after_another(rule: Rule, segments: int, time: int) -> None:
-    """The answers, the memory, and the gradients of both with respect to everything that went in."""
+def test_the_parallel_form_equals_the_loop(rule: Rule, segments: int, time: int) -> None:
+    """Outputs, memory, and the gradients of both with respect to all inputs."""
     results = []
     for form in (read_and_write_loop, read_and_write):
         q, k, v = (part.requires_grad_() for part in parts(segments, time))
         start = tree_map(
-            lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, begun(rule)
+            lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, initial_state(rule)
         )
-        far, after = form(q, k, v, start, rule)
-        total = torch.stack([(draw(*part.shape, seed=7) * part).sum() for part in (far, *after[:2])]).sum()
+        retrieved, after = form(q, k, v, start, rule)
+        total = torch.stack(
+            [(draw(*part.shape, seed=7) * part).sum() for part in (retrieved, *after[:2])]
+        ).sum()
         grads = torch.autograd.grad(total, [q, k, v, *start[:2]])
-        results.append([far, *after, *grads])
+        results.append([retrieved, *after, *grads])
     torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
     assert all(part.any() for part in results[1])
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_cut_anywhere_between_segments(rule: Rule) -> None:
+def test_a_text_may_be_cut_between_any_segments(rule: Rule) -> None:
     q, k, v = parts(5, 3)
-    far, after = read_and_write(q, k, v, begun(rule), rule)
+    retrieved, after = read_and_write(q, k, v, initial_state(rule), rule)
     for cut in (1, 2, 4):
-        first, state = read_and_write(q[:, :cut], k[:, :cut], v[:, :cut], begun(rule), rule)
+        first, state = read_and_write(q[:, :cut], k[:, :cut], v[:, :cut], initial_state(rule), rule)
         second, state = read_and_write(q[:, cut:], k[:, cut:], v[:, cut:], state, rule)
-        torch.testing.assert_close(torch.cat([first, second], dim=1), far)
+        torch.testing.assert_close(torch.cat([first, second], dim=1), retrieved)
         torch.testing.assert_close(leaves(state), leaves(after))
     assert after.writes.tolist() == [8, 5, 8]
 
@@ -95,149 +97,151 @@ def test_sigma_by_its_formula() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @torch.no_grad()
-def test_an_empty_memory_says_nothing_and_the_gate_is_applied(rule: Rule) -> None:
-    far, _ = read_and_write(*parts(1, 4), empty(), rule)
-    assert not far.any()
-    layer, x = made(rule), draw(2, SEGMENT, WIDTH)
+def test_an_empty_memory_returns_0_and_the_gate_is_applied(rule: Rule) -> None:
+    retrieved, _ = read_and_write(*parts(1, 4), empty(), rule)
+    assert not retrieved.any()
+    layer, x = build(rule), draw(2, SEGMENT, WIDTH)
     q, k, v = layer.project(x)
-    near = (1 - layer.gate.sigmoid())[:, None, None] * layer.attend(q, k, v)
-    expected = layer.out(near.transpose(1, 2).flatten(2))
+    local = (1 - layer.gate.sigmoid())[:, None, None] * layer.attend(q, k, v)
+    expected = layer.out(local.transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x, layer.init_state(2))[0], expected)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_an_empty_memory_has_no_gradient(rule: Rule) -> None:
-    """What it would say if anything were in it counts for nothing, in both forms."""
+    """In either form."""
     for form in (read_and_write_loop, read_and_write):
         start = tree_map(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, empty())
-        far, _ = form(*parts(1, 4), start, rule)
-        grads = torch.autograd.grad(far.sum(), start[:2], allow_unused=True)
+        retrieved, _ = form(*parts(1, 4), start, rule)
+        grads = torch.autograd.grad(retrieved.sum(), start[:2], allow_unused=True)
         assert not any(grad is not None and grad.any() for grad in grads)
 
 
 @pytest.mark.parametrize("form", [read_and_write_loop, read_and_write])
 @pytest.mark.parametrize("rule", RULES)
 @torch.no_grad()
-def test_nothing_written_is_nothing_there_whatever_lies_in_it(form: Any, rule: Rule) -> None:
-    (q, k, v), old = parts(1, 4), begun(rule)
+def test_a_row_without_writes_is_empty_whatever_its_matrix(form: Any, rule: Rule) -> None:
+    (q, k, v), old = parts(1, 4), initial_state(rule)
     state = old._replace(matrix=draw(ROWS, HEADS, KEY, VALUE), writes=torch.zeros_like(old.writes))
-    far, after = form(q, k, v, state, rule)
-    assert not far.any()
-    torch.testing.assert_close(after.matrix, state.matrix + sigma(k[:, 0]).mT @ v[:, 0])  # nothing taken off
+    retrieved, after = form(q, k, v, state, rule)
+    assert not retrieved.any()
+    torch.testing.assert_close(
+        after.matrix, state.matrix + sigma(k[:, 0]).mT @ v[:, 0]
+    )  # without a subtraction
 
 
 @pytest.mark.parametrize("rule", RULES)
 @torch.no_grad()
-def test_rows_are_as_fresh_as_they_are(rule: Rule) -> None:
-    """A fresh row amid continuing ones says and writes what it would alone."""
-    (q, k, v), start = parts(3, 2), begun(rule)
-    far, after = read_and_write(q, k, v, start, rule)
+def test_fresh_rows_stand_among_continuing_ones(rule: Rule) -> None:
+    """Every row returns and writes the same as alone."""
+    (q, k, v), start = parts(3, 2), initial_state(rule)
+    retrieved, after = read_and_write(q, k, v, start, rule)
     for row in range(ROWS):
-        one = torch.tensor([row])
-        alone, state = read_and_write(q[one], k[one], v[one], take_rows(start, one), rule)
-        torch.testing.assert_close(far[one], alone)
-        torch.testing.assert_close(leaves(take_rows(after, one)), leaves(state))
+        index = torch.tensor([row])
+        expected, state = read_and_write(q[index], k[index], v[index], take_rows(start, index), rule)
+        torch.testing.assert_close(retrieved[index], expected)
+        torch.testing.assert_close(leaves(take_rows(after, index)), leaves(state))
     fresh, _ = read_and_write(q, k, v, empty(), rule)
-    torch.testing.assert_close(far[1], fresh[1])
-    assert not far[1, 0].any()
-    assert far[0, 0].any()
+    torch.testing.assert_close(retrieved[1], fresh[1])
+    assert not retrieved[1, 0].any()
+    assert retrieved[0, 0].any()
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", [30.0, 200.0, 1e4])
-def test_no_nan_however_far_away(rule: Rule, size: float) -> None:
-    """Features that are all as good as 0 in float32: queries, keys, or both in some segments."""
+def test_far_features_give_no_nan(rule: Rule, size: float) -> None:
+    """Features that underflow in float32: those of queries, keys, or both in some segments."""
     signs = draw(ROWS, 4, HEADS, 1, 1, seed=5).sign()
     for form in (read_and_write_loop, read_and_write):
         q, k, v = parts(4, 2)
         q, k, v = (part.float().requires_grad_() for part in (q - size * (signs > 0), k + size * signs, v))
-        far, after = form(q, k, v, empty(torch.float32), rule)
-        (far.square().sum() + after.normaliser.sum()).backward()
-        for part in (far, *leaves(after), *(given.grad for given in (q, k, v))):
+        retrieved, after = form(q, k, v, empty(torch.float32), rule)
+        (retrieved.square().sum() + after.normaliser.sum()).backward()
+        for part in (retrieved, *leaves(after), *(leaf.grad for leaf in (q, k, v))):
             assert isinstance(part, Tensor)
             assert part.isfinite().all()
 
 
 @pytest.mark.parametrize("rule", RULES)
 @torch.no_grad()
-def test_a_position_reads_earlier_segments_and_not_its_own(rule: Rule) -> None:
+def test_a_position_reads_earlier_segments_alone(rule: Rule) -> None:
     q, k, v = parts(3, 2)
-    far, _ = read_and_write(q, k, v, empty(), rule)
-    for place, after in ((0, 1), (1, 2)):
+    retrieved, _ = read_and_write(q, k, v, empty(), rule)
+    for segment, after in ((0, 1), (1, 2)):
         step = torch.zeros(3, 1, 1, 1, dtype=torch.float64)
-        step[place] = 1
+        step[segment] = 1
         for keys, values in ((k + step, v), (k, v + step)):
-            said, _ = read_and_write(q, keys, values, empty(), rule)
-            torch.testing.assert_close(said[:, :after], far[:, :after], rtol=0, atol=0)
-            assert (said[:, after] - far[:, after]).abs().amin((-1, -2)).gt(1e-6).all()
+            changed, _ = read_and_write(q, keys, values, empty(), rule)
+            torch.testing.assert_close(changed[:, :after], retrieved[:, :after], rtol=0, atol=0)
+            assert (changed[:, after] - retrieved[:, after]).abs().amin((-1, -2)).gt(1e-6).all()
 
 
 @torch.no_grad()
-def test_what_is_known_is_not_written_again_by_the_delta_rule() -> None:
-    """One pair, twice: M is as after the first time, where the linear rule doubles it."""
+def test_the_delta_rule_writes_a_pair_only_once() -> None:
+    """A pair given twice leaves M as after the first time; the linear rule doubles it."""
     q, k, v = (part.expand(-1, 2, -1, -1, -1) for part in parts(1, 1))
     for rule, times in zip(RULES, (2, 1), strict=True):
         once = read_and_write(q[:, :1], k[:, :1], v[:, :1], empty(), rule)[1]
-        far, twice = read_and_write(q, k, v, empty(), rule)
+        retrieved, twice = read_and_write(q, k, v, empty(), rule)
         torch.testing.assert_close(twice.matrix, times * once.matrix)
         torch.testing.assert_close(twice.normaliser, 2 * once.normaliser)
-        torch.testing.assert_close(far[:, 1], v[:, 0])  # after one pair any query finds its value
+        torch.testing.assert_close(retrieved[:, 1], v[:, 0])  # after one pair every query reads its value
 
 
 @pytest.mark.parametrize("rule", RULES)
 @torch.no_grad()
-def test_memory_knows_no_positions(rule: Rule) -> None:
-    """The order inside a segment that is remembered doesn't count."""
-    layer, x = made(rule), draw(2, SEGMENT, WIDTH)
-    one, two = (layer(some, layer.init_state(2))[1] for some in (x, x.flip(1)))
-    torch.testing.assert_close(leaves(one), leaves(two))
+def test_the_memory_has_no_positions(rule: Rule) -> None:
+    """The order of tokens inside a segment doesn't count."""
+    layer, x = build(rule), draw(2, SEGMENT, WIDTH)
+    state, flipped = (layer(tokens, layer.init_state(2))[1] for tokens in (x, x.flip(1)))
+    torch.testing.assert_close(leaves(state), leaves(flipped))
 
 
 @pytest.mark.parametrize("position", ["rope", "none"])
 @torch.no_grad()
-def test_a_gate_shut_is_attention_and_one_wide_open_is_memory_alone(position: Any) -> None:
+def test_a_closed_gate_is_attention_and_an_open_one_memory(position: Any) -> None:
     layer = CompressiveAttention(WIDTH, HEADS, segment=SEGMENT, position=position).double()
     local = Attention(WIDTH, HEADS, position=position).double()
     local.load_state_dict({name: x for name, x in layer.state_dict().items() if name != "gate"})
     x = draw(2, 3 * SEGMENT, WIDTH)
     layer.gate.fill_(-100.0)
-    alone = torch.cat([local(piece, ())[0] for piece in x.split(SEGMENT, dim=1)], dim=1)
-    torch.testing.assert_close(layer(x, layer.init_state(2))[0], alone)
+    expected = torch.cat([local(piece, ())[0] for piece in x.split(SEGMENT, dim=1)], dim=1)
+    torch.testing.assert_close(layer(x, layer.init_state(2))[0], expected)
     layer.gate.fill_(100.0)
     y, _ = layer(x, layer.init_state(2))
     assert y[:, :SEGMENT].abs().max() < 1e-12
     q, k, v = (part[:, None] for part in layer.project(x[:, :SEGMENT]))
     _, state = read_and_write_loop(q, k, v, layer.init_state(2), "delta")
     q, k, v = (part[:, None] for part in layer.project(x[:, SEGMENT : 2 * SEGMENT]))
-    far, _ = read_and_write_loop(q, k, v, state, "delta")
-    expected = layer.out(far[:, 0].transpose(1, 2).flatten(2))
+    retrieved, _ = read_and_write_loop(q, k, v, state, "delta")
+    expected = layer.out(retrieved[:, 0].transpose(1, 2).flatten(2))
     torch.testing.assert_close(y[:, SEGMENT : 2 * SEGMENT], expected)
 
 
 @pytest.mark.parametrize(
-    ("weights", "kept"),
+    ("weights", "sums"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
 @torch.no_grad()
-def test_sums_over_a_whole_text_are_kept_in_float32_at_least(weights: torch.dtype, kept: torch.dtype) -> None:
-    layer = made().to(weights)
+def test_sums_over_a_text_have_float32_at_least(weights: torch.dtype, sums: torch.dtype) -> None:
+    layer = build().to(weights)
     y, state = layer(draw(2, 3 * SEGMENT, WIDTH).to(weights), layer.init_state(2))
     assert y.dtype == weights
-    assert state.matrix.dtype == state.normaliser.dtype == kept
+    assert state.matrix.dtype == state.normaliser.dtype == sums
 
 
 @torch.no_grad()
 def test_small_writes_add_up_under_autocast() -> None:
     """600 times the same segment: in bfloat16 the sum would stop growing at 256 times the first."""
-    layer = made("linear", segment=1).float()
+    layer = build("linear", segment=1).float()
     token = draw(1, 1, WIDTH).float()
     with torch.autocast("cpu", torch.bfloat16):
         _, once = layer(token, layer.init_state(1))
         _, often = layer(token.expand(-1, 600, -1), layer.init_state(1))
         _, more = layer(token, often)
-    for number, state in ((600, often), (601, more)):
-        torch.testing.assert_close(state.normaliser, number * once.normaliser, rtol=1e-4, atol=0)
-        torch.testing.assert_close(state.matrix, number * once.matrix, rtol=1e-4, atol=1e-6)
+    for writes, state in ((600, often), (601, more)):
+        torch.testing.assert_close(state.normaliser, writes * once.normaliser, rtol=1e-4, atol=0)
+        torch.testing.assert_close(state.matrix, writes * once.matrix, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -246,16 +250,16 @@ def test_products_keep_their_precision_under_autocast(rule: Rule) -> None:
     q, k, v = (part.float() for part in parts(4, 6))
     expected, state = read_and_write(q, k, v, empty(torch.float32), rule)
     with torch.autocast("cpu", torch.bfloat16):
-        far, after = read_and_write(q, k, v, empty(torch.float32), rule)
-    torch.testing.assert_close([far, *after], [expected, *state], rtol=0, atol=0)
+        retrieved, after = read_and_write(q, k, v, empty(torch.float32), rule)
+    torch.testing.assert_close([retrieved, *after], [expected, *state], rtol=0, atol=0)
 
 
 @torch.no_grad()
 def test_the_memory_stays_small_over_many_segments() -> None:
-    """Segments of one kind: by the delta rule what is read stays of the size of the values."""
+    """By the delta rule the outputs stay of the size of the values."""
     q, k, v = parts(300, 6, seed=4)
-    far, state = read_and_write(q, k, v, empty(), "delta")
-    assert far.abs().max() < v.abs().max()
+    retrieved, state = read_and_write(q, k, v, empty(), "delta")
+    assert retrieved.abs().max() < v.abs().max()
     assert state.matrix.norm(dim=(-1, -2)).max() < 300
 
 
