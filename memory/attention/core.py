@@ -6,7 +6,7 @@ Vaswani et al. 2017, arXiv:1706.03762.  With the rotation R_i and the bias of me
     y_i = W_o sum_j softmax_j(R_i q_i R_j k_j / sqrt(K) + bias_ij) v_j      over j <= i
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from einops import rearrange
@@ -16,6 +16,19 @@ from torch import Tensor, nn
 from zoo.memory.attention.positions import Position, build_positions
 from zoo.memory.mixer import Mixer
 from zoo.state import State
+
+
+class AttentionOptions(TypedDict, total=False):
+    """The options of `Attention`, as its subclasses pass them on."""
+
+    kv_heads: int | None
+    head_dim: int | None
+    position: Position
+    rope_base: float
+    rotated: int | None
+    bias: bool
+    out_bias: bool | None
+    dropout: float
 
 
 class Attention(Mixer):

@@ -11,7 +11,7 @@ A sink's distance is that in StreamingLLM's cache: sink s is min(p, sinks + W - 
 Differs from the papers: nothing.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position, repeat_kv
+from zoo.memory.attention.core import Attention, AttentionOptions
+from zoo.memory.attention.positions import repeat_kv
 
 
 class WindowState(NamedTuple):
@@ -35,33 +35,9 @@ class WindowAttention(Attention):
     """Attention over the last `window` tokens, this one included, however they are cut into calls."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        window: int,
-        sinks: int = 0,
-        kv_heads: int | None = None,
-        head_dim: int | None = None,
-        position: Position = "rope",
-        rope_base: float = 10000.0,
-        rotated: int | None = None,
-        bias: bool = False,
-        out_bias: bool | None = None,
-        dropout: float = 0.0,
+        self, width: int, heads: int, *, window: int, sinks: int = 0, **options: Unpack[AttentionOptions]
     ) -> None:
-        super().__init__(
-            width,
-            heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            position=position,
-            rope_base=rope_base,
-            rotated=rotated,
-            bias=bias,
-            out_bias=out_bias,
-            dropout=dropout,
-        )
+        super().__init__(width, heads, **options)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
         self.window, self.sinks = window, sinks

@@ -7,14 +7,13 @@ Bulatov et al. 2022, arXiv:2207.06881, section 3.
 The first copy is read by the segment's tokens, the second one reads them and becomes the next memory.
 """
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position
+from zoo.memory.attention.core import Attention, AttentionOptions
 
 MemoryAttention = Literal["causal", "block"]
 
@@ -42,16 +41,9 @@ class BlockMemoryAttention(Attention):
     decodes = False
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        memory_tokens: int,
-        *,
-        position: Position = "rope",
-        bias: bool = False,
-        dropout: float = 0.0,
+        self, width: int, heads: int, memory_tokens: int, **options: Unpack[AttentionOptions]
     ) -> None:
-        super().__init__(width, heads, position=position, bias=bias, dropout=dropout)
+        super().__init__(width, heads, **options)
         self.memory_tokens = memory_tokens
 
     def segment_mask(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
