@@ -3,13 +3,12 @@
     python benchmarks/parallel.py [--rounds 7] [--threads 2] [--only infini]
 
 One training step (forward and backward, no optimiser) at width 256, depth 4, 4 heads of 64, window 2048,
-float32.  Each measurement is a process of its own with the same allocator settings; the forms take turns, and
-the ratios of each round's turns are what the medians are of, so that a slow moment of the machine hits all.
+float32.  Each measurement is a separate process with the same allocator settings; the forms alternate, and
+ratios are medians over the rounds' ratios, so that a slow moment of the machine hits all.
 
-`forgetting` is a transformer of the same shape that reads the same segments each alone, all in one batch.
+`forgetting` is a transformer of the same shape that reads each segment alone, all in one batch.
 `package` is infini-transformer-pytorch with the same rule, heads and hidden width (its output weights are not
-tied), gradients through the whole window as here.  It is no dependency, and measured where it can
-be imported:
+tied), with gradients through all of the window as here.  It is no dependency, and measured if installed:
 
     pip install --target DIR --no-deps infini-transformer-pytorch rotary-embedding-torch tqdm
     PYTHONPATH=DIR python benchmarks/parallel.py --only infini
@@ -39,10 +38,10 @@ from zoo.models.transformer import Transformer
 from zoo.models.transformer_xl import TransformerXL
 from zoo.module import SequenceModule
 
-# glibc hands large blocks back after every use; faulting them in again is what would be measured
+# glibc frees large blocks after every use; page faults would dominate the measurement
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 WINDOW, VOCABULARY, DEPTH, WIDTH, HEADS = 2048, 257, 4, 256, 4
-HIDDEN = WIDTH * 8 // 3  # what the package makes of a multiple of 4
+HIDDEN = WIDTH * 8 // 3  # the package's hidden width, for multiples of 4
 PACKAGE = "infini_transformer_pytorch"
 
 
@@ -50,7 +49,7 @@ class Case(NamedTuple):
     build: Callable[..., SequenceModule]  # of the shape
     segment_len: int
     rows: int
-    package: dict[str, Any] | None = None  # what the package is told, where it has the model
+    package: dict[str, Any] | None = None  # the package's options, if it has the model
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,12 +57,15 @@ class Case(NamedTuple):
 
     @property
     def forms(self) -> list[str]:
-        there = self.package is not None and importlib.util.find_spec(PACKAGE) is not None
-        return ["fold", "parallel", "forgetting", *(["package"] if there else [])]
+        forms = ["fold", "parallel", "forgetting"]
+        installed = importlib.util.find_spec(PACKAGE) is not None
+        return [*forms, "package"] if self.package is not None and installed else forms
 
 
 CASES = {
-    f"{name}, segment {segment_len}, {rows} row{'s' * (rows > 1)}": Case(build, segment_len, rows, package)
+    f"{name}, segment {segment_len}, {rows} {'row' if rows == 1 else 'rows'}": Case(
+        build, segment_len, rows, package
+    )
     for name, sizes, build, package in (
         ("transformer_xl, memory 64", [(64, 1)], partial(TransformerXL, memory_len=64), None),
         ("transformer_xl, memory 256", [(256, 4)], partial(TransformerXL, memory_len=256), None),
@@ -80,8 +82,8 @@ CASES = {
 }
 
 
-def packaged(case: Case) -> nn.Module:
-    made: nn.Module = importlib.import_module(PACKAGE).InfiniTransformer(
+def package_model(case: Case) -> nn.Module:
+    model: nn.Module = importlib.import_module(PACKAGE).InfiniTransformer(
         num_tokens=VOCABULARY,
         dim=WIDTH,
         depth=DEPTH,
@@ -89,25 +91,25 @@ def packaged(case: Case) -> nn.Module:
         heads=HEADS,
         **(case.package or {}),
     )
-    return made
+    return model
 
 
 def reader(case: Case, form: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """A model, and what makes logits of a window with it."""
+    """A model, and its function from a window's tokens to logits."""
     if form == "package":
-        theirs = packaged(case)
+        package = package_model(case)
 
-        def in_turn(tokens: Tensor) -> Tensor:
-            said, memories = [], None
+        def read_segments(tokens: Tensor) -> Tensor:
+            outputs, memories = [], None
             for segment in tokens.split(case.segment_len, dim=1):
-                logits, _, memories = theirs(segment, past_memories=memories, return_new_memories=True)
-                said.append(logits)
-            return torch.cat(said, dim=1)
+                logits, _, memories = package(segment, past_memories=memories, return_new_memories=True)
+                outputs.append(logits)
+            return torch.cat(outputs, dim=1)
 
-        return theirs, in_turn
-    ours = Transformer(*case.shape) if form == "forgetting" else case.build(*case.shape)
-    read = ours.fold if form == "fold" else ours.forward
-    return ours, lambda tokens: read(tokens, ours.init_state(len(tokens)))[0]
+        return package, read_segments
+    model = Transformer(*case.shape) if form == "forgetting" else case.build(*case.shape)
+    read = model.fold if form == "fold" else model.forward
+    return model, lambda tokens: read(tokens, model.init_state(len(tokens)))[0]
 
 
 def step(model: nn.Module, read: Callable[[Tensor], Tensor], tokens: Tensor) -> None:
@@ -117,19 +119,18 @@ def step(model: nn.Module, read: Callable[[Tensor], Tensor], tokens: Tensor) -> 
 
 
 def measure(case: Case, form: str, threads: int) -> dict[str, float]:
-    """In this process: median tokens per second of a few steps, and bytes of peak memory above the model's
-    own."""
+    """In this process: median tokens per second of a few steps, and bytes of peak memory beyond the model."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model, read = reader(case, form)
     tokens = torch.randint(VOCABULARY, (case.rows, WINDOW))
-    step(model, read, tokens[:, : 2 * case.segment_len])  # libraries are counted as the model's own
+    step(model, read, tokens[:, : 2 * case.segment_len])  # libraries are counted with the model
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = []
     for _ in range(4):
-        began = time.perf_counter()
+        start = time.perf_counter()
         step(model, read, tokens)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {
         "tokens_per_s": tokens.numel() / statistics.median(times[1:]),
@@ -138,20 +139,19 @@ def measure(case: Case, form: str, threads: int) -> dict[str, float]:
     }
 
 
-def apart(case: str, form: str, threads: int) -> dict[str, float]:
-    """`measure` in a process of its own."""
+def measure_in_subprocess(case: str, form: str, threads: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--threads", str(threads), "--measure", case, form]
     environment = {**os.environ, **ALLOCATOR}
-    said = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    found: dict[str, float] = json.loads(said)
-    return found
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    measured: dict[str, float] = json.loads(output)
+    return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument(
         "--measure", nargs=2, metavar=("CASE", "FORM"), help="one measurement, in this process"
     )
@@ -165,19 +165,22 @@ def main() -> None:
     )
     for name in (name for name in CASES if options.only in name):
         forms = CASES[name].forms
-        rounds = [{form: apart(name, form, options.threads) for form in forms} for _ in range(options.rounds)]
+        rounds = [
+            {form: measure_in_subprocess(name, form, options.threads) for form in forms}
+            for _ in range(options.rounds)
+        ]
         print(name)
         for form in forms:
             speed, peak = (
-                statistics.median(one[form][what] for one in rounds)
-                for what in ("tokens_per_s", "peak_bytes")
+                statistics.median(measured[form][key] for measured in rounds)
+                for key in ("tokens_per_s", "peak_bytes")
             )
             parameters = int(rounds[0][form]["parameters"])
             print(f"  {form:<10} {speed:9,.0f} tokens/s  {peak / 2**20:8.1f} MiB  {parameters:,} parameters")
         for form in (form for form in forms if form != "parallel"):
             speed, memory = (
-                statistics.median(one["parallel"][what] / one[form][what] for one in rounds)
-                for what in ("tokens_per_s", "peak_bytes")
+                statistics.median(measured["parallel"][key] / measured[form][key] for measured in rounds)
+                for key in ("tokens_per_s", "peak_bytes")
             )
             print(f"  parallel / {form}: {speed:.2f}x the speed, {memory:.2f}x the memory", flush=True)
 

@@ -1,15 +1,16 @@
-"""State-space models side by side: ours, token by token, `mambapy`, and `transformers` without kernels.
+"""State-space models side by side: the zoo's, the same token by token, `mambapy`, and `transformers`.
 
     python benchmarks/scan.py [--rounds 5] [--threads 2] [--only mamba] [--flat]
     (pip install -c constraints/cpu.txt mambapy transformers)
 
 One training step (forward and backward, no optimiser) at width 256, depth 4, inner width 512, 16 states
-(Mamba-2: 64, heads of 64, chunks of 64), 1 row, float32.  Each measurement is a process of its own; in each
-round all implementations take turns, and ratios are medians over the rounds' pairs, so that a slow moment of
-the machine hits both.  transformers' Mamba goes back in quadratic time: 128 tokens are all it is given.
+(Mamba-2: 64, heads of 64, chunks of 64), 1 row, float32.  Each measurement is a separate process; in each
+round the implementations alternate, and ratios are medians over the rounds' pairs, so that a slow moment of
+the machine hits both.  transformers runs without kernels; its Mamba's backward pass takes quadratic time, so
+it is measured at 128 tokens only.
 Megalodon: one head of 64 (keys) and 512 (values), chunks of 128, against its moving average token by token.
-Freed memory stays with the process on all sides (see ALLOCATOR): handing it back costs them unequally.
-`--flat` measures ours alone, at lengths from 2048 to 32768: time per token, against that at 2048.
+Freed memory stays with every process (see ALLOCATOR): returning it costs them unequally.
+`--flat` measures the zoo alone, at lengths from 2048 to 32768: time per token, against that at 2048.
 """
 
 import argparse
@@ -36,28 +37,28 @@ SECONDS = 6.0  # of steps per measurement, but at least one step after the first
 Read = Callable[[Tensor], Tensor]  # tokens -> logits
 
 
-def ours(name: str, **shape: Any) -> Read:
+def zoo_model(name: str, **shape: Any) -> Read:
     import importlib
 
-    made = getattr(importlib.import_module(f"zoo.models.{name}"), name.capitalize())
-    model = made(VOCABULARY, 512, DEPTH, WIDTH, **shape)
+    build = getattr(importlib.import_module(f"zoo.models.{name}"), name.capitalize())
+    model = build(VOCABULARY, 512, DEPTH, WIDTH, **shape)
     return lambda tokens: model(tokens)[0]
 
 
 def mamba() -> Read:
-    return ours("mamba", channels=CHANNELS)
+    return zoo_model("mamba", channels=CHANNELS)
 
 
 def mamba_loop() -> Read:
     """The same model, token by token."""
-    from zoo.memory.state_space import mamba_mixer as room
+    from zoo.memory.state_space import mamba_mixer as module
     from zoo.memory.state_space.inputs import ScanInputs
     from zoo.memory.state_space.selective_scan import selective_scan_loop
 
     def loop(inputs: ScanInputs, *, backend: str) -> tuple[Tensor, Tensor]:
         return selective_scan_loop(inputs)
 
-    room.selective_scan = loop  # type: ignore[assignment]
+    module.selective_scan = loop  # type: ignore[assignment]
     return mamba()
 
 
@@ -78,19 +79,19 @@ def transformers_mamba() -> Read:
 
 
 def mamba2() -> Read:
-    return ours("mamba2", all_heads=DEPTH * CHANNELS // 64, state_size=64)
+    return zoo_model("mamba2", all_heads=DEPTH * CHANNELS // 64, state_size=64)
 
 
 def mamba2_loop() -> Read:
     """The same model, token by token."""
-    from zoo.memory.state_space import mamba2_mixer as room
+    from zoo.memory.state_space import mamba2_mixer as module
     from zoo.memory.state_space.inputs import SSDInputs
     from zoo.memory.state_space.ssd import ssd_loop
 
     def loop(inputs: SSDInputs, *, backend: str, chunk_size: int) -> tuple[Tensor, Tensor]:
         return ssd_loop(inputs)
 
-    room.ssd = loop  # type: ignore[assignment]
+    module.ssd = loop  # type: ignore[assignment]
     return mamba2()
 
 
@@ -114,48 +115,47 @@ def transformers_mamba2() -> Read:
 
 def megalodon() -> Read:
     shape = {"key_width": 64, "value_width": CHANNELS, "mlp_width": 512, "chunk_size": 128, "norm_groups": 8}
-    return ours("megalodon", heads=1, state_size=16, **shape)
+    return zoo_model("megalodon", heads=1, state_size=16, **shape)
 
 
 def megalodon_loop() -> Read:
     """The same model, its moving average token by token."""
-    from zoo.memory.state_space import complex_ema as room
+    from zoo.memory.state_space import complex_ema as module
 
-    room.ema = room.ema_loop
+    module.ema = module.ema_loop
     return megalodon()
 
 
-# architecture: {implementation: (how it is built, the lengths it is measured at)}; ours comes first
+# architecture: {implementation: (builder, lengths)}; the zoo's comes first
 ARCHITECTURES: dict[str, dict[str, tuple[Callable[[], Read], tuple[int, ...]]]] = {
     "mamba": {
-        "ours": (mamba, (128, *LENGTHS)),
+        "zoo": (mamba, (128, *LENGTHS)),
         "loop": (mamba_loop, LENGTHS),
         "mambapy": (mambapy, LENGTHS),
         "transformers": (transformers_mamba, (128,)),
     },
     "mamba2": {
-        "ours": (mamba2, LENGTHS),
+        "zoo": (mamba2, LENGTHS),
         "loop": (mamba2_loop, LENGTHS),
         "transformers": (transformers_mamba2, LENGTHS),
     },
-    "megalodon": {"ours": (megalodon, LENGTHS), "loop": (megalodon_loop, LENGTHS)},
+    "megalodon": {"zoo": (megalodon, LENGTHS), "loop": (megalodon_loop, LENGTHS)},
 }
 
 
 def measure(architecture: str, implementation: str, length: int, threads: int) -> dict[str, float]:
-    """In this process: median seconds of a few steps, and bytes of peak memory above what a short step
-    needed."""
+    """In this process: median seconds of a few steps, and peak bytes beyond those of a short step."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     read = ARCHITECTURES[architecture][implementation][0]()
     tokens = torch.randint(VOCABULARY, (1, length + 1))
 
     def step(tokens: Tensor) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         F.cross_entropy(read(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    step(tokens[:, :33])  # libraries, thread pools and gradients are counted as the model's own
+    step(tokens[:, :33])  # libraries, thread pools and gradients are counted with the model
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = [step(tokens)]
     while len(times) < 2 or (len(times) < 8 and sum(times) < SECONDS):
@@ -164,11 +164,12 @@ def measure(architecture: str, implementation: str, length: int, threads: int) -
     return {"seconds": statistics.median(times[1:]), "peak_bytes": peak * 1024}
 
 
-def measured(architecture: str, implementation: str, length: int, threads: int) -> dict[str, float]:
-    """The same in a process of its own."""
+def measure_in_subprocess(
+    architecture: str, implementation: str, length: int, threads: int
+) -> dict[str, float]:
     command = [sys.executable, __file__, "--threads", str(threads)]
     command += ["--measure", architecture, implementation, str(length)]
-    said = subprocess.run(
+    result = subprocess.run(
         command,
         check=True,
         env=os.environ | ALLOCATOR,
@@ -176,39 +177,42 @@ def measured(architecture: str, implementation: str, length: int, threads: int) 
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    return json.loads(said.stdout.splitlines()[-1])
+    measured: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return measured
 
 
 def compare(architecture: str, length: int, rounds: int, threads: int) -> None:
-    """One table: every implementation measured at this length."""
+    """Print a table of every implementation that is measured at this length."""
     forms = [form for form, (_, lengths) in ARCHITECTURES[architecture].items() if length in lengths]
-    found: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
+    measured: dict[str, list[dict[str, float]]] = {form: [] for form in forms}
     for _ in range(rounds):
         for form in forms:
-            found[form].append(measured(architecture, form, length, threads))
+            measured[form].append(measure_in_subprocess(architecture, form, length, threads))
     print(f"{architecture}, {length} tokens (load {os.getloadavg()[0]:.1f})")
-    for form, turns in found.items():
-        speed = statistics.median(length / turn["seconds"] for turn in turns)
-        peak = statistics.median(turn["peak_bytes"] for turn in turns)
+    for form, rounds_of_form in measured.items():
+        speed = statistics.median(length / result["seconds"] for result in rounds_of_form)
+        peak = statistics.median(result["peak_bytes"] for result in rounds_of_form)
         line = f"  {form:<13}{speed:9,.0f} tokens/s {peak / 2**20:9.1f} MiB"
-        if form != "ours":
-            pairs = list(zip(found["ours"], turns, strict=True))
-            faster = statistics.median(it["seconds"] / us["seconds"] for us, it in pairs)
-            memory = statistics.median(us["peak_bytes"] / it["peak_bytes"] for us, it in pairs)
-            line += f"   ours: {faster:6.2f}x the speed, {memory:5.2f}x the memory"
+        if form != "zoo":
+            pairs = list(zip(measured["zoo"], rounds_of_form, strict=True))
+            faster = statistics.median(result["seconds"] / zoo["seconds"] for zoo, result in pairs)
+            memory = statistics.median(zoo["peak_bytes"] / result["peak_bytes"] for zoo, result in pairs)
+            line += f"   zoo: {faster:6.2f}x the speed, {memory:5.2f}x the memory"
         print(line, flush=True)
 
 
 def flat(architecture: str, rounds: int, threads: int) -> None:
-    """Ours at growing lengths: time per token, against the same round's at the first length."""
-    found: dict[int, list[float]] = {length: [] for length in LONG}
+    """The zoo at growing lengths: time per token, against the same round's at the first length."""
+    times: dict[int, list[float]] = {length: [] for length in LONG}
     for _ in range(rounds):
         for length in LONG:
-            found[length].append(measured(architecture, "ours", length, threads)["seconds"] / length)
+            seconds = measure_in_subprocess(architecture, "zoo", length, threads)["seconds"]
+            times[length].append(seconds / length)
     print(f"{architecture}, time per token (load {os.getloadavg()[0]:.1f})")
-    for length, turns in found.items():
-        against = statistics.median(now / then for now, then in zip(turns, found[LONG[0]], strict=True))
-        print(f"  {length:>6} tokens {statistics.median(turns) * 1e6:9.1f} us   {against:5.2f}", flush=True)
+    for length, per_token in times.items():
+        pairs = zip(per_token, times[LONG[0]], strict=True)
+        ratio = statistics.median(seconds / first for seconds, first in pairs)
+        print(f"  {length:>6} tokens {statistics.median(per_token) * 1e6:9.1f} us   {ratio:5.2f}", flush=True)
 
 
 def main() -> None:
@@ -217,7 +221,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=ARCHITECTURES, action="append", help="these architectures")
     parser.add_argument("--lengths", type=int, nargs="+", help="these lengths")
-    parser.add_argument("--flat", action="store_true", help="ours alone, time per token by length")
+    parser.add_argument("--flat", action="store_true", help="the zoo alone, time per token by length")
     parser.add_argument("--measure", nargs=3, help="one measurement, in this process")
     options = parser.parse_args()
     if options.measure:
@@ -230,8 +234,8 @@ def main() -> None:
         if options.flat:
             flat(architecture, options.rounds, options.threads)
             continue
-        known = {length for _, lengths in ARCHITECTURES[architecture].values() for length in lengths}
-        for length in sorted(known & set(options.lengths or known)):
+        lengths = {length for _, lengths in ARCHITECTURES[architecture].values() for length in lengths}
+        for length in sorted(lengths & set(options.lengths or lengths)):
             compare(architecture, length, options.rounds, options.threads)
 
 
