@@ -153,7 +153,6 @@ class WindowAttention(Attention):
         to_sinks = self.positions.scores(q, sink_keys, q_positions, slots, mask)
         to_sinks = rearrange(to_sinks, "b h (n c) s -> (b n) h c s", c=local.shape[2])
         weights = self.dropout(torch.cat([to_sinks, local], dim=-1).softmax(-1))
-        groups = self.heads // self.kv_heads
-        sink_values = repeat_kv(sink_values, groups).repeat_interleave(len(local) // len(q), dim=0)
+        sink_values = repeat_kv(sink_values, self.groups).repeat_interleave(len(local) // len(q), dim=0)
         to_sinks, local = weights.tensor_split([self.sinks], dim=-1)
-        return to_sinks @ sink_values + local @ repeat_kv(v_chunks, groups)
+        return to_sinks @ sink_values + local @ repeat_kv(v_chunks, self.groups)

@@ -91,13 +91,14 @@ class UnlimiformerAttention(Attention):
     def kv_projections(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each head's W_k and W_v (heads, head_dim, width), b_k and b_v (heads, head_dim)."""
         bias = self.qkv.weight.new_zeros(len(self.qkv.weight)) if self.qkv.bias is None else self.qkv.bias
+        w_kv, b_kv = (
+            rearrange(part, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :]
+            for part in (self.qkv.weight, bias)
+        )
         w_k, w_v, b_k, b_v = (
-            repeat_kv(part[heads], self.groups, dim=0)
-            for part in (
-                rearrange(x, "(h k) ... -> h k ...", k=self.head_dim)[self.heads :]
-                for x in (self.qkv.weight, bias)
-            )
-            for heads in (slice(None, self.kv_heads), slice(self.kv_heads, None))
+            repeat_kv(part, self.groups, dim=0)
+            for w_or_b in (w_kv, b_kv)
+            for part in w_or_b.split(self.kv_heads)
         )
         return w_k, w_v, b_k, b_v
 

@@ -88,9 +88,7 @@ def trained() -> tuple[Tensor, Tensor]:
         torch.nn.functional.cross_entropy(logits.mT, window[:, 1:]).backward()
         optimizer.step()
     (memory,), projected = model.eval().memories(), []
-    memory.qkv.register_forward_hook(
-        lambda _module, _inputs, qkv: projected.append(memory.split_heads(qkv)[:2])
-    )
+    memory.qkv.register_forward_hook(lambda _, __, qkv: projected.append(memory.split_heads(qkv)[:2]))
     with torch.no_grad():
         for piece in text[41_000 : 41_000 + 16_384 + 256].split(1664):
             model(piece[None])
