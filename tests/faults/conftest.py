@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.train.conftest import Zoo, same_checkpoints, zoo
+from tests.train.conftest import Workspace, same_checkpoints, zoo
 
 __all__ = ["same_checkpoints", "zoo"]
 
@@ -28,7 +28,7 @@ class Ran(NamedTuple):
 class Runs:
     """One process after another, each the child of a server that has imported everything."""
 
-    def __init__(self, zoo: Zoo) -> None:
+    def __init__(self, zoo: Workspace) -> None:
         self.zoo = zoo
         self.server = subprocess.Popen(
             [sys.executable, str(SERVER)],
@@ -46,7 +46,7 @@ class Runs:
         if any(word.startswith("resume=") for word in words):
             time.sleep(1 - time.time() % 1)  # event files are read in the order of their names, by the second
         out = self.zoo.folder / "out"
-        asked = {"words": self.zoo.words(words), "out": str(out)}
+        asked = {"words": self.zoo.with_settings(words), "out": str(out)}
         self.server.stdin.write(json.dumps(asked) + "\n")
         self.server.stdin.flush()
         process, began = int(self.server.stdout.readline()), time.perf_counter()
@@ -74,7 +74,7 @@ def alive(process: int) -> bool:
 
 
 @pytest.fixture
-def runs(zoo: Zoo) -> Iterator[Runs]:
+def runs(zoo: Workspace) -> Iterator[Runs]:
     served = Runs(zoo)
     yield served
     served.close()

@@ -32,7 +32,7 @@ def differing(zoo: Any, differences: Any, whole: str, cut: str) -> list[str]:
         found.append("what TensorBoard shows")
     found += [f"{tag} twice" for tag, points in zoo.scalars(cut).items() if len(points) > len(dict(points))]
     ours, theirs = zoo.metrics(whole), zoo.metrics(cut)
-    return found + [key for key in ours if key not in zoo.CLOCKED and ours[key] != theirs[key]]
+    return found + [key for key in ours if key not in zoo.VOLATILE and ours[key] != theirs[key]]
 
 
 def readable(folder: Path) -> list[str]:
@@ -103,10 +103,10 @@ def test_fifty_kills(runs: Any, zoo: Any, same_checkpoints: Any, model: str, rec
 
 def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
     """best.ckpt, written by the resumed run, carries the memory as well."""
-    zoo.whole()
+    zoo.train_whole()
     for _ in range(2):
         resumed = ("resume=cut",) if (zoo.folder / "cut").exists() else ("run_dir=cut",)
-        assert zoo.run(*resumed, callbacks=[zoo.kill("on_validation_batch_end", 8)]).code == "killed"
+        assert zoo.run(*resumed, callbacks=[zoo.kill_at("on_validation_batch_end", 8)]).code == "killed"
     assert zoo.run("resume=cut").code == 0
     assert differing(zoo, same_checkpoints, "whole", "cut") == []
     assert zoo.checkpoint("cut", "best.ckpt")["zoo"]["ranks"][0]["carried"] is not None
@@ -135,7 +135,7 @@ def holder(zoo: Any, folder: str) -> subprocess.Popen[str]:
 
 
 def test_a_folder_in_use_is_refused_until_its_process_dies(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     other = holder(zoo, "whole")
     for words in (("resume=whole", "steps=9"), ("run_dir=whole",)):
         ended = zoo.run(*words)
@@ -152,7 +152,7 @@ def test_a_folder_in_use_is_refused_until_its_process_dies(zoo: Any) -> None:
 def test_two_runs_that_start_at_once(zoo: Any) -> None:
     """One of them trains; the other says so and leaves everything as it is."""
     words = ("steps=200", "val_every=100", "checkpoint_every=50")
-    both = [zoo.start(*words) for _ in range(2)]
+    both = [zoo.start_process(*words) for _ in range(2)]
     ended = [(process.communicate(timeout=300), process.returncode) for process in both]
     assert sorted(code for _, code in ended) == [0, 2]
     for (_, err), code in ended:

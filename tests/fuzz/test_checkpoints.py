@@ -58,7 +58,7 @@ def damaged(good: bytes) -> st.SearchStrategy[bytes]:
 )
 def test_any_damage(zoo: Any, fuzzing: Any, same_checkpoints: Any, examples: int, at_least: int) -> None:
     """Refused, or loaded unchanged: zip files have bytes that nothing depends on."""
-    zoo.whole()
+    zoo.train_whole()
     path = Path("whole/checkpoints/last.ckpt")
     good, before = path.read_bytes(), read_checkpoint(path)
     damaged_path = Path("damaged.ckpt")
@@ -112,7 +112,7 @@ class Call:
 
 @pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_foreign_pickles(zoo: Any, fuzzing: Any, examples: int) -> None:
-    zoo.whole()
+    zoo.train_whole()
     Path("bomb.py").write_text("open('exploded', 'w')")
     good = zoo.checkpoint("whole")
     path = Path("foreign.ckpt")
@@ -255,7 +255,7 @@ def test_complete_files_with_other_values_in_them(
 ) -> None:
     """A run resumes from it to its next step, or refuses it and changes no file; nothing else happens."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    zoo.whole()
+    zoo.train_whole()
     good = zoo.checkpoint("whole")
     path = Path("whole/checkpoints/last.ckpt")
     contents = {file: file.read_bytes() for file in Path("whole").rglob("*") if file.is_file()}
@@ -284,7 +284,7 @@ def test_complete_files_with_other_values_in_them(
 
 
 def test_an_optimiser_of_another_shape(zoo: Any, fuzzing: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     content = zoo.checkpoint("whole")
     rng = random.Random(0)
     path = Path("whole/checkpoints/last.ckpt")

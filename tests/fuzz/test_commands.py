@@ -68,7 +68,7 @@ ALL = [("train", *words) for words in TRAIN] + OTHERS
 
 def prepare(zoo: Any) -> None:
     """Corpora and runs that are damaged in one way each."""
-    zoo.whole()
+    zoo.train_whole()
     Path("zeros").mkdir()
     Path("zeros/a.bin").write_bytes(bytes(100))
     Path("damaged").mkdir()
@@ -97,7 +97,7 @@ def prepare(zoo: Any) -> None:
 def check(zoo: Any, fuzzing: Any, command: tuple[str, ...]) -> None:
     before = fuzzing.snapshot(zoo.folder)
     name, *words = command
-    module, given = ("zoo.train", zoo.words(words)) if name == "train" else ("zoo", [name, *words])
+    module, given = ("zoo.train", zoo.with_settings(words)) if name == "train" else ("zoo", [name, *words])
     if name == "train" and words[0].startswith("-"):
         given = list(words)
     ended = subprocess.run(

@@ -90,7 +90,7 @@ def test_any_config(
     def fit(*given: Any, **named: Any) -> None:
         raise zoo.KilledError
 
-    zoo.whole()
+    zoo.train_whole()
     monkeypatch.setattr(L.Trainer, "fit", fit)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     path = Path("whole/config.yaml")

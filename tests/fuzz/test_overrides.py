@@ -86,7 +86,7 @@ def test_any_word(
     def fit(*given: Any, **named: Any) -> None:
         raise zoo.KilledError
 
-    zoo.whole()
+    zoo.train_whole()
     monkeypatch.setattr(L.Trainer, "fit", fit)
     keys = keys_of(to_dict(compose(["model=rmt", "size=nano", "run_dir=x"])))
     keys += ["model.base", "model.position", "experiment", "hydra.verbose", "hydra.job.name"]
@@ -95,7 +95,7 @@ def test_any_word(
     def check(word: str) -> bool:
         try:
             # a key of these settings that is given again stands behind, and the last one counts
-            settings = [one for one in zoo.words([]) if not one.startswith("run_dir=")]
+            settings = [one for one in zoo.with_settings([]) if not one.startswith("run_dir=")]
             run_dir = [] if word.startswith("run_dir=") else ["run_dir=run"]
             refused = fuzzing.is_refused(zoo.run(*settings, *run_dir, word, as_given=True))
         finally:

@@ -1,4 +1,4 @@
-"""Whole runs, in this process or in one of their own, on a corpus of a few hundred bytes."""
+"""Training runs on a corpus of a few hundred bytes, in this process or in a separate one."""
 
 import contextlib
 import io
@@ -38,14 +38,14 @@ SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
     "trainer.log_every=1",
     "run_dir=run",
 )
-COUNTERS = {
+UNUSED_COUNTERS = {
     "epoch",
     "epoch_progress",
     "epoch_loop.val_loop.batch_progress",
     "validate_loop",
-}  # nobody reads these
-BEARTYPES = "python"  # beartype throws them at every check of a list
-CLOCKED = {
+}
+BEARTYPE_RNG = "python"  # beartype draws from it at every check of a list
+TIMED = {
     "train_s",
     "wall_s",
     "pending_s",
@@ -57,34 +57,39 @@ CLOCKED = {
 
 
 class KilledError(BaseException):
-    """What SIGKILL is to a process: nothing of ours that runs after it may save anything."""
+    """Stands for SIGKILL inside this process: no code of ours that runs after it may save anything."""
 
 
-class Ended(NamedTuple):
+class Completed(NamedTuple):
+    """A finished command: its exit code ("killed" after a KilledError) and what it printed."""
+
     code: Any
     out: str
     err: str
 
 
-class At(L.Callback):
-    """Does something at one hook when so many optimiser steps are done, and only once."""
+class AtStep(L.Callback):
+    """Calls a function at one hook, once, when that many optimiser steps are done."""
 
-    def __init__(self, hook: str, step: int, do: Callable[[L.Trainer, L.LightningModule], Any]) -> None:
-        def act(trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any, **named: Any) -> None:
+    def __init__(self, hook: str, step: int, action: Callable[[L.Trainer, L.LightningModule], Any]) -> None:
+        def act(trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
             if trainer.global_step == step and not self.done:
                 self.done = True
-                do(trainer, pl_module)
+                action(trainer, pl_module)
 
         self.done = False
         setattr(self, hook, act)
 
 
-class Zoo:
-    """A folder with a corpus in it, from which runs are started."""
+class Workspace:
+    """A folder with a corpus of five documents, in which training runs are started and read back."""
 
     finished: ClassVar[dict[tuple[str, ...], Path]] = {}
+    """Copies of the runs of `train_whole` by their words, kept for the session."""
 
-    At, KilledError, CLOCKED = At, KilledError, CLOCKED | {"date", "commit", "peak_memory_bytes"}
+    AtStep, KilledError = AtStep, KilledError
+    VOLATILE = TIMED | {"date", "commit", "peak_memory_bytes"}
+    """Entries of metrics.json that differ between equal runs."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
@@ -99,62 +104,63 @@ class Zoo:
         monkeypatch.delenv("ZOO_DATA", raising=False)
         for split, sizes in {"train": (90, 130, 70), "val": (100, 80)}.items():
             (folder / "text" / split).mkdir(parents=True)
-            for number, size in enumerate(sizes):
-                line = f"{split} {number}: the keeper of the zoo counts what she remembers, twice a day. " * 3
-                (folder / "text" / split / f"{number}.txt").write_text(line[:size])
+            for i, size in enumerate(sizes):
+                line = f"{split} {i}: the keeper of the zoo counts what she remembers, twice a day. " * 3
+                (folder / "text" / split / f"{i}.txt").write_text(line[:size])
 
-    def words(self, words: Sequence[str]) -> list[str]:
-        """The settings above, but for what `words` say; a resumed run has its own."""
+    def with_settings(self, words: Sequence[str]) -> list[str]:
+        """`words` after those SETTINGS that they don't set; alone where they resume a run."""
         if any(word.startswith("resume=") for word in words):
             return list(words)
-        given = {word.partition("=")[0] for word in words}
-        return [word for word in SETTINGS if word.partition("=")[0] not in given] + list(words)
+        keys = {word.partition("=")[0] for word in words}
+        return [word for word in SETTINGS if word.partition("=")[0] not in keys] + list(words)
 
-    def run(self, *words: str, callbacks: Sequence[L.Callback] = (), as_given: bool = False) -> Ended:
-        """`python -m zoo.train …`, but in this process and with further callbacks behind its own."""
-
-        def make_trainer(*given: Any) -> L.Trainer:
-            trainer = made(*given)
-            trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-            return trainer
-
+    def run(self, *words: str, callbacks: Sequence[L.Callback] = (), as_given: bool = False) -> Completed:
+        """`python -m zoo.train …` in this process, with `callbacks` after the loop's; without SETTINGS where
+        `as_given`."""
         resumed = [word[7:] for word in words if word.startswith("resume=")]
         if any(map(self.has_events_of_this_second, resumed)):
             time.sleep(1 - time.time() % 1)
-        made = loop_trainer.make_trainer
+        make_trainer = loop_trainer.make_trainer
+
+        def make_trainer_with_callbacks(*args: Any) -> L.Trainer:
+            trainer = make_trainer(*args)
+            trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+            return trainer
+
         out, err = io.StringIO(), io.StringIO()
         code: Any = 0
         with self.monkeypatch.context() as patch, contextlib.redirect_stdout(out):
-            patch.setattr(loop_trainer, "make_trainer", make_trainer)
+            patch.setattr(loop_trainer, "make_trainer", make_trainer_with_callbacks)
             patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes again, for one unused key
-            patch.setattr(sys, "argv", ["zoo train", *(words if as_given else self.words(words))])
+            patch.setattr(sys, "argv", ["zoo train", *(words if as_given else self.with_settings(words))])
             with contextlib.redirect_stderr(err):
                 try:
                     train.main()
-                except SystemExit as left:
-                    code = left.code
+                except SystemExit as error:
+                    code = error.code
                 except KilledError:
                     code = "killed"
-        return Ended(code, out.getvalue(), err.getvalue())
+        return Completed(code, out.getvalue(), err.getvalue())
 
     def has_events_of_this_second(self, run: str) -> bool:
         """True where a new event file might sort before the last: by second, process, index as text."""
         seconds = [int(path.name.split(".")[3]) for path in (self.folder / run / "tb").glob("events.*")]
         return max(seconds, default=0) >= int(time.time())
 
-    def whole(self, *words: str) -> None:
-        """A run that nothing happens to, in `whole`; the same words are trained with once a session."""
+    def train_whole(self, *words: str) -> None:
+        """An uninterrupted run in the folder `whole`; the same words are trained with once a session."""
         if words not in self.finished:
             assert self.run(*words, "run_dir=whole").code == 0
-            kept = self.folder.parent / f"whole-{len(self.finished)}"
-            self.finished[words] = shutil.copytree(self.folder / "whole", kept)
+            copy = self.folder.parent / f"whole-{len(self.finished)}"
+            self.finished[words] = shutil.copytree(self.folder / "whole", copy)
         else:
             shutil.copytree(self.finished[words], self.folder / "whole")
 
-    def start(self, *words: str, module: str = "zoo.train") -> subprocess.Popen[str]:
-        """The same in a process of its own, whose lines can be read as they come."""
+    def start_process(self, *words: str) -> subprocess.Popen[str]:
+        """`python -m zoo.train …` as a separate process, whose lines can be read as they come."""
         return subprocess.Popen(
-            [sys.executable, "-u", "-m", module, *self.words(words)],
+            [sys.executable, "-u", "-m", "zoo.train", *self.with_settings(words)],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
@@ -162,63 +168,67 @@ class Zoo:
             text=True,
         )
 
-    def finish(self, *words: str, module: str = "zoo.train") -> Ended:
-        process = self.start(*words, module=module)
+    def run_process(self, *words: str) -> Completed:
+        """As `start_process`, to its end."""
+        process = self.start_process(*words)
         out, err = process.communicate(timeout=300)
-        return Ended(process.returncode, out, err)
+        return Completed(process.returncode, out, err)
 
-    def start_and_signal(self, number: int, step: int, *words: str) -> Ended:
-        """Send a signal as soon as the process says that it has done so many steps."""
-        process = self.start(*words)
+    def signal_process(self, signal_number: int, step: int, *words: str) -> Completed:
+        """As `run_process`, with a signal sent as soon as the process reports this step."""
+        process = self.start_process(*words)
         assert process.stdout is not None
-        out = []
+        lines = []
         for line in process.stdout:
-            out.append(line)
+            lines.append(line)
             if line.startswith(f"step {step}/"):
-                process.send_signal(number)
+                process.send_signal(signal_number)
                 break
-        rest, err = process.communicate(timeout=300)
-        return Ended(process.returncode, "".join(out) + rest, err)
+        out, err = process.communicate(timeout=300)
+        return Completed(process.returncode, "".join(lines) + out, err)
+
+    def kill_at(self, hook: str, step: int) -> AtStep:
+        """A callback that raises KilledError."""
+
+        def kill(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            raise KilledError
+
+        return AtStep(hook, step, kill)
 
     def metrics(self, run: str) -> dict[str, Any]:
         return json.loads((self.folder / run / "metrics.json").read_text())
-
-    def kill(self, hook: str, step: int) -> At:
-        def killed(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            raise KilledError
-
-        return At(hook, step, killed)
 
     def checkpoint(self, run: str, name: str = "last.ckpt") -> dict[str, Any]:
         return torch.load(self.folder / run / "checkpoints" / name, weights_only=True)
 
     def scalars(self, run: str) -> dict[str, list[tuple[int, float]]]:
-        """(x, value) of every tag, as TensorBoard shows them; what a clock says is left out."""
+        """(x, value) of every tag as TensorBoard reads them, without those that depend on the clock."""
         events = self.events(run)
-        tags = [tag for tag in events.Tags()["scalars"] if tag not in CLOCKED]
+        tags = [tag for tag in events.Tags()["scalars"] if tag not in TIMED]
         return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
     def events(self, run: str) -> EventAccumulator:
         return EventAccumulator(str(self.folder / run / "tb"), size_guidance={"scalars": 0}).Reload()
 
 
-def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
-    """Where two checkpoints aren't the same bit for bit, but for what a clock says."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = [*ours, *(key for key in theirs if key not in ours)]
+def differences(result: Any, expected: Any, path: str = "") -> list[str]:
+    """The entries in which two checkpoints differ in any bit, times and unused counters left out."""
+    if isinstance(result, dict) and isinstance(expected, dict):
+        keys = [*result, *(key for key in expected if key not in result)]
         return [
-            found
+            difference
             for key in keys
-            if key not in CLOCKED | COUNTERS | {BEARTYPES}
-            for found in differences(ours.get(key), theirs.get(key), f"{where}/{key}")
+            if key not in TIMED | UNUSED_COUNTERS | {BEARTYPE_RNG}
+            for difference in differences(result.get(key), expected.get(key), f"{path}/{key}")
         ]
-    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        return [found for n, pair in pairs for found in differences(*pair, f"{where}/{n}")]
-    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        return [] if ours.dtype == theirs.dtype and torch.equal(ours, theirs) else [where]
-    same = ours == theirs or (ours != ours and theirs != theirs)
-    return [] if same else [f"{where}: {ours!r} is not {theirs!r}"]
+    lists = isinstance(result, (list, tuple)) and isinstance(expected, (list, tuple))
+    if lists and len(result) == len(expected):
+        pairs = enumerate(zip(result, expected, strict=True))
+        return [difference for i, pair in pairs for difference in differences(*pair, f"{path}/{i}")]
+    if isinstance(result, Tensor) and isinstance(expected, Tensor):
+        return [] if result.dtype == expected.dtype and torch.equal(result, expected) else [path]
+    equal = result == expected or (result != result and expected != expected)
+    return [] if equal else [f"{path}: {result!r} is not {expected!r}"]
 
 
 @pytest.fixture
@@ -227,9 +237,9 @@ def same_checkpoints() -> Callable[[Any, Any], list[str]]:
 
 
 @pytest.fixture
-def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Zoo]:
+def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield Zoo(tmp_path, monkeypatch)
+    yield Workspace(tmp_path, monkeypatch)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     for name in ("", "zoo.train.commands.train"):

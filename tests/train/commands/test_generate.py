@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.train.conftest import Ended, Zoo
+from tests.train.conftest import Completed, Workspace
 from zoo.generate import greedy
 from zoo.train.commands import generate as command
 from zoo.train.evaluation import sampling
@@ -18,7 +18,7 @@ from zoo.train.runs.load import load_run
 from zoo.train.tasks.lm import END
 
 
-def generate(zoo: Zoo, capsys: pytest.CaptureFixture[str], *words: str) -> Ended:
+def generate(zoo: Workspace, capsys: pytest.CaptureFixture[str], *words: str) -> Completed:
     code = 0
     with zoo.monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["zoo generate", *words])
@@ -27,18 +27,18 @@ def generate(zoo: Zoo, capsys: pytest.CaptureFixture[str], *words: str) -> Ended
         except SystemExit as left:
             code = left.code  # type: ignore[assignment]
     said = capsys.readouterr()
-    return Ended(code, said.out, said.err)
+    return Completed(code, said.out, said.err)
 
 
 @pytest.fixture
-def run(zoo: Zoo) -> str:
-    zoo.whole()
+def run(zoo: Workspace) -> str:
+    zoo.train_whole()
     return "run=whole"
 
 
 @torch.no_grad()
 def test_greedy_text_is_what_the_model_says_of_it(
-    zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]
+    zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = generate(zoo, capsys, run, "prompt=the ké", "tokens=40", "temperature=0", "echo=false")
     assert ended.code == 0
@@ -55,7 +55,7 @@ def test_greedy_text_is_what_the_model_says_of_it(
     assert echoed.out == "the ké" + ended.out
 
 
-def test_a_seed_says_what_is_drawn(zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_seed_says_what_is_drawn(zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = [
         generate(zoo, capsys, run, "tokens=30", f"seed={seed}", "temperature=1.3").out for seed in (1, 1, 2)
     ]
@@ -65,7 +65,7 @@ def test_a_seed_says_what_is_drawn(zoo: Zoo, run: str, capsys: pytest.CaptureFix
 
 
 def test_a_prompt_from_a_file_or_from_standard_input(
-    zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]
+    zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "She counts. " * 20  # more than a segment
     words = ("tokens=5", "temperature=0")
@@ -77,7 +77,7 @@ def test_a_prompt_from_a_file_or_from_standard_input(
     assert generate(zoo, capsys, run, "prompt=-", *words).out == expected
 
 
-def test_tasks_that_are_no_bytes_have_numbers(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_that_are_no_bytes_have_numbers(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         zoo.run("task=induction", "task.length=32", "data.seq_len=32", "run_dir=heads", "steps=2").code == 0
     )
@@ -122,7 +122,7 @@ def test_tasks_that_are_no_bytes_have_numbers(zoo: Zoo, capsys: pytest.CaptureFi
     ],
 )
 def test_a_slip_is_one_line(
-    zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+    zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
 ) -> None:
     ended = generate(zoo, capsys, *words)
     assert ended.code == 2
@@ -131,7 +131,7 @@ def test_a_slip_is_one_line(
     assert ended.err.count("\n") == 1
 
 
-def test_weights_that_say_nothing(zoo: Zoo, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_say_nothing(zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = Path("whole/checkpoints/last.ckpt")
     kept = torch.load(path, weights_only=True)
     kept["state_dict"]["norm.weight"].fill_(float("nan"))

@@ -44,7 +44,7 @@ def test_what_is_written_trains_resumes_and_holds_the_laws(
     words = ("model=gated_thing", "hydra.searchpath=[pkg://gated_thing.configs]")
     whole = zoo.run(*words, "run_dir=whole")
     assert whole.code == 0, whole.err
-    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 5)]).code == "killed"
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_end", 5)]).code == "killed"
     resumed = zoo.run("resume=cut", "model._target_=gated_thing.model.GatedThing")
     assert resumed.code == 0, resumed.err
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []

@@ -149,7 +149,7 @@ def snapshot(folder: Any) -> dict[Path, bytes]:
 
 
 def test_a_run_is_never_overwritten(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     before = snapshot(zoo.folder / "whole")
     check_refused(zoo.run("run_dir=whole"), "holds a run already; resume=.*whole continues it")
     assert snapshot(zoo.folder / "whole") == before
@@ -176,7 +176,7 @@ def test_a_run_is_never_overwritten(zoo: Any) -> None:
     ],
 )
 def test_the_past_of_a_run_is_settled(zoo: Any, word: str, says: str) -> None:
-    zoo.whole()
+    zoo.train_whole()
     before = snapshot(zoo.folder / "whole")
     check_refused(zoo.run("resume=whole", word), says)
     assert snapshot(zoo.folder / "whole") == before
@@ -210,7 +210,7 @@ def test_the_past_of_a_run_is_settled(zoo: Any, word: str, says: str) -> None:
     ids=str,
 )
 def test_a_damaged_or_foreign_config(zoo: Any, content: Any, says: str) -> None:
-    zoo.whole()
+    zoo.train_whole()
     path = zoo.folder / "whole/config.yaml"
     if isinstance(content, dict):
         content = yaml.safe_dump(yaml.safe_load(path.read_bytes()) | content).encode()
@@ -221,7 +221,7 @@ def test_a_damaged_or_foreign_config(zoo: Any, content: Any, says: str) -> None:
 
 
 def test_a_sweep_goes_on_without_the_job_that_fails(zoo: Any) -> None:
-    words = zoo.words(["steps=1", "val_every=1", "run_dir=sweep/${model.heads}", "model.heads=5,2,4"])
+    words = zoo.with_settings(["steps=1", "val_every=1", "run_dir=sweep/${model.heads}", "model.heads=5,2,4"])
     ended = zoo.run("-m", *words, as_given=True)
     assert ended.code == 2
     lines = ended.err.splitlines()

@@ -30,7 +30,7 @@ def check_refused(zoo: Any, message: str, *words: str) -> None:
 
 def test_bit_flips_are_noticed(zoo: Any, same_checkpoints: Any) -> None:
     """A flipped bit is refused wherever it could change what is read; a few bytes of padding can't."""
-    zoo.whole()
+    zoo.train_whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     good, content = read_checkpoint(path), path.read_bytes()
     rng = random.Random(0)
@@ -50,7 +50,7 @@ def test_bit_flips_are_noticed(zoo: Any, same_checkpoints: Any) -> None:
 
 
 def test_the_tensors_bytes_are_checked(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     weight = zoo.checkpoint("whole")["state_dict"]["embed.weight"]
     content = bytearray(path.read_bytes())
@@ -73,7 +73,7 @@ def test_the_tensors_bytes_are_checked(zoo: Any) -> None:
     ],
 )
 def test_other_files(zoo: Any, change: Any, message: str) -> None:
-    zoo.whole()
+    zoo.train_whole()
     change(zoo.folder / "whole/checkpoints/last.ckpt")
     check_refused(zoo, message)
 
@@ -85,7 +85,7 @@ class Bomb:
 
 @pytest.mark.parametrize("form", ["zip", "pickle", "legacy"])
 def test_a_foreign_pickle_is_never_run(zoo: Any, form: str) -> None:
-    zoo.whole()
+    zoo.train_whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     content = zoo.checkpoint("whole") | {"bomb": Bomb()}
     if form == "pickle":
@@ -110,7 +110,7 @@ def test_a_foreign_pickle_is_never_run(zoo: Any, form: str) -> None:
     ],
 )
 def test_another_models_weights(zoo: Any, change: Any, message: str) -> None:
-    zoo.whole()
+    zoo.train_whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     content = zoo.checkpoint("whole")
     change(content["state_dict"])
@@ -122,7 +122,7 @@ def test_another_models_weights(zoo: Any, change: Any, message: str) -> None:
     "part", ["metrics", "optimizer_states", "loops", "state_dict", "global_step", "callbacks"]
 )
 def test_a_part_that_is_missing(zoo: Any, part: str) -> None:
-    zoo.whole()
+    zoo.train_whole()
     content = zoo.checkpoint("whole")
     del content[part]
     torch.save(content, zoo.folder / "whole/checkpoints/last.ckpt")
@@ -130,7 +130,7 @@ def test_a_part_that_is_missing(zoo: Any, part: str) -> None:
 
 
 def test_memory_of_another_shape(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     content = zoo.checkpoint("whole")
     content["zoo"]["ranks"][0]["carried"] = [torch.zeros(4, 3, 32)]
     torch.save(content, zoo.folder / "whole/checkpoints/last.ckpt")
@@ -141,14 +141,14 @@ def test_memory_of_another_shape(zoo: Any) -> None:
 
 
 def test_a_checkpoint_of_another_run(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     assert zoo.run("model=transformer_xl", "run_dir=other").code == 0
     os.replace("other/checkpoints/last.ckpt", "whole/checkpoints/last.ckpt")
     check_refused(zoo, "is of another model: weight")
 
 
 def test_a_checkpoint_of_another_corpus(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     (zoo.folder / "text/train/new.txt").write_text("a document that was not there")
     ended = zoo.run("resume=whole", "steps=9")
     assert ended.code == 2
@@ -180,7 +180,7 @@ loop.make_trainer = make_trainer
 train.main()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script, *zoo.words([])],
+        [sys.executable, "-c", script, *zoo.with_settings([])],
         cwd=zoo.folder,
         env=zoo.env,
         capture_output=True,
@@ -200,7 +200,7 @@ train.main()
 
 
 def test_checkpoints_hold_nothing_but_data(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     for name in ("last.ckpt", "best.ckpt"):
         path = zoo.folder / "whole/checkpoints" / name
         assert torch.load(path, weights_only=True)["zoo"]["version"] == 1

@@ -28,8 +28,8 @@ def send(signum: signal.Signals) -> Any:
 def test_a_signal_saves_and_prints_how_to_resume(
     zoo: Any, same_checkpoints: Any, signum: signal.Signals, code: int, hook: str, step: int, saved: int
 ) -> None:
-    zoo.whole("model.dropout=0.1")
-    ended = zoo.run("model.dropout=0.1", "run_dir=cut", callbacks=[zoo.At(hook, step, send(signum))])
+    zoo.train_whole("model.dropout=0.1")
+    ended = zoo.run("model.dropout=0.1", "run_dir=cut", callbacks=[zoo.AtStep(hook, step, send(signum))])
     assert ended.code == code
     assert ended.err == f"{signum.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] == saved
@@ -42,8 +42,8 @@ def test_a_signal_saves_and_prints_how_to_resume(
 
 def test_a_signal_waits_for_the_end_of_an_accumulated_step(zoo: Any, same_checkpoints: Any) -> None:
     words = ("model.dropout=0.1", "trainer.accumulate=2")
-    zoo.whole(*words)
-    stop = zoo.At("on_train_batch_start", 4, send(signal.SIGTERM))  # of the first of two batches
+    zoo.train_whole(*words)
+    stop = zoo.AtStep("on_train_batch_start", 4, send(signal.SIGTERM))  # of the first of two batches
     assert zoo.run(*words, "run_dir=cut", callbacks=[stop]).code == 143
     assert zoo.checkpoint("cut")["global_step"] == 5
     assert zoo.run("resume=cut").code == 0
@@ -52,7 +52,7 @@ def test_a_signal_waits_for_the_end_of_an_accumulated_step(zoo: Any, same_checkp
 
 
 def test_a_second_signal_leaves_at_once(zoo: Any) -> None:
-    twice = [zoo.At("on_train_batch_start", step, send(signal.SIGINT)) for step in (4, 4)]
+    twice = [zoo.AtStep("on_train_batch_start", step, send(signal.SIGINT)) for step in (4, 4)]
     ended = zoo.run(callbacks=twice)
     assert ended.code == 130
     assert zoo.checkpoint("run")["global_step"] == 4
@@ -65,9 +65,9 @@ def test_a_second_signal_leaves_at_once(zoo: Any) -> None:
 def test_a_signal_outside_the_loop(
     zoo: Any, same_checkpoints: Any, hook: str, signum: signal.Signals, code: int
 ) -> None:
-    zoo.whole()
+    zoo.train_whole()
     step = 8 if hook == "on_fit_end" else 0
-    ended = zoo.run("run_dir=cut", callbacks=[zoo.At(hook, step, send(signum))])
+    ended = zoo.run("run_dir=cut", callbacks=[zoo.AtStep(hook, step, send(signum))])
     assert ended.code == code
     assert ended.err == "interrupted; continue with resume=cut\n"
     assert zoo.run("resume=cut").code == 0 or hook == "on_fit_end"
@@ -90,15 +90,15 @@ def test_a_signal_to_a_process(
     zoo: Any, same_checkpoints: Any, signum: signal.Signals, code: int, resumed: bool
 ) -> None:
     words = ("model.dropout=0.1", "steps=40", "val_every=5")
-    zoo.whole(*words)
+    zoo.train_whole(*words)
     if resumed:
-        zoo.start_and_signal(signal.SIGKILL, 6, *words, "run_dir=cut")
+        zoo.signal_process(signal.SIGKILL, 6, *words, "run_dir=cut")
     again = ("resume=cut",) if resumed else (*words, "run_dir=cut")
-    ended = zoo.start_and_signal(signum, 12, *again)
+    ended = zoo.signal_process(signum, 12, *again)
     assert ended.code == code
     assert ended.err == f"{signum.name}: saved; continue with resume=cut\n"
     assert zoo.checkpoint("cut")["global_step"] in range(12, 40)
-    assert zoo.finish("resume=cut").code == 0
+    assert zoo.run_process("resume=cut").code == 0
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
 
 
@@ -114,7 +114,7 @@ def spoil(value: float) -> Any:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_stops_the_run(zoo: Any, value: float) -> None:
-    ended = zoo.run(callbacks=[zoo.At("on_train_batch_start", 5, spoil(value))])
+    ended = zoo.run(callbacks=[zoo.AtStep("on_train_batch_start", 5, spoil(value))])
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert ended.err.startswith(
@@ -126,7 +126,7 @@ def test_a_weight_that_is_not_finite_stops_the_run(zoo: Any, value: float) -> No
 
 
 def test_a_held_out_loss_that_is_not_finite(zoo: Any) -> None:
-    ended = zoo.run(callbacks=[zoo.At("on_train_batch_end", 8, spoil(float("nan")))])
+    ended = zoo.run(callbacks=[zoo.AtStep("on_train_batch_end", 8, spoil(float("nan")))])
     assert ended.code == 2
     assert ended.err.startswith("error: step 8: the held-out loss is not finite but nan. The last checkpoint")
     assert not (zoo.folder / "run/metrics.json").exists()
@@ -160,7 +160,7 @@ def test_a_learning_rate_that_explodes(zoo: Any, words: Any, message: str) -> No
 def test_gradients_are_clipped_together(zoo: Any) -> None:
     norms = []
 
-    class Watch(zoo.At):
+    class Watch(zoo.AtStep):
         def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             grads = [weight.grad for weight in pl_module.parameters() if weight.grad is not None]
             norms.extend([torch.cat([grad.flatten() for grad in grads]).norm().item()] if grads else [])

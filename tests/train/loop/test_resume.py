@@ -23,8 +23,8 @@ def check_same(zoo: Any, differences: Any, whole: str, resumed_run: str, best: b
     for tag, points in zoo.scalars(resumed_run).items():
         assert len(points) == len(dict(points)), tag
     expected, actual = zoo.metrics(whole), zoo.metrics(resumed_run)
-    assert {key: expected[key] for key in expected if key not in zoo.CLOCKED} == {
-        key: actual[key] for key in expected if key not in zoo.CLOCKED
+    assert {key: expected[key] for key in expected if key not in zoo.VOLATILE} == {
+        key: actual[key] for key in expected if key not in zoo.VOLATILE
     }
 
 
@@ -41,8 +41,8 @@ def check_same(zoo: Any, differences: Any, whole: str, resumed_run: str, best: b
 )
 def test_killed_and_resumed(zoo: Any, same_checkpoints: Any, model: str, hook: str, step: int) -> None:
     words = (f"model={model}", "model.dropout=0.1")
-    zoo.whole(*words)
-    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill(hook, step)]).code == "killed"
+    zoo.train_whole(*words)
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at(hook, step)]).code == "killed"
     assert not (zoo.folder / "cut" / "metrics.json").exists()
     ended = zoo.run("resume=cut")
     assert (ended.code, ended.err) == (0, "")
@@ -50,10 +50,10 @@ def test_killed_and_resumed(zoo: Any, same_checkpoints: Any, model: str, hook: s
 
 
 def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     for _ in range(2):
         resumed = ("resume=cut",) if (zoo.folder / "cut").exists() else ("run_dir=cut",)
-        assert zoo.run(*resumed, callbacks=[zoo.kill("on_validation_batch_end", 8)]).code == "killed"
+        assert zoo.run(*resumed, callbacks=[zoo.kill_at("on_validation_batch_end", 8)]).code == "killed"
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut", best=False)
     expected, actual = (zoo.checkpoint(run, "best.ckpt")["state_dict"] for run in ("whole", "cut"))
@@ -65,10 +65,10 @@ def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
 
 def test_killed_again_and_again(zoo: Any, same_checkpoints: Any) -> None:
     words = ("model.dropout=0.1", "checkpoint_every=1")
-    zoo.whole(*words)
-    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_start", 1)]).code == "killed"
+    zoo.train_whole(*words)
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_start", 1)]).code == "killed"
     for step in range(2, 9):
-        zoo.run("resume=cut", callbacks=[zoo.kill("on_train_batch_start", step)])
+        zoo.run("resume=cut", callbacks=[zoo.kill_at("on_train_batch_start", step)])
     check_same(zoo, same_checkpoints, "whole", "cut")
 
 
@@ -77,13 +77,13 @@ def test_accumulated_batches_are_one_step(zoo: Any, same_checkpoints: Any) -> No
     words = ("model.dropout=0.1", "trainer.accumulate=2", "checkpoint_every=1")
     steps = []
 
-    class Watch(zoo.At):
+    class Watch(zoo.AtStep):
         def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
             steps.append(trainer.global_step)
 
     assert zoo.run(*words, "run_dir=whole", callbacks=[Watch("on_exception", -1, print)]).code == 0
     assert steps == [3, 6, 8]
-    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 5)]).code == "killed"
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_end", 5)]).code == "killed"
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
 
@@ -93,7 +93,7 @@ def test_killed_while_it_saves(
     zoo: Any, same_checkpoints: Any, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("model.dropout=0.1",)
-    zoo.whole(*words)
+    zoo.train_whole(*words)
     saved = []
 
     def save_or_die(content: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +126,9 @@ def test_a_finished_run_resumes_with_more_steps(zoo: Any, same_checkpoints: Any)
         assert zoo.run("resume=run", refused).code == 2
         assert config.read_text() == written
         assert metrics.exists()
-    assert zoo.run("resume=run", "steps=12", callbacks=[zoo.kill("on_train_batch_end", 12)]).code == "killed"
+    assert (
+        zoo.run("resume=run", "steps=12", callbacks=[zoo.kill_at("on_train_batch_end", 12)]).code == "killed"
+    )
     assert config.read_text() == written.replace("steps: 8", "steps: 12")
     assert not metrics.exists()  # the result of 8 steps is no result of a run of 12
     assert zoo.run("resume=run").code == 0
@@ -140,7 +142,7 @@ def test_a_finished_run_resumes_with_more_steps(zoo: Any, same_checkpoints: Any)
 
 def test_checkpoints_name_callbacks_as_earlier_versions_did(zoo: Any) -> None:
     """So a checkpoint that an earlier version wrote restores the best loss and the validation curve."""
-    zoo.whole()
+    zoo.train_whole()
     assert zoo.checkpoint("whole")["callbacks"].keys() == {"Checkpoints", "Validations"}
     best = zoo.checkpoint("whole")["callbacks"]["Checkpoints"]["best"]
     assert zoo.run("resume=whole", "steps=9").code == 0
@@ -157,12 +159,12 @@ def test_checkpoints_name_callbacks_as_earlier_versions_did(zoo: Any) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_sigkill_at_a_random_step(zoo: Any, same_checkpoints: Any, model: str) -> None:
     words = (f"model={model}", "model.dropout=0.1", "steps=40", "val_every=7", "checkpoint_every=3")
-    assert zoo.finish(*words, "run_dir=whole").code == 0
+    assert zoo.run_process(*words, "run_dir=whole").code == 0
     rng = random.Random(model)
-    zoo.start_and_signal(signal.SIGKILL, rng.randrange(1, 12), *words, "run_dir=cut")
-    zoo.start_and_signal(signal.SIGKILL, rng.randrange(14, 25), "resume=cut")
-    zoo.start_and_signal(signal.SIGKILL, rng.randrange(27, 39), "resume=cut")
-    assert zoo.finish("resume=cut").code == 0
+    zoo.signal_process(signal.SIGKILL, rng.randrange(1, 12), *words, "run_dir=cut")
+    zoo.signal_process(signal.SIGKILL, rng.randrange(14, 25), "resume=cut")
+    zoo.signal_process(signal.SIGKILL, rng.randrange(27, 39), "resume=cut")
+    assert zoo.run_process("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
     expected, actual = (
         zoo.checkpoint(run)["zoo"]["ranks"][0]["random"]["python"] for run in ("whole", "cut")
@@ -188,18 +190,18 @@ def test_two_processes(zoo: Any, same_checkpoints: Any, model: str, number: int)
         "trainer.strategy=ddp",
     )
     zoo.env["MASTER_PORT"] = free_port()
-    whole = zoo.finish(*words, "run_dir=whole")
+    whole = zoo.run_process(*words, "run_dir=whole")
     assert whole.code == 0, whole.err
-    ended = zoo.start_and_signal(number, 5, *words, "run_dir=cut", "steps=8")
+    ended = zoo.signal_process(number, 5, *words, "run_dir=cut", "steps=8")
     assert ended.code == (-9 if number == signal.SIGKILL else 143), ended.err
-    resumed = zoo.finish("resume=cut")
+    resumed = zoo.run_process("resume=cut")
     assert resumed.code == 0, resumed.err
     check_same(zoo, same_checkpoints, "whole", "cut")
     ranks = zoo.checkpoint("cut")["zoo"]["ranks"]
     assert len(ranks) == 2
     assert not torch.equal(ranks[0]["random"]["torch"], ranks[1]["random"]["torch"])
     assert not torch.equal(ranks[0]["carried"][0], ranks[1]["carried"][0])
-    alone = zoo.finish("resume=cut", "trainer.devices=1", "steps=9")
+    alone = zoo.run_process("resume=cut", "trainer.devices=1", "steps=9")
     assert alone.code == 2
     assert re.search("expected .*found", alone.err)
 
@@ -208,7 +210,7 @@ def test_two_processes(zoo: Any, same_checkpoints: Any, model: str, number: int)
 def test_two_processes_of_the_command(zoo: Any) -> None:
     """`zoo train` too starts its second rank as a run, not as `zoo` without its command."""
     zoo.env["MASTER_PORT"] = free_port()
-    words = zoo.words(["data.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp", "steps=2"])
+    words = zoo.with_settings(["data.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp", "steps=2"])
     command = [sys.executable, "-m", "zoo", "train", *words]
     ended = subprocess.run(command, cwd=zoo.folder, env=zoo.env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

@@ -44,7 +44,7 @@ def rebuild(zoo: Any, run: str = "whole") -> tuple[Any, Any]:
 
 
 def test_metrics_json(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     metrics = zoo.metrics("whole")
     _, model = rebuild(zoo)
     assert {key: metrics[key] for key in ("model", "task", "size", "seed", "steps", "corpus")} == {
@@ -72,7 +72,7 @@ def test_metrics_json(zoo: Any) -> None:
 
 def test_bits_per_byte_by_hand(zoo: Any) -> None:
     """150 bytes are held out: a text of 100 with its END, and the first 50 of one of 80, with none."""
-    zoo.whole()
+    zoo.train_whole()
     _, model = rebuild(zoo)
     texts = [path.read_bytes() for path in sorted((zoo.folder / "text/val").iterdir())]
     metrics, nats, num_targets, hits = zoo.metrics("whole"), 0.0, 0, 0
@@ -98,7 +98,7 @@ def zoo_order(zoo: Any) -> bool:
 def test_tokens_seen_count_targets(zoo: Any) -> None:
     num_targets = []
 
-    class Watch(zoo.At):
+    class Watch(zoo.AtStep):
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: Any
         ) -> None:
@@ -118,7 +118,7 @@ def test_tokens_seen_count_targets(zoo: Any) -> None:
 
 def test_the_config_that_is_stored(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_DATA", str(zoo.folder))
-    zoo.whole()
+    zoo.train_whole()
     text = (zoo.folder / "whole/config.yaml").read_text()
     assert str(zoo.folder) not in text
     assert os.path.expanduser("~") not in text
@@ -140,7 +140,7 @@ def test_the_config_has_the_width_that_was_solved(zoo: Any) -> None:
 
 
 def test_tensorboard_has_every_value(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     assert len(os.listdir(zoo.folder / "whole/tb")) == 1
     events, metrics = zoo.events("whole"), zoo.metrics("whole")
     tags = events.Tags()
@@ -158,7 +158,7 @@ def test_tensorboard_has_every_value(zoo: Any) -> None:
 
 
 def test_charts_name_tags_that_are_logged(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     events = zoo.events("whole")
     (packed,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
     layout = layout_pb2.Layout.FromString(packed)
@@ -170,7 +170,7 @@ def test_charts_name_tags_that_are_logged(zoo: Any) -> None:
 
 
 def test_the_row_in_the_hparams_tab(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     metadata = zoo.events("whole").summary_metadata
     data = [
         plugin_data_pb2.HParamsPluginData.FromString(entry.plugin_data.content)
@@ -199,7 +199,7 @@ def test_the_row_in_the_hparams_tab(zoo: Any) -> None:
 
 
 def test_two_models_overlay(zoo: Any) -> None:
-    zoo.whole()
+    zoo.train_whole()
     assert zoo.run("model=transformer_xl").code == 0
     tags, tags_of_other_model = (
         {tag for tag in zoo.scalars(run) if not tag.startswith("memory/")} for run in ("whole", "run")
@@ -220,7 +220,7 @@ def test_the_learning_rate_ends_on_its_floor(zoo: Any) -> None:
 
 
 def test_a_seed_is_a_run(zoo: Any, same_checkpoints: Any) -> None:
-    zoo.whole("model.dropout=0.1")
+    zoo.train_whole("model.dropout=0.1")
     assert zoo.run("model.dropout=0.1").code == 0
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("run")) == []
     assert zoo.run("model.dropout=0.1", "seed=1", "run_dir=other").code == 0
@@ -256,7 +256,7 @@ def test_accumulated_gradients_are_those_of_one_batch(zoo: Any) -> None:
         "one": ("data.batch_size=4",),
         "two": ("data.batch_size=2", "trainer.accumulate=2"),
     }.items():
-        at = zoo.At("on_before_optimizer_step", 0, save_gradients(name))
+        at = zoo.AtStep("on_before_optimizer_step", 0, save_gradients(name))
         words = (*words, "steps=1", "data.seq_len=64", "optim.clip=1000", f"run_dir={name}")
         assert zoo.run(*words, callbacks=[at]).code == 0
         assert zoo.checkpoint(name)["global_step"] == 1
@@ -279,14 +279,14 @@ def test_progress_json(zoo: Any) -> None:
     def progress(run: str) -> dict[str, Any]:
         return json.loads((zoo.folder / run / "progress.json").read_text())
 
-    zoo.whole()
+    zoo.train_whole()
     metrics = zoo.metrics("whole")
     last = progress("whole")
     assert list(last) == ["step", "steps", "time", "loss", "tokens_per_s", "val"]
     assert (last["step"], last["steps"]) == (8, 8)
     assert last["loss"] == metrics["train/loss"]
     assert last["val"] == {name: metrics[f"val/{name}"] for name in ("loss", "bits_per_byte", "accuracy")}
-    assert zoo.run("run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 2)]).code == "killed"
+    assert zoo.run("run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_end", 2)]).code == "killed"
     first = progress("cut")
     assert (first["step"], first["val"]) == (2, {})
     assert first["loss"] > 0

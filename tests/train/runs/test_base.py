@@ -19,7 +19,7 @@ WORDS = ("model=unlimiformer", "size=nano", "model.base=whole")
 @pytest.fixture
 def base(zoo: Any) -> Path:
     """A transformer trained for a few steps, in `whole`."""
-    zoo.whole("model=transformer", "steps=4", "val_every=4")
+    zoo.train_whole("model=transformer", "steps=4", "val_every=4")
     return zoo.folder / "whole"
 
 
@@ -59,7 +59,7 @@ def test_training_starts_from_the_base(zoo: Any, base: Path) -> None:
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_from_its_base(zoo: Any, base: Path) -> None:
-    kill = zoo.kill("on_train_batch_start", 0)
+    kill = zoo.kill_at("on_train_batch_start", 0)
     assert (
         zoo.run("model=unlimiformer", "model.base=whole", "optim.lr=1e-9", callbacks=[kill]).code == "killed"
     )
@@ -98,7 +98,7 @@ def test_a_base_of_another_shape(zoo: Any, base: Path, words: list[str], message
 
 
 def test_a_base_that_is_no_transformer(zoo: Any) -> None:
-    zoo.whole("model=rmt", "steps=2", "val_every=2")
+    zoo.train_whole("model=rmt", "steps=2", "val_every=2")
     ended = zoo.run("model=unlimiformer", "model.base=whole")
     assert ended.code == 2
     assert (
@@ -109,7 +109,7 @@ def test_a_base_that_is_no_transformer(zoo: Any) -> None:
 
 def test_a_base_with_a_window(zoo: Any) -> None:
     """It has the same weights, but was trained with another attention."""
-    zoo.whole("model=transformer", "model.window=8", "steps=2", "val_every=2")
+    zoo.train_whole("model=transformer", "model.window=8", "steps=2", "val_every=2")
     with pytest.raises(UserError, match=r"model.base: expected a run with window None, found 8 in"):
         build.model(compose([*WORDS]))
 

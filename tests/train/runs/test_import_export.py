@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.train.conftest import Ended, Zoo
+from tests.train.conftest import Completed, Workspace
 from zoo.contract import text_for
 from zoo.errors import UserError
 from zoo.models.published.imported import Imported, formats, loaded, stand_ins
@@ -43,7 +43,9 @@ CASES = {
 }
 
 
-def call(zoo: Zoo, capsys: pytest.CaptureFixture[str], main: Callable[[], None], *words: str) -> Ended:
+def call(
+    zoo: Workspace, capsys: pytest.CaptureFixture[str], main: Callable[[], None], *words: str
+) -> Completed:
     code: Any = 0
     with zoo.monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["zoo", *words])
@@ -52,10 +54,10 @@ def call(zoo: Zoo, capsys: pytest.CaptureFixture[str], main: Callable[[], None],
         except SystemExit as left:
             code = left.code
     captured = capsys.readouterr()
-    return Ended(code, captured.out, captured.err)
+    return Completed(code, captured.out, captured.err)
 
 
-def refused(ended: Ended) -> str:
+def refused(ended: Completed) -> str:
     assert ended.code == 2
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
@@ -72,8 +74,8 @@ def assert_same(first: SequenceModule, second: SequenceModule) -> None:
 
 
 @pytest.fixture
-def exported(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> Path:
-    zoo.whole()
+def exported(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> Path:
+    zoo.train_whole()
     assert call(zoo, capsys, export.main, "run=whole", "to=out").code == 0
     return Path("out")
 
@@ -97,7 +99,7 @@ def test_the_contents_of_an_export(exported: Path) -> None:
 
 
 def test_an_import_of_an_export_is_the_same_run(
-    zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]
+    zoo: Workspace, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
     (_, before, progress), (_, after, same_progress) = load_run(Path("whole")), load_run(Path("back"))
@@ -122,7 +124,7 @@ def test_an_import_of_an_export_is_the_same_run(
 
 
 def test_an_imported_run_has_nothing_to_resume_from(
-    zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]
+    zoo: Workspace, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
     before = Path("back/checkpoints/last.ckpt").read_bytes()
@@ -133,7 +135,7 @@ def test_an_imported_run_has_nothing_to_resume_from(
     assert Path("back/checkpoints/last.ckpt").read_bytes() == before
 
 
-def test_nothing_is_overwritten(zoo: Zoo, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten(zoo: Workspace, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("all of it")
     Path("file").write_text("x")
@@ -204,7 +206,7 @@ def cut(folder: Path) -> None:
     ],
 )
 def test_spoilt_exports(
-    zoo: Zoo,
+    zoo: Workspace,
     exported: Path,
     capsys: pytest.CaptureFixture[str],
     spoil: Callable[[Path], None],
@@ -237,7 +239,7 @@ def test_spoilt_exports(
     ],
 )
 def test_user_errors(
-    zoo: Zoo,
+    zoo: Workspace,
     exported: Path,
     capsys: pytest.CaptureFixture[str],
     main: Callable[[], None],
@@ -273,7 +275,9 @@ def test_all_formats_have_a_case() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_published_model_becomes_a_run(zoo: Zoo, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_a_published_model_becomes_a_run(
+    zoo: Workspace, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     weights, config = published(case)
     checkpoint(Path("there"), weights, config)
     words = ("from=there", "run_dir=here", f"format={CASES[case]}")
@@ -289,7 +293,7 @@ def test_a_published_model_becomes_a_run(zoo: Zoo, capsys: pytest.CaptureFixture
     assert len(ended.out.split()) == 15
 
 
-def test_files_of_every_kind(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_every_kind(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     weights, config = published("mamba1/model_2layer")
     folder = checkpoint(Path("there"), weights, config)
     (folder / "model.safetensors").unlink()
@@ -314,7 +318,7 @@ def test_files_of_every_kind(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> No
     assert {weight.dtype for weight in models[3].parameters()} == {torch.float32}
 
 
-def test_a_published_model_on_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_published_model_on_a_task(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """It can be evaluated and exported; config.KEY= changes the model."""
     weights, config = published("txl_model_postln_tied")
     config["n_token"] = 257
@@ -338,7 +342,7 @@ def test_a_published_model_on_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str
     assert_same(model, load_run(Path("back"))[1])
 
 
-def test_a_published_model_without_a_task(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_published_model_without_a_task(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint(Path("there"), *published("mamba1/model_2layer"))
     assert call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba").code == 0
     assert "name a task in its tokens" in refused(call(zoo, capsys, evaluate.main, "run=here"))
@@ -399,7 +403,7 @@ def remove_weights(folder: Path) -> None:
     ],
 )
 def test_spoilt_checkpoints(
-    zoo: Zoo,
+    zoo: Workspace,
     capsys: pytest.CaptureFixture[str],
     spoil_folder: Callable[[Path], None],
     words: tuple[str, ...],
@@ -413,7 +417,7 @@ def test_spoilt_checkpoints(
     assert not Path("it-ran").exists()
 
 
-def test_weights_that_are_not_finite(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_finite(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     weights, config = published("mamba1/model_2layer")
     weights["backbone.norm_f.weight"][0] = float("inf")
     checkpoint(Path("there"), weights, config)
@@ -441,7 +445,7 @@ def test_stand_ins_are_equal_where_they_are_tied() -> None:
     assert tensors["e"].shape == ()
 
 
-def test_a_config_names_no_code(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_names_no_code(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint(Path("there"), *published("mamba1/model_2layer"))
     assert call(zoo, capsys, import_weights.main, "from=there", "run_dir=here", "format=mamba").code == 0
     path = Path("here/config.yaml")

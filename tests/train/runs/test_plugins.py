@@ -100,7 +100,7 @@ def train_and_kill(zoo: Any, *words: str) -> None:
     ended = zoo.run(*words, "run_dir=whole")
     assert ended.code == 0, ended.err
     assert zoo.metrics("whole")["model"] == "counter"
-    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill("on_train_batch_end", 5)]).code == "killed"
+    assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_end", 5)]).code == "killed"
 
 
 def test_a_folder_that_nobody_installed(zoo: Any, same_checkpoints: Any, package: str) -> None:
@@ -154,9 +154,9 @@ def test_the_folder_one_works_in(zoo: Any, package: str) -> None:
     """PYTHONPATH isn't needed where the module lies in the folder from which `python -m` is called."""
     (zoo.folder / "site" / package).rename(zoo.folder / package)
     search = f"hydra.searchpath=[file://{zoo.folder}/{package}/configs]"
-    ended = zoo.finish("model=counter", search)
+    ended = zoo.run_process("model=counter", search)
     assert ended.code == 0, ended.err
-    assert zoo.finish("resume=run", "steps=9", f"model._target_={package}.counter.Counter").code == 0
+    assert zoo.run_process("resume=run", "steps=9", f"model._target_={package}.counter.Counter").code == 0
 
 
 TASK = """

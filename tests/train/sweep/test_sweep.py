@@ -332,7 +332,7 @@ def test_progress_of_a_run_that_has_none_is_empty(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_sweep_killed_half_way_and_started_again(zoo: Any) -> None:
     """Sweep and run get SIGKILL; the numbers are those of uninterrupted runs."""
-    words = [word for word in zoo.words(()) if not word.startswith("run_dir=")]
+    words = [word for word in zoo.with_settings(()) if not word.startswith("run_dir=")]
     command = [sys.executable, "-m", "zoo", "sweep", *words, "seeds=0:2", "jobs=1"]
     killed = subprocess.Popen(command, cwd=zoo.folder, env=zoo.env, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: any(zoo.folder.glob("runs/lm/rmt/*-s0-*/checkpoints/last.ckpt")))
@@ -349,7 +349,7 @@ def test_a_sweep_killed_half_way_and_started_again(zoo: Any) -> None:
         assert zoo.run(f"seed={seed}", f"run_dir=uninterrupted{seed}").code == 0
         [folder] = zoo.folder.glob(f"runs/lm/rmt/*-s{seed}-*")
         resumed, uninterrupted = (
-            {key: value for key, value in zoo.metrics(name).items() if key not in zoo.CLOCKED}
+            {key: value for key, value in zoo.metrics(name).items() if key not in zoo.VOLATILE}
             for name in (str(folder), f"uninterrupted{seed}")
         )
         assert resumed == uninterrupted
