@@ -31,10 +31,10 @@ from rich.progress import (
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import SCORES
 from zoo.train.runs.files import write_text
+from zoo.train.runs.folder import PROGRESS_FILE
 
 log = logging.getLogger(__name__)
 LINES = 20  # per run, about, where the output is no terminal
-PROGRESS_FILE = "progress.json"
 
 
 class ProgressReport(L.Callback):
