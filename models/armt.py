@@ -2,7 +2,7 @@
 
 Rodkin et al. 2024, arXiv:2407.04841.  In layer l, on x = [E[w_1 .. w_S] ; memory tokens]:
 
-    x <- x + A_l's answer to x        x <- block(x)        A_l <- A_l written with x at the memory tokens
+    x <- x + A_l read with x        x <- block(x)        A_l <- A_l written with x at the memory tokens
 
 Carried from segment to segment: in every layer the associative matrix and its normaliser
 (memory/fast_weights/associative.py).  The memory tokens themselves are the same learned ones in every
@@ -10,23 +10,22 @@ segment. Differs from the paper: the body is a LLaMA-shaped decoder by default (
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position
 from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState
 from zoo.memory.mixer import Mixer
-from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.blocks import Block
+from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 from zoo.state import State
 
 
 class AssociativeBlock(Mixer):
-    """A block that asks its memory about all positions and then writes its last `memory_tokens` positions."""
+    """A block that reads its memory at all positions and then writes it with its last `memory_tokens`."""
 
     def __init__(self, block: Block, memory: AssociativeMemory, memory_tokens: int) -> None:
         super().__init__()
@@ -70,41 +69,33 @@ class ARMT(Decoder):
         correction: bool = True,
         position: Literal["rope", "learned", "none"] = "rope",
         wrap_positions: bool = True,
-        norm: Norm = "rms",
-        activation: Activation = "swiglu",
-        bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[DecoderOptions],
     ) -> None:
         if memory_tokens < 1:
             raise ValueError(
                 f"memory_tokens must be at least 1, not {memory_tokens}: the memory is written through them"
             )
-        place: Position = "none" if position == "learned" else position
 
-        def block() -> AssociativeBlock:
-            attention = Attention(width, heads, position=place, bias=bias, dropout=dropout)
-            inner = Block(
-                attention, FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout
-            )
-            return AssociativeBlock(inner, AssociativeMemory(width, key_width, nu, correction), memory_tokens)
+        def wrap(block: Block) -> AssociativeBlock:
+            return AssociativeBlock(block, AssociativeMemory(width, key_width, nu, correction), memory_tokens)
 
+        attention = attention_options(options)
         super().__init__(
             vocab_size,
             segment_len,
             width,
-            [block() for _ in range(depth)],
-            norm=norm,
+            (Attention(width, heads, position=position, **attention) for _ in range(depth)),
+            mlp_width=mlp_width,
             positions=segment_len + memory_tokens if position == "learned" else 0,
-            tied=tied,
-            dropout=dropout,
+            wrap=wrap,
+            **options,
         )
         self.memory_tokens, self.wrap_positions = memory_tokens, wrap_positions
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """As any decoder; W_v zero, so that a new ARMT equals its body (the published code's rule)."""
+        """W_v is zero, so that a new ARMT equals its body (the published code's rule)."""
         super().init_weights()
         for part in self.modules():
             if isinstance(part, AssociativeMemory):
@@ -113,12 +104,12 @@ class ARMT(Decoder):
     def body(
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        """With learned positions the memory tokens stand on the table's last rows, in short segments too, or
-        (`wrap_positions=false`) right behind the segment."""
+        """Learned positions of the memory tokens are the table's last, in short segments too, or with
+        `wrap_positions=false` those right behind the segment."""
         if self.positions is not None and self.wrap_positions:
             time = x.shape[1] - self.memory_tokens
-            table = torch.cat([self.positions[:time], self.positions[-self.memory_tokens :]])
-            x, state = self.stack(self.dropout(x + table), state)
+            positions = torch.cat([self.positions[:time], self.positions[-self.memory_tokens :]])
+            x, state = self.stack(self.dropout(x + positions), state)
             return self.norm(x), state
         return super().body(x, state)
 
@@ -130,5 +121,5 @@ class ARMT(Decoder):
         return self.head(x[:, : tokens.shape[1]]), state
 
     def init_decode_cache(self, state: State) -> Any:
-        """The memory tokens come behind the text, which doesn't see them."""
+        """Without the memory tokens: they follow the text, which doesn't see them."""
         return 0, self.stack.init_decode_cache(state)

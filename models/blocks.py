@@ -1,13 +1,11 @@
-"""What architectures are put together from: norms, feed-forwards, blocks, stacks, the decoder around them.
+"""The parts of architectures: norms, feed-forwards, blocks, stacks and their initial weights.
 
-A mixer is a module (x, state) -> (y, state) with `init_state(rows)`; it mixes positions and may carry
-something.  A feed-forward is a module x -> y.  A hybrid is a pattern of blocks: `Stack([mamba, mamba,
-attention] * 4)`.
+A mixer (zoo/memory/mixer.py) mixes positions and may carry a state; a feed-forward is a module x -> y.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from zoo.memory.mixer import Mixer
 from zoo.state import State
 
-Kind = TypeVar("Kind", bound=str)
 Norm = Literal["rms", "layer"]
 Activation = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,6 +37,14 @@ def sinusoid(distances: Int[Tensor, " time"], width: int, like: Tensor) -> Float
     rates = 10000.0 ** (-torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
     angles = distances.to(like.dtype)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def output_projection(embed: nn.Embedding, tied: bool) -> nn.Linear:
+    """From the width to logits, without bias; `tied`: by the embedding's matrix."""
+    head = nn.Linear(embed.embedding_dim, embed.num_embeddings, bias=False)
+    if tied:
+        head.weight = embed.weight
+    return head
 
 
 class FeedForward(nn.Module):
@@ -89,9 +94,9 @@ class Block(Mixer):
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         y, state = self.mixer(self.mixer_norm(x), state)
-        return self._join(x, y), state
+        return self._add(x, y), state
 
-    def _join(self, x: Tensor, y: Tensor) -> Tensor:
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
         return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
 
@@ -102,33 +107,22 @@ class Block(Mixer):
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         y, cache = self.mixer.decode(self.mixer_norm(x), cache)
-        return self._join(x, y), cache
+        return self._add(x, y), cache
 
 
-def layout(pattern: Sequence[Kind], depth: int) -> list[Kind]:
-    """A hybrid's mixers: the pattern over and over, cut at `depth`; what the cut would leave out altogether
-    comes last, so that no size is without it."""
-    for spare in range(depth + 1):
-        kinds = [pattern[place % len(pattern)] for place in range(depth - spare)]
-        missing = [kind for kind in dict.fromkeys(pattern) if kind not in kinds]
-        if len(missing) == spare:
-            return kinds + missing
-    raise ValueError(f"{depth} blocks can't hold each of {', '.join(dict.fromkeys(pattern))}")
-
-
-def layers_with_memory(depth: int, chosen: object) -> list[int]:
-    """Which layers hold a kNN memory: those chosen, or one at three quarters of the depth, the 9th of 12 in
-    the Memorizing Transformer.  ValueError if what was chosen isn't a list of some of 0 .. depth - 1."""
-    if chosen is None:
+def layers_with_memory(depth: int, requested: object) -> list[int]:
+    """The layers with a kNN memory: the requested ones, by default one at three quarters of the depth, the
+    9th of 12 in the Memorizing Transformer.  ValueError unless they are a list of some of 0 .. depth - 1."""
+    if requested is None:
         return [(3 * depth - 1) // 4]
-    layers = list(chosen) if isinstance(chosen, Sequence) else []
+    layers = list(requested) if isinstance(requested, Sequence) else []
     if not layers or not all(type(layer) is int and 0 <= layer < depth for layer in layers):
-        raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {chosen}")
+        raise ValueError(f"memory_layers must be some of 0 .. {depth - 1}, not {requested}")
     return layers
 
 
 class Stack(nn.ModuleList):
-    """Blocks one after another; the state is the tuple of theirs."""
+    """Blocks in a row; the state is the tuple of their states."""
 
     if TYPE_CHECKING:
 
@@ -147,7 +141,7 @@ class Stack(nn.ModuleList):
         return x, tuple(after)
 
     def init_decode_cache(self, states: State) -> tuple[Any, ...]:
-        """A cache for `decode` (see Mixer), of every block."""
+        """The blocks' caches for `decode` (see Mixer)."""
         return tuple(block.init_decode_cache(state) for block, state in zip(self, states, strict=True))
 
     def decode(
@@ -162,7 +156,7 @@ class Stack(nn.ModuleList):
 
 @torch.no_grad()
 def init_weights(model: nn.Module, depth: int) -> None:
-    """The initial weights of every architecture of ours, so that they start alike.
+    """The initial weights of all architectures, which therefore start alike.
 
     Embeddings have variance 1/D; every matrix 1/width_in, over 2 depth if it ends a branch (named `out`),
     so that the residual stream doesn't grow with depth; biases are 0, norms 1.
@@ -171,7 +165,7 @@ def init_weights(model: nn.Module, depth: int) -> None:
         if isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
         elif isinstance(part, nn.Linear):
-            ends = 2 * depth if name.endswith(".out") else 1
-            nn.init.normal_(part.weight, std=(part.in_features * ends) ** -0.5)
+            branches = 2 * depth if name.endswith(".out") else 1
+            nn.init.normal_(part.weight, std=(part.in_features * branches) ** -0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

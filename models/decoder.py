@@ -1,23 +1,54 @@
-"""The decoder: token embedding, a stack of blocks, the output projection; and how it reads a long text."""
+"""The decoder: token embedding, a stack of blocks around the given mixers, the output projection."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
-from zoo.models.blocks import Norm, Stack, init_weights, make_norm
+from zoo.models.blocks import (
+    Activation,
+    Block,
+    FeedForward,
+    Norm,
+    Stack,
+    init_weights,
+    make_norm,
+    output_projection,
+)
 from zoo.module import SequenceModule
 from zoo.state import State
 
 
-class Decoder(SequenceModule):
-    """Token embedding, a stack of blocks, a last norm, the output projection (tied by default).
+class BaseOptions(TypedDict, total=False):
+    """Settings that every decoder passes through to `Decoder`, whose defaults hold."""
 
-    `positions` > 0 adds a learned table of that many positions, counted from the start of each call of
-    `body`.
+    norm: Norm
+    tied: bool
+    dropout: float
+
+
+class DecoderOptions(BaseOptions, total=False):
+    """Further settings, of decoders whose feed-forwards are free; `bias` is also that of their attention."""
+
+    activation: Activation
+    bias: bool
+
+
+def attention_options(options: Mapping[str, object]) -> dict[str, Any]:
+    """Those of a decoder's options that its attention takes, too."""
+    shared = ("kv_heads", "position", "rope_base", "bias", "dropout")
+    return {name: options[name] for name in shared if name in options}
+
+
+class Decoder(SequenceModule):
+    """Token embedding, a block with a feed-forward around each mixer, a last norm, the output projection.
+
+    `mixers` may be a generator: each is followed by its feed-forward in the order of random draws.  With
+    `mlp_width` 0 there are no feed-forwards.  `positions` > 0 adds a learned table of that many positions,
+    counted from the start of each call of `body`; `wrap` makes of each block what the stack holds.
     """
 
     def __init__(
@@ -25,27 +56,34 @@ class Decoder(SequenceModule):
         vocab_size: int,
         segment_len: int,
         width: int,
-        blocks: Iterable[Mixer],
+        mixers: Iterable[Mixer],
         *,
-        norm: Norm = "rms",
+        mlp_width: int,
         positions: int = 0,
+        wrap: Callable[[Block], Mixer] = lambda block: block,
+        norm: Norm = "rms",
+        activation: Activation = "swiglu",
+        bias: bool = False,
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+
+        def block(mixer: Mixer) -> Mixer:
+            mlp = FeedForward(width, mlp_width, activation, bias, dropout) if mlp_width else None
+            return wrap(Block(mixer, mlp, width, norm, dropout))
+
         self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
         self.embed = nn.Embedding(vocab_size, width)
         self.positions = nn.Parameter(torch.empty(positions, width)) if positions else None
         self.dropout = nn.Dropout(dropout)
-        self.stack = Stack(blocks)
+        self.stack = Stack(map(block, mixers))
         self.norm = make_norm(norm, width)
-        self.head = nn.Linear(width, vocab_size, bias=False)
-        if tied:
-            self.head.weight = self.embed.weight
+        self.head = output_projection(self.embed, tied)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As `init_weights` of this file says; positions like embeddings."""
+        """By `blocks.init_weights`; positions like embeddings."""
         init_weights(self, len(self.stack))
         if self.positions is not None:
             nn.init.normal_(self.positions, std=self.width**-0.5)
@@ -54,21 +92,19 @@ class Decoder(SequenceModule):
         return self.stack.init_state(rows)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices decay, but for those that a part names in `undecayed`; the rest doesn't."""
-        spared = {
+        """Matrices decay, except those that a module names in `undecayed`; the rest doesn't."""
+        undecayed = {
             id(getattr(part, name)) for part in self.modules() for name in getattr(part, "undecayed", ())
         }
         matrices, rest = super().parameter_groups()
-        matrices["params"], kept = (
-            [weight for weight in matrices["params"] if (id(weight) in spared) == out]
-            for out in (False, True)
-        )
-        return [matrices, {**rest, "params": rest["params"] + kept}]
+        decaying = [weight for weight in matrices["params"] if id(weight) not in undecayed]
+        spared = [weight for weight in matrices["params"] if id(weight) in undecayed]
+        return [{**matrices, "params": decaying}, {**rest, "params": rest["params"] + spared}]
 
     def body(
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        """From embeddings to what the output projection reads."""
+        """From embeddings to the input of the output projection."""
         if self.positions is not None:
             x = x + self.positions[: x.shape[1]]
         x, state = self.stack(self.dropout(x), state)
@@ -93,9 +129,9 @@ class Decoder(SequenceModule):
     def decode_body(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        """`body`, behind the positions that the cache knows."""
-        read, blocks = cache
+        """`body`, behind the positions in the cache."""
+        length, blocks = cache
         if self.positions is not None:
-            x = x + self.positions[read : read + x.shape[1]]
+            x = x + self.positions[length : length + x.shape[1]]
         x, blocks = self.stack.decode(self.dropout(x), blocks)
-        return self.norm(x), (read + x.shape[1], blocks)
+        return self.norm(x), (length + x.shape[1], blocks)

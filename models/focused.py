@@ -15,20 +15,20 @@ token (`memory_position=none`: none there), and tau = sqrt(K).  `normalised` is 
 of length 1, and tau = exp(-sharpness) learned by every head, which can't reach 0.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Unpack
 
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Backend, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
-from zoo.models.blocks import Block, FeedForward, layers_with_memory
-from zoo.models.decoder import Decoder
+from zoo.models.blocks import layers_with_memory
+from zoo.models.decoder import BaseOptions, Decoder, attention_options
 from zoo.state import State
 
 
-def steps(contexts: object) -> dict[float, int]:
-    """A schedule as {share of training: d from there on}; a number alone is one for all of it."""
+def parse_schedule(contexts: object) -> dict[float, int]:
+    """A schedule as {share of training: d from there on}; a single number is one for all of it."""
     schedule: Mapping[Any, Any] = contexts if isinstance(contexts, Mapping) else {0.0: contexts}
     shares = all(type(share) in (int, float) and 0 <= share < 1 for share in schedule)
     if not shares or 0 not in schedule or not all(type(d) is int and d > 0 for d in schedule.values()):
@@ -43,7 +43,7 @@ class Focused(Decoder):
     learns_through_memory: bool | tuple[str, ...] = ("previous_keys", "previous_values")
     parallel = "segments_as_batch"
     mixes_rows_in_training = True
-    memory: ClassVar[type[FocusedAttention]] = FocusedAttention
+    memory: ClassVar[Callable[..., FocusedAttention]] = FocusedAttention
 
     def __init__(
         self,
@@ -64,49 +64,24 @@ class Focused(Decoder):
         index: Kind = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[BaseOptions],
     ) -> None:
-        remembering = layers_with_memory(depth, memory_layers)
-        schedule = steps(contexts)
+        memory_layers = layers_with_memory(depth, memory_layers)
+        schedule = parse_schedule(contexts)
+        attention = {"rope_base": rope_base, **attention_options(options)}
+        memory = {"normalised": normalised, "position": memory_position}
+        head_dim = width // heads
 
         def mixer(layer: int) -> Attention:
-            if layer not in remembering:
-                return Attention(width, heads, rope_base=rope_base, dropout=dropout)
+            if layer not in memory_layers:
+                return Attention(width, heads, **attention)
             knn = KNNMemory(
-                capacity,
-                heads,
-                key_width=width // heads,
-                value_width=width // heads,
-                neighbours=neighbours,
-                block=block,
-                backend=backend,
-                index=index,
-                dtype=memory_dtype,
+                capacity, heads, head_dim, head_dim, neighbours, block, backend, index, memory_dtype
             )
-            return self.memory(
-                width,
-                heads,
-                segment_len,
-                knn,
-                schedule,
-                normalised=normalised,
-                position=memory_position,
-                rope_base=rope_base,
-                dropout=dropout,
-            )
+            return self.memory(width, heads, segment_len, knn, schedule, **memory, **attention)
 
-        super().__init__(
-            vocab_size,
-            segment_len,
-            width,
-            [
-                Block(mixer(layer), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
-                for layer in range(depth)
-            ],
-            tied=tied,
-            dropout=dropout,
-        )
+        mixers = map(mixer, range(depth))
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
         self.mixes_rows_in_training = max(schedule.values()) > 1
 
     def memories(self) -> list[FocusedAttention]:
@@ -117,8 +92,7 @@ class Focused(Decoder):
             memory.progress = step / max(1, steps)
 
     def diagnostics(self, state: State) -> dict[str, float]:
-        """d, the number of contexts that a segment sees in training; with faiss, the share of the true
-        neighbours that it finds."""
-        banks = [kept.bank for kept in state if isinstance(kept, FocusedState)]
-        found = recall_diagnostics([memory.knn for memory in self.memories()], banks)
-        return {"contexts": float(self.memories()[0].num_contexts)} | found
+        """d, the number of contexts that a segment sees in training; with faiss, its recall."""
+        banks = [layer.bank for layer in state if isinstance(layer, FocusedState)]
+        recall = recall_diagnostics([memory.knn for memory in self.memories()], banks)
+        return {"contexts": float(self.memories()[0].num_contexts)} | recall

@@ -13,26 +13,22 @@ are scaled by sqrt(D), and logits may be capped, c tanh(logits / c).
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Unpack
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.sliding_window import WindowAttention
-from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.griffin_block import RecurrentBlock
-from zoo.models.blocks import Block, FeedForward, layout
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import BaseOptions, attention_options
+from zoo.models.hybrid import Hybrid, Mixers
 from zoo.state import State
 
 
-class Griffin(Decoder):
-    """`window` counts the tokens that attention sees, the current one included; `heads` are also the blocks
-    of the recurrence's gates."""
-
-    learns_through_memory = True
-    cuts_anywhere = True
-    parallel = "any_length"
+class Griffin(Hybrid):
+    """`window` is the number of tokens that attention sees, the current one included; `heads` also that of
+    the blocks of the recurrence's gates."""
 
     def __init__(
         self,
@@ -48,26 +44,25 @@ class Griffin(Decoder):
         conv_size: int = 4,
         scaled_embeddings: bool = True,
         soft_cap: float | None = None,
-        dropout: float = 0.0,
+        **options: Unpack[BaseOptions],
     ) -> None:
-        def mixer(kind: str) -> Mixer:
-            if kind == "recurrent":
-                return RecurrentBlock(width, lru_width or width, heads, conv_size=conv_size)
-            rotated = width // heads // 2
-            return WindowAttention(
-                width, heads, window=window, kv_heads=1, rotated=rotated, out_bias=True, dropout=dropout
-            )
-
-        blocks = (
-            Block(
-                mixer(kind),
-                FeedForward(width, mlp_width, "geglu_tanh", True, dropout),
-                width,
-                dropout=dropout,
-            )
-            for kind in layout(pattern, depth)
+        attention = partial(WindowAttention, width, heads, window=window, kv_heads=1, out_bias=True)
+        mixers: Mixers = {
+            "recurrent": partial(RecurrentBlock, width, lru_width or width, heads, conv_size=conv_size),
+            "attention": partial(attention, rotated=width // heads // 2, **attention_options(options)),
+        }
+        super().__init__(
+            vocab_size,
+            segment_len,
+            depth,
+            width,
+            pattern,
+            mixers,
+            mlp_width=mlp_width,
+            activation="geglu_tanh",
+            bias=True,
+            **options,
         )
-        super().__init__(vocab_size, segment_len, width, blocks, dropout=dropout)
         self.scale, self.soft_cap = width**0.5 if scaled_embeddings else 1.0, soft_cap
 
     def segment(

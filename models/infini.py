@@ -12,14 +12,13 @@ open and learn faster than the rest, without weight decay, as a replication had 
 "A failed experiment: Infini-Attention, and why we should keep trying?", August 2024).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState, Rule
-from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import Decoder, DecoderOptions
 
 GATES_RATE = 10.0  # times the learning rate
 
@@ -43,11 +42,7 @@ class Infini(Decoder):
         value_width: int | None = None,
         position: Literal["rope", "none"] = "rope",
         rope_base: float = 10000.0,
-        norm: Norm = "rms",
-        activation: Activation = "swiglu",
-        bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[DecoderOptions],
     ) -> None:
         def mixer() -> CompressiveAttention:
             return CompressiveAttention(
@@ -59,21 +54,11 @@ class Infini(Decoder):
                 value_width=value_width,
                 position=position,
                 rope_base=rope_base,
-                dropout=dropout,
+                dropout=options.get("dropout", 0.0),
             )
 
-        super().__init__(
-            vocab_size,
-            segment_len,
-            width,
-            [
-                Block(mixer(), FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout)
-                for _ in range(depth)
-            ],
-            norm=norm,
-            tied=tied,
-            dropout=dropout,
-        )
+        mixers = (mixer() for _ in range(depth))
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
 
     def gates(self) -> list[Tensor]:
         """Every layer's beta, one per head."""

@@ -13,23 +13,22 @@ are tied.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Unpack
 
 from zoo.memory.attention.sliding_window import WindowAttention
-from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
-from zoo.models.blocks import Block, FeedForward, layout
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import BaseOptions, attention_options
+from zoo.models.hybrid import Hybrid, Mixers
+
+Kind = Literal["mamba", "attention"]
+PATTERN: Sequence[Kind] = ("mamba", "mamba", "mamba", "mamba", "attention", "mamba", "mamba", "mamba")
 
 
-class Jamba(Decoder):
-    """`context` counts the tokens before the current one that attention sees; `channels` is Mamba's inner
+class Jamba(Hybrid):
+    """`context` is the number of tokens before the current one that attention sees; `channels` Mamba's inner
     width, 2 D by default."""
-
-    learns_through_memory = True
-    cuts_anywhere = True
-    parallel = "any_length"
 
     def __init__(
         self,
@@ -40,16 +39,7 @@ class Jamba(Decoder):
         heads: int,
         mlp_width: int,
         context: int,
-        pattern: Sequence[Literal["mamba", "attention"]] = (
-            "mamba",
-            "mamba",
-            "mamba",
-            "mamba",
-            "attention",
-            "mamba",
-            "mamba",
-            "mamba",
-        ),
+        pattern: Sequence[Kind] = PATTERN,
         kv_heads: int | None = None,
         channels: int | None = None,
         state_size: int = 16,
@@ -57,29 +47,16 @@ class Jamba(Decoder):
         dt_rank: int | None = None,
         bias: bool = False,
         conv_bias: bool = True,
-        tied: bool = True,
-        dropout: float = 0.0,
         backend: Backend = "torch",
+        **options: Unpack[BaseOptions],
     ) -> None:
-        def mixer(kind: str) -> Mixer:
-            if kind == "attention":
-                return WindowAttention(
-                    width, heads, window=context + 1, kv_heads=kv_heads, position="none", dropout=dropout
-                )
-            return MambaMixer(
-                width,
-                channels or 2 * width,
-                state_size=state_size,
-                conv_size=conv_size,
-                dt_rank=dt_rank,
-                bias=bias,
-                conv_bias=conv_bias,
-                norm_eps=1e-6,
-                backend=backend,
-            )
-
-        blocks = (
-            Block(mixer(kind), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
-            for kind in layout(pattern, depth)
+        mamba = partial(MambaMixer, width, channels or 2 * width, state_size=state_size, conv_size=conv_size)
+        mamba = partial(mamba, dt_rank=dt_rank, bias=bias, conv_bias=conv_bias, norm_eps=1e-6)
+        attention = partial(WindowAttention, width, heads, window=context + 1, kv_heads=kv_heads)
+        mixers: Mixers = {
+            "mamba": partial(mamba, backend=backend),
+            "attention": partial(attention, position="none", **attention_options(options)),
+        }
+        super().__init__(
+            vocab_size, segment_len, depth, width, pattern, mixers, mlp_width=mlp_width, **options
         )
-        super().__init__(vocab_size, segment_len, width, blocks, tied=tied, dropout=dropout)

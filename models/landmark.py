@@ -15,17 +15,32 @@ Differs from the paper: the body is LLaMA-shaped by default (the paper trains a 
 the blocks of a training context begin with it, where the published code cuts a stream anywhere.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
-from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 from zoo.module import Batch
 from zoo.state import State, take_rows, tree_map
+
+
+def check(
+    segment_len: int, depth: int, mem_freq: int, capacity: int, topk: int, retrieve_from_layer: int
+) -> None:
+    """Raises ValueError for settings that don't go together."""
+    if mem_freq < 1 or segment_len % mem_freq:
+        raise ValueError(f"segment_len {segment_len} is not a multiple of mem_freq {mem_freq}")
+    if capacity < mem_freq:
+        raise ValueError(f"capacity {capacity} holds no block of mem_freq {mem_freq} tokens")
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, not {topk}")
+    if not 0 <= retrieve_from_layer < depth:
+        raise ValueError(
+            f"retrieve_from_layer must be one of the layers 0 .. {depth - 1}, not {retrieve_from_layer}"
+        )
 
 
 class Landmark(Decoder):
@@ -46,22 +61,9 @@ class Landmark(Decoder):
         selection: Selection = "token_and_head",
         retrieve_from_layer: int = 1,
         interleaved: bool = False,
-        norm: Norm = "rms",
-        activation: Activation = "swiglu",
-        bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[DecoderOptions],
     ) -> None:
-        if mem_freq < 1 or segment_len % mem_freq:
-            raise ValueError(f"segment_len {segment_len} is not a multiple of mem_freq {mem_freq}")
-        if capacity < mem_freq:
-            raise ValueError(f"capacity {capacity} holds no block of mem_freq {mem_freq} tokens")
-        if topk < 1:
-            raise ValueError(f"topk must be at least 1, not {topk}")
-        if not 0 <= retrieve_from_layer < depth:
-            raise ValueError(
-                f"retrieve_from_layer must be one of the layers 0 .. {depth - 1}, not {retrieve_from_layer}"
-            )
+        check(segment_len, depth, mem_freq, capacity, topk, retrieve_from_layer)
 
         def mixer(layer: int) -> LandmarkAttention:
             return LandmarkAttention(
@@ -73,28 +75,11 @@ class Landmark(Decoder):
                 topk=topk,
                 selection=selection,
                 interleaved=interleaved,
-                bias=bias,
-                dropout=dropout,
+                **attention_options(options),
             )
 
-        super().__init__(
-            vocab_size,
-            segment_len,
-            width,
-            [
-                Block(
-                    mixer(layer),
-                    FeedForward(width, mlp_width, activation, bias, dropout),
-                    width,
-                    norm,
-                    dropout,
-                )
-                for layer in range(depth)
-            ],
-            norm=norm,
-            tied=tied,
-            dropout=dropout,
-        )
+        mixers = map(mixer, range(depth))
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
         self.mem_freq = mem_freq
         if selection == "head":  # by a segment's later tokens, too
             self.decodes = False

@@ -11,10 +11,11 @@ inputs of its short convolution.
 Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
 """
 
+from typing import Unpack
+
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
-from zoo.models.blocks import Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import BaseOptions, Decoder
 
 
 class Mamba(Decoder):
@@ -35,15 +36,13 @@ class Mamba(Decoder):
         conv_size: int = 4,
         dt_rank: int | None = None,
         mlp_width: int = 0,
-        norm: Norm = "rms",
         bias: bool = False,
         conv_bias: bool = True,
-        tied: bool = True,
-        dropout: float = 0.0,
         backend: Backend = "torch",
+        **options: Unpack[BaseOptions],
     ) -> None:
-        def block() -> Block:
-            mixer = MambaMixer(
+        mixers = [
+            MambaMixer(
                 width,
                 channels,
                 state_size=state_size,
@@ -53,8 +52,6 @@ class Mamba(Decoder):
                 conv_bias=conv_bias,
                 backend=backend,
             )
-            mlp = FeedForward(width, mlp_width, dropout=dropout) if mlp_width else None
-            return Block(mixer, mlp, width, norm, dropout)
-
-        blocks = [block() for _ in range(depth)]
-        super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)
+            for _ in range(depth)
+        ]
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

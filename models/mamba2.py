@@ -11,15 +11,17 @@ inputs of its short convolution.
 Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
 """
 
+from functools import partial
+from typing import Unpack
+
 from zoo.memory.state_space.mamba2_mixer import GatedNorm, Mamba2Mixer
 from zoo.memory.state_space.ssd import Backend
-from zoo.models.blocks import Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import BaseOptions, Decoder
 
 
 class Mamba2(Decoder):
-    """`all_heads` counts those of all blocks together, at least one each; the first have one more where they
-    can't have as many."""
+    """`all_heads` is the number of heads of all blocks together, at least one each; where depth doesn't
+    divide it, the first blocks have one more."""
 
     learns_through_memory = True
     cuts_anywhere = True
@@ -42,32 +44,15 @@ class Mamba2(Decoder):
         dt_limit: tuple[float, float] | None = None,
         chunk_size: int = 64,
         mlp_width: int = 0,
-        norm: Norm = "rms",
         bias: bool = False,
         conv_bias: bool = True,
-        tied: bool = True,
-        dropout: float = 0.0,
         backend: Backend = "torch",
+        **options: Unpack[BaseOptions],
     ) -> None:
-        def block(heads: int) -> Block:
-            mixer = Mamba2Mixer(
-                width,
-                heads,
-                head_dim=head_dim,
-                state_size=state_size,
-                groups=groups,
-                conv_size=conv_size,
-                gated_width=gated_width,
-                norm=gated_norm,
-                skip_per_channel=skip_per_channel,
-                dt_limit=dt_limit,
-                chunk_size=chunk_size,
-                bias=bias,
-                conv_bias=conv_bias,
-                backend=backend,
-            )
-            mlp = FeedForward(width, mlp_width, dropout=dropout) if mlp_width else None
-            return Block(mixer, mlp, width, norm, dropout)
-
-        blocks = [block(max(1, (all_heads + place) // depth)) for place in reversed(range(depth))]
-        super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)
+        mixer = partial(Mamba2Mixer, width, head_dim=head_dim, state_size=state_size, groups=groups)
+        mixer = partial(mixer, conv_size=conv_size, gated_width=gated_width, norm=gated_norm)
+        mixer = partial(mixer, skip_per_channel=skip_per_channel, dt_limit=dt_limit, chunk_size=chunk_size)
+        mixer = partial(mixer, bias=bias, conv_bias=conv_bias, backend=backend)
+        heads = [max(1, (all_heads + layer) // depth) for layer in reversed(range(depth))]
+        mixers = [mixer(heads=count) for count in heads]
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

@@ -11,23 +11,22 @@ short convolution.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Unpack
 
 from zoo.memory.attention.sliding_window import WindowAttention
-from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.ssd import Backend
-from zoo.models.blocks import Block, FeedForward, layout
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import BaseOptions, attention_options
+from zoo.models.hybrid import Hybrid, Mixers
+
+Kind = Literal["mamba2", "attention"]
+PATTERN: Sequence[Kind] = ("mamba2", "mamba2", "mamba2", "mamba2", "attention", "mamba2", "mamba2", "mamba2")
 
 
-class Mamba2Hybrid(Decoder):
-    """`context` counts the tokens before the current one that attention sees; the recurrence has
+class Mamba2Hybrid(Hybrid):
+    """`context` is the number of tokens before the current one that attention sees; the recurrence has
     `channels` (2 D by default) in heads of `head_dim`."""
-
-    learns_through_memory = True
-    cuts_anywhere = True
-    parallel = "any_length"
 
     def __init__(
         self,
@@ -38,16 +37,7 @@ class Mamba2Hybrid(Decoder):
         heads: int,
         mlp_width: int,
         context: int,
-        pattern: Sequence[Literal["mamba2", "attention"]] = (
-            "mamba2",
-            "mamba2",
-            "mamba2",
-            "mamba2",
-            "attention",
-            "mamba2",
-            "mamba2",
-            "mamba2",
-        ),
+        pattern: Sequence[Kind] = PATTERN,
         kv_heads: int | None = None,
         channels: int | None = None,
         head_dim: int = 64,
@@ -55,31 +45,20 @@ class Mamba2Hybrid(Decoder):
         groups: int = 1,
         conv_size: int = 4,
         chunk_size: int = 64,
-        dropout: float = 0.0,
         backend: Backend = "torch",
+        **options: Unpack[BaseOptions],
     ) -> None:
-        inner = channels or 2 * width
-        if inner % head_dim:
-            raise ValueError(f"channels {inner} is not a multiple of head_dim {head_dim}")
-
-        def mixer(kind: str) -> Mixer:
-            if kind == "attention":
-                return WindowAttention(
-                    width, heads, window=context + 1, kv_heads=kv_heads, position="none", dropout=dropout
-                )
-            return Mamba2Mixer(
-                width,
-                inner // head_dim,
-                head_dim=head_dim,
-                state_size=state_size,
-                groups=groups,
-                conv_size=conv_size,
-                chunk_size=chunk_size,
-                backend=backend,
-            )
-
-        blocks = (
-            Block(mixer(kind), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
-            for kind in layout(pattern, depth)
+        channels = channels or 2 * width
+        if channels % head_dim:
+            raise ValueError(f"channels {channels} is not a multiple of head_dim {head_dim}")
+        mamba2 = partial(Mamba2Mixer, width, channels // head_dim, head_dim=head_dim, state_size=state_size)
+        attention = partial(WindowAttention, width, heads, window=context + 1, kv_heads=kv_heads)
+        mixers: Mixers = {
+            "mamba2": partial(
+                mamba2, groups=groups, conv_size=conv_size, chunk_size=chunk_size, backend=backend
+            ),
+            "attention": partial(attention, position="none", **attention_options(options)),
+        }
+        super().__init__(
+            vocab_size, segment_len, depth, width, pattern, mixers, mlp_width=mlp_width, **options
         )
-        super().__init__(vocab_size, segment_len, width, blocks, dropout=dropout)

@@ -14,6 +14,7 @@ Differs from the paper: as its code does (said in the parts' files); matrices be
 average as published; only the matrices decay, where the published optimiser decays every weight.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.megalodon_attention import GatedAttention, MegalodonState
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
-from zoo.models.blocks import Stack, init_weights
+from zoo.models.blocks import Stack, init_weights, output_projection
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -62,10 +63,10 @@ class NormedFeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
         gain = None if self.gain is None else 1 + self.gain
         x = F.layer_norm(x, x.shape[-1:], gain, self.shift, self.eps)
-        mlp_width = F.silu(self.enter(x))
+        h = F.silu(self.enter(x))
         if self.up is not None:
-            mlp_width = mlp_width * self.up(x)
-        y = self.dropout(self.out(self.hidden_dropout(mlp_width)))
+            h = h * self.up(x)
+        y = self.dropout(self.out(self.hidden_dropout(h)))
         return y if self.scale is None else y * self.scale
 
 
@@ -115,43 +116,18 @@ class Megalodon(SequenceModule):
     ) -> None:
         super().__init__()
         self.vocab_size, self.segment_len = vocab_size, segment_len
-        self.embed = nn.Embedding(vocab_size, width)
+        self.embed, self.dropout = nn.Embedding(vocab_size, width), nn.Dropout(dropout)
         self.scale = width**0.5 if scaled_embedding else 1.0
-        self.dropout = nn.Dropout(dropout)
-
-        def block(layer: int) -> MegalodonBlock:
-            attention = GatedAttention(
-                width,
-                heads,
-                key_width=key_width,
-                value_width=value_width,
-                chunk_size=chunk_size,
-                state_size=state_size,
-                norm_groups=norm_groups,
-                norm_affine=norm_affine,
-                eps=norm_eps,
-                rope_base=rope_base,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                hidden_dropout=hidden_dropout,
-            )
-            mlp = NormedFeedForward(
-                width,
-                mlp_width,
-                swiglu=swiglu,
-                norm_affine=norm_affine,
-                scale=0.1 * 0.5**layer if rescaled else None,
-                eps=norm_eps,
-                dropout=dropout,
-                hidden_dropout=hidden_dropout,
-            )
-            return MegalodonBlock(attention, mlp)
-
-        self.layers = Stack(block(layer) for layer in range(depth))
+        shared: dict[str, Any] = {"eps": norm_eps, "dropout": dropout, "hidden_dropout": hidden_dropout}
+        mlp = partial(NormedFeedForward, width, mlp_width, swiglu=swiglu, norm_affine=norm_affine, **shared)
+        attention = partial(GatedAttention, width, heads, key_width=key_width, value_width=value_width)
+        attention = partial(attention, chunk_size=chunk_size, state_size=state_size, norm_affine=norm_affine)
+        attention = partial(attention, norm_groups=norm_groups, attention_dropout=attention_dropout)
+        attention = partial(attention, rope_base=rope_base, **shared)
+        scales = [0.1 * 0.5**layer if rescaled else None for layer in range(depth)]
+        self.layers = Stack(MegalodonBlock(attention(), mlp(scale=scale)) for scale in scales)
         self.norm = TimestepNorm(width, norm_groups, eps=norm_eps)
-        self.head = nn.Linear(width, vocab_size, bias=False)
-        if tied:
-            self.head.weight = self.embed.weight
+        self.head = output_projection(self.embed, tied)
         init_weights(self, depth)
 
     def init_state(self, rows: int) -> MegalodonModelState:

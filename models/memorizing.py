@@ -14,7 +14,7 @@ the softmax among themselves, and a token sees itself.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 
@@ -22,8 +22,8 @@ from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.memorizing_attention import MemorizingAttention
-from zoo.models.blocks import Block, FeedForward, layers_with_memory
-from zoo.models.decoder import Decoder
+from zoo.models.blocks import layers_with_memory
+from zoo.models.decoder import BaseOptions, Decoder, attention_options
 from zoo.state import State
 
 
@@ -47,29 +47,22 @@ class Memorizing(Decoder):
         index: Kind = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[BaseOptions],
     ) -> None:
-        remembering = layers_with_memory(depth, memory_layers)
+        memory_layers = layers_with_memory(depth, memory_layers)
+        attention = {"rope_base": rope_base, **attention_options(options)}
+        head_dim = width // heads
 
         def mixer(layer: int) -> Attention:
-            if layer not in remembering:
-                return Attention(width, heads, rope_base=rope_base, dropout=dropout)
-            each = width // heads
-            knn = KNNMemory(capacity, heads, each, each, neighbours, block, backend, index, memory_dtype)
-            return MemorizingAttention(width, heads, knn, rope_base=rope_base, dropout=dropout)
+            if layer not in memory_layers:
+                return Attention(width, heads, **attention)
+            knn = KNNMemory(
+                capacity, heads, head_dim, head_dim, neighbours, block, backend, index, memory_dtype
+            )
+            return MemorizingAttention(width, heads, knn, **attention)
 
-        super().__init__(
-            vocab_size,
-            segment_len,
-            width,
-            [
-                Block(mixer(layer), FeedForward(width, mlp_width, dropout=dropout), width, dropout=dropout)
-                for layer in range(depth)
-            ],
-            tied=tied,
-            dropout=dropout,
-        )
+        mixers = map(mixer, range(depth))
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
 
     def memories(self) -> list[MemorizingAttention]:
         return [part for part in self.modules() if isinstance(part, MemorizingAttention)]
@@ -79,6 +72,7 @@ class Memorizing(Decoder):
         """How far the gates are open to the memory (1: nothing else is read); with faiss, the share of the
         true neighbours that it finds."""
         gates = torch.stack([memory.gate for memory in self.memories()]).sigmoid()
-        said = {"gate": gates.mean().item(), "gate_min": gates.min().item(), "gate_max": gates.max().item()}
+        figures = {"gate": gates.mean(), "gate_min": gates.min(), "gate_max": gates.max()}
         banks = [bank for bank in state if isinstance(bank, Bank)]
-        return said | recall_diagnostics([memory.knn for memory in self.memories()], banks)
+        recall = recall_diagnostics([memory.knn for memory in self.memories()], banks)
+        return {name: figure.item() for name, figure in figures.items()} | recall

@@ -12,21 +12,19 @@ models/rmt_xl.py, are the published ones); memory tokens see one another causall
 authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position
 from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround
-from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
 
 class RMTState(NamedTuple):
-    memory: Float[Tensor, "rows slots width"]  # what the last segment wrote
+    memory: Float[Tensor, "rows slots width"]  # the last segment's memory tokens
 
 
 class RMT(Decoder):
@@ -43,43 +41,34 @@ class RMT(Decoder):
         memory_tokens: int,
         memory_attention: MemoryAttention = "causal",
         position: Literal["rope", "learned", "none"] = "rope",
-        norm: Norm = "rms",
-        activation: Activation = "swiglu",
-        bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[DecoderOptions],
     ) -> None:
         if memory_tokens < 1:
             raise ValueError(
                 f"memory_tokens must be at least 1, not {memory_tokens}: with none this is model=transformer"
             )
-        place: Position = "none" if position == "learned" else position
 
         def mixer() -> Attention:
             if memory_attention == "block":
                 return BlockMemoryAttention(
-                    width, heads, memory_tokens, position=place, bias=bias, dropout=dropout
+                    width, heads, memory_tokens, position=position, **attention_options(options)
                 )
-            return Attention(width, heads, position=place, bias=bias, dropout=dropout)
+            return Attention(width, heads, position=position, **attention_options(options))
 
         super().__init__(
             vocab_size,
             segment_len,
             width,
-            [
-                Block(mixer(), FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout)
-                for _ in range(depth)
-            ],
-            norm=norm,
+            (mixer() for _ in range(depth)),
+            mlp_width=mlp_width,
             positions=segment_len + 2 * memory_tokens if position == "learned" else 0,
-            tied=tied,
-            dropout=dropout,
+            **options,
         )
         self.memory_tokens = memory_tokens
+        # the standard deviation of the embeddings beside it (the published code's rule)
+        self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
         if memory_attention == "block":  # a mask that counts positions from the end
             self.decodes = False
-        # as strong as the embeddings it stands beside (the published code's rule)
-        self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
 
     def init_state(self, rows: int) -> RMTState:
         return RMTState(self.memory.expand(rows, -1, -1))
@@ -93,6 +82,6 @@ class RMT(Decoder):
         return self.head(x[:, self.memory_tokens : end]), RMTState(x[:, end:].to(self.memory.dtype))
 
     def init_decode_cache(self, state: RMTState) -> Any:
-        """With the memory tokens read."""
+        """With the memory tokens already read."""
         cache = 0, self.stack.init_decode_cache(self.stack.init_state(len(state.memory)))
         return self.decode_body(state.memory.to(self.embed.weight.dtype), cache)[1]

@@ -10,7 +10,7 @@ Differs from the paper: a memory position that looks ahead inside its block does
 published code reads whatever its relative shift wraps around to (`wrapped=true`, for its weights).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
 from zoo.memory.tokens.memory_tokens import surround
-from zoo.models.transformer_xl import TransformerXL
+from zoo.models.transformer_xl import TransformerXL, XLOptions
 
 
 class RMTXLState(NamedTuple):
@@ -42,52 +42,24 @@ class RMTXL(TransformerXL):
         write_at_end: bool = True,
         read_cache: bool = False,
         wrapped: bool = False,
-        head_dim: int | None = None,
-        prenorm: bool = False,
-        same_length: bool = False,
-        clamp_len: int = -1,
-        tied: bool = True,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
+        **options: Unpack[XLOptions],
     ) -> None:
         """`write_at_end=false` has the read tokens write too, none after the segment; `read_cache` lets
         memory tokens see the XL memory."""
-        super().__init__(
-            vocab_size,
-            segment_len,
-            depth,
-            width,
-            heads,
-            mlp_width,
-            memory_len,
-            head_dim,
-            prenorm,
-            same_length,
-            clamp_len,
-            tied,
-            dropout,
-            attention_dropout,
-        )
+        super().__init__(vocab_size, segment_len, depth, width, heads, mlp_width, memory_len, **options)
         if memory_tokens < 1:
             raise ValueError(
                 f"memory_tokens must be at least 1, not {memory_tokens}: with none this is transformer_xl"
             )
-        self.memory_tokens, self.write_at_end, self.read_cache, self.same_length = (
-            memory_tokens,
-            write_at_end,
-            read_cache,
-            same_length,
-        )
+        self.memory_tokens, self.write_at_end, self.read_cache = memory_tokens, write_at_end, read_cache
         for part in self.modules():
             if isinstance(part, RelativeAttention):
                 part.wrapped = wrapped
-        # as strong as the embeddings it stands beside
+        # the standard deviation of the embeddings beside it
         scale = self.embed.weight.std().detach() * width**0.5
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * scale)
         self.remembers = True
-        self.learns_through_memory = (
-            ("memory",) if write_at_end else ()
-        )  # read tokens see nothing of their segment
+        self.learns_through_memory = ("memory",) if write_at_end else ()  # read tokens see no segment
 
     def init_state(self, rows: int) -> RMTXLState:
         return RMTXLState(self.memory.expand(rows, -1, -1), super().init_state(rows))

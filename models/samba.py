@@ -12,24 +12,19 @@ are those of all our models, but for A, D, dt and the convolution.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, Unpack
 
-from zoo.memory.attention.positions import Position
 from zoo.memory.attention.sliding_window import WindowAttention
-from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
-from zoo.models.blocks import Block, FeedForward, Norm, layout
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import BaseOptions, attention_options
+from zoo.models.hybrid import Hybrid, Mixers
 
 
-class Samba(Decoder):
-    """`window` counts the tokens that attention sees, the current one included; `channels` is Mamba's inner
-    width, 2 D by default; `rotated` features of a head have rotary positions, all by default."""
-
-    learns_through_memory = True
-    cuts_anywhere = True
-    parallel = "any_length"
+class Samba(Hybrid):
+    """`window` is the number of tokens that attention sees, the current one included; `channels` Mamba's
+    inner width, 2 D by default; `rotated` features of a head have rotary positions, all by default."""
 
     def __init__(
         self,
@@ -46,35 +41,20 @@ class Samba(Decoder):
         state_size: int = 16,
         conv_size: int = 4,
         dt_rank: int | None = None,
-        position: Position = "rope",
+        position: Literal["rope", "alibi", "none"] = "rope",
         rope_base: float = 10000.0,
         rotated: int | None = None,
-        norm: Norm = "rms",
         bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
         backend: Backend = "torch",
+        **options: Unpack[BaseOptions],
     ) -> None:
-        def mixer(kind: str) -> Mixer:
-            if kind == "mamba":
-                inner = channels or 2 * width
-                return MambaMixer(
-                    width, inner, state_size=state_size, conv_size=conv_size, dt_rank=dt_rank, backend=backend
-                )
-            return WindowAttention(
-                width,
-                heads,
-                window=window,
-                kv_heads=kv_heads,
-                position=position,
-                rope_base=rope_base,
-                rotated=rotated,
-                bias=bias,
-                dropout=dropout,
-            )
-
-        blocks = (
-            Block(mixer(kind), FeedForward(width, mlp_width, dropout=dropout), width, norm, dropout)
-            for kind in layout(pattern, depth)
+        mamba = partial(MambaMixer, width, channels or 2 * width, state_size=state_size, conv_size=conv_size)
+        attention = partial(WindowAttention, width, heads, window=window, kv_heads=kv_heads, rotated=rotated)
+        attention = partial(attention, position=position, rope_base=rope_base, bias=bias)
+        mixers: Mixers = {
+            "mamba": partial(mamba, dt_rank=dt_rank, backend=backend),
+            "attention": partial(attention, **attention_options(options)),
+        }
+        super().__init__(
+            vocab_size, segment_len, depth, width, pattern, mixers, mlp_width=mlp_width, **options
         )
-        super().__init__(vocab_size, segment_len, width, blocks, norm=norm, tied=tied, dropout=dropout)

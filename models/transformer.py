@@ -13,14 +13,21 @@ tokens.
 Differs from the papers: nothing.
 """
 
-from typing import Literal
+from typing import Any, Unpack
 
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.positions import Position
 from zoo.memory.attention.sliding_window import WindowAttention
-from zoo.models.blocks import Activation, Block, FeedForward, Norm
-from zoo.models.decoder import Decoder
+from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 from zoo.module import Parallel
+
+
+class TransformerOptions(DecoderOptions, total=False):
+    """Settings of every transformer."""
+
+    kv_heads: int | None
+    position: Position
+    rope_base: float
 
 
 class Transformer(Decoder):
@@ -37,62 +44,29 @@ class Transformer(Decoder):
         window: int | None = None,
         sinks: int = 0,
         kv_heads: int | None = None,
-        position: Literal["rope", "alibi", "learned", "none"] = "rope",
+        position: Position = "rope",
         rope_base: float = 10000.0,
-        norm: Norm = "rms",
-        activation: Activation = "swiglu",
-        bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[DecoderOptions],
     ) -> None:
         if window is None and sinks:
-            raise ValueError(
-                f"sinks={sinks} need a window: without one nothing is ever dropped from a segment"
-            )
-        if window is not None and position == "learned":
-            raise ValueError(
-                "a window needs positions that only count distances: rope, alibi or none, not learned"
-            )
-
-        place: Position = "none" if position == "learned" else position
+            raise ValueError(f"sinks={sinks} need a window: without one a segment drops no token")
+        attention: dict[str, Any] = {"kv_heads": kv_heads, "position": position, "rope_base": rope_base}
+        attention |= attention_options(options)
 
         def mixer() -> Attention:
             if window is None:
-                return Attention(
-                    width,
-                    heads,
-                    kv_heads=kv_heads,
-                    position=place,
-                    rope_base=rope_base,
-                    bias=bias,
-                    dropout=dropout,
-                )
-            return WindowAttention(
-                width,
-                heads,
-                window=window,
-                sinks=sinks,
-                kv_heads=kv_heads,
-                position=place,
-                rope_base=rope_base,
-                bias=bias,
-                dropout=dropout,
-            )
+                return Attention(width, heads, **attention)
+            return WindowAttention(width, heads, window=window, sinks=sinks, **attention)
 
         super().__init__(
             vocab_size,
             segment_len,
             width,
-            [
-                Block(mixer(), FeedForward(width, mlp_width, activation, bias, dropout), width, norm, dropout)
-                for _ in range(depth)
-            ],
-            norm=norm,
+            (mixer() for _ in range(depth)),
+            mlp_width=mlp_width,
             positions=segment_len if position == "learned" else 0,
-            tied=tied,
-            dropout=dropout,
+            **options,
         )
-        carries = window is not None and window + sinks > 1
-        self.remembers = self.learns_through_memory = carries
+        self.remembers = self.learns_through_memory = window is not None and window + sinks > 1
         if window is not None:
             self.cuts_anywhere, self.parallel = True, "any_length"

@@ -11,7 +11,8 @@ Differs from the paper: as its PyTorch code, scores are divided by sqrt(K), one 
 and the memory starts empty; initial weights are those of all our models.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -34,11 +35,11 @@ class XLLayer(nn.Module):
         self,
         h: Float[Tensor, "rows time width"],
         state: RecurrenceState,
-        table: Float[Tensor, "distances width"],
+        R: Float[Tensor, "distances width"],
         segment_len: int,
         allowed: Tensor | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
-        y, state = self.attention(h, state, table, segment_len, allowed)
+        y, state = self.attention(h, state, R, segment_len, allowed)
         return self._feed(y), state
 
     def decode(
@@ -49,6 +50,28 @@ class XLLayer(nn.Module):
 
     def _feed(self, y: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
         return y + self.mlp(self.norm(y)) if self.prenorm else self.norm(y + self.mlp(y))
+
+
+def check(width: int, heads: int, memory_len: int, head_dim: int | None, same_length: bool) -> None:
+    """Raises ValueError for settings that don't go together."""
+    if head_dim is None and width % heads:
+        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    if width % 2:
+        raise ValueError(f"sinusoid positions need an even width, not {width}")
+    if same_length and not memory_len:
+        raise ValueError("same_length lets a query see memory_len keys, itself included: 0 leaves none")
+
+
+class XLOptions(TypedDict, total=False):
+    """Settings of every Transformer-XL."""
+
+    head_dim: int | None
+    prenorm: bool
+    same_length: bool
+    clamp_len: int
+    tied: bool
+    dropout: float
+    attention_dropout: float
 
 
 class TransformerXL(SequenceModule):
@@ -73,44 +96,26 @@ class TransformerXL(SequenceModule):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if head_dim is None and width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        if width % 2:
-            raise ValueError(f"sinusoid positions need an even width, not {width}")
-        if same_length and not memory_len:
-            raise ValueError(
-                "same_length lets a query see memory_len keys, itself included: memory_len=0 leaves none"
-            )
+        check(width, heads, memory_len, head_dim, same_length)
         head_dim = head_dim or width // heads
         self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
-        self.memory_len, self.clamp_len, self.remembers = memory_len, clamp_len, memory_len > 0
+        self.memory_len, self.remembers = memory_len, memory_len > 0
+        self.clamp_len, self.same_length = clamp_len, same_length
         self.embed = nn.Embedding(vocab_size, width)
-        self.content_bias = nn.Parameter(torch.empty(heads, head_dim))
-        self.position_bias = nn.Parameter(torch.empty(heads, head_dim))
+        biases = [nn.Parameter(torch.empty(heads, head_dim)) for _ in range(2)]
+        self.content_bias, self.position_bias = biases
         self.dropout = nn.Dropout(dropout)
-
-        def layer() -> XLLayer:
-            attention = RelativeAttention(
-                width,
-                heads,
-                head_dim,
-                memory_len,
-                self.content_bias,
-                self.position_bias,
-                prenorm=prenorm,
-                same_length=same_length,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-            )
-            mlp = FeedForward(width, mlp_width, "relu", True, dropout, inner_dropout=dropout)
-            return XLLayer(attention, mlp, width, prenorm)
-
-        self.layers = nn.ModuleList(layer() for _ in range(depth))
+        attention = partial(RelativeAttention, width, heads, head_dim, memory_len, *biases, prenorm=prenorm)
+        attention = partial(attention, same_length=same_length, attention_dropout=attention_dropout)
+        mlp = partial(FeedForward, width, mlp_width, "relu", True, inner_dropout=dropout)
+        self.layers = nn.ModuleList(
+            XLLayer(attention(dropout=dropout), mlp(dropout=dropout), width, prenorm) for _ in range(depth)
+        )
         self.head = nn.Linear(width, vocab_size)
         if tied:
             self.head.weight = self.embed.weight
         init_weights(self, depth)
-        for bias in (self.content_bias, self.position_bias):
+        for bias in biases:
             nn.init.normal_(bias, std=0.02)
 
     def init_state(self, rows: int) -> State:
@@ -124,14 +129,14 @@ class TransformerXL(SequenceModule):
         allowed: Tensor | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         """All layers over a text of whole segments: a segment's memory is the layer below's past."""
-        table = self.table(segment_len, x)
+        R = self.relative_positions(segment_len, x)
         h, after = self.dropout(x), []
-        for layer, kept in zip(self.layers, state, strict=True):
-            h, kept = layer(h, kept, table, segment_len, allowed)
-            after.append(kept)
+        for layer, memory in zip(self.layers, state, strict=True):
+            h, memory = layer(h, memory, R, segment_len, allowed)
+            after.append(memory)
         return self.dropout(h), tuple(after)
 
-    def table(self, segment_len: int, like: Tensor) -> Float[Tensor, "distances width"]:
+    def relative_positions(self, segment_len: int, like: Tensor) -> Float[Tensor, "distances width"]:
         """R for the distances memory + segment - 1 .. 0."""
         distances = torch.arange(self.memory_len + segment_len - 1, -1, -1, device=like.device)
         if self.clamp_len > 0:
@@ -140,18 +145,18 @@ class TransformerXL(SequenceModule):
 
     def init_decode_cache(self, state: State) -> Any:
         """Every layer's memory, projected once."""
-        table = self.table(self.segment_len, self.embed.weight)
-        pairs: Any = zip(self.layers, state, strict=True)
-        return tuple(layer.attention.init_decode_cache(kept, table) for layer, kept in pairs)
+        R = self.relative_positions(self.segment_len, self.embed.weight)
+        layers: Any = zip(self.layers, state, strict=True)
+        return tuple(layer.attention.init_decode_cache(memory, R) for layer, memory in layers)
 
     def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         h, after = self.dropout(self.read_embeddings(tokens)), []
-        layers: Any = self.layers
-        for layer, kept in zip(layers, cache, strict=True):
-            h, kept = layer.decode(h, kept)
-            after.append(kept)
+        layers: Any = zip(self.layers, cache, strict=True)
+        for layer, layer_cache in layers:
+            h, layer_cache = layer.decode(h, layer_cache)
+            after.append(layer_cache)
         return self.head(self.dropout(h)), tuple(after)
 
     def read_embeddings(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time width"]:

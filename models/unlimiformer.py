@@ -19,17 +19,17 @@ place of the oldest keys, it joins the whole segment here; it has no position, a
 finds it.
 """
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from zoo.memory.attention.positions import Position
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import Kind
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
-from zoo.models.blocks import Activation, Block, Norm
-from zoo.models.transformer import Transformer
+from zoo.models.blocks import Block
+from zoo.models.decoder import attention_options
+from zoo.models.transformer import Transformer, TransformerOptions
 from zoo.module import Batch
 from zoo.state import State
 
@@ -51,35 +51,12 @@ class Unlimiformer(Transformer):
         backend: Backend = "torch",
         index: Kind = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
-        kv_heads: int | None = None,
-        position: Literal["rope", "alibi", "learned", "none"] = "rope",
-        rope_base: float = 10000.0,
-        norm: Norm = "rms",
-        activation: Activation = "swiglu",
-        bias: bool = False,
-        tied: bool = True,
-        dropout: float = 0.0,
+        **options: Unpack[TransformerOptions],
     ) -> None:
         layer_begin = depth // 2 if layer_begin is None else layer_begin
         if not 0 <= layer_begin < depth:
             raise ValueError(f"layer_begin must be one of the layers 0 .. {depth - 1}, not {layer_begin}")
-        super().__init__(
-            vocab_size,
-            segment_len,
-            depth,
-            width,
-            heads,
-            mlp_width,
-            kv_heads=kv_heads,
-            position=position,
-            rope_base=rope_base,
-            norm=norm,
-            activation=activation,
-            bias=bias,
-            tied=tied,
-            dropout=dropout,
-        )
-        place: Position = "none" if position == "learned" else position
+        super().__init__(vocab_size, segment_len, depth, width, heads, mlp_width, **options)
         for layer in list(self.stack)[layer_begin:]:
             assert isinstance(layer, Block)
             layer.mixer = UnlimiformerAttention(
@@ -87,30 +64,26 @@ class Unlimiformer(Transformer):
                 heads,
                 KNNMemory(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype),
                 retrieval_training=retrieval_training,
-                kv_heads=kv_heads,
-                position=place,
-                rope_base=rope_base,
-                bias=bias,
-                dropout=dropout,
+                **attention_options(options),
             )
         self.init_weights()
         self.remembers, self.learns_through_memory = True, retrieval_training
         self.retrieval_training = retrieval_training
 
     @property
-    def reads_alone(self) -> bool:
-        """Here and now each segment is read alone, as `transformer` reads it."""
+    def forgets(self) -> bool:
+        """In this mode each segment is read alone, as by `transformer`."""
         return self.training and not self.retrieval_training
 
     @torch.no_grad()
     def diagnostics(self, state: State) -> dict[str, float]:
-        """With faiss, the share of the true neighbours that it finds; nothing where nothing is carried."""
+        """With faiss, its recall; nothing where nothing is carried."""
         if state is None:
             return {}
         memories = [part.knn for part in self.modules() if isinstance(part, UnlimiformerAttention)]
         return recall_diagnostics(memories, [bank for bank in state if isinstance(bank, Bank)])
 
-    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
-        """Where segments are read alone, empty memories would only be moved about: nothing is carried."""
-        said, state = super().compute_loss(batch, None if self.reads_alone else carried)
-        return said, None if self.reads_alone else state
+    def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], State]:
+        """Nothing is carried where segments are read alone: the memories would stay empty."""
+        outputs, state = super().compute_loss(batch, None if self.forgets else state)
+        return outputs, None if self.forgets else state

@@ -18,7 +18,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-Position = Literal["rope", "alibi", "none"]
+Position = Literal["rope", "alibi", "learned", "none"]
+"""`learned` positions are added to the embeddings: attention has none."""
 
 
 class Positions(nn.Module):
@@ -135,7 +136,7 @@ def build_positions(
 
     ValueError if the features that `rope` rotates are no pairs.
     """
-    if position == "none":
+    if position in ("none", "learned"):
         return Positions()
     if position == "alibi":
         return Alibi()

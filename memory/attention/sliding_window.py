@@ -40,6 +40,10 @@ class WindowAttention(Attention):
         super().__init__(width, heads, **options)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
+        if options.get("position") == "learned":
+            raise ValueError(
+                "a window needs positions that only count distances: rope, alibi or none, not learned"
+            )
         self.window, self.sinks = window, sinks
 
     def init_state(self, rows: int) -> WindowState:

@@ -18,7 +18,6 @@ from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer, Mamba2State
 from zoo.memory.state_space.mamba_mixer import MambaMixer, MambaState
-from zoo.models.blocks import Block, FeedForward
 from zoo.models.decoder import Decoder
 from zoo.models.published import mamba, mamba2
 from zoo.models.published.attention import seen
@@ -136,14 +135,9 @@ def load(weights: dict[str, Tensor], config: Config) -> Decoder:
     """The published model with its weights, in their dtype; attention sees the config's `context` tokens, by
     default its `L`, by default 2048."""
     shape = mamba.decoder_shape({**config, "attn_layer_idx": []})
-    depth, hidden = shape.pop("depth"), shape.pop("mlp_width")
-    context = number(config, "context", default=shape["segment_len"])
-
-    def block(layer: int) -> Block:
-        mlp = FeedForward(shape["width"], hidden) if hidden else None
-        return Block(mixer(config, layer, context), mlp, shape["width"], shape["norm"])
-
-    model = built(MambaLM, blocks=[block(layer) for layer in range(depth)], **shape)
+    depth, context = shape.pop("depth"), number(config, "context", default=shape["segment_len"])
+    mixers = (mixer(config, layer, context) for layer in range(depth))
+    model = built(MambaLM, mixers=mixers, **shape)
     epsilon = fraction(config, "norm_epsilon", 1e-5)
     for part in model.modules():
         if isinstance(part, nn.RMSNorm | nn.LayerNorm):

@@ -1,7 +1,5 @@
 """Dropout of every model: each of its places acts in training, and none does in evaluation."""
 
-import inspect
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +8,7 @@ from tests.contract.test_contract import MODELS
 from zoo.module import SequenceModule
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
+from zoo.train.runs.construct import parameters
 
 
 def said(model: SequenceModule, seed: int) -> Tensor:
@@ -22,7 +21,7 @@ def said(model: SequenceModule, seed: int) -> Tensor:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_dropout_acts_in_training_alone(name: str) -> None:
     words = [f"model={name}", "size=nano"]
-    taken = inspect.signature(type(build.model(compose(words)))).parameters
+    taken = parameters(type(build.model(compose(words))))
     rates = [f"++model.{key}=0.5" for key in taken if key.endswith("dropout")]
     model = build.model(compose([*words, *rates]))
     places = {place: part for place, part in model.named_modules() if isinstance(part, nn.Dropout)}

@@ -16,8 +16,8 @@ from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentBlock
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
-from zoo.models.blocks import layout
 from zoo.models.griffin import Griffin
+from zoo.models.hybrid import pattern_layers
 from zoo.models.jamba import Jamba
 from zoo.models.mamba2_hybrid import Mamba2Hybrid
 from zoo.models.published.mamba2_hybrid import PackedAttention
@@ -77,9 +77,9 @@ def test_a_pattern_is_repeated_cut_and_leaves_nothing_out(
 ) -> None:
     if expected is None:
         with pytest.raises(ValueError, match="1 blocks can't hold each of a, b"):
-            layout(pattern, depth)
+            pattern_layers(pattern, depth)
     else:
-        assert "".join(layout(pattern, depth)) == expected
+        assert "".join(pattern_layers(pattern, depth)) == expected
 
 
 @pytest.mark.parametrize("model", PLACES)

@@ -121,11 +121,8 @@ def test_a_stack_hands_each_block_its_own_state() -> None:
 
 def test_a_pattern_of_mixers_is_a_hybrid() -> None:
     """Blocks that carry something and blocks that carry nothing, one state."""
-    blocks = [
-        Block(WindowAttention(8, 2, window=3), FeedForward(8, 8), 8),
-        Block(Attention(8, 2), None, 8),
-    ] * 2
-    model = Decoder(11, 4, 8, blocks)
+    mixers = [WindowAttention(8, 2, window=3), Attention(8, 2)] * 2
+    model = Decoder(11, 4, 8, mixers, mlp_width=8)
     state = model.init_state(2)
     assert [len(part) for part in state] == [5, 0, 5, 0]
     logits, after = model.segment(torch.randint(11, (2, 4)), state)
@@ -172,15 +169,14 @@ def test_every_kind_of_weight_is_born_as_wide_as_the_table_says(
 
 
 def test_tied_is_one_matrix() -> None:
-    blocks = [Block(Attention(64, 2), FeedForward(64, 8), 64)]
-    tied, apart = Decoder(500, 4, 64, blocks), Decoder(500, 4, 64, blocks, tied=False)
+    tied, untied = (Decoder(500, 4, 64, [Attention(64, 2)], mlp_width=8, tied=tied) for tied in (True, False))
     assert tied.head.weight is tied.embed.weight
-    assert apart.head.weight is not apart.embed.weight
+    assert untied.head.weight is not untied.embed.weight
 
 
 @torch.no_grad()
 def test_a_learned_table_counts_from_the_start_of_the_body() -> None:
-    model = Decoder(7, 4, 8, [], norm="layer", positions=4).double()
+    model = Decoder(7, 4, 8, [], mlp_width=0, norm="layer", positions=4).double()
     assert model.positions is not None
     tokens = torch.tensor([[3, 3, 3], [0, 1, 2]])
     expected = torch.nn.functional.layer_norm(model.embed.weight[tokens] + model.positions[:3], (8,))

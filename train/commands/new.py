@@ -57,7 +57,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from zoo.memory.mixer import Mixer
-from zoo.models.blocks import Block, FeedForward
 from zoo.models.decoder import Decoder
 
 
@@ -98,8 +97,8 @@ class MyModel(Decoder):
     parallel = "any_length"  # a call of `segment` takes a text of any length
 
     def __init__(self, vocab_size: int, segment_len: int, depth: int, width: int, mlp_width: int) -> None:
-        blocks = [Block(MyModelMemory(width), FeedForward(width, mlp_width), width) for _ in range(depth)]
-        super().__init__(vocab_size, segment_len, width, blocks)
+        mixers = (MyModelMemory(width) for _ in range(depth))
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width)
 '''
 
 YAML = """\
@@ -170,7 +169,7 @@ wrote {name}/: {files}
 
 Then change {name}/model.py."""
 
-IMPORTED = ("Block", "Decoder", "FeedForward", "Float", "Mixer", "NamedTuple", "Tensor")  # by MODEL
+IMPORTED = ("Decoder", "Float", "Mixer", "NamedTuple", "Tensor")  # by MODEL
 
 
 @command

@@ -15,6 +15,7 @@ from zoo.errors import UserError
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import Estimate, estimate
 from zoo.train.evaluation.results import EvalEntry
+from zoo.train.runs.construct import parameters
 from zoo.train.runs.folder import NEUTRAL_SETTINGS, NOT_SET, differences, flatten, read_config, read_json
 
 METRICS = ("val/loss", "parameters", "tokens_seen")
@@ -196,7 +197,7 @@ def constructor_defaults(target: Any) -> dict[str, Any] | None:
         return None
     try:
         module, _, name = target.rpartition(".")
-        arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        arguments = parameters(getattr(importlib.import_module(module), name))
     except Exception:  # a module written for another version may raise anything
         return None
     return {"base": None} | {name: argument.default for name, argument in arguments.items()}

@@ -1,6 +1,5 @@
 """The objects that a composed configuration names: model, optimiser and task."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from zoo.optim import Optim
 from zoo.train.runs.budget import solve_width
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import to_dict
-from zoo.train.runs.construct import call, import_class
+from zoo.train.runs.construct import call, import_class, parameters
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.stored import load_stored
 from zoo.train.tasks.base import Task
@@ -59,9 +58,9 @@ def _load_base(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> No
         raise UserError(
             f"model.base: {cls.__name__} starts from a run of {expected_target}, found one of {target}"
         )
-    parameters = inspect.signature(cls).parameters
-    for name, parameter in inspect.signature(base_cls).parameters.items():
-        expected = keys.get(name, (parameters.get(name) or parameter).default)
+    own_parameters = parameters(cls)
+    for name, parameter in parameters(base_cls).items():
+        expected = keys.get(name, (own_parameters.get(name) or parameter).default)
         value = base_keys.get(name, parameter.default)
         if value != expected and not name.endswith("dropout"):
             raise UserError(f"model.base: expected a run with {name} {expected}, found {value} in {path}")

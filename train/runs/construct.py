@@ -32,11 +32,11 @@ def import_class(target: Any, kind: type, group: str) -> type[Any]:
 
 def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     """Build with plain keywords, after checking names and types against the constructor's annotations."""
-    parameters = inspect.signature(cls).parameters
-    hints = typing.get_type_hints(cls.__init__)
+    accepted = parameters(cls)
+    hints = {name: p.annotation for name, p in accepted.items() if p.annotation is not p.empty}
     for name, value in keys.items():
-        if name not in parameters:
-            raise UserError(f"{group}.{name}: unknown; {cls.__name__} takes {', '.join(parameters)}")
+        if name not in accepted:
+            raise UserError(f"{group}.{name}: unknown; {cls.__name__} takes {', '.join(accepted)}")
         if name in hints and not fits(value, hints[name]):
             message = (
                 f"{group}.{name}: expected {type_words(hints[name])}, found {value!r} "
@@ -47,13 +47,41 @@ def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
             raise UserError(message)
         if group == "model" and name in AT_LEAST_1 and isinstance(value, int) and value < 1:
             raise UserError(f"{group}.{name}: expected at least 1, found {value}")
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in keys]
+    missing = [name for name, p in accepted.items() if p.default is p.empty and name not in keys]
     if missing:
         raise UserError(f"{group}: {cls.__name__} also needs {', '.join(missing)}")
     try:
         return cls(**keys)
     except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
         raise UserError(f"{group}: {first_line(error)}") from error
+
+
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """A constructor's parameters with resolved annotations, `**options: Unpack[SomeTypedDict]` as one
+    parameter for each of its keys.  A key has the default of the nearest base class that names it."""
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    expanded = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        hint = hints.get(name, parameter.annotation)
+        if parameter.kind is parameter.VAR_KEYWORD and get_origin(hint) is typing.Unpack:
+            (options,) = get_args(hint)
+            for key, annotation in typing.get_type_hints(options).items():
+                default = _inherited_default(cls, key)
+                expanded[key] = inspect.Parameter(
+                    key, parameter.KEYWORD_ONLY, default=default, annotation=annotation
+                )
+        else:
+            expanded[name] = parameter.replace(annotation=hint)
+    return expanded
+
+
+def _inherited_default(cls: type, key: str) -> Any:
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+            if key in parameters:
+                return parameters[key].default
+    return None
 
 
 def fits(value: Any, kind: Any) -> bool:

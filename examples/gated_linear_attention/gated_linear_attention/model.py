@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.memory.mixer import Mixer
-from zoo.models.blocks import Block, FeedForward
 from zoo.models.decoder import Decoder
 
 CHUNK = 16  # tokens whose decays are held at once
@@ -57,5 +56,5 @@ class GLA(Decoder):
     def __init__(
         self, vocab_size: int, segment_len: int, depth: int, width: int, heads: int, mlp_width: int
     ) -> None:
-        blocks = [Block(GLAMemory(width, heads), FeedForward(width, mlp_width), width) for _ in range(depth)]
-        super().__init__(vocab_size, segment_len, width, blocks)
+        mixers = (GLAMemory(width, heads) for _ in range(depth))
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width)
