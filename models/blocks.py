@@ -62,17 +62,17 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.gated, self.activation = activation in GATED, ACTIVATIONS[activation]
-        self.enter = nn.Linear(width, 2 * mlp_width if self.gated else mlp_width, bias=bias)
-        self.out = nn.Linear(mlp_width, width, bias=bias)
+        self.in_proj = nn.Linear(width, 2 * mlp_width if self.gated else mlp_width, bias=bias)
+        self.out_proj = nn.Linear(mlp_width, width, bias=bias)
         self.inner_dropout, self.dropout = nn.Dropout(inner_dropout), nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         if self.gated:
-            gate, up = self.enter(x).chunk(2, dim=-1)
+            gate, up = self.in_proj(x).chunk(2, dim=-1)
             x = self.activation(gate) * up
         else:
-            x = self.activation(self.enter(x))
-        return self.dropout(self.out(self.inner_dropout(x)))
+            x = self.activation(self.in_proj(x))
+        return self.dropout(self.out_proj(self.inner_dropout(x)))
 
 
 class Block(Mixer):
@@ -158,14 +158,14 @@ class Stack(nn.ModuleList):
 def init_weights(model: nn.Module, depth: int) -> None:
     """The initial weights of all architectures, which therefore start alike.
 
-    Embeddings have variance 1/D; every matrix 1/width_in, over 2 depth if it ends a branch (named `out`),
+    Embeddings have variance 1/D; every matrix 1/width_in, over 2 depth if it ends a branch (`out_proj`),
     so that the residual stream doesn't grow with depth; biases are 0, norms 1.
     """
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=part.embedding_dim**-0.5)
         elif isinstance(part, nn.Linear):
-            branches = 2 * depth if name.endswith(".out") else 1
+            branches = 2 * depth if name.endswith(".out_proj") else 1
             nn.init.normal_(part.weight, std=(part.in_features * branches) ** -0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -54,19 +54,19 @@ class NormedFeedForward(nn.Module):
         self.eps = eps
         self.gain = nn.Parameter(torch.zeros(width)) if norm_affine else None
         self.shift = nn.Parameter(torch.zeros(width)) if norm_affine else None
-        self.enter = nn.Linear(width, mlp_width, bias=False)
+        self.in_proj = nn.Linear(width, mlp_width, bias=False)
         self.up = nn.Linear(width, mlp_width, bias=False) if swiglu else None
-        self.out = nn.Linear(mlp_width, width, bias=False)
+        self.out_proj = nn.Linear(mlp_width, width, bias=False)
         self.scale = None if scale is None else nn.Parameter(torch.full((width,), scale))
         self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
 
     def forward(self, x: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
         gain = None if self.gain is None else 1 + self.gain
         x = F.layer_norm(x, x.shape[-1:], gain, self.shift, self.eps)
-        h = F.silu(self.enter(x))
+        h = F.silu(self.in_proj(x))
         if self.up is not None:
             h = h * self.up(x)
-        y = self.dropout(self.out(self.hidden_dropout(h)))
+        y = self.dropout(self.out_proj(self.hidden_dropout(h)))
         return y if self.scale is None else y * self.scale
 
 

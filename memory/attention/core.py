@@ -63,7 +63,7 @@ class Attention(Mixer):
         self.positions = build_positions(position, self.head_dim, base=rope_base, rotated=rotated)
         self.dropout = nn.Dropout(dropout)
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
-        self.out = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
+        self.out_proj = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
 
     def project(
         self, x: Float[Tensor, "rows time width"]
@@ -111,7 +111,7 @@ class Attention(Mixer):
         positions = torch.arange(x.shape[1], device=x.device)
         q, k = (self.positions.rotate(part, positions) for part in (q, k))
         y = self.attend(q, k, v, positions, positions, self.segment_mask(x.shape[1], x.device))
-        return self.out(rearrange(y, "b h t k -> b t (h k)")), state
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state
 
     def init_decode_cache(self, state: State) -> Any:
         return ()
@@ -128,4 +128,4 @@ class Attention(Mixer):
         if cache:
             k, v = (torch.cat(pair, dim=2) for pair in zip(cache, (k, v), strict=True))
         y = self.attend(q, k, v, new, positions, new[:, None] >= positions)
-        return self.out(rearrange(y, "b h t k -> b t (h k)")), (k, v)
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), (k, v)

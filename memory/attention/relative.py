@@ -65,7 +65,7 @@ class RelativeAttention(nn.Module):
         self.content_bias, self.position_bias = content_bias, position_bias  # u, v, shared by all layers
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
         self.relative = nn.Linear(width, heads * head_dim, bias=False)  # W_R
-        self.out = nn.Linear(heads * head_dim, width, bias=False)
+        self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
 
@@ -112,7 +112,7 @@ class RelativeAttention(nn.Module):
         mask = self.attention_mask(state, segments, segment_len, mask)
         weights = self.attention_dropout(scores.masked_fill_(~mask, -torch.inf).softmax(-1))
         y = rearrange(weights @ v, "(b n) h s k -> b (n s) (h k)", b=rows)
-        y = h + self.dropout(self.out(y))
+        y = h + self.dropout(self.out_proj(y))
         return (y if self.prenorm else self.norm(y)), after
 
     def init_decode_cache(
@@ -138,7 +138,7 @@ class RelativeAttention(nn.Module):
         in_reach = (distance >= 0) & ((distance < self.memory_len) if self.same_length else True)
         stored = positions >= self.memory_len - cache.filled[:, None]  # (rows, keys)
         weights = scores.masked_fill(~(in_reach & stored[:, None, None]), -torch.inf).softmax(-1)
-        y = h + self.out(rearrange(weights @ values, "b h s k -> b s (h k)"))
+        y = h + self.out_proj(rearrange(weights @ values, "b h s k -> b s (h k)"))
         return (y if self.prenorm else self.norm(y)), cache._replace(keys=keys, values=values)
 
     def _split(

@@ -61,7 +61,7 @@ class WindowAttention(Attention):
     ) -> tuple[Float[Tensor, "rows time width"], WindowState]:
         """Read any number of tokens."""
         y, after = self.mix(*self.project(x), state)
-        return self.out(y), after
+        return self.out_proj(y), after
 
     def mix(
         self,

@@ -141,7 +141,7 @@ class CompressiveAttention(Mixer):
         self.segment, self.rule = segment, rule
         self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)
-        self.out = nn.Linear(self.parts[-1], width, bias=False)
+        self.out_proj = nn.Linear(self.parts[-1], width, bias=False)
         self.gate = nn.Parameter(torch.zeros(heads))  # beta
         self.dropout = nn.Dropout(dropout)
 
@@ -163,7 +163,7 @@ class CompressiveAttention(Mixer):
         retrieved, state = read_and_write(queries, keys, values, state, self.rule)
         retrieved = rearrange(retrieved, "b n h s k -> (b n) h s k")
         y = self.mix(retrieved, self.attend(q, k, v)).to(x.dtype)
-        y = self.out(rearrange(y, "b h s k -> b s (h k)"))
+        y = self.out_proj(rearrange(y, "b h s k -> b s (h k)"))
         return rearrange(y, "(b n) s d -> b (n s) d", n=segments), state
 
     def project(

@@ -90,7 +90,7 @@ class FocusedAttention(Attention):
             for part in (k, v)
         )
         after = FocusedState(keys, values, torch.full_like(state.filled, x.shape[1]), bank)
-        return self.out(rearrange(y, "b h t k -> b t (h k)")), after
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), after
 
     def training_contexts(
         self,

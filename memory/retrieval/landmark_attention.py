@@ -170,7 +170,7 @@ class LandmarkAttention(Attention):
         return self._merge_heads(self._weights(self._scores(q, k), mask, queries // self.block) @ v)
 
     def _merge_heads(self, y: Float[Tensor, "rows heads time head_dim"]) -> Float[Tensor, "rows time width"]:
-        return self.out(rearrange(y, "b h t k -> b t (h k)"))
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)"))
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         return (q * self.head_dim**-0.5) @ k.mT

@@ -124,4 +124,4 @@ class MemorizingAttention(Attention):
             retrieved.append(attend_retrieved(self.knn, state, queries, scale, dropout))
             state = self.knn.add(state, keys, values)
         y = blend(local, torch.stack(retrieved, dim=1).flatten(0, 1), self.gate)
-        return self.out(rearrange(y, "b h t k -> b t (h k)")), state
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state

@@ -73,7 +73,7 @@ class UnlimiformerAttention(Attention):
             outputs.append(self.attend_memory(q[:, segment], local[:, segment], v[:, segment], state))
             state = self.knn.add(state, hidden[:, segment, None], detach=not self.training)
         y = torch.stack(outputs, dim=1).flatten(0, 1)
-        return self.out(rearrange(y, "b h t k -> b t (h k)")), state
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state
 
     def local_scores(
         self,

@@ -33,10 +33,10 @@ class RecurrentBlock(Mixer):
     def __init__(self, width: int, lru_width: int, blocks: int, *, conv_size: int = 4) -> None:
         super().__init__()
         self.gate = nn.Linear(width, lru_width)  # W_y
-        self.enter = nn.Linear(width, lru_width)  # W_x
+        self.in_proj = nn.Linear(width, lru_width)  # W_x
         self.conv = CausalConv(lru_width, conv_size)
         self.unit = RGLRU(lru_width, blocks)
-        self.out = nn.Linear(lru_width, width)
+        self.out_proj = nn.Linear(lru_width, width)
 
     def init_state(self, rows: int) -> RecurrentState:
         Lambda = self.unit.rate
@@ -49,7 +49,7 @@ class RecurrentBlock(Mixer):
     ) -> tuple[Float[Tensor, "rows time width"], RecurrentState]:
         time = x.shape[1]
         starts = state.length[:, None] + torch.arange(time, device=x.device) == 0
-        u, conv = self.conv(self.enter(x), state.conv)
+        u, conv = self.conv(self.in_proj(x), state.conv)
         u, h = self.unit(u, state.h, starts)
-        y = self.out(u * F.gelu(self.gate(x), approximate="tanh"))
+        y = self.out_proj(u * F.gelu(self.gate(x), approximate="tanh"))
         return y, RecurrentState(conv, h, state.length + time)

@@ -66,13 +66,13 @@ class Mamba2Mixer(Mixer):
         self.backend: Backend = backend
         inner, conv_width = heads * head_dim, heads * head_dim + 2 * groups * state_size
         self.parts = [gated_width, gated_width, inner, conv_width, heads]  # z0, x0, z, xBC, dt
-        self.enter = nn.Linear(width, sum(self.parts), bias=bias)
+        self.in_proj = nn.Linear(width, sum(self.parts), bias=bias)
         self.conv = CausalConv(conv_width, conv_size, conv_bias, kernels.for_conv(backend))
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads, head_dim) if skip_per_channel else torch.empty(heads))
         self.norm_weight = None if norm == "none" else nn.Parameter(torch.empty(inner))
-        self.out = nn.Linear(gated_width + inner, width, bias=bias)
+        self.out_proj = nn.Linear(gated_width + inner, width, bias=bias)
         self.reset()
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Mamba2Mixer(Mixer):
     def forward(
         self, u: Float[Tensor, "rows time width"], state: Mamba2State
     ) -> tuple[Float[Tensor, "rows time width"], Mamba2State]:
-        z0, x0, z, xBC, dt = self.enter(u).split(self.parts, dim=-1)
+        z0, x0, z, xBC, dt = self.in_proj(u).split(self.parts, dim=-1)
         xBC, conv = self.conv(xBC, state.conv)
         states = self.groups * self.state_size
         x, B, C = F.silu(xBC).split([xBC.shape[-1] - 2 * states, states, states], dim=-1)
@@ -111,7 +111,7 @@ class Mamba2Mixer(Mixer):
         y = self.gated_norm(rearrange(y, "b t h k -> b t (h k)").to(u.dtype), z)
         if self.gated_width:
             y = torch.cat([F.silu(z0) * x0, y], dim=-1)
-        return self.out(y), Mamba2State(conv, ssm)
+        return self.out_proj(y), Mamba2State(conv, ssm)
 
     def gated_norm(
         self, y: Float[Tensor, "rows time inner"], z: Float[Tensor, "rows time inner"]

@@ -60,14 +60,14 @@ class MambaMixer(Mixer):
         super().__init__()
         self.channels, self.state_size, self.dt_rank = channels, state_size, dt_rank or math.ceil(width / 16)
         self.backend: Backend = backend
-        self.enter = nn.Linear(width, 2 * channels, bias=bias)
+        self.in_proj = nn.Linear(width, 2 * channels, bias=bias)
         self.conv = CausalConv(channels, conv_size, conv_bias, kernels.for_conv(backend))
         self.select = nn.Linear(channels, self.dt_rank + 2 * state_size, bias=False)
         self.dt_weight = nn.Parameter(torch.empty(channels, self.dt_rank))
         self.dt_bias = nn.Parameter(torch.empty(channels))
         self.A_log = nn.Parameter(torch.empty(channels, state_size))
         self.D = nn.Parameter(torch.empty(channels))
-        self.out = nn.Linear(channels, width, bias=bias)
+        self.out_proj = nn.Linear(channels, width, bias=bias)
         self.dt_norm, self.write_norm, self.read_norm = (  # of r, B and C
             nn.Identity() if norm_eps is None else nn.RMSNorm(size, eps=norm_eps)
             for size in (self.dt_rank, state_size, state_size)
@@ -91,7 +91,7 @@ class MambaMixer(Mixer):
     def forward(
         self, u: Float[Tensor, "rows time width"], state: MambaState
     ) -> tuple[Float[Tensor, "rows time width"], MambaState]:
-        x, z = self.enter(u).chunk(2, dim=-1)
+        x, z = self.in_proj(u).chunk(2, dim=-1)
         x, conv = self.conv(x, state.conv)
         x = F.silu(x)
         r, B, C = self.select(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
@@ -107,4 +107,4 @@ class MambaMixer(Mixer):
             dt_bias=self.dt_bias,
         )
         y, ssm = selective_scan(inputs, backend=self.backend)
-        return self.out(y.to(x.dtype)), MambaState(conv, ssm)
+        return self.out_proj(y.to(x.dtype)), MambaState(conv, ssm)

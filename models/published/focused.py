@@ -46,10 +46,10 @@ LAYER: Table = {
     "self_attn.q_proj.weight": ("mixer.qkv.weight", part(0, 3)),
     "self_attn.k_proj.weight": ("mixer.qkv.weight", part(1, 3)),
     "self_attn.v_proj.weight": ("mixer.qkv.weight", part(2, 3)),
-    "self_attn.o_proj.weight": ("mixer.out.weight", same),
-    "mlp.gate_proj.weight": ("mlp.enter.weight", part(0, 2)),
-    "mlp.up_proj.weight": ("mlp.enter.weight", part(1, 2)),
-    "mlp.down_proj.weight": ("mlp.out.weight", same),
+    "self_attn.o_proj.weight": ("mixer.out_proj.weight", same),
+    "mlp.gate_proj.weight": ("mlp.in_proj.weight", part(0, 2)),
+    "mlp.up_proj.weight": ("mlp.in_proj.weight", part(1, 2)),
+    "mlp.down_proj.weight": ("mlp.out_proj.weight", same),
 }
 TABLE: Table = {
     "model.embed_tokens.weight": ("embed.weight", same),

@@ -20,8 +20,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 BLOCK: Table = {
-    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out"),
-    **plain(mlp__c_fc="mlp.enter", mlp__c_proj="mlp.out"),
+    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
+    **plain(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
 }
 BLOCK |= {
     theirs: (ours, Tensor.t) for theirs, (ours, _) in BLOCK.items() if ".c_" in theirs and "weight" in theirs

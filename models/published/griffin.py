@@ -45,7 +45,7 @@ def unit(blocks: int) -> Table:
 def recurrent(blocks: int) -> Table:
     """`RecurrentBlock`."""
     return {
-        **plain(linear_y="gate", linear_x="enter", linear_out="out"),
+        **plain(linear_y="gate", linear_x="in_proj", linear_out="out_proj"),
         "conv_1d.w": ("conv.weight", Tensor.t),
         "conv_1d.b": ("conv.bias", same),
         **under("rg_lru.", "unit.", unit(blocks)),
@@ -60,15 +60,15 @@ def table(model: Griffin) -> Table:
     block: Table = {
         "temporal_pre_norm.scale": ("mixer_norm.weight", same),
         "channel_pre_norm.scale": ("mlp_norm.weight", same),
-        "mlp_block.ffw_up.w": ("mlp.enter.weight", lambda w: w.unflatten(0, (2, -1)).mT),
-        "mlp_block.ffw_up.b": ("mlp.enter.bias", lambda b: b.unflatten(0, (2, 1, 1, -1))),
-        **plain(mlp_block__ffw_down="mlp.out"),
+        "mlp_block.ffw_up.w": ("mlp.in_proj.weight", lambda w: w.unflatten(0, (2, -1)).mT),
+        "mlp_block.ffw_up.b": ("mlp.in_proj.bias", lambda b: b.unflatten(0, (2, 1, 1, -1))),
+        **plain(mlp_block__ffw_down="mlp.out_proj"),
     }
     for layer, part in enumerate(model.stack):
         mixer: Any = part.mixer
         if isinstance(mixer, WindowAttention):
             temporal = parts(mixer, "attention_block.proj_{}", "mixer.qkv")
-            temporal |= plain(attention_block__proj_final="mixer.out")
+            temporal |= plain(attention_block__proj_final="mixer.out_proj")
         else:
             temporal = under("recurrent_block.", "mixer.", recurrent(len(mixer.unit.input_gate.weight)))
         named |= under(f"blocks.{layer}.", f"stack.{layer}.", block | temporal)

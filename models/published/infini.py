@@ -35,7 +35,7 @@ def attention(mixer: CompressiveAttention) -> Table:
 
     return {
         **{f"{name}_proj.weight": ("qkv.weight", part(place)) for place, name in enumerate("qkv")},
-        "o_proj.weight": ("out.weight", same),
+        "o_proj.weight": ("out_proj.weight", same),
         "beta": ("gate", same),
     }
 
@@ -46,7 +46,7 @@ def table(model: Infini) -> Table:
         "tok_emb.weight": ("embed.weight", same),
         **under("layers.{i}.attn.", "stack.{i}.mixer.", attention(block.mixer)),
         **under("layers.{i}.", "stack.{i}.", plain(norm1="mixer_norm", norm2="mlp_norm")),
-        **under("layers.{i}.ff.", "stack.{i}.mlp.", plain(w1="enter", w2="out")),
+        **under("layers.{i}.ff.", "stack.{i}.mlp.", plain(w1="in_proj", w2="out_proj")),
         **plain(norm_f="norm"),
         "lm_head.weight": ("head.weight", same),
     }

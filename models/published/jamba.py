@@ -32,9 +32,9 @@ NORMS: Table = {
 BLOCK: Table = {
     "input_layernorm.weight": ("mixer_norm.weight", same),
     "pre_ff_layernorm.weight": ("mlp_norm.weight", same),
-    "feed_forward.gate_proj.weight": ("mlp.enter.weight", lambda w: w.chunk(2)[0]),
-    "feed_forward.up_proj.weight": ("mlp.enter.weight", lambda w: w.chunk(2)[1]),
-    "feed_forward.down_proj.weight": ("mlp.out.weight", same),
+    "feed_forward.gate_proj.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[0]),
+    "feed_forward.up_proj.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[1]),
+    "feed_forward.down_proj.weight": ("mlp.out_proj.weight", same),
 }
 
 
@@ -47,7 +47,7 @@ def table(model: Jamba) -> Table:
     for layer, block in enumerate(model.stack):
         if isinstance(block.mixer, WindowAttention):
             mixer = parts(block.mixer, "self_attn.{}_proj", "mixer.qkv")
-            mixer |= plain(self_attn__o_proj="mixer.out")
+            mixer |= plain(self_attn__o_proj="mixer.out_proj")
         else:
             mixer = under("mamba.", "mixer.", MIXER | NORMS)
         named |= under(f"model.layers.{layer}.", f"stack.{layer}.", BLOCK | mixer)

@@ -38,8 +38,8 @@ SELECTIONS: dict[str, Selection] = {
 }
 COMPUTED = (".wpe.freqs", ".rotary_emb.inv_freq")  # buffers that some checkpoints hold
 GPT_BLOCK: Table = {
-    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out"),
-    **plain(mlp__c_fc="mlp.enter", mlp__c_proj="mlp.out"),
+    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
+    **plain(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
 }
 GPT: Table = {
     "transformer.wte.weight": ("embed.weight", same),
@@ -49,11 +49,11 @@ GPT: Table = {
 }
 LLAMA_BLOCK: Table = {
     "input_layernorm.weight": ("mixer_norm.weight", same),
-    "self_attn.o_proj.weight": ("mixer.out.weight", same),
+    "self_attn.o_proj.weight": ("mixer.out_proj.weight", same),
     "post_attention_layernorm.weight": ("mlp_norm.weight", same),
-    "mlp.gate_proj.weight": ("mlp.enter.weight", lambda w: w.chunk(2)[0]),
-    "mlp.up_proj.weight": ("mlp.enter.weight", lambda w: w.chunk(2)[1]),
-    "mlp.down_proj.weight": ("mlp.out.weight", same),
+    "mlp.gate_proj.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[0]),
+    "mlp.up_proj.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[1]),
+    "mlp.down_proj.weight": ("mlp.out_proj.weight", same),
 }
 
 

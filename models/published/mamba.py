@@ -31,7 +31,7 @@ from zoo.models.published.weights import (
 from zoo.state import State
 
 MIXER: Table = {
-    **plain(in_proj="enter", out_proj="out"),
+    **plain(in_proj="in_proj", out_proj="out_proj"),
     "conv1d.weight": ("conv.weight", lambda w: w[:, None]),
     "conv1d.bias": ("conv.bias", same),
     "x_proj.weight": ("select.weight", same),
@@ -49,8 +49,8 @@ def decoder(mixer: Table) -> Table:
         "backbone.embeddings.weight": ("embed.weight", same),  # transformers'
         **under("backbone.layers.{i}.mixer.", "stack.{i}.mixer.", mixer),
         **under("backbone.layers.{i}.", "stack.{i}.", plain(norm="mixer_norm", norm2="mlp_norm")),
-        "backbone.layers.{i}.mlp.fc1.weight": ("stack.{i}.mlp.enter.weight", same),
-        "backbone.layers.{i}.mlp.fc2.weight": ("stack.{i}.mlp.out.weight", same),
+        "backbone.layers.{i}.mlp.fc1.weight": ("stack.{i}.mlp.in_proj.weight", same),
+        "backbone.layers.{i}.mlp.fc2.weight": ("stack.{i}.mlp.out_proj.weight", same),
         **plain(backbone__norm_f="norm"),
         "lm_head.weight": ("head.weight", same),
     }

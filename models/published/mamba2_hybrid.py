@@ -38,14 +38,14 @@ from zoo.models.published.weights import (
 from zoo.state import State
 
 ATTENTION: Table = {
-    **plain(in_proj="attention.qkv", out_proj="attention.out"),
+    **plain(in_proj="attention.qkv", out_proj="attention.out_proj"),
     "conv1d.weight": ("conv.weight", lambda w: w[:, None]),
     "conv1d.bias": ("conv.bias", same),
 }
 BLOCK: Table = {
     **plain(norm="mixer_norm", norm2="mlp_norm"),
-    "mlp.fc1.weight": ("mlp.enter.weight", same),
-    "mlp.fc2.weight": ("mlp.out.weight", same),
+    "mlp.fc1.weight": ("mlp.in_proj.weight", same),
+    "mlp.fc2.weight": ("mlp.out_proj.weight", same),
 }
 
 
@@ -72,10 +72,10 @@ class PackedAttention(Mixer):
         super().__init__()
         self.attention = WindowAttention(width, heads, **options)
         self.scale = 1.0 if scale is None else scale * self.attention.head_dim**0.5
-        packed, mixed = self.attention.qkv.out_features, self.attention.out.in_features
+        packed, mixed = self.attention.qkv.out_features, self.attention.out_proj.in_features
         self.parts = [packed, gated, gated]
         self.attention.qkv = nn.Linear(width, sum(self.parts), bias=options["bias"])
-        self.attention.out = nn.Linear(mixed + gated, width, bias=options["out_bias"])
+        self.attention.out_proj = nn.Linear(mixed + gated, width, bias=options["out_bias"])
         self.conv = CausalConv(packed, conv_size) if conv_size else None
 
     def init_state(self, rows: int) -> PackedState:
@@ -90,7 +90,7 @@ class PackedAttention(Mixer):
         packed, conv = (packed, state.conv) if self.conv is None else self.conv(packed, state.conv)
         q, k, v = self.attention.split_heads(packed)
         y, window = self.attention.mix(self.scale * q, k, v, state.window)
-        return self.attention.out(torch.cat([y, up * F.silu(gate)], dim=-1)), PackedState(conv, window)
+        return self.attention.out_proj(torch.cat([y, up * F.silu(gate)], dim=-1)), PackedState(conv, window)
 
 
 def attention(width: int, config: Config, context: int) -> PackedAttention:

@@ -47,9 +47,9 @@ BLOCK: Table = {
     "mega.wh2.weight": ("attention.mixed.weight", same),
     "nffn.norm.weight": ("mlp.gain", same),
     "nffn.norm.bias": ("mlp.shift", same),
-    "nffn.fc1.weight": ("mlp.enter.weight", same),
+    "nffn.fc1.weight": ("mlp.in_proj.weight", same),
     "nffn.fc3.weight": ("mlp.up.weight", same),
-    "nffn.fc2.weight": ("mlp.out.weight", same),
+    "nffn.fc2.weight": ("mlp.out_proj.weight", same),
     "nffn.alpha": ("mlp.scale", same),
 }
 TABLE: Table = {

@@ -20,7 +20,7 @@ from zoo.models.published.weights import Config, Table, built, fill, flag, fract
 TABLE: Table = {
     "to_q.weight": ("q.weight", same),
     "to_kv.weight": ("kv.weight", same),
-    "to_out.weight": ("out.weight", same),
+    "to_out.weight": ("out_proj.weight", same),
     "scale": ("sharpness", same),
     "output_gate": ("gate", same),
 }
@@ -36,7 +36,7 @@ class JointAttention(Mixer):
         self.heads, self.knn = heads, KNNMemory(capacity, 1, head_dim, head_dim, neighbours)
         self.q = nn.Linear(width, heads * head_dim, bias=False)
         self.kv = nn.Linear(width, 2 * head_dim, bias=False)
-        self.out = nn.Linear(heads * head_dim, width, bias=False)
+        self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
         self.sharpness = nn.Parameter(torch.full((heads, 1, 1), 20.0).log())
         self.gate = nn.Parameter(torch.zeros(1)) if gated else None
 
@@ -64,7 +64,7 @@ class JointAttention(Mixer):
         y = attend(
             q * self.sharpness.exp(), near_k, near_v, causal, found_k, found_v, found, scale=1.0, bias=bias
         )
-        y = self.out(rearrange(y, "b h t k -> b t (h k)"))
+        y = self.out_proj(rearrange(y, "b h t k -> b t (h k)"))
         return y if self.gate is None else y * self.gate.tanh(), self.knn.add(state, k, v)
 
 

@@ -30,9 +30,9 @@ from zoo.state import State
 NORMS: dict[str, Norm] = {"FusedRMSNorm": "rms", "RMSNorm": "rms", "LayerNorm": "layer"}
 BLOCK: Table = {
     **plain(norm_1="mixer_norm", norm_2="mlp_norm"),
-    "mlp.swiglu.w1.weight": ("mlp.enter.weight", lambda w: w.chunk(2)[0]),
-    "mlp.swiglu.w2.weight": ("mlp.enter.weight", lambda w: w.chunk(2)[1]),
-    "mlp.swiglu.w3.weight": ("mlp.out.weight", same),
+    "mlp.swiglu.w1.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[0]),
+    "mlp.swiglu.w2.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[1]),
+    "mlp.swiglu.w3.weight": ("mlp.out_proj.weight", same),
 }
 PACKED = (".attn.attn.weight", ".attn.attn.bias")  # each group's queries, key and value
 
@@ -45,7 +45,7 @@ def table(model: Samba) -> Table:
     }
     for layer, block in enumerate(model.stack):
         attends = isinstance(block.mixer, WindowAttention)
-        mixer = plain(attn__attn="mixer.qkv", attn__proj="mixer.out")
+        mixer = plain(attn__attn="mixer.qkv", attn__proj="mixer.out_proj")
         mixer = mixer if attends else under("attn.", "mixer.", MIXER)
         named |= under(f"transformer.h.{layer}.", f"stack.{layer}.", BLOCK | mixer)
     return named

@@ -29,9 +29,9 @@ from zoo.state import State
 LAYER: Table = {
     "dec_attn.qkv_net.weight": ("attention.qkv.weight", same),
     "dec_attn.r_net.weight": ("attention.relative.weight", same),
-    "dec_attn.o_net.weight": ("attention.out.weight", same),
+    "dec_attn.o_net.weight": ("attention.out_proj.weight", same),
     **plain(dec_attn__layer_norm="attention.norm", pos_ff__layer_norm="norm"),
-    **plain(pos_ff__CoreNet__0="mlp.enter", pos_ff__CoreNet__3="mlp.out"),
+    **plain(pos_ff__CoreNet__0="mlp.in_proj", pos_ff__CoreNet__3="mlp.out_proj"),
 }
 TABLE: Table = {
     "word_emb.emb_layers.0.weight": ("embed.weight", same),

@@ -104,7 +104,7 @@ def test_training_sees_the_previous_segments_of_the_next_rows(form: dict[str, An
         expected = crossbatch_loop(
             Segments(q, near, v), Contexts(*past, filled), context_rows(3, 2, x.device)
         )
-        assert_close(y, mixer.out(expected.transpose(1, 2).flatten(2)))
+        assert_close(y, mixer.out_proj(expected.transpose(1, 2).flatten(2)))
         past, filled = [k, v], torch.full((3,), 4)
         said.append(y)
     at_once, after = mixer(x.reshape(9, 4, 8), mixer.init_state(3))
@@ -137,7 +137,7 @@ def test_evaluation_sees_the_nearest_of_its_own_past(
                         keys, values = torch.cat([keys, old_k[best]]), torch.cat([values, old_v[best]])
                     weights = (keys @ q[row, head, t] / 2).softmax(0)
                     expected[row, head, t] = weights @ values
-        assert_close(y, mixer.out(expected.transpose(1, 2).flatten(2)))
+        assert_close(y, mixer.out_proj(expected.transpose(1, 2).flatten(2)))
         past[0].append(k)
         past[1].append(v)
 

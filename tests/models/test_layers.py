@@ -57,16 +57,16 @@ ACT = {
 def test_feed_forward(activation: Any, bias: bool) -> None:
     layer = FeedForward(3, 5, activation, bias).double()
     x = torch.randn(2, 4, 3, dtype=torch.float64)
-    assert (layer.enter.bias is not None) == (layer.out.bias is not None) == bias
+    assert (layer.in_proj.bias is not None) == (layer.out_proj.bias is not None) == bias
     found = layer(x)
     for row in range(2):
         for time in range(4):
-            entered = layer.enter(x[row, time]).tolist()
+            entered = layer.in_proj(x[row, time]).tolist()
             if activation == "swiglu":  # the gate's rows first
                 inner = [ACT["swiglu"](gate) * up for gate, up in zip(entered[:5], entered[5:], strict=True)]
             else:
                 inner = [ACT[activation](value) for value in entered]
-            expected = layer.out(torch.tensor(inner, dtype=torch.float64))
+            expected = layer.out_proj(torch.tensor(inner, dtype=torch.float64))
             torch.testing.assert_close(found[row, time], expected)
 
 
@@ -136,10 +136,10 @@ BORN = {  # the deviations of width 256, hidden 512, depth 2
     "positions": 1 / 16,
     "qkv.weight": 1 / 16,
     "relative.weight": 1 / 16,
-    "enter.weight": 1 / 16,
-    "attention.out.weight": 1 / 32,  # ends a branch: over 2 * depth
-    "mixer.out.weight": 1 / 32,
-    "mlp.out.weight": 1 / 32 / math.sqrt(2),
+    "in_proj.weight": 1 / 16,
+    "attention.out_proj.weight": 1 / 32,  # ends a branch: over 2 * depth
+    "mixer.out_proj.weight": 1 / 32,
+    "mlp.out_proj.weight": 1 / 32 / math.sqrt(2),
     "content_bias": 0.02,
     "position_bias": 0.02,
 }

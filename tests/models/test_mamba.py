@@ -48,7 +48,7 @@ def test_what_says_how_fast_to_forget_never_decays(model: Any) -> None:
     decaying = {names[id(w)] for group in groups if group.get("decays", True) for w in group["params"]}
     assert sorted(names.values()) == sorted(names[id(w)] for group in groups for w in group["params"])
     assert not [name for name in decaying if name.endswith(("A_log", ".D", "dt_bias", "norm_weight"))]
-    assert any(name.endswith("enter.weight") for name in decaying)
+    assert any(name.endswith("in_proj.weight") for name in decaying)
 
 
 def test_a_missing_kernel_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:

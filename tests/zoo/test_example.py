@@ -57,11 +57,11 @@ def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
     said = []
     state = start
     for token in x.unbind(1):
-        q, k, v, a, gate = memory.enter(token).view(rows, 5, heads, width).unbind(1)
+        q, k, v, a, gate = memory.in_proj(token).view(rows, 5, heads, width).unbind(1)
         state = (a.sigmoid() ** (1 / 16))[..., None] * state + k[..., None] * v[..., None, :]
         read = (state * q[..., None]).sum(2) / width**0.5
         read = read / (read.square().mean(-1, keepdim=True) + torch.finfo(read.dtype).eps).sqrt()
-        said.append(memory.out((read * gate * gate.sigmoid()).flatten(1)))
+        said.append(memory.out_proj((read * gate * gate.sigmoid()).flatten(1)))
     expected = torch.stack(said, dim=1), state
 
     found, after = memory(x, model.GLAState(start))
@@ -80,7 +80,7 @@ def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
 def test_a_strong_decay_overflows_nowhere(model: Any) -> None:
     memory = model.GLAMemory(8, 2)
     with torch.no_grad():
-        memory.enter.weight.mul_(1e4)
+        memory.in_proj.weight.mul_(1e4)
     x = torch.randn(1, 64, 8, requires_grad=True)
     y, after = memory(x, memory.init_state(1))
     y.sum().backward()

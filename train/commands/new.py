@@ -72,21 +72,21 @@ class MyModelMemory(Mixer):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.enter, self.gate = nn.Linear(width, width), nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.in_proj, self.gate = nn.Linear(width, width), nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
 
     def init_state(self, rows: int) -> MyModelState:
-        return MyModelState(self.out.weight.new_zeros(rows, self.width))
+        return MyModelState(self.out_proj.weight.new_zeros(rows, self.width))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: MyModelState
     ) -> tuple[Float[Tensor, "rows time width"], MyModelState]:
         hidden, said = state.hidden, []
-        news, keep = self.enter(x).to(hidden), self.gate(x).to(hidden).sigmoid()
+        news, keep = self.in_proj(x).to(hidden), self.gate(x).to(hidden).sigmoid()
         for new, share in zip(news.unbind(1), keep.unbind(1), strict=True):
             hidden = share * hidden + (1 - share) * new
             said.append(hidden)
-        return self.out(torch.stack(said, dim=1)), MyModelState(hidden)
+        return self.out_proj(torch.stack(said, dim=1)), MyModelState(hidden)
 
 
 class MyModel(Decoder):

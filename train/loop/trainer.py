@@ -70,7 +70,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     metrics.since = start
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
     curve = ValidationCurve(metrics)
-    trainer = make_trainer(cfg, run_dir, metrics, logger, curve)
+    trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve)
     config = stored_config(cfg)
     if checkpoint:
         loop = trainer.fit_loop.state_dict()
@@ -112,7 +112,12 @@ def read_unfinished(cfg: DictConfig, run_dir: Path, path: Path, model: SequenceM
 
 
 def make_trainer(
-    cfg: DictConfig, run_dir: Path, metrics: Metrics, logger: RunLogger, curve: ValidationCurve
+    cfg: DictConfig,
+    run_dir: Path,
+    model: SequenceModule,
+    metrics: Metrics,
+    logger: RunLogger,
+    curve: ValidationCurve,
 ) -> L.Trainer:
     keys = cfg.trainer
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
@@ -140,7 +145,7 @@ def make_trainer(
                 checkpoints,
                 SignalHandler(checkpoints),
             ],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(model.state_dict().keys())],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

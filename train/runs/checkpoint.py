@@ -5,6 +5,7 @@ import pickle
 import random
 import warnings
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a temporary file and renames it; loads nothing but plain data."""
 
+    def __init__(self, weight_names: Collection[str] = ()) -> None:
+        self.weight_names = weight_names  # of the model that loads
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
             with replacing(Path(path)) as file:
@@ -35,7 +39,9 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        checkpoint = read_checkpoint(Path(path))
+        checkpoint["state_dict"] = update_weight_names(checkpoint["state_dict"], self.weight_names)
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -49,6 +55,20 @@ def _system_error(error: BaseException) -> str:
             return str(cause.strerror)
         cause = cause.__context__
     return str(error)
+
+
+RENAMED_WEIGHTS = {"enter": "in_proj", "out": "out_proj"}
+"""Modules by their former names."""
+
+
+def update_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The weights of a checkpoint under the names of a model's; only what the model lacks is renamed."""
+
+    def update(name: str) -> str:
+        renamed = ".".join(RENAMED_WEIGHTS.get(part, part) for part in name.split("."))
+        return renamed if name not in names and renamed in names and renamed not in weights else name
+
+    return {update(name): weight for name, weight in weights.items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -101,8 +121,10 @@ def _has_step(checkpoint: dict[str, Any]) -> bool:
 
 
 def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raises UserError unless the checkpoint's weights are this model's, name by name and shape by shape."""
-    weights = checkpoint["state_dict"]
+    """Raises UserError unless the checkpoint's weights are this model's, name by name and shape by shape;
+    former names are updated in the checkpoint."""
+    weights = update_weight_names(checkpoint["state_dict"], model.state_dict().keys())
+    checkpoint["state_dict"] = weights
     expected_shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(expected_shapes.keys() | shapes.keys()):

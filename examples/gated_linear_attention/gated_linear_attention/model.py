@@ -27,13 +27,13 @@ class GLAMemory(Mixer):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.width = heads, width // heads
-        self.enter, self.out = nn.Linear(width, 5 * width), nn.Linear(width, width)
+        self.in_proj, self.out_proj = nn.Linear(width, 5 * width), nn.Linear(width, width)
 
     def init_state(self, rows: int) -> GLAState:
-        return GLAState(self.out.weight.new_zeros(rows, self.heads, self.width, self.width))
+        return GLAState(self.out_proj.weight.new_zeros(rows, self.heads, self.width, self.width))
 
     def forward(self, x: Tensor, state: GLAState) -> tuple[Tensor, GLAState]:
-        *parts, gate = self.enter(x).chunk(5, dim=-1)
+        *parts, gate = self.in_proj(x).chunk(5, dim=-1)
         with torch.autocast(x.device.type, enabled=False):  # sums over a whole text need their 32 bits
             heads = [rearrange(p.to(state.memory), "b t (h k) -> b h t k", h=self.heads) for p in parts]
             heads[0], memory, said = heads[0] * self.width**-0.5, state.memory, []
@@ -46,7 +46,7 @@ class GLAMemory(Mixer):
                 last = total[:, :, -1:]
                 memory = last.exp().mT * memory + (k * (last - total).exp()).mT @ v
         y = F.rms_norm(torch.cat(said, dim=2), [self.width])
-        return self.out(rearrange(y, "b h t k -> b t (h k)") * F.silu(gate)), GLAState(memory)
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)") * F.silu(gate)), GLAState(memory)
 
 
 class GLA(Decoder):

@@ -50,7 +50,7 @@ def check_layer(case: Case) -> None:
             case.compare(f"out/seg{number}/", made | {"out": out})
             case.compare(f"state/after_seg{number}/", infini.memory(state))
             if not number:
-                near = layer.out(rearrange(made["A_dot"], "b h s k -> b s (h k)"))
+                near = layer.out_proj(rearrange(made["A_dot"], "b h s k -> b s (h k)"))
                 case.compare("alt_bypass_first_segment/seg0_", {"out": near})
             if cut:
                 state = detach(state)

@@ -124,8 +124,8 @@ def check_layer(
     fill(mixer, case.weights, table)
     said: dict[str, Tensor] = {}
     heard: list[Tensor] = []
-    mixer.enter.register_forward_hook(lambda _, __, out: said.update(in_proj=out))
-    mixer.out.register_forward_hook(lambda _, read, __: said.update(pre_out_proj=read[0]))
+    mixer.in_proj.register_forward_hook(lambda _, __, out: said.update(in_proj=out))
+    mixer.out_proj.register_forward_hook(lambda _, read, __: said.update(pre_out_proj=read[0]))
     mixer.conv.register_forward_hook(lambda _, read, __: heard.append(read[0]))
     if isinstance(mixer, Mamba2Mixer):
         gated_norm = mixer.gated_norm

@@ -255,7 +255,7 @@ def check_layer(case: Case) -> None:
     case.compare("in/", {"r": positions[memory_len - kept :, None], "attn_mask": (~visible).to(torch.uint8)})
 
     said: dict[str, Tensor] = {}
-    attention.out.register_forward_hook(
+    attention.out_proj.register_forward_hook(
         lambda _, read, out: said.update(attn_vec=time_first(read[0]), attn_out_proj=time_first(out))
     )
     attention.attention_dropout.register_forward_hook(

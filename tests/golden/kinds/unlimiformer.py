@@ -55,7 +55,7 @@ def check_core(case: Case) -> None:
     bank = mixer.knn.add(mixer.init_state(len(kept)), kept[:, None], None)
     near, none = q.new_empty(*q.shape[:3], 0), v[:, :, :0]
     for attend_memory in (mixer.attend_memory, mixer.attend_memory_loop):
-        y = mixer.out(rearrange(attend_memory(q, near, none, bank), "b h t k -> b t (h k)"))
+        y = mixer.out_proj(rearrange(attend_memory(q, near, none, bank), "b h t k -> b t (h k)"))
         case.compare("out/", {"attn_output": y.view_as(asked)})
 
     weights, ids = heard.best_first(heads)

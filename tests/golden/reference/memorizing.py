@@ -157,8 +157,8 @@ class Reference:
                         *((0, key, value) for key, value in zip(k, v, strict=True)),
                     ][-c["capacity"] :]
             for t in range(len(xs)):
-                x = xs[t] + p[f"{name}.mixer.out.weight"] @ torch.cat(said[t])
-                gated, up = (p[f"{name}.mlp.enter.weight"] @ self.norm(x, f"{name}.mlp_norm")).chunk(2)
+                x = xs[t] + p[f"{name}.mixer.out_proj.weight"] @ torch.cat(said[t])
+                gated, up = (p[f"{name}.mlp.in_proj.weight"] @ self.norm(x, f"{name}.mlp_norm")).chunk(2)
                 inner = gated / (1 + (-gated).exp()) * up
-                xs[t] = x + p[f"{name}.mlp.out.weight"] @ inner
+                xs[t] = x + p[f"{name}.mlp.out_proj.weight"] @ inner
         return torch.stack([p["head.weight"] @ self.norm(x, "norm") for x in xs])

@@ -129,11 +129,11 @@ class Reference:
         return said
 
     def mlp(self, x: Tensor, layer: int) -> Tensor:
-        entered = self.linear(x, f"stack.{layer}.mlp.enter")
+        entered = self.linear(x, f"stack.{layer}.mlp.in_proj")
         if self.c.get("activation") == "relu":
-            return self.linear(entered.clamp(min=0), f"stack.{layer}.mlp.out")
+            return self.linear(entered.clamp(min=0), f"stack.{layer}.mlp.out_proj")
         gate, up = entered.chunk(2)
-        return self.linear(gate * gate.sigmoid() * up, f"stack.{layer}.mlp.out")
+        return self.linear(gate * gate.sigmoid() * up, f"stack.{layer}.mlp.out_proj")
 
     def read(self, tokens: list[int]) -> Tensor:
         logits = []

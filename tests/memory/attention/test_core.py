@@ -43,7 +43,7 @@ def loop(layer: Attention, x: Tensor, attends: Any) -> Tensor:
                     scores.append(score)
                 weights = torch.stack(scores).softmax(0)
                 parts.append((weights[:, None] * torch.stack(values)).sum(0))
-            outputs.append(layer.out(torch.cat(parts)))
+            outputs.append(layer.out_proj(torch.cat(parts)))
         rows_out.append(torch.stack(outputs))
     return torch.stack(rows_out)
 

@@ -68,7 +68,7 @@ def loop(layer: RelativeAttention, h: Tensor, memory: list[Tensor], mask: Mask) 
                 values.append(heads(2, context[key - first])[head])
             weights = torch.stack(scores).softmax(0)
             parts.append((weights[:, None] * torch.stack(values)).sum(0))
-        y = h[query] + layer.out.weight @ torch.cat(parts)
+        y = h[query] + layer.out_proj.weight @ torch.cat(parts)
         out.append(y if layer.prenorm else norm(y))
     return torch.stack(out)
 

@@ -48,7 +48,7 @@ def loop(layer: WindowAttention, x: Tensor) -> Tensor:
                 values.append(projected[key, heads + kv_heads + kv_head])
             weights = torch.stack(scores).softmax(0)
             parts.append((weights[:, None] * torch.stack(values)).sum(0))
-        out.append(layer.out(torch.cat(parts)))
+        out.append(layer.out_proj(torch.cat(parts)))
     return torch.stack(out)
 
 

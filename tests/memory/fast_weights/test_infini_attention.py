@@ -103,7 +103,7 @@ def test_an_empty_memory_returns_0_and_the_gate_is_applied(rule: Rule) -> None:
     layer, x = build(rule), draw(2, SEGMENT, WIDTH)
     q, k, v = layer.project(x)
     local = (1 - layer.gate.sigmoid())[:, None, None] * layer.attend(q, k, v)
-    expected = layer.out(local.transpose(1, 2).flatten(2))
+    expected = layer.out_proj(local.transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x, layer.init_state(2))[0], expected)
 
 
@@ -214,7 +214,7 @@ def test_a_closed_gate_is_attention_and_an_open_one_memory(position: Any) -> Non
     _, state = read_and_write_loop(q, k, v, layer.init_state(2), "delta")
     q, k, v = (part[:, None] for part in layer.project(x[:, SEGMENT : 2 * SEGMENT]))
     retrieved, _ = read_and_write_loop(q, k, v, state, "delta")
-    expected = layer.out(retrieved[:, 0].transpose(1, 2).flatten(2))
+    expected = layer.out_proj(retrieved[:, 0].transpose(1, 2).flatten(2))
     torch.testing.assert_close(y[:, SEGMENT : 2 * SEGMENT], expected)
 
 

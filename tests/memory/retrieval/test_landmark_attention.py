@@ -214,7 +214,7 @@ def test_the_first_tokens_of_a_block_may_be_missing() -> None:
     q, k = layer.positions.rotate(q, positions), layer.positions.rotate(k, positions)
     landmarks = (offset[:, None] + positions) % BLOCK == BLOCK - 1
     weights, _ = grouped_softmax_reference(q @ k.mT / 2, landmarks[:, None])
-    torch.testing.assert_close(y, layer.out((weights @ v).transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(y, layer.out_proj((weights @ v).transpose(1, 2).flatten(2)))
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ def spoil(value: float) -> Any:
 
     def do(trainer: Any, pl_module: Any) -> None:
         with torch.no_grad():
-            dict(pl_module.named_parameters())["stack.1.mlp.enter.weight"].view(-1)[3] = value
+            dict(pl_module.named_parameters())["stack.1.mlp.in_proj.weight"].view(-1)[3] = value
 
     return do
 
@@ -118,7 +118,7 @@ def test_a_weight_that_is_not_finite_stops_the_run(zoo: Any, value: float) -> No
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert ended.err.startswith(
-        "error: step 6: the loss or a gradient is not finite; first in layer stack.1.mlp.enter"
+        "error: step 6: the loss or a gradient is not finite; first in layer stack.1.mlp.in_proj"
     )
     assert zoo.checkpoint("run")["global_step"] == 4
     assert_finite(zoo)

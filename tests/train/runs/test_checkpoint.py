@@ -1,0 +1,68 @@
+"""Weights of checkpoints that were written when a model's modules had other names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.plugins import choices
+from zoo.train.runs import build
+from zoo.train.runs.checkpoint import RENAMED_WEIGHTS, check_weights, update_weight_names
+from zoo.train.runs.config import compose
+
+FORMER = {new: old for old, new in RENAMED_WEIGHTS.items()}
+
+
+def with_former_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        ".".join(FORMER.get(part, part) for part in name.split(".")): weight
+        for name, weight in weights.items()
+    }
+
+
+@pytest.mark.parametrize("name", [choice.name for choice in choices("model") if choice.owner == "zoo"])
+def test_a_checkpoint_with_the_former_names_is_loaded(name: str) -> None:
+    model = build.model(compose([f"model={name}", "size=nano"]))
+    expected = {name: weight.clone() for name, weight in model.state_dict().items()}
+    former = with_former_names(expected)
+    assert former.keys() != expected.keys()
+    checkpoint: dict[str, Any] = {"state_dict": former}
+    check_weights(model, checkpoint, Path("last.ckpt"))
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+    model.load_state_dict(checkpoint["state_dict"])
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+class Own(SequenceModule):
+    """A user's model whose modules have the zoo's former names."""
+
+    vocab_size, segment_len, learns_through_memory = 1, 1, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_proj, self.out_proj = nn.Linear(1, 1), nn.Linear(1, 2)
+
+    def init_state(self, rows: int) -> Any:
+        return ()
+
+    def segment(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.out_proj(self.in_proj(tokens[..., None].float())), state
+
+
+def test_a_users_own_modules_keep_their_names() -> None:
+    weights = Own().state_dict()
+    assert update_weight_names(weights, weights.keys()) == weights
+    checkpoint = {"state_dict": {name.replace("out", "outer"): weight for name, weight in weights.items()}}
+    with pytest.raises(UserError, match=r"weight out\.bias expected \(2,\), found absent"):
+        check_weights(Own(), checkpoint, Path("last.ckpt"))
+
+
+def test_nothing_is_renamed_onto_a_weight_that_exists() -> None:
+    weights = {"out.weight": torch.zeros(1), "out_proj.weight": torch.ones(1)}
+    assert update_weight_names(weights, ["out_proj.weight"]) == weights
