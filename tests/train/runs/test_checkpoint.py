@@ -46,13 +46,13 @@ class Own(SequenceModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.in_proj, self.out_proj = nn.Linear(1, 1), nn.Linear(1, 2)
+        self.enter, self.out = nn.Linear(1, 1), nn.Linear(1, 2)
 
     def init_state(self, rows: int) -> Any:
         return ()
 
     def segment(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self.out_proj(self.in_proj(tokens[..., None].float())), state
+        return self.out(self.enter(tokens[..., None].float())), state
 
 
 def test_a_users_own_modules_keep_their_names() -> None:
