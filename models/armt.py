@@ -6,7 +6,8 @@ Rodkin et al. 2024, arXiv:2407.04841.  In layer l, on x = [E[w_1 .. w_S] ; memor
 
 Carried from segment to segment: in every layer the associative matrix and its normaliser
 (memory/fast_weights/associative.py).  The memory tokens themselves are the same learned ones in every
-segment. Differs from the paper: the body is a LLaMA-shaped decoder by default (`position=learned norm=layer
+segment.
+Differs from the paper: the body is a LLaMA-shaped decoder by default (`position=learned norm=layer
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
 

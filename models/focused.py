@@ -1,4 +1,4 @@
-"""Focused Transformer: a few layers remember everything, and are trained among other texts to find their own.
+"""Focused Transformer: a few layers retrieve from the whole past, trained to tell it from other texts.
 
 Tworkowski et al. 2023, arXiv:2307.03170 (FoT, LongLLaMA); memory layers:
 memory/retrieval/focused_attention.py; their training: memory/retrieval/crossbatch.py.  K_i are the keys of
@@ -8,11 +8,11 @@ row i's segment, P_i of the one before, M_i of all before:
     evaluated   y = softmax(q [K_i ; the k keys of M_i nearest to q]^T / tau) [their values]
 
 Carried from segment to segment, by memory layers: the last segment's keys and values, the gradient reaching
-one segment back with each of them, within the window of a training step; in evaluation the bank of the
-`capacity` tokens before those, too.
-Differs from the paper, as LongLLaMA does: rotary positions in the segment, with remembered keys at its first
-token (`memory_position=none`: none there), and tau = sqrt(K).  `normalised` is the paper's: keys and queries
-of length 1, and tau = exp(-sharpness) learned by every head, which can't reach 0.
+one segment back, within the window of a training step; in evaluation also the bank of the `capacity` tokens
+before those.
+Differs from the paper, as LongLLaMA does: rotary positions in the segment, retrieved keys at its first token
+(`memory_position=none`: without position), and tau = sqrt(K).  `normalised` is the paper's form: keys and
+queries of length 1, and tau = exp(-sharpness) > 0, learned per head.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -7,9 +7,9 @@ De et al. 2024, arXiv:2402.19427; RecurrentGemma: Botev et al. 2024, arXiv:2404.
 
 Recurrent block: memory/state_space/griffin_block.py.  Local attention: one head of keys and values, rotary
 positions on the first half of a head.
-Carried from segment to segment: what memory/state_space/griffin_block.py says, and the attention's last keys
-and values. Differs from the paper, as RecurrentGemma does: the recurrence is as wide as the model, embeddings
-are scaled by sqrt(D), and logits may be capped, c tanh(logits / c).
+Carried from segment to segment: the state of every recurrent block, and the attention's last keys and values.
+Differs from the paper, as RecurrentGemma does: the recurrence is as wide as the model, embeddings are scaled
+by sqrt(D), and logits may be capped, c tanh(logits / c).
 """
 
 from collections.abc import Sequence

@@ -7,8 +7,8 @@ memory/fast_weights/infini_attention.py.
 
 Carried from segment to segment: in every layer and head a matrix M and a vector z.  The gradient runs through
 them back to the beginning of the window.
-Differs from the paper, which says nothing of its blocks and gates: blocks are LLaMA-shaped; gates begin half
-open and learn faster than the rest, without weight decay, as a replication had to make them (Hugging Face,
+Differs from the paper, which leaves blocks and gates open: blocks are LLaMA-shaped; gates start half open
+and learn faster than the rest, without weight decay, as a replication needed (Hugging Face,
 "A failed experiment: Infini-Attention, and why we should keep trying?", August 2024).
 """
 
@@ -65,20 +65,20 @@ class Infini(Decoder):
         return [part.gate for part in self.modules() if isinstance(part, CompressiveAttention)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """As any decoder's, but the gates in a group of their own."""
+        """The gates are in a separate group."""
         gates = self.gates()
-        apart = {id(gate) for gate in gates}
+        identities = {id(gate) for gate in gates}
         groups = super().parameter_groups()
         for group in groups:
-            group["params"] = [weight for weight in group["params"] if id(weight) not in apart]
+            group["params"] = [weight for weight in group["params"] if id(weight) not in identities]
         learning = [gate for gate in gates if gate.requires_grad]
         return [*groups, {"params": learning, "decays": False, "lr_scale": GATES_RATE}]
 
     @torch.no_grad()
     def diagnostics(self, state: tuple[MemoryState, ...]) -> dict[str, float]:
-        """How far the gates are open to the memory (1: nothing else is read), and the mean norm of an M."""
+        """The gates' openness to the memory (1: only the memory is read), and the mean norm of an M."""
         gates = torch.stack(self.gates()).sigmoid()
-        norms = torch.stack([kept.matrix for kept in state]).norm(dim=(-2, -1))
+        norms = torch.stack([layer.matrix for layer in state]).norm(dim=(-2, -1))
         return {
             "gate": gates.mean().item(),
             "gate_min": gates.min().item(),

@@ -6,7 +6,7 @@ Lieber et al. 2024, arXiv:2403.19887.
     mixer: attention in the middle of eight, elsewhere Mamba (memory/state_space/mamba_mixer.py) with norms on
     dt, B and C
 
-Attention has grouped queries and no positions: the recurrence tells the order.
+Attention has grouped queries and no positions: the recurrence provides the order.
 Carried from segment to segment: every Mamba's state, and the last `context` keys and values of attention.
 Differs from the paper: attention sees the last `context` tokens, not all; no mixture of experts; embeddings
 are tied.

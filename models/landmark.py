@@ -1,4 +1,4 @@
-"""Landmark transformer: reads its segment, and through landmark tokens the blocks of all that came before.
+"""Landmark transformer: attends to its segment and, through landmark tokens, to blocks of all earlier text.
 
 Mohtashami & Jaggi 2023, arXiv:2305.16300; attention, bank and positions:
 memory/retrieval/landmark_attention.py.
@@ -9,16 +9,15 @@ memory/retrieval/landmark_attention.py.
 In train mode each segment is read alone and all segments of a window are one batch: nothing is carried, read
 or written.  In eval mode each segment also retrieves `topk` blocks.  Carried then, per layer: the last
 `capacity` tokens' blocks of keys and values, and the block that a short segment left open.  Layers below
-`retrieve_from_layer` have no bank: in layer 0 all old landmarks have one key, and a choice among them says
-nothing.
+`retrieve_from_layer` have no bank: in layer 0 all old landmarks have the same key, and none can be preferred.
 Differs from the paper: the body is LLaMA-shaped by default (the paper trains a GPT-2-like one from scratch);
-the blocks of a training context begin with it, where the published code cuts a stream anywhere.
+a training context starts a block, where the published code cuts a stream anywhere.
 """
 
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
@@ -81,9 +80,9 @@ class Landmark(Decoder):
         mixers = map(mixer, range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
         self.mem_freq = mem_freq
-        if selection == "head":  # by a segment's later tokens, too
+        if selection == "head":  # depends on a segment's later tokens
             self.decodes = False
-        self.landmark = nn.Parameter(torch.randn(width) * width**-0.5)  # as strong as an embedding
+        self.landmark = nn.Parameter(torch.randn(width) * width**-0.5)  # an embedding's deviation
 
     def marker(self) -> Float[Tensor, " width"]:
         """The embedding of a landmark."""
@@ -93,65 +92,63 @@ class Landmark(Decoder):
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         rows, time = tokens.shape
-        here = tokens.new_zeros(rows) if self.training else state[0].length % (self.mem_freq + 1)
-        closed = (here + time) // self.mem_freq
-        count = time // self.mem_freq
-        if time % self.mem_freq and rows:  # else as many landmarks in every row, wherever its block is open
-            count = int(closed[0])
-            apart = closed != count
-            if apart.any():
-                return self._read_apart(tokens, state, apart)
-        x, places = self.insert_landmarks(tokens, here, time + count)
+        offset = tokens.new_zeros(rows) if self.training else state[0].length % (self.mem_freq + 1)
+        landmarks = time // self.mem_freq  # the same in every row, wherever its block is open
+        if time % self.mem_freq and rows:
+            per_row = (offset + time) // self.mem_freq
+            landmarks = int(per_row[0])
+            if (per_row != landmarks).any():
+                return self._segment_in_groups(tokens, state, per_row != landmarks)
+        x, positions = self.insert_landmarks(tokens, offset, time + landmarks)
         x, state = self.body(x, state)
-        return self.head(x.take_along_dim(places[..., None], dim=1)), state
+        return self.head(x.take_along_dim(positions[..., None], dim=1)), state
 
     def init_decode_cache(self, state: State) -> Any:
-        """How far each row is into its block, and what `decode_body` knows.  None where rows stand at
-        different offsets."""
-        here = state[0].length % (self.mem_freq + 1)
-        if (here != here[:1]).any():
+        """Each row's offset in its block, and the cache of `decode_body`; None where offsets differ."""
+        offset = state[0].length % (self.mem_freq + 1)
+        if (offset != offset[:1]).any():
             return None
-        return here, (0, self.stack.init_decode_cache(state))
+        return offset, (0, self.stack.init_decode_cache(state))
 
     def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
-        here, known = cache
+        offset, body_cache = cache
         time = tokens.shape[1]
-        count = (int(here[0]) + time) // self.mem_freq if len(here) else 0
-        x, places = self.insert_landmarks(tokens, here, time + count)
-        x, known = self.decode_body(x, known)
-        return self.head(x.take_along_dim(places[..., None], dim=1)), ((here + time) % self.mem_freq, known)
+        landmarks = (int(offset[0]) + time) // self.mem_freq if len(offset) else 0
+        x, positions = self.insert_landmarks(tokens, offset, time + landmarks)
+        x, body_cache = self.decode_body(x, body_cache)
+        logits = self.head(x.take_along_dim(positions[..., None], dim=1))
+        return logits, ((offset + time) % self.mem_freq, body_cache)
 
     def insert_landmarks(
-        self, tokens: Int[Tensor, "rows time"], here: Int[Tensor, " rows"], slots: int
-    ) -> tuple[Float[Tensor, "rows slots width"], Int[Tensor, "rows time"]]:
-        """Embeddings with landmarks among them, and where the tokens stand, `here` tokens into a block."""
+        self, tokens: Int[Tensor, "rows time"], offset: Int[Tensor, " rows"], length: int
+    ) -> tuple[Float[Tensor, "rows stream width"], Int[Tensor, "rows time"]]:
+        """Embeddings of the stream, `length` long, which starts at an offset in a block; and the positions of
+        the tokens in it."""
         time, block = tokens.shape[1], self.mem_freq + 1
-        line = here[:, None] + torch.arange(slots, device=tokens.device)
-        index = (torch.arange(slots, device=tokens.device) - line // block).clamp(max=time - 1)
+        in_stream = offset[:, None] + torch.arange(length, device=tokens.device)
+        index = (torch.arange(length, device=tokens.device) - in_stream // block).clamp(max=time - 1)
         x = torch.where(
-            (line % block == self.mem_freq)[..., None],
+            (in_stream % block == self.mem_freq)[..., None],
             self.marker(),
             self.embed(tokens.take_along_dim(index, dim=1)),
         )
         order = torch.arange(time, device=tokens.device)
-        return x, order + (here[:, None] + order) // self.mem_freq
+        return x, order + (offset[:, None] + order) // self.mem_freq
 
-    def _read_apart(
-        self, tokens: Int[Tensor, "rows time"], state: State, apart: Tensor
+    def _segment_in_groups(
+        self, tokens: Int[Tensor, "rows time"], state: State, in_first: Bool[Tensor, " rows"]
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """Rows in which more landmarks fall into a short segment than in others, each kind by itself."""
-        groups = [kind.nonzero()[:, 0] for kind in (apart, ~apart)]
-        back = torch.cat(groups).argsort()
-        (one, after_one), (two, after_two) = (
-            self.segment(tokens[rows], take_rows(state, rows)) for rows in groups
-        )
-        return torch.cat([one, two])[back], tree_map(
-            lambda x, y: torch.cat([x, y])[back], after_one, after_two
-        )
+        """`segment` for two groups of rows, where a short segment has more landmarks in some rows than in
+        others."""
+        groups = [group.nonzero()[:, 0] for group in (in_first, ~in_first)]
+        inverse = torch.cat(groups).argsort()
+        outputs = [self.segment(tokens[rows], take_rows(state, rows)) for rows in groups]
+        logits, states = zip(*outputs, strict=True)
+        return torch.cat(logits)[inverse], tree_map(lambda *parts: torch.cat(parts)[inverse], *states)
 
-    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], Any]:
-        """In train mode an empty bank for every row would only be moved about: nothing is carried."""
-        said, state = super().compute_loss(batch, None if self.training else carried)
-        return said, None if self.training else state
+    def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], Any]:
+        """Nothing is carried in train mode: the banks would stay empty."""
+        outputs, state = super().compute_loss(batch, None if self.training else state)
+        return outputs, None if self.training else state

@@ -6,9 +6,9 @@ memory/state_space/selective_scan.py.
     x += mamba(norm(x))        (x += swiglu(norm(x)), with `mlp_width`)        logits = E norm(x)
     mamba: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t,  with dt, B, C made of the token
 
-Carried from segment to segment: in every block the scan's h (channels, states), and the last `taps - 1`
-inputs of its short convolution.
-Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
+Carried from segment to segment: in every block the scan's h (channels, states), and the last `conv_size -
+1` inputs of its short convolution.
+Differs from the paper: initial weights are those of all models here, except for A, D, dt and the convolution.
 """
 
 from typing import Unpack

@@ -6,9 +6,9 @@ memory/state_space/ssd.py.
     x += mamba2(norm(x))        (x += swiglu(norm(x)), with `mlp_width`)        logits = E norm(x)
     mamba2: S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,  y_t = S_t C_t + D x_t,  per head, A a number
 
-Carried from segment to segment: in every block each head's S (head_dim, states), and the last `taps - 1`
-inputs of its short convolution.
-Differs from the paper: initial weights are those of all our models, but for A, D, dt and the convolution.
+Carried from segment to segment: in every block each head's S (head_dim, states), and the last `conv_size -
+1` inputs of its short convolution.
+Differs from the paper: initial weights are those of all models here, except for A, D, dt and the convolution.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Mamba-2 with a little attention and a feed-forward in each block: mamba_ssm's own hybrid.
+"""Mamba-2 with a little attention and a feed-forward in each block: the hybrid of mamba_ssm.
 
 Dao & Gu 2024, arXiv:2405.21060, section 9.2.3 (Mamba-2-MLP-Attention): about a tenth attention is best.
 

@@ -1,6 +1,7 @@
 """Megalodon: attention inside chunks, and a moving average and a running norm over the whole text.
 
-Ma et al. 2024, arXiv:2404.08801; attention, average and norm: zoo/memory/{megalodon,ema,timestepnorm}.py.
+Ma et al. 2024, arXiv:2404.08801; attention, average and norm: memory/state_space/megalodon_attention.py,
+complex_ema.py and timestep_norm.py.
 
     yhat = attention(x)        (its residual x within)
     x' = x + W_2 (silu(W_1 f) * W_3 f)   with  f = LayerNorm(yhat)        or W_2 silu(W_1 f)
@@ -10,7 +11,7 @@ The residual of the feed-forward goes two hops back, to x and not to yhat.
 
 Carried: per layer the timestep norm's statistics, the complex state of the average and the open chunk's keys
 and values; the last norm's statistics.  The gradient runs through all of them.
-Differs from the paper: as its code does (said in the parts' files); matrices begin as in all our models, the
+Differs from the paper: as its code does (see the parts' files); matrices start as in all models here, the
 average as published; only the matrices decay, where the published optimiser decays every weight.
 """
 
@@ -36,7 +37,7 @@ class MegalodonModelState(NamedTuple):
 
 
 class NormedFeedForward(nn.Module):
-    """LayerNorm, feed-forward (gated or not), and a scale per channel where there is one."""
+    """LayerNorm, feed-forward (gated or not), and by option a scale per channel."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Memorizing Transformer: one layer also attends to the nearest of all the keys that it has stored.
+"""Memorizing Transformer: one layer also attends to the nearest of its stored keys.
 
 Wu, Rabe, Hutchins & Szegedy 2022, arXiv:2203.08913, section 3; the layer's equations:
 memory/retrieval/memorizing_attention.py.
@@ -8,9 +8,9 @@ memory/retrieval/memorizing_attention.py.
 Carried from segment to segment, by memory layers: the last `capacity` keys and values, which are read first
 and then written.  They are constant to the gradient.
 Differs from the paper, which has T5's position biases and a Transformer-XL cache: positions are rotary, and
-local context is the segment.  s = exp(sharpness) can't reach 0.
-Differs from the published code (google-research/meliad): the k nearest are found exactly, fewer than k share
-the softmax among themselves, and a token sees itself.
+local context is the segment.  s = exp(sharpness) > 0.
+Differs from the published code (google-research/meliad): search is exact, fewer than k keys share the softmax
+among themselves, and a token sees itself.
 """
 
 from collections.abc import Sequence
@@ -69,8 +69,7 @@ class Memorizing(Decoder):
 
     @torch.no_grad()
     def diagnostics(self, state: State) -> dict[str, float]:
-        """How far the gates are open to the memory (1: nothing else is read); with faiss, the share of the
-        true neighbours that it finds."""
+        """The gates' openness to the memory (1: only the memory is read); with faiss, its recall."""
         gates = torch.stack([memory.gate for memory in self.memories()]).sigmoid()
         figures = {"gate": gates.mean(), "gate_min": gates.min(), "gate_max": gates.max()}
         banks = [bank for bank in state if isinstance(bank, Bank)]

@@ -3,12 +3,12 @@
 Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881; Bulatov et al. 2024, arXiv:2402.10790.
 
     H_0 = [M_s ; E[w_1 .. w_S] ; M_s]        H_L = norm(transformer(H_0))
-    logits = E H_L[slots : slots + S]        M_{s+1} = H_L[-slots :]        M_0 learned
+    logits = E H_L[m : m + S]        M_{s+1} = H_L[m + S :]        M_0 learned, m = memory_tokens
 
-Carried from segment to segment: the memory tokens.  The gradient runs back through them as far as the window
-of one training step reaches.
-Differs from the paper: the body is a LLaMA-shaped decoder by default (GPT-2 and Transformer-XL,
-models/rmt_xl.py, are the published ones); memory tokens see one another causally by default as in the
+Carried from segment to segment: the memory tokens.  The gradient runs back through them to the beginning of
+the window of a training step.
+Differs from the paper: the body is a LLaMA-shaped decoder by default (the published ones are GPT-2
+and Transformer-XL, models/rmt_xl.py); memory tokens see one another causally by default as in the
 authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
 """
 
@@ -65,7 +65,7 @@ class RMT(Decoder):
             **options,
         )
         self.memory_tokens = memory_tokens
-        # the standard deviation of the embeddings beside it (the published code's rule)
+        # the deviation of embeddings (the published code's rule)
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
         if memory_attention == "block":  # a mask that counts positions from the end
             self.decodes = False

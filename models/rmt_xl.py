@@ -2,12 +2,12 @@
 
 Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881: the code behind the paper's tables.
 
-    H_0 = [M_s ; sqrt(D) E[w_1 .. w_S] ; M_s]  ->  Transformer-XL  ->  H_L        M_{s+1} = H_L[-slots :]
+    H_0 = [M_s ; sqrt(D) E[w_1 .. w_S] ; M_s]  ->  Transformer-XL  ->  H_L        M_{s+1} = end of H_L
 
 Carried from segment to segment: the memory tokens, with gradient, and in every layer its last `memory_len`
-inputs (memory tokens' positions among them), without.
-Differs from the paper: a memory position that looks ahead inside its block does so at distance 0; the
-published code reads whatever its relative shift wraps around to (`wrapped=true`, for its weights).
+inputs (those of memory tokens included), without.
+Differs from the paper: a memory position that looks ahead inside its block does so at distance 0; in the
+published code its relative shift wraps around (`wrapped=true`, for the published weights).
 """
 
 from typing import NamedTuple, Unpack
@@ -86,6 +86,6 @@ class RMTXL(TransformerXL):
             else torch.cat([state.memory.to(x.dtype), x], dim=1)
         )
         h, layers = self.body(x, state.layers, x.shape[1], self.allowed(x.shape[1]))
-        said = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
-        written = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
-        return self.head(said), RMTXLState(written.to(self.memory.dtype), layers)
+        at_tokens = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
+        memory = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
+        return self.head(at_tokens), RMTXLState(memory.to(self.memory.dtype), layers)

@@ -1,4 +1,4 @@
-"""Samba: Mamba and sliding-window attention in turn, a feed-forward after each.
+"""Samba: Mamba alternating with sliding-window attention, a feed-forward after each.
 
 Ren et al. 2024, arXiv:2406.07522.
 
@@ -8,7 +8,7 @@ Ren et al. 2024, arXiv:2406.07522.
 Carried from segment to segment: every Mamba's state (memory/state_space/mamba_mixer.py), and the last `window
 - 1` keys and values of attention.
 Differs from the paper: norms add 1e-6, its code 1e-5 (which published weights are read with); initial weights
-are those of all our models, but for A, D, dt and the convolution.
+are those of all models here, except for A, D, dt and the convolution.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ memory/attention/sliding_window.py.
     x += attention(norm(x))        x += mlp(norm(x))        logits = E norm(x)
 
 Carried from segment to segment: nothing without a window (each segment is read alone: the forgetting
-baseline); with one, the last `window - 1` keys and values of every layer, and those of the first `sinks`
+baseline); with a window, the last `window - 1` keys and values of every layer, and those of the first `sinks`
 tokens.
 Differs from the papers: nothing.
 """

@@ -1,4 +1,4 @@
-"""Transformer-XL: every layer also attends to what it read in the last segments.
+"""Transformer-XL: every layer also attends to its inputs in the last segments.
 
 Dai et al. 2019, arXiv:1901.02860; attention and memory: memory/attention/relative.py.
 
@@ -8,7 +8,7 @@ Dai et al. 2019, arXiv:1901.02860; attention and memory: memory/attention/relati
 Carried from segment to segment: in every layer its last `memory_len` inputs, without gradient: the reach of
 back-propagation is one segment, that of information depth * memory_len.
 Differs from the paper: as its PyTorch code, scores are divided by sqrt(K), one pair u, v serves all layers,
-and the memory starts empty; initial weights are those of all our models.
+and the memory starts empty; initial weights are those of all models here.
 """
 
 from functools import partial

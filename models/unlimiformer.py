@@ -1,4 +1,4 @@
-"""Unlimiformer, decoder-only: a transformer whose upper layers also see the nearest of all they have read.
+"""Unlimiformer, decoder-only: a transformer whose upper layers also attend to the nearest earlier tokens.
 
 Bertsch et al. 2023, arXiv:2305.01625; its attention in the paper's symbols:
 memory/retrieval/unlimiformer_attention.py.
@@ -10,13 +10,12 @@ memory/retrieval/unlimiformer_attention.py.
 Carried from segment to segment, by each layer from `layer_begin` on: its last `capacity` normed inputs.
 There are no new weights.  It trains as `transformer` does, each segment alone and nothing carried, or starts
 from a trained one (`model.base=<run_dir>`); in evaluation it reads and fills its memory.  With
-`retrieval_training` it does so in training too: the gradient runs through what is retrieved into earlier
-segments of the same window, what is chosen is constant.
-Differs from the paper: decoder-only.  Its encoder-decoder, where one index of the encoder's outputs serves
-all layers, is out of scope: here each layer has an index of its own inputs, as they were read, segment by
-segment and not in overlapping windows.  Where the published code for decoders puts what it retrieves in the
-place of the oldest keys, it joins the whole segment here; it has no position, and neither has the query that
-finds it.
+`retrieval_training` it does so in training too: the gradient runs through retrieved tokens into earlier
+segments of the same window; their choice is constant.
+Differs from the paper: decoder-only.  Its encoder-decoder has one index of the encoder's outputs for all
+layers; here each layer has an index of its inputs, read segment by segment and not in overlapping windows.
+The published code for decoders replaces the oldest keys by retrieved ones; here these join the whole segment.
+Retrieved keys have no position, and neither has the query that retrieves them.
 """
 
 from typing import Literal, Unpack
