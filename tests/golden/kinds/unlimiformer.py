@@ -18,7 +18,7 @@ def loaded(case: Case) -> UnlimiformerAttention:
     for part in ("weight", "bias") if bias else ("weight",):
         packed = torch.cat([weights[f"{name}_proj.{part}"] for name in "qkv"])
         mixer.load_state_dict(
-            {f"qkv.{part}": packed, f"out.{part}": weights[f"out_proj.{part}"]}, strict=False
+            {f"qkv.{part}": packed, f"out_proj.{part}": weights[f"out_proj.{part}"]}, strict=False
         )
     return mixer
 
