@@ -222,8 +222,8 @@ class LandmarkAttention(Attention):
         q: Float[Tensor, "rows heads time head_dim"],
         rotated_q: Float[Tensor, "rows heads time head_dim"],
         ids: Int[Tensor, "rows heads time topk"],
-        positions: Int[Tensor, "rows one time"],
-        mask: Bool[Tensor, "rows one time local"],
+        positions: Int[Tensor, "rows 1 time"],
+        mask: Bool[Tensor, "rows 1 time local"],
     ) -> Float[Tensor, "rows heads time head_dim"]:
         """Queries, at `positions` of the local context, over it and over the blocks `ids` of the bank."""
         block, topk = self.block, self.topk
