@@ -232,9 +232,8 @@ class LandmarkAttention(Attention):
         distance = (topk + 1) * block + positions[..., None] - ranks * block
         q_by_block = self.positions.rotate(q[:, :, :, None].expand(-1, -1, -1, topk, -1), distance)
         selected = gather_blocks(state, ids)
-        keys = self.positions.rotate(selected.keys.to(q.dtype), torch.arange(block, device=q.device))[
-            selected.indices
-        ]
+        inside = torch.arange(block, device=q.device)
+        keys = self.positions.rotate(selected.keys.to(q.dtype), inside)[selected.indices]
         absent = (ids < 0)[..., None, None]  # whose values may be infinite, and 0 times that isn't 0
         values = selected.values.to(rotated.values.dtype)[selected.indices].masked_fill(absent, 0)
         retrieved_scores = self._scores(q_by_block[..., None, :], keys).flatten(-3)

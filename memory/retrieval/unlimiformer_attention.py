@@ -16,6 +16,7 @@ Differs from the paper: see models/unlimiformer.py.
 """
 
 import itertools
+from typing import Unpack
 
 import torch
 from einops import einsum, rearrange
@@ -23,8 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position, repeat_kv
+from zoo.memory.attention.core import Attention, AttentionOptions
+from zoo.memory.attention.positions import repeat_kv
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 
 MAX_GATHERED = 2**26  # numbers that are gathered from the bank at a time
@@ -40,21 +41,9 @@ class UnlimiformerAttention(Attention):
         knn: KNNMemory,
         *,
         retrieval_training: bool = False,
-        kv_heads: int | None = None,
-        position: Position = "rope",
-        rope_base: float = 10000.0,
-        bias: bool = False,
-        dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(
-            width,
-            heads,
-            kv_heads=kv_heads,
-            position=position,
-            rope_base=rope_base,
-            bias=bias,
-            dropout=dropout,
-        )
+        super().__init__(width, heads, **options)
         self.knn, self.retrieval_training = knn, retrieval_training
 
     def init_state(self, rows: int) -> Bank:
