@@ -1,123 +1,148 @@
-"""`zoo COMMAND …` (also `python -m zoo`): one table of commands, each imported only when it is called."""
+"""`zoo COMMAND …`, also `python -m zoo`: a table of commands, each imported only when called."""
 
 import importlib
 import importlib.util
 import os
 import sys
+from typing import NamedTuple
 
 from zoo.errors import nearest
 
-COMMANDS = {  # command: (where it is, what it does, an example)
-    "train": (
+
+class Command(NamedTuple):
+    target: str  # module:function
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "train": Command(
         "zoo.train.commands.train:main",
-        "train one architecture, or go on with a run",
+        "train an architecture, or resume a run",
         "model=rmt size=tiny",
     ),
-    "sweep": (
+    "sweep": Command(
         "zoo.train.commands.sweep:main",
         "train a matrix of runs",
         "model=rmt,mamba size=micro seeds=0:5",
     ),
-    "evaluate": (
+    "evaluate": Command(
         "zoo.train.commands.evaluate:main",
         "a trained run on other lengths and tasks",
         "run=runs/… lengths=64,128",
     ),
-    "compare": (
+    "compare": Command(
         "zoo.train.commands.compare:main",
         "finished runs side by side",
         "runs/lm baseline=transformer",
     ),
-    "generate": (
+    "generate": Command(
         "zoo.train.commands.generate:main",
-        "let a trained run write on",
+        "let a trained run continue a text",
         'run=runs/… prompt="Once upon"',
     ),
-    "export": ("zoo.train.commands.export:main", "a run as safetensors and json", "run=runs/… to=my_model"),
-    "import": (
+    "export": Command(
+        "zoo.train.commands.export:main",
+        "a run as safetensors and json",
+        "run=runs/… to=my_model",
+    ),
+    "import": Command(
         "zoo.train.commands.import_weights:main",
         "a run from an export or published weights",
         "from=my_model run_dir=runs/mine",
     ),
-    "bench": (
+    "bench": Command(
         "zoo.train.commands.bench:main",
         "speed and memory of models side by side",
         "model=rmt,mamba size=tiny",
     ),
-    "check": ("zoo.train.commands.check:main", "hold a model to the laws", "my_pkg.MyModel width=32"),
-    "new": ("zoo.train.commands.new:main", "write a package with a model of your own", "my_model"),
-    "list": ("zoo.train.commands.list:main", "models, tasks and corpora that are there", "size=tiny"),
-    "doctor": ("zoo.train.commands.doctor:main", "what works on this machine, and why not", ""),
+    "check": Command(
+        "zoo.train.commands.check:main",
+        "check a model against the laws",
+        "my_pkg.MyModel width=32",
+    ),
+    "new": Command(
+        "zoo.train.commands.new:main",
+        "write a package for a new model",
+        "my_model",
+    ),
+    "list": Command(
+        "zoo.train.commands.list:main",
+        "available models, tasks and corpora",
+        "size=tiny",
+    ),
+    "doctor": Command(
+        "zoo.train.commands.doctor:main",
+        "what works on this machine, and why not",
+        "",
+    ),
 }
-COMPOSED = ("train", "sweep", "check", "bench")  # whose words Hydra can complete
+HYDRA_COMMANDS = ("train", "sweep", "check", "bench")  # Hydra completes their arguments
 COMPLETION = ("-sc", "--shell-completion")
 
 
 def main() -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # where a user's own classes are, as under `python -m zoo`
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+        sys.path.append(os.getcwd())  # for a user's classes, as under `python -m zoo`
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
-        call(name, sys.argv[2:])
+        call(name, arguments)
     elif name in COMPLETION:
-        complete(sys.argv[2:])
+        complete(arguments)
+    elif name == "help" and arguments and arguments[0] in COMMANDS:
+        call(arguments[0], ["--help"])
     elif name in ("-h", "--help", "help"):
-        asked = sys.argv[2] if name == "help" and len(sys.argv) > 2 else ""
-        if asked in COMMANDS:
-            call(asked, ["--help"])
-        else:
-            print(overview())
+        print(overview())
     else:
         print(overview())
-        print(
-            f"error: unknown command {name!r}; expected one of {', '.join(COMMANDS)}"
-            f"{nearest(name, COMMANDS)}",
-            file=sys.stderr,
-        )
+        expected = f"expected one of {', '.join(COMMANDS)}"
+        print(f"error: unknown command {name!r}; {expected}{nearest(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
 
 
-def call(name: str, words: list[str]) -> None:
-    room, _, function = COMMANDS[name][0].partition(":")
-    sys.argv = [f"zoo {name}", *words]
-    if name == "train":  # a rank of several devices is started as this process's main module: without "train"
+def call(name: str, arguments: list[str]) -> None:
+    """Import a command and run it, with a command line of its arguments."""
+    module, _, function = COMMANDS[name].target.partition(":")
+    sys.argv = [f"zoo {name}", *arguments]
+    if name == "train":  # a further rank restarts this process's main module, without the word "train"
         sys.modules["__main__"].__spec__ = importlib.util.find_spec("zoo.train.__main__")
     try:
-        getattr(importlib.import_module(room), function)()
+        getattr(importlib.import_module(module), function)()
     except KeyboardInterrupt:  # in a command that has nothing to save
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def overview() -> str:
-    """For someone who sees it for the first time."""
-    lines = [f"  {name:<10}{says:<46}{example}".rstrip() for name, (_, says, example) in COMMANDS.items()]
+    """The help of `zoo` without a command."""
+    rows = [
+        f"  {name:<10}{command.summary:<46}{command.example}".rstrip() for name, command in COMMANDS.items()
+    ]
     return "\n".join(
         [
             "Train, check and compare language models with a memory.\n",
             f"  {'zoo COMMAND …':<56}for example\n",
-            *lines,
+            *rows,
             "",
-            "Begin with:        zoo train model=rmt           (minutes on a laptop, nothing to download)",
-            "All about one:     zoo COMMAND --help",
+            "First steps:       zoo train model=rmt           (minutes on a laptop, nothing to download)",
+            "Help:              zoo COMMAND --help",
             'Shell completion:  eval "$(zoo -sc install=bash)"   or   zoo -sc install=fish | source',
-            "From a checkout that isn't installed, say `python -m zoo` for `zoo`.",
+            "In a checkout that isn't installed, `python -m zoo` replaces `zoo`.",
         ]
     )
 
 
-def complete(words: list[str]) -> None:
-    """Completion: of commands by ourselves, of what stands behind one by Hydra, as if it were the program."""
-    line = os.environ.get("COMP_LINE", "")
-    typed = line.split(" ")[1:]
-    if any(word.startswith("query=") for word in words):
+def complete(arguments: list[str]) -> None:
+    """Complete the name of a command, or leave its arguments to Hydra as if the command were the program."""
+    typed = os.environ.get("COMP_LINE", "").split(" ")[1:]
+    if any(argument.startswith("query=") for argument in arguments):
         if len(typed) < 2:
             print(" ".join(name for name in COMMANDS if name.startswith("".join(typed))))
             return
-        if typed[0] not in COMPOSED:
+        if typed[0] not in HYDRA_COMMANDS:
             return
         os.environ["COMP_LINE"] = " ".join(["zoo", *typed[1:]])
-    sys.argv = ["zoo", "-sc", *words]
+    sys.argv = ["zoo", "-sc", *arguments]
     importlib.import_module("zoo.train.commands.train").main()
 
 

@@ -116,9 +116,9 @@ def shapes(model: SequenceModule) -> None:
     expected = (*text.shape, model.vocab_size)
     assert logits.shape == expected, f"logits: expected shape {expected}, found {tuple(logits.shape)}"
     for (name, leaf), (_, start) in zip(named_leaves(state), named_leaves(initial), strict=True):
-        found = f"found shape {tuple(leaf.shape)}"
-        assert leaf.shape[:1] == (ROWS,), f"state `{name}`: expected {ROWS} rows first, {found}"
-        assert leaf.shape == start.shape, f"state `{name}`: expected shape {tuple(start.shape)}, {found}"
+        shape, start_shape = tuple(leaf.shape), tuple(start.shape)
+        assert shape[:1] == (ROWS,), f"state `{name}`: expected {ROWS} rows first, found shape {shape}"
+        assert shape == start_shape, f"state `{name}`: expected shape {start_shape}, found {shape}"
     assert_same_dtypes(state, initial)
 
 
@@ -296,9 +296,9 @@ def parallel_equals_fold(model: SequenceModule) -> None:
     """`forward` has the logits, the state and the gradients of the fold of `segment`, from an initial, a
     carried and a mixed state."""
     text, size = text_for(model), model.segment_len
-    carried, mixed = carried_states(model)
+    later, mixed = later_states(model)
     ragged = text[:, : 3 * size - min(3, size - 1)]
-    cases = (ragged, mixed), (ragged, carried), (text, None)
+    cases = (ragged, mixed), (ragged, later), (text, None)
     is_fold = type(model).forward is SequenceModule.forward and model.parallel == "none"
     for tokens, state in cases[:1] if is_fold else cases:
         expected = read_with_gradients(model, model.fold, tokens, state)
@@ -307,7 +307,7 @@ def parallel_equals_fold(model: SequenceModule) -> None:
             assert_equal(actual[part], expected[part], f"{part} of the parallel form")
 
 
-def carried_states(model: SequenceModule) -> tuple[State, State]:
+def later_states(model: SequenceModule) -> tuple[State, State]:
     """A state after a text, and the same with its first row reset."""
     _, state = model(text_for(model, seed=1)[:, : memory_cuts(model)[1]])
     return state, reset_rows(state, model.init_state(ROWS), torch.tensor([True, False, False]))
@@ -503,9 +503,9 @@ class LawRunner:
 @torch.no_grad()
 def _probe(model: SequenceModule) -> list[Tensor]:
     """Logits, states and gradients of one reading of each kind: short and long, fresh and carried."""
-    text, (carried, mixed) = text_for(model), carried_states(model)
+    text, (later, mixed) = text_for(model), later_states(model)
     logits, state = model(text)
-    results = [logits, *contents(state), *contents(carried), model(text[:, :1], carried)[0]]
+    results = [logits, *contents(state), *contents(later), model(text[:, :1], later)[0]]
     ragged = text[:, : model.segment_len + 1]
     for read in (model.fold, model.forward):
         results += [

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and cosine decay: the one optimiser every architecture is trained with."""
+"""AdamW with linear warm-up and cosine decay: the optimiser of every architecture."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class Optim:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) under warm-up and cosine decay, in optimiser steps.
 
-    A parameter group may say `decays=False` (no weight decay) and `lr_scale` (its share of the learning
-    rate).
+    A parameter group may have `decays=False` (no weight decay) and `lr_scale` (factor of its learning rate).
     """
 
     steps: int
@@ -25,18 +24,18 @@ class Optim:
     betas: Sequence[float] = (0.9, 0.95)
 
     def factor(self, step: int) -> float:
-        """Share of `lr` at a step: rises over `warmup` steps, then falls along half a cosine to `floor`."""
+        """Factor of `lr` at a step: rises over `warmup` steps, then falls along half a cosine to `floor`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = min(1.0, (step + 1 - self.warmup) / max(1, self.steps - self.warmup))
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
+        progress = min(1.0, (step + 1 - self.warmup) / max(1, self.steps - self.warmup))
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def build(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
-        """What `LightningModule.configure_optimizers` returns."""
+        """Optimiser and schedule, in the form that `LightningModule.configure_optimizers` returns."""
         for group in groups:
             group["weight_decay"] = self.weight_decay if group.setdefault("decays", True) else 0.0
             group["lr"] = self.lr * group.setdefault("lr_scale", 1.0)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
-        # a plain function, which leaves nothing in a checkpoint (a bound method would)
+        # a plain function leaves nothing in a checkpoint; a bound method would
         schedule = LambdaLR(optimizer, lambda step: self.factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

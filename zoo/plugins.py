@@ -1,16 +1,16 @@
-"""Lets others add models, tasks, memories, sizes and experiments to the zoo.
+"""Plug-ins: models, tasks, memories, sizes and experiments from outside the zoo.
 
-An installed package names its own config package in its pyproject.toml:
+An installed package declares its config package in its pyproject.toml:
 
     [project.entry-points."zoo.configs"]
-    theirs = "their_package.configs"
+    my_plugin = "my_package.configs"
 
-With nothing installed, the folder one works in is enough: classes in its modules, yaml files in its
-configs/model, configs/task and so on.  A folder elsewhere is named on the command line:
+Without installation, the working directory serves: classes in its modules, yaml files in its configs/model,
+configs/task and so on.  Any further folder is given on the command line:
 
     python -m zoo.train "hydra.searchpath=[file://my_configs]" model=mine
 
-All of them stand behind the zoo's own configs, which therefore can't be shadowed.
+All of them are searched after the zoo's configs, which therefore can't be shadowed.
 """
 
 import importlib.util
@@ -32,46 +32,46 @@ from omegaconf import OmegaConf
 
 log = logging.getLogger(__name__)
 
-GROUP = "zoo.configs"
-CHOICES = ("model", "task", "size", "optim", "trainer", "experiment")
+ENTRY_POINTS = "zoo.configs"  # also the package of the zoo's configs
+CONFIG_GROUPS = ("model", "task", "size", "optim", "trainer", "experiment")
 
 
 class PluginConfigs(SearchPathPlugin):
-    """Appends every plug-in's configs, behind the zoo's own."""
+    """Appends every plug-in's configs to Hydra's search path, behind the zoo's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for point in entry_points(group=GROUP):
-            if why := broken(point):
-                log.warning("plug-in %s is left out: %s", point.name, why)
+        for point in entry_points(group=ENTRY_POINTS):
+            if problem := import_problem(point):
+                log.warning("plug-in %s is left out: %s", point.name, problem)
             else:
                 search_path.append(provider=f"zoo plug-in {point.name}", path=f"pkg://{point.value}")
-        if folder := own_folder():
-            search_path.append(provider="the folder one works in", path=f"file://{folder}")
+        if folder := local_configs():
+            search_path.append(provider="the working directory", path=f"file://{folder}")
 
 
-def broken(point: EntryPoint) -> str:
-    """Why a plug-in's config package can't be used, "" if it can."""
+def import_problem(point: EntryPoint) -> str:
+    """The reason why a plug-in's config package can't be imported, "" if it can."""
     try:
-        spec = importlib.util.find_spec(point.value)  # imports the package that it lies in
+        spec = importlib.util.find_spec(point.value)  # imports the parent package
         return "" if spec and spec.origin else f"no package {point.value} with an __init__.py"
-    except Exception as error:  # whatever the plug-in raises: the others go on
+    except Exception as error:  # of the plug-in's code: the rest of the zoo works without it
         return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def own_folder() -> Path | None:
-    """The folder `configs` where one works, if it has choices for us and isn't the zoo's own."""
+def local_configs() -> Path | None:
+    """`configs` in the working directory, if it has yaml files of our groups and isn't the zoo's folder."""
     try:
         folder = Path.cwd() / "configs"
-    except OSError:  # the folder is gone
+    except OSError:  # the working directory was deleted
         return None
-    spec = importlib.util.find_spec(GROUP)
-    ours = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
-    has_choices = any(path.parent.name in CHOICES for path in folder.glob("*/*.yaml"))
-    return folder if has_choices and folder.resolve() not in [path.resolve() for path in ours] else None
+    spec = importlib.util.find_spec(ENTRY_POINTS)
+    zoo_folders = [Path(path).resolve() for path in spec.submodule_search_locations or ()] if spec else []
+    has_choices = any(path.parent.name in CONFIG_GROUPS for path in folder.glob("*/*.yaml"))
+    return folder if has_choices and folder.resolve() not in zoo_folders else None
 
 
 class Choice(NamedTuple):
-    """One yaml file of a group."""
+    """A yaml file of a group."""
 
     name: str
     owner: str
@@ -79,48 +79,48 @@ class Choice(NamedTuple):
     text: str
 
 
-def places(search: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Owners and their configs, in the order in which they count; `search` is `[file://…,pkg://…]`."""
-    yield "zoo", files(GROUP)
-    for place in filter(None, search.strip("[]").replace(" ", "").split(",")):
-        scheme, _, path = place.strip("'\"").rpartition("://")
+def config_folders(search: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Owners and their config folders, the first of which wins; `search` is `[file://…,pkg://…]`."""
+    yield "zoo", files(ENTRY_POINTS)
+    for url in filter(None, search.strip("[]").replace(" ", "").split(",")):
+        scheme, _, path = url.strip("'\"").rpartition("://")
         yield path, files(path) if scheme == "pkg" else Path(path)
-    for point in entry_points(group=GROUP):
-        if not broken(point):
+    for point in entry_points(group=ENTRY_POINTS):
+        if not import_problem(point):
             yield point.name, files(point.value)
-    if folder := own_folder():
+    if folder := local_configs():
         yield "configs", folder
 
 
 def choices(group: str, search: str = "") -> list[Choice]:
-    """Every yaml of a group, those that stand behind another of the same name among them."""
-    found = []
-    for owner, place in places(search):
-        folder = place.joinpath(group)
+    """Every yaml file of a group, shadowed ones included."""
+    result = []
+    for owner, configs in config_folders(search):
+        folder = configs.joinpath(group)
         for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ():
             if file.name.endswith(".yaml"):
-                found.append(Choice(file.name.removesuffix(".yaml"), owner, file.read_text("utf-8")))
-    return found
+                result.append(Choice(file.name.removesuffix(".yaml"), owner, file.read_text("utf-8")))
+    return result
 
 
 def trusted(target: str) -> bool:
-    """Whether a class named by a file belongs to the zoo or to an installed plug-in, or is what a yaml in the
-    folder one works in names."""
-    packages = {"zoo", *(point.value.partition(".")[0] for point in entry_points(group=GROUP))}
-    return target.partition(".")[0] in packages or target in own_targets()
+    """True if files of a run may have this class built: it belongs to the zoo or to an installed plug-in, or
+    is named by a yaml file in the working directory."""
+    packages = {"zoo", *(point.value.partition(".")[0] for point in entry_points(group=ENTRY_POINTS))}
+    return target.partition(".")[0] in packages or target in local_targets()
 
 
-def own_targets() -> set[str]:
-    """Classes that the yaml files in the folder one works in name."""
-    folder = own_folder()
+def local_targets() -> set[str]:
+    """Classes that yaml files in the working directory name."""
+    folder = local_configs()
     texts = [path.read_text("utf-8", "replace") for path in folder.glob("*/*.yaml")] if folder else []
-    return {found for text in texts for found in re.findall(r"^\s*_target_:\s*['\"]?([\w.]+)", text, re.M)}
+    return {name for text in texts for name in re.findall(r"^\s*_target_:\s*['\"]?([\w.]+)", text, re.M)}
 
 
 def register() -> None:
-    """Makes plug-ins' configs and the arithmetic of our yaml files known to Hydra; harmless when repeated."""
+    """Register plug-ins' configs and the arithmetic of our yaml files with Hydra; may be called again."""
     Plugins.instance().register(PluginConfigs)
-    # A folder of configs that isn't there is a slip; Hydra warns of it, and goes on without.
+    # Hydra only warns of a search path that doesn't exist, which is a user error.
     warnings.filterwarnings("error", r"provider=hydra\.searchpath", UserWarning)
     OmegaConf.register_new_resolver("mul", lambda value, by: int(value * by), replace=True)
     OmegaConf.register_new_resolver("div", lambda value, by: max(1, math.ceil(value / by)), replace=True)

@@ -189,12 +189,12 @@ def backend_check(name: str) -> Callable[..., object]:
 def extensions() -> Iterator[Finding]:
     from zoo import plugins
 
-    for point in importlib.metadata.entry_points(group=plugins.GROUP):
-        reason = plugins.broken(point)
+    for point in importlib.metadata.entry_points(group=plugins.ENTRY_POINTS):
+        reason = plugins.import_problem(point)
         yield Finding(point.name, f"left out: {reason}" if reason else point.value, problem=bool(reason))
-    if folder := plugins.own_folder():
+    if folder := plugins.local_configs():
         yield Finding("configs", f"of this folder: {len(list(folder.glob('*/*.yaml')))} yaml files")
-    for group in plugins.CHOICES:
+    for group in plugins.CONFIG_GROUPS:
         first: dict[str, str] = {}
         for choice in plugins.choices(group):
             owner = first.setdefault(choice.name, choice.owner)

@@ -64,7 +64,7 @@ def test_its_width_meets_the_budget(zoo: Any, monkeypatch: pytest.MonkeyPatch, c
 def test_its_entry_point_names_its_configs(zoo: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert run(monkeypatch, capsys, "named")[0] == 0
     project = tomllib.loads((zoo.folder / "named/pyproject.toml").read_text())
-    assert project["project"]["entry-points"][plugins.GROUP] == {"named": "named.configs"}
+    assert project["project"]["entry-points"][plugins.ENTRY_POINTS] == {"named": "named.configs"}
     assert set(project["tool"]["setuptools"]["packages"]) == {"named", "named.configs"}
 
 

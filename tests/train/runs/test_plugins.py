@@ -265,10 +265,10 @@ def test_folders_named_configs_that_are_no_plug_in(zoo: Any, monkeypatch: pytest
     """The zoo's, and one without choices."""
     (zoo.folder / "configs").mkdir()
     (zoo.folder / "configs/app.yaml").write_text("_target_: antigravity.Model\n")
-    assert plugins.own_folder() is None
+    assert plugins.local_configs() is None
     assert not plugins.trusted("antigravity.Model")
     monkeypatch.chdir(Path(__file__).parents[3])
-    assert plugins.own_folder() is None
+    assert plugins.local_configs() is None
 
 
 @pytest.mark.parametrize("breaks", ["raise RuntimeError('no licence')", "1 +", "import nowhere"])
@@ -277,9 +277,10 @@ def test_a_plugin_that_cannot_be_imported(zoo: Any, installed: str, breaks: str)
         del sys.modules[module]
     (zoo.folder / "site" / installed / "__init__.py").write_text(breaks)
     importlib.invalidate_caches()
-    (point,) = [point for point in plugins.entry_points(group=plugins.GROUP) if point.name == installed]
-    assert plugins.broken(point)
-    assert "\n" not in plugins.broken(point)
+    points = plugins.entry_points(group=plugins.ENTRY_POINTS)
+    (point,) = [point for point in points if point.name == installed]
+    assert plugins.import_problem(point)
+    assert "\n" not in plugins.import_problem(point)
     assert zoo.run("model=rmt", "--cfg", "job").code == 0
     assert zoo.run("model=counter").code == 2
     assert installed not in [choice.owner for choice in plugins.choices("model")]
