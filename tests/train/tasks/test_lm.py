@@ -1,4 +1,4 @@
-"""Bytes as a task: what is asked, what is counted, what it is compared with."""
+"""Language modelling of bytes: targets, byte and word counts, baselines."""
 
 import inspect
 import lzma
@@ -29,19 +29,14 @@ from zoo.train.tasks.lm import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("bytes")
 
 
-def byte_texts(place, contents):
-    """Byte texts of these documents, without a corpus."""
-    path = place / "data.bin"
+def byte_dataset(folder, contents):
+    """A byte dataset of these documents, without a corpus."""
+    path = folder / "data.bin"
     path.write_bytes(b"".join(contents))
     lengths = np.array([len(content) for content in contents], np.int64)
     return ByteDataset(Documents(path, np.stack([np.cumsum(lengths) - lengths, lengths], axis=1)))
@@ -52,8 +47,8 @@ contents = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=6)
 
 @settings(max_examples=25, deadline=None)
 @given(contents, st.data())
-def test_a_window_is_a_slice_of_the_document_between_its_ends(place, documents, data):
-    dataset = byte_texts(place, documents)
+def test_a_window_is_a_slice_of_the_document_between_its_ends(folder, documents, data):
+    dataset = byte_dataset(folder, documents)
     assert dataset.lengths.tolist() == [len(document) + 1 for document in documents]
     for index, document in enumerate(documents):
         line = [END, *document, END]
@@ -70,39 +65,39 @@ def test_a_window_is_a_slice_of_the_document_between_its_ends(place, documents, 
 
 @settings(max_examples=40, deadline=None)
 @given(contents, st.integers(1, 3), st.integers(1, 8))
-def test_documents_can_be_put_together_from_batches(place, documents, rows, window):
-    dataset = byte_texts(place, documents)
-    found, rows_now = [], {}
-    for batch in EvalLoader(dataset, rows, window):
+def test_documents_can_be_put_together_from_batches(folder, documents, batch_size, seq_len):
+    dataset = byte_dataset(folder, documents)
+    targets_read, current = [], {}
+    for batch in EvalLoader(dataset, batch_size, seq_len):
         for row in range(len(batch.fresh)):
-            asked = batch.targets[row] != IGNORE
-            if batch.fresh[row] and asked.any():
+            targets = batch.targets[row][batch.targets[row] != IGNORE].tolist()
+            if batch.fresh[row] and targets:
                 assert batch.tokens[row, 0] == END
-                rows_now[row] = []
-                found.append(rows_now[row])
-            if asked.any():
-                rows_now[row] += batch.targets[row][asked].tolist()
-    assert Counter(map(bytes, (ids[:-1] for ids in found))) == Counter(documents)
-    assert all(ids[-1] == END for ids in found)
+                current[row] = []
+                targets_read.append(current[row])
+            if targets:
+                current[row] += targets
+    assert Counter(map(bytes, (targets[:-1] for targets in targets_read))) == Counter(documents)
+    assert all(targets[-1] == END for targets in targets_read)
 
 
-def test_another_document_moves_nothing(place):
-    contents_ = [bytes([65 + i]) * (20 + 7 * i) for i in range(5)]
-    before = list(TrainLoader(byte_texts(place, contents_), 3, 8, seed=1))
-    whose = list(TrainLoader(_Whose(byte_texts(place, contents_)), 3, 8, seed=1))
-    contents_[2] = bytes([122]) * len(contents_[2])
-    after = list(TrainLoader(byte_texts(place, contents_), 3, 8, seed=1))
-    moved = 0
-    for one, other, owner in zip(before, after, whose, strict=True):
-        assert torch.equal(one.fresh, other.fresh)
-        changed = (one.tokens != other.tokens) | (one.targets != other.targets)
+def test_another_document_changes_no_other_target(folder):
+    documents = [bytes([65 + i]) * (20 + 7 * i) for i in range(5)]
+    before = list(TrainLoader(byte_dataset(folder, documents), 3, 8, seed=1))
+    owners = list(TrainLoader(DocumentNumbers(byte_dataset(folder, documents)), 3, 8, seed=1))
+    documents[2] = bytes([122]) * len(documents[2])
+    after = list(TrainLoader(byte_dataset(folder, documents), 3, 8, seed=1))
+    num_changed = 0
+    for old, new, owner in zip(before, after, owners, strict=True):
+        assert torch.equal(old.fresh, new.fresh)
+        changed = (old.tokens != new.tokens) | (old.targets != new.targets)
         assert (owner.targets[changed] == 2).all()
-        moved += int(changed.sum())
-    assert moved
+        num_changed += int(changed.sum())
+    assert num_changed
 
 
-class _Whose(ByteDataset):
-    """The same schedule, every position asking for its document's number."""
+class DocumentNumbers(ByteDataset):
+    """The same documents, every target the index of its document."""
 
     def __init__(self, dataset):
         super().__init__(dataset.documents)
@@ -114,25 +109,25 @@ class _Whose(ByteDataset):
 
 @settings(max_examples=60, deadline=None)
 @given(contents, st.integers(1, 200))
-def test_a_prefix_asks_its_bytes_and_no_end_of_what_it_cuts(place, documents, limit):
-    dataset = prefix(byte_texts(place, documents), limit)
-    asked = [dataset.window(i, 0, int(length))[1].tolist() for i, length in enumerate(dataset.lengths)]
+def test_a_prefix_has_its_bytes_as_targets_and_no_end_of_the_document_it_cuts(folder, documents, limit):
+    dataset = prefix(byte_dataset(folder, documents), limit)
+    targets = [dataset.window(i, 0, int(length))[1].tolist() for i, length in enumerate(dataset.lengths)]
     expected, left = [], limit
     for document in documents:
         if left > 0:
             expected.append([*document, END] if len(document) <= left else [*document[:left]])
             left -= len(document)
-    assert asked == expected
+    assert targets == expected
     text = b"".join(dataset.text(i) for i in range(len(dataset.lengths)))
     assert text == b"".join(documents)[:limit]
 
 
-def test_a_prefix_of_nothing_is_refused(place):
+def test_a_prefix_of_nothing_is_refused(folder):
     with pytest.raises(UserError, match="at least 1 byte"):
-        prefix(byte_texts(place, [b"a"]), 0)
+        prefix(byte_dataset(folder, [b"a"]), 0)
 
 
-def test_references():
+def test_compression_baselines():
     assert compression_baselines(b"ab" * 500)["order-0"] == pytest.approx(1.0)
     assert compression_baselines(bytes(range(256)) * 4)["order-0"] == pytest.approx(8.0)
     assert compression_baselines(b"a")["order-0"] == 0.0
@@ -147,7 +142,7 @@ def test_references():
 
 @pytest.fixture
 def task(tmp_path):
-    folder = tmp_path / "mine"
+    folder = tmp_path / "corpus"
     for split, count in (("train", 4), ("val", 3), ("test", 1)):
         (folder / split).mkdir(parents=True)
         for i in range(count):
@@ -155,7 +150,7 @@ def task(tmp_path):
     return LanguageModelling(str(folder), tmp_path)
 
 
-def test_end_symbols_are_no_bytes(task):
+def test_end_symbols_are_not_counted_as_bytes(task):
     targets = torch.tensor([[1, END, IGNORE], [0, 255, IGNORE]])
     assert task.byte_count(targets) == 3
     bytes_, ends = 0, 0
@@ -168,25 +163,25 @@ def test_end_symbols_are_no_bytes(task):
 def test_validation_reads_exactly_val_text(task):
     data = DataModule(task, 2, 16, 8, seed=0, val_bytes=70)
     assert len(data.val_text) == 70
-    asked = torch.cat([batch.targets[batch.targets < END] for batch in data.val_dataloader()])
-    assert Counter(bytes(asked[asked != IGNORE].tolist())) == Counter(data.val_text)
+    targets = torch.cat([batch.targets[batch.targets < END] for batch in data.val_dataloader()])
+    assert Counter(bytes(targets[targets != IGNORE].tolist())) == Counter(data.val_text)
     assert task.baselines(data.val_dataset()) == compression_baselines(data.val_text)
     assert len(DataModule(task, 2, 16, 8, seed=0, val_bytes=10**9).val_text) == 153
     assert len(DataModule(task, 2, 16, 8, seed=0).val_text) == 153
     assert sum(int(task.byte_count(batch.targets)) for batch in data.test_dataloader()) == 50
 
 
-def test_less_than_a_step_reads_is_said(task, caplog):
+def test_fewer_positions_than_a_step_reads_are_a_warning(task, caplog):
     positions = int(task.split("train").lengths.sum())
-    for rows, said in (
+    for batch_size, messages in (
         (1, []),
         (2, [f"training has {positions} positions, less than the {2 * positions} a step reads"]),
     ):
-        DataModule(task, rows, positions, positions, seed=0).train_dataloader()
-        assert caplog.messages == said
+        DataModule(task, batch_size, positions, positions, seed=0).train_dataloader()
+        assert caplog.messages == messages
 
 
-def test_what_does_not_fit_is_refused(task, tmp_path):
+def test_impossible_settings_are_refused(task, tmp_path):
     with pytest.raises(UserError, match="multiple of segment_len=64, found 100; take 64 or 128"):
         DataModule(task, 2, 100, 64, seed=0)
     with pytest.raises(UserError, match=r"multiple of segment_len=64, found 10; take 64$"):
@@ -208,16 +203,16 @@ def test_the_config_is_of_this_task():
 @given(
     st.lists(st.text("ab \t\n\r\x0b\x0c", min_size=1, max_size=40), min_size=1, max_size=4), st.integers(1, 9)
 )
-def test_words_are_those_of_split_wherever_a_document_is_cut(place, documents, chunk):
+def test_words_are_those_of_bytes_split_at_any_chunk_size(folder, documents, chunk):
     raw = [document.encode() for document in documents]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.train.tasks.lm.CHUNK", chunk)
-        words, lines = words_and_lines(byte_texts(place, raw))
+        words, lines = words_and_lines(byte_dataset(folder, raw))
     assert words == sum(len(document.split()) for document in raw)
     assert lines == sum(document.count(b"\n") for document in raw)
 
 
-def test_the_unit_of_a_corpus(task):
+def test_the_unit_of_words_depends_on_the_corpus(task):
     assert task.word_count(task.split("val")) == (3, "word between white space")
     assert task.word_count(prefix(task.split("val"), 50))[0] == 1
     task.documents.name = "wikitext-103"
