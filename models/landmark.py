@@ -92,7 +92,7 @@ class Landmark(Decoder):
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         rows, time = tokens.shape
-        offset = tokens.new_zeros(rows) if self.training else state[0].length % (self.mem_freq + 1)
+        offset = tokens.new_zeros(rows) if self.training else state[0].open_length
         landmarks = time // self.mem_freq  # the same in every row, wherever its block is open
         if time % self.mem_freq and rows:
             per_row = (offset + time) // self.mem_freq
@@ -105,7 +105,7 @@ class Landmark(Decoder):
 
     def init_decode_cache(self, state: State) -> Any:
         """Each row's offset in its block, and the cache of `decode_body`; None where offsets differ."""
-        offset = state[0].length % (self.mem_freq + 1)
+        offset = state[0].open_length
         if (offset != offset[:1]).any():
             return None
         return offset, (0, self.stack.init_decode_cache(state))

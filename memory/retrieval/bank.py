@@ -94,7 +94,7 @@ class KNNMemory(nn.Module):
         if not keys.shape[2]:
             return bank
         start, end = bank.length, bank.length + keys.shape[2]
-        touched = touched_pieces(start, end, self.block, len(bank.keys))
+        touched = touched_pieces(bank.keys, start, end)
 
         def write(ring: tuple[Tensor, ...], new: Tensor) -> tuple[Tensor, ...]:
             return write_entries(ring, new.detach() if detach else new, start, end, touched)

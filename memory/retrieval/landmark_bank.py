@@ -67,6 +67,7 @@ def local_context(
     k: Float[Tensor, "rows heads time head_dim"],
     v: Float[Tensor, "rows heads time head_dim"],
 ) -> LocalContext:
+    """The local context of a segment's keys, without positions, and values."""
     num_blocks = -(-(state.block - 1 + k.shape[2]) // state.block)
     positions = torch.arange(num_blocks * state.block, device=k.device).expand(len(k), -1)
     keys = gather_slots(k, state.open_keys, state.open_length, positions)
@@ -82,16 +83,13 @@ def append(state: BankState, local: LocalContext, time: int) -> BankState:
     positions = open_start[:, None] + torch.arange(block - 1, device=end.device)
     past_end = (positions >= (state.open_length + time)[:, None])[:, None, :, None]
     index = positions.clamp(max=local.keys.shape[2] - 1)[:, None, :, None]
-    touched = set()
-    if state.closed_keys:
-        touched = touched_pieces(closed, num_closed, state.closed_keys[0].shape[2], len(state.closed_keys))
+    touched = touched_pieces(state.closed_keys, closed, num_closed)
 
     def write(context: Tensor, ring: Ring) -> tuple[Ring, Tensor]:
         context = context.to(state.open_keys.dtype)
         open_tokens = context.take_along_dim(index, 2).masked_fill(past_end, 0)
-        return write_entries(
-            ring, context.unflatten(2, (-1, block)), closed, num_closed, touched
-        ), open_tokens
+        blocks = context.unflatten(2, (-1, block))
+        return write_entries(ring, blocks, closed, num_closed, touched), open_tokens
 
     closed_keys, open_keys = write(local.keys, state.closed_keys)
     closed_values, open_values = write(local.values, state.closed_values)

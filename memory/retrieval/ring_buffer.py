@@ -13,15 +13,16 @@ from torch import Tensor
 Ring = tuple[Shaped[Tensor, "rows heads piece *entry"], ...]
 
 
-def touched_pieces(
-    start: Int[Tensor, " rows"], end: Int[Tensor, " rows"], piece: int, num_pieces: int
-) -> set[int]:
-    """The pieces, of `piece` slots each, into which some row writes its entries `start` .. `end` - 1."""
-    touched = set()
+def touched_pieces(ring: Ring, start: Int[Tensor, " rows"], end: Int[Tensor, " rows"]) -> set[int]:
+    """Indices of the pieces into which some row writes when its entries `start` .. `end` - 1 are stored."""
+    touched: set[int] = set()
+    if not ring:
+        return touched
+    piece, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
     for first, stop in set(zip(start.tolist(), end.tolist(), strict=True)):
-        first = max(first, stop - piece * num_pieces)  # earlier entries would be overwritten at once
+        first = max(first, stop - capacity)  # earlier entries would be overwritten at once
         if first < stop:
-            touched |= {index % num_pieces for index in range(first // piece, (stop - 1) // piece + 1)}
+            touched |= {index % len(ring) for index in range(first // piece, (stop - 1) // piece + 1)}
     return touched
 
 

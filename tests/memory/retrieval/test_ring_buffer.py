@@ -21,7 +21,7 @@ def test_each_row_stores_its_last_entries_and_shares_untouched_pieces(
     for counts in ([1, 0, 4], [2, 2, 2], [0, 0, 0], [9, 1, 6], [1, 1, 1]):
         entries = torch.randn(3, 2, 9, *entry, generator=random)
         end = length + torch.tensor(counts)
-        touched = touched_pieces(length, end, piece, len(ring))
+        touched = touched_pieces(ring, length, end)
         after = write_entries(ring, entries, length, end, touched)
         assert [new is not old for new, old in zip(after, ring, strict=True)] == [
             index in touched for index in range(len(ring))
