@@ -1,14 +1,14 @@
-"""What a generated token costs, by how much text lies before it, and what memory that takes.
+"""The cost of a generated token by the length of the text before it, and the memory that this takes.
 
     python benchmarks/generate.py [models=rmt,mamba] [size=micro] [at=100,1000,10000,100000] [steps=8]
     python benchmarks/generate.py [models=rmt,mamba] [size=nano] write=100000
 
-A row per model: milliseconds per token at each place of the text (mean over `steps` places of an open
-segment, its closing included by its share), the same with the open segment read again at every token, and the
-growth of resident memory between the last two places.
+A row per model: milliseconds per token at each length (mean over `steps` positions of an open segment, with
+the share of closing it), the same with the open segment read again at every token, and the growth of
+resident memory between the last two lengths.
 
-With `write`, so many tokens are drawn one by one: milliseconds per token in the second and in the last tenth,
-and the growth of resident memory over the last nine tenths.
+With `write`, that many tokens are generated one by one: milliseconds per token in the second and in the last
+tenth, and the growth of resident memory over the last nine tenths.
 """
 
 import sys
@@ -27,7 +27,7 @@ DEFAULTS = {"models": "", "size": "micro", "at": "100,1000,10000,100000", "steps
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Bytes of resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -36,9 +36,9 @@ def random_text(model: SequenceModule, length: int) -> torch.Tensor:
 
 
 def timed(reader: Reader, tokens: torch.Tensor) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     reader.read(tokens)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 class Rereading(Reader):
@@ -49,40 +49,41 @@ class Rereading(Reader):
 
 
 def per_token(reader: Reader, steps: int) -> float:
-    """Seconds, over one segment from here, which is a boundary."""
+    """Seconds per token over one segment from a segment boundary."""
     model, segment_len = reader.model, reader.model.segment_len
     if model.cuts_anywhere:
         return sum(timed(reader, random_text(model, 1)) for _ in range(steps)) / steps
-    costs, place = [], 0
+    costs, position = [], 0
     for step in range(steps):
-        here = round((step + 0.5) / steps * (segment_len - 2))
-        if here > place:
-            reader.read(random_text(model, here - place))
+        target = round((step + 0.5) / steps * (segment_len - 2))
+        if target > position:
+            reader.read(random_text(model, target - position))
         costs.append(timed(reader, random_text(model, 1)))
-        place = max(place, here) + 1
-    if segment_len - 1 > place:
-        reader.read(random_text(model, segment_len - 1 - place))
+        position = max(position, target) + 1
+    if segment_len - 1 > position:
+        reader.read(random_text(model, segment_len - 1 - position))
     closing = timed(reader, random_text(model, 1))
     return (sum(costs) / steps * (segment_len - 1) + closing) / segment_len
 
 
-def measure(name: str, size: str, at: list[int], steps: int) -> str:
+def measure(name: str, size: str, lengths: list[int], steps: int) -> str:
     model = build.model(compose([f"model={name}", f"size={size}", "task=lm"])).eval()
     segment_len = model.segment_len
-    reader, read, costs, held = Reader(model, 1), 0, [], []
-    for place in at:
-        until = max(1, place // segment_len) * segment_len
-        reader.read(random_text(model, max(segment_len, until - read)))
-        read = until + segment_len
+    reader, position, costs, memory = Reader(model, 1), 0, [], []
+    for length in lengths:
+        start = max(1, length // segment_len) * segment_len
+        reader.read(random_text(model, max(segment_len, start - position)))
+        position = start + segment_len
         costs.append(per_token(reader, steps))
-        held.append(resident())
+        memory.append(resident())
         reader.read(random_text(model, segment_len - (steps if model.cuts_anywhere else 0) or 1))
-    again = Rereading(model, 1)
-    again.read(random_text(model, segment_len))
-    reread = costs[0] if model.cuts_anywhere else per_token(again, steps)
+    rereading = Rereading(model, 1)
+    rereading.read(random_text(model, segment_len))
+    reread = costs[0] if model.cuts_anywhere else per_token(rereading, steps)
     kind = "continues" if model.cuts_anywhere else "cache" if model.decodes else "reads again"
     figures = " | ".join(f"{1e3 * cost:.2f}" for cost in costs)
-    return f"| {name} | {kind} | {figures} | {1e3 * reread:.2f} | {(held[-1] - held[-2:][0]) / 2**20:+.1f} |"
+    growth = (memory[-1] - memory[-2:][0]) / 2**20
+    return f"| {name} | {kind} | {figures} | {1e3 * reread:.2f} | {growth:+.1f} |"
 
 
 def write(name: str, size: str, tokens: int) -> str:
@@ -99,24 +100,24 @@ def write(name: str, size: str, tokens: int) -> str:
 
 
 def main() -> None:
-    given = DEFAULTS | dict(word.split("=", 1) for word in sys.argv[1:])
-    if unknown := given.keys() - DEFAULTS.keys():
+    words = DEFAULTS | dict(word.split("=", 1) for word in sys.argv[1:])
+    if unknown := words.keys() - DEFAULTS.keys():
         sys.exit(f"expected {', '.join(DEFAULTS)}, found {', '.join(unknown)}")
     folder = Path(str(next(iter(zoo.configs.__path__)))) / "model"
-    names = given["models"].split(",") if given["models"] else sorted(p.stem for p in folder.glob("*.yaml"))
-    if given["write"]:
-        tokens = int(given["write"])
-        print(f"size={given['size']}, 1 row, {torch.get_num_threads()} thread(s), {tokens:,} tokens written")
+    names = words["models"].split(",") if words["models"] else sorted(p.stem for p in folder.glob("*.yaml"))
+    if words["write"]:
+        tokens = int(words["write"])
+        print(f"size={words['size']}, 1 row, {torch.get_num_threads()} thread(s), {tokens:,} tokens written")
         print("| model | ms per token, second tenth | last tenth | MiB grown |\n|---|---|---|---|")
         for name in names:
-            print(write(name, given["size"], tokens), flush=True)
+            print(write(name, words["size"], tokens), flush=True)
         return
-    at = [int(place) for place in given["at"].split(",")]
-    print(f"size={given['size']}, 1 row, {torch.get_num_threads()} thread(s): ms per token")
-    print(f"| model | open segment | {' | '.join(f'{p:,}' for p in at)} | reading again | MiB grown |")
-    print("|---|---|" + "---|" * (len(at) + 2))
+    lengths = [int(length) for length in words["at"].split(",")]
+    print(f"size={words['size']}, 1 row, {torch.get_num_threads()} thread(s): ms per token")
+    print(f"| model | open segment | {' | '.join(f'{p:,}' for p in lengths)} | reading again | MiB grown |")
+    print("|---|---|" + "---|" * (len(lengths) + 2))
     for name in names:
-        print(measure(name, given["size"], at, int(given["steps"])), flush=True)
+        print(measure(name, words["size"], lengths, int(words["steps"])), flush=True)
 
 
 if __name__ == "__main__":

@@ -54,25 +54,25 @@ def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
     x = torch.randn(rows, time, heads * width, dtype=torch.float64, requires_grad=True)
     start = torch.randn(rows, heads, width, width, dtype=torch.float64, requires_grad=True)
 
-    said = []
+    outputs = []
     state = start
     for token in x.unbind(1):
         q, k, v, a, gate = memory.in_proj(token).view(rows, 5, heads, width).unbind(1)
         state = (a.sigmoid() ** (1 / 16))[..., None] * state + k[..., None] * v[..., None, :]
         read = (state * q[..., None]).sum(2) / width**0.5
         read = read / (read.square().mean(-1, keepdim=True) + torch.finfo(read.dtype).eps).sqrt()
-        said.append(memory.out_proj((read * gate * gate.sigmoid()).flatten(1)))
-    expected = torch.stack(said, dim=1), state
+        outputs.append(memory.out_proj((read * gate * gate.sigmoid()).flatten(1)))
+    expected = torch.stack(outputs, dim=1), state
 
-    found, after = memory(x, model.GLAState(start))
-    assert_close((found, after.memory), expected, rtol=1e-10, atol=1e-10)
+    y, after = memory(x, model.GLAState(start))
+    assert_close((y, after.memory), expected, rtol=1e-10, atol=1e-10)
     weights = [torch.randn_like(part) for part in expected]
     learns = [x, start, *memory.parameters()]
     grads = [
         torch.autograd.grad(
-            sum((one * weight).sum() for one, weight in zip(both, weights, strict=True)), learns
+            sum((part * weight).sum() for part, weight in zip(results, weights, strict=True)), learns
         )
-        for both in ((found, after.memory), expected)
+        for results in ((y, after.memory), expected)
     ]
     assert_close(*grads, rtol=1e-9, atol=1e-9)
 

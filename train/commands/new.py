@@ -44,7 +44,7 @@ pythonpath = ["."]
 """
 
 MODEL = '''\
-"""MyModel: a gated recurrence; say here whose idea yours is, and in which paper.
+"""MyModel: a gated recurrence; name the authors and the paper of yours here.
 
     h_t = a_t h_{t-1} + (1 - a_t) W x_t        a_t = sigmoid(W_a x_t)
 
@@ -61,7 +61,7 @@ from zoo.models.decoder import Decoder
 
 
 class MyModelState(NamedTuple):
-    """All that is remembered: tensors of fixed shapes, rows first, never changed in place."""
+    """The whole memory: tensors of fixed shapes, rows first, never changed in place."""
 
     hidden: Float[Tensor, "rows width"]
 
@@ -81,12 +81,12 @@ class MyModelMemory(Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: MyModelState
     ) -> tuple[Float[Tensor, "rows time width"], MyModelState]:
-        hidden, said = state.hidden, []
-        news, keep = self.in_proj(x).to(hidden), self.gate(x).to(hidden).sigmoid()
-        for new, share in zip(news.unbind(1), keep.unbind(1), strict=True):
-            hidden = share * hidden + (1 - share) * new
-            said.append(hidden)
-        return self.out_proj(torch.stack(said, dim=1)), MyModelState(hidden)
+        hidden, outputs = state.hidden, []
+        inputs, decays = self.in_proj(x).to(hidden), self.gate(x).to(hidden).sigmoid()
+        for u, a in zip(inputs.unbind(1), decays.unbind(1), strict=True):
+            hidden = a * hidden + (1 - a) * u
+            outputs.append(hidden)
+        return self.out_proj(torch.stack(outputs, dim=1)), MyModelState(hidden)
 
 
 class MyModel(Decoder):
@@ -102,7 +102,7 @@ class MyModel(Decoder):
 '''
 
 YAML = """\
-# Whose idea, which paper, what to expect.
+# Authors, paper, expectations.
 _target_: my_model.model.MyModel
 free: mlp_width  # this width is solved from the size's budget of parameters
 vocab_size: ${task.vocab_size}
