@@ -6,7 +6,7 @@ arXiv:2108.12409; grouped queries: Ainslie et al. 2023, arXiv:2305.13245.
     score_ij = rotate(q_i, i) rotate(k_j, j) / sqrt(K) + bias_ij
     y_i = sum_j softmax_j(score_ij) v_j      over the j that the mask shows
 
-An attention rotates its queries and keys and hands them, with their positions, to `attend`, or to `scores`
+An attention rotates its queries and keys and passes them, with their positions, to `attend`, or to `scores`
 for a softmax over further keys; so rotated keys can be cached.  A kind may have weights: it is a module.
 """
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.memory.attention.loops import complex_rotation
 from zoo.memory.attention.positions import (
     Alibi,
     InterleavedRope,
@@ -31,15 +32,6 @@ KINDS: dict[str, Positions] = {
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def complex_rotation(x: Tensor, position: float, base: float) -> Tensor:
-    """The complex numbers x_i + i x_(i+K/2), times exp(i position base^(-2i/K))."""
-    half = len(x) // 2
-    z = torch.complex(x[:half], x[half:])
-    angles = torch.tensor([position * base ** (-2 * i / len(x)) for i in range(half)], dtype=x.dtype)
-    z = z * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([z.real, z.imag])
 
 
 def test_rope_is_complex_multiplication() -> None:
