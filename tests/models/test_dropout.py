@@ -11,7 +11,7 @@ from zoo.train.runs.config import compose
 from zoo.train.runs.construct import parameters
 
 
-def said(model: SequenceModule, seed: int) -> Tensor:
+def outputs(model: SequenceModule, seed: int) -> Tensor:
     text = torch.randint(model.vocab_size, (2, 3 * model.segment_len), generator=torch.manual_seed(0))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -24,17 +24,17 @@ def test_every_dropout_acts_in_training_alone(name: str) -> None:
     taken = parameters(type(build.model(compose(words))))
     rates = [f"++model.{key}=0.5" for key in taken if key.endswith("dropout")]
     model = build.model(compose([*words, *rates]))
-    places = {place: part for place, part in model.named_modules() if isinstance(part, nn.Dropout)}
-    assert places, f"{name} has no dropout"
+    dropouts = {path: part for path, part in model.named_modules() if isinstance(part, nn.Dropout)}
+    assert dropouts, f"{name} has no dropout"
     published = "inner_dropout"  # inside the feed-forward, as Transformer-XL alone has it
-    assert [place for place, part in places.items() if part.p != 0.5 and not place.endswith(published)] == []
+    assert [path for path, part in dropouts.items() if part.p != 0.5 and not path.endswith(published)] == []
     model.eval()
-    assert torch.equal(said(model, 1), said(model, 2))
-    for part in places.values():
+    assert torch.equal(outputs(model, 1), outputs(model, 2))
+    for part in dropouts.values():
         part.p = 0.0
     model.train()
-    assert torch.equal(said(model, 1), said(model, 2))
-    for place, part in places.items():
+    assert torch.equal(outputs(model, 1), outputs(model, 2))
+    for path, part in dropouts.items():
         part.p = 0.5
-        assert not torch.equal(said(model, 1), said(model, 2)), f"{place} drops nothing"
+        assert not torch.equal(outputs(model, 1), outputs(model, 2)), f"{path} drops nothing"
         part.p = 0.0

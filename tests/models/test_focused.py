@@ -19,7 +19,7 @@ from zoo.memory.attention.positions import Rope, rotary
 from zoo.memory.retrieval.bank import KNNMemory
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch_loop
 from zoo.memory.retrieval.focused_attention import FocusedAttention
-from zoo.models.focused import Focused, steps
+from zoo.models.focused import Focused, parse_schedule
 from zoo.models.published import focused as published
 from zoo.state import leaves, replace_rows, take_rows
 from zoo.train.runs import build
@@ -61,12 +61,12 @@ SIZES = ["nano", "micro", "tiny", "small", pytest.param("base", marks=pytest.mar
 @pytest.mark.parametrize("size", SIZES)
 def test_the_memory_layer_stands_at_three_quarters_and_the_budget_is_met(size: str) -> None:
     with torch.device("meta"):
-        made: Any = build.model(compose(["model=focused", f"size={size}"]))
-    places = [i for i, block in enumerate(made.stack) if isinstance(block.mixer, FocusedAttention)]
-    assert places == {"nano": [1], "micro": [2], "tiny": [2], "small": [5], "base": [11]}[size]
+        model: Any = build.model(compose(["model=focused", f"size={size}"]))
+    layers = [i for i, block in enumerate(model.stack) if isinstance(block.mixer, FocusedAttention)]
+    assert layers == {"nano": [1], "micro": [2], "tiny": [2], "small": [5], "base": [11]}[size]
     if size in BUDGETS:
         budget, share = BUDGETS[size]
-        assert abs(made.count_parameters() - budget) < share * budget
+        assert abs(model.count_parameters() - budget) < share * budget
 
 
 # -- one layer, against what it should see
@@ -96,19 +96,19 @@ FORMS: list[dict[str, Any]] = [{}, {"normalised": True}, {"position": "none"}]
 def test_training_sees_the_previous_segments_of_the_next_rows(form: dict[str, Any]) -> None:
     mixer = layer(8, 8, **form).train()
     x = torch.randn(3, 12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    state, said = mixer.init_state(3), []
+    state, outputs = mixer.init_state(3), []
     past, filled = [state.previous_keys, state.previous_values], torch.zeros(3, dtype=torch.long)
     for piece in x.split(4, dim=1):
         y, state = mixer(piece, state)
-        q, near, k, v = heads(mixer, piece)
+        q, local, k, v = heads(mixer, piece)
         expected = crossbatch_loop(
-            Segments(q, near, v), Contexts(*past, filled), context_rows(3, 2, x.device)
+            Segments(q, local, v), Contexts(*past, filled), context_rows(3, 2, x.device)
         )
         assert_close(y, mixer.out_proj(expected.transpose(1, 2).flatten(2)))
         past, filled = [k, v], torch.full((3,), 4)
-        said.append(y)
+        outputs.append(y)
     at_once, after = mixer(x.reshape(9, 4, 8), mixer.init_state(3))
-    assert_close(at_once.reshape(3, 12, 8), torch.cat(said, dim=1))
+    assert_close(at_once.reshape(3, 12, 8), torch.cat(outputs, dim=1))
     assert_close(leaves(after), leaves(state))
     assert all(not leaf.any() for leaf in leaves(after.bank))  # training leaves it empty
 
@@ -125,12 +125,12 @@ def test_evaluation_sees_the_nearest_of_its_own_past(
     past: list[list[Tensor]] = [[], []]
     for piece in x.split(4, dim=1):
         y, state = mixer(piece, state)
-        q, near, k, v = heads(mixer, piece)
+        q, local, k, v = heads(mixer, piece)
         expected = torch.empty_like(q)
         for row in range(2):
             for head in range(2):
                 for t in range(piece.shape[1]):
-                    keys, values = near[row, head, : t + 1], v[row, head, : t + 1]
+                    keys, values = local[row, head, : t + 1], v[row, head, : t + 1]
                     if past[0]:
                         old_k, old_v = (torch.cat(part, dim=2)[row, head, -capacity - 4 :] for part in past)
                         best = (old_k @ q[row, head, t]).argsort(descending=True)[:neighbours]
@@ -151,10 +151,10 @@ def test_rows_that_stopped_at_different_places_go_on_together() -> None:
         mixed = states[0]
         for row, state in enumerate(states):
             mixed = replace_rows(mixed, state, torch.arange(3) == row)
-        said = model(after, mixed)[0]
+        logits = model(after, mixed)[0]
         for row, state in enumerate(states):
             alone = model(after[row : row + 1], take_rows(state, torch.tensor([row])))[0]
-            assert_close(said[row : row + 1], alone)
+            assert_close(logits[row : row + 1], alone)
 
 
 def test_only_the_blocks_that_are_written_are_new() -> None:
@@ -179,12 +179,12 @@ def test_a_fresh_row_has_no_past_and_shows_none() -> None:
     """What its last document said changes nothing in any row, once the row is fresh."""
     model = shaken(MADE).train()
     text, fresh = text_for(model), torch.tensor([False, True, False])
-    said = []
+    outputs = []
     for before in (text, torch.where(fresh[:, None], (text + 1) % 23, text)):
         state = model(before[:, :8])[1]
         state = replace_rows(state, model.init_state(3), fresh)
-        said.append(model(text, state)[0])
-    assert_close(said[0], said[1], rtol=0, atol=0)
+        outputs.append(model(text, state)[0])
+    assert_close(outputs[0], outputs[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("contexts", "mixes"), [(1, False), (2, True)])
@@ -194,29 +194,29 @@ def test_negatives_are_the_next_rows_in_training_alone(contexts: int, mixes: boo
     text = text_for(model)[:, :16]
     for training in (True, False):
         model.train(training)
-        for neighbour, seen in ((1, mixes and training), (2, False)):
+        for neighbour, expected in ((1, mixes and training), (2, False)):
             changed = text.clone()
             changed[neighbour, :8] = (changed[neighbour, :8] + 1) % 23
             differs = (model(text)[0][0] - model(changed)[0][0]).abs().amax(-1) > 1e-9
             assert not differs[:8].any()
-            assert bool(differs[8:].any()) == seen
+            assert bool(differs[8:].any()) == expected
 
 
 def test_d_grows_by_its_schedule() -> None:
     model = MADE(contexts={0: 1, 0.5: 2, 0.9: 3})
     assert model.mixes_rows_in_training
-    found = []
+    contexts = []
     for step in (0, 49, 50, 89, 90, 99):
         model.set_progress(step, 100)
-        found.append(model.diagnostics(model.init_state(1))["contexts"])
-    assert found == [1, 1, 2, 2, 3, 3]
+        contexts.append(model.diagnostics(model.init_state(1))["contexts"])
+    assert contexts == [1, 1, 2, 2, 3, 3]
     shaken_model = shaken(partial(MADE, contexts={0: 1, 0.5: 2})).train()
-    text, said = text_for(shaken_model)[:, :16], []
+    text, outputs = text_for(shaken_model)[:, :16], []
     for step in (0, 60):
         shaken_model.set_progress(step, 100)
-        said.append(shaken_model(text)[0])
+        outputs.append(shaken_model(text)[0])
     fixed = [shaken(partial(MADE, contexts=d)).train()(text)[0] for d in (1, 2)]
-    assert_close(said, fixed)
+    assert_close(outputs, fixed)
 
 
 def test_more_contexts_than_rows_is_one_clear_line() -> None:
@@ -233,7 +233,7 @@ def test_more_contexts_than_rows_is_one_clear_line() -> None:
 )
 def test_a_schedule_that_is_none(contexts: Any) -> None:
     with pytest.raises(ValueError, match="contexts must be a number from 1 on"):
-        steps(contexts)
+        parse_schedule(contexts)
 
 
 @pytest.mark.parametrize("layers", [[], [2], [-1]])
@@ -247,16 +247,16 @@ PUBLISHED |= {"intermediate_size": 12, "vocab_size": 9, "max_position_embeddings
 
 
 def test_a_published_model_reads_all_its_memory_by_default() -> None:
-    made = Focused(**published.shape(PUBLISHED))
-    (memory,) = made.memories()
+    model = Focused(**published.shape(PUBLISHED))
+    (memory,) = model.memories()
     assert memory.knn.neighbours == memory.knn.capacity + memory.segment_len == 17 * 8
     few = published.shape(PUBLISHED | {"neighbours": 3, "capacity": 20})
     assert (few["neighbours"], few["capacity"]) == (3, 20)
 
 
 def test_a_published_memory_is_bf16_unless_it_says_otherwise() -> None:
-    for given, expected in (({}, "bfloat16"), ({"mem_dtype": "bfloat16"}, "bfloat16")):
-        assert published.shape(PUBLISHED | given)["memory_dtype"] == expected
+    for keys, expected in (({}, "bfloat16"), ({"mem_dtype": "bfloat16"}, "bfloat16")):
+        assert published.shape(PUBLISHED | keys)["memory_dtype"] == expected
     assert published.shape(PUBLISHED | {"mem_dtype": "float32"})["memory_dtype"] is None
     model = Focused(**published.shape(PUBLISHED))
     assert model.init_state(1)[1].bank.keys[0].dtype == torch.bfloat16
@@ -284,8 +284,8 @@ def test_what_a_published_config_can_have_wrong(change: dict[str, Any], complain
 
 
 def test_contexts_come_from_the_command_line() -> None:
-    made: Any = build.model(compose(["model=focused", "size=nano", "model.contexts={0:2,0.9:4}"]))
-    made.set_progress(95, 100)
-    assert made.diagnostics(made.init_state(1)) == {"contexts": 4.0}
+    model: Any = build.model(compose(["model=focused", "size=nano", "model.contexts={0:2,0.9:4}"]))
+    model.set_progress(95, 100)
+    assert model.diagnostics(model.init_state(1)) == {"contexts": 4.0}
     with pytest.raises(UserError, match="contexts must be a number from 1 on"):
         build.model(compose(["model=focused", "size=nano", "model.contexts={0.5:2}"]))

@@ -51,12 +51,12 @@ SIZES = ["nano", "micro", "tiny", "small", pytest.param("base", marks=pytest.mar
 def test_attention_stands_where_the_papers_put_it_and_the_budget_is_met(model: str, size: str) -> None:
     """Every kind of mixer stands in every size; on the meta device."""
     with torch.device("meta"):
-        made: Any = build.model(compose([f"model={model}", f"size={size}"]))
-    kinds = "".join(LETTERS[type(block.mixer)] for block in made.stack)
+        built: Any = build.model(compose([f"model={model}", f"size={size}"]))
+    kinds = "".join(LETTERS[type(block.mixer)] for block in built.stack)
     assert kinds == PLACES[model][["nano", *BUDGETS].index(size)]
     if size in BUDGETS:
         budget, share = BUDGETS[size]
-        assert abs(made.count_parameters() - budget) < share * budget
+        assert abs(built.count_parameters() - budget) < share * budget
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,17 @@ def test_a_pattern_is_repeated_cut_and_leaves_nothing_out(
 
 @pytest.mark.parametrize("model", PLACES)
 def test_what_shapes_the_recurrence_does_not_decay(model: str) -> None:
-    made = build.model(compose([f"model={model}", "size=nano"]))
-    decaying, rest = made.parameter_groups()
+    built = build.model(compose([f"model={model}", "size=nano"]))
+    decaying, rest = built.parameter_groups()
     assert decaying.get("decays", True)
     assert not rest["decays"]
-    names = {id(weight): name for name, weight in made.named_parameters()}
-    held = [names[id(weight)] for group in (decaying, rest) for weight in group["params"]]
-    assert sorted(held) == sorted(names.values())
+    names = {id(weight): name for name, weight in built.named_parameters()}
+    in_groups = [names[id(weight)] for group in (decaying, rest) for weight in group["params"]]
+    assert sorted(in_groups) == sorted(names.values())
     spared = {names[id(weight)].rpartition(".")[2] for weight in rest["params"]}
     decays = {names[id(weight)].rpartition(".")[2] for weight in decaying["params"]}
-    own = {"griffin": {"rate", "bias"}, "mamba2_hybrid": {"A_log", "D", "dt_bias", "norm_weight", "bias"}}
-    assert spared == {"weight"} | own.get(model, {"A_log", "D", "dt_bias", "bias"})
+    special = {"griffin": {"rate", "bias"}, "mamba2_hybrid": {"A_log", "D", "dt_bias", "norm_weight", "bias"}}
+    assert spared == {"weight"} | special.get(model, {"A_log", "D", "dt_bias", "bias"})
     assert decays == {"weight"} | ({"dt_weight"} if model in ("jamba", "samba") else set())
 
 
@@ -105,8 +105,8 @@ def test_what_a_row_carries() -> None:
     """Counted in floats of 4 bytes and counts of 8."""
     keys = 2 * 4 * 4  # of one token: keys and values of four heads of four
     recurrent, attention = 4 * (3 * 16 + 16) + 8, 4 * (5 * keys // 4) + 8
-    found = Griffin(**NANO, depth=3, window=6)
-    assert nbytes(found.init_state(1)) == 2 * recurrent + attention
+    griffin = Griffin(**NANO, depth=3, window=6)
+    assert nbytes(griffin.init_state(1)) == 2 * recurrent + attention
     mamba = 4 * (3 * 32 + 32 * 16)
     assert nbytes(Samba(**NANO, depth=2, window=6).init_state(1)) == mamba + 4 * 5 * keys + 8
     assert nbytes(Jamba(**NANO, depth=2, context=5, kv_heads=2).init_state(1)) == (
@@ -159,15 +159,15 @@ def test_law(check: Callable[[], None]) -> None:
 @pytest.mark.parametrize("model", PLACES)
 def test_a_step_of_training_under_bfloat16_is_finite(model: str) -> None:
     torch.manual_seed(0)
-    made = build.model(compose([f"model={model}", "size=nano"]))
-    optimiser = torch.optim.AdamW(made.parameters(), lr=1e-2)
-    tokens, losses = torch.randint(made.vocab_size, (2, 65)), []
+    built = build.model(compose([f"model={model}", "size=nano"]))
+    optimiser = torch.optim.AdamW(built.parameters(), lr=1e-2)
+    tokens, losses = torch.randint(built.vocab_size, (2, 65)), []
     for _ in range(8):
         with torch.autocast("cpu", torch.bfloat16):
-            logits, _ = made(tokens[:, :-1])
+            logits, _ = built(tokens[:, :-1])
         losses.append(nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten()))
         optimiser.zero_grad()
         losses[-1].backward()
         optimiser.step()
-    assert all(weight.isfinite().all() for weight in made.parameters())
+    assert all(weight.isfinite().all() for weight in built.parameters())
     assert losses[-1] < 0.8 * losses[0]

@@ -50,8 +50,8 @@ def test_gates_learn_faster_and_do_not_decay() -> None:
     matrices, rest, gates = model.parameter_groups()
     assert [id(weight) for weight in gates["params"]] == [id(gate) for gate in model.gates()]
     assert len(gates["params"]) == NANO["depth"]
-    held = [id(weight) for group in (matrices, rest, gates) for weight in group["params"]]
-    assert sorted(held) == sorted(id(weight) for weight in model.parameters())
+    in_groups = [id(weight) for group in (matrices, rest, gates) for weight in group["params"]]
+    assert sorted(in_groups) == sorted(id(weight) for weight in model.parameters())
     optimizer = Optim(steps=10, lr=0.01, warmup=1, weight_decay=0.5).build(model.parameter_groups())[
         "optimizer"
     ]
@@ -66,8 +66,8 @@ def test_gates_learn_faster_and_do_not_decay() -> None:
 def test_frozen_gates_are_in_no_group() -> None:
     model = Infini(**NANO)
     model.gates()[0].requires_grad_(False)
-    held = {id(weight) for group in model.parameter_groups() for weight in group["params"]}
-    assert held == {id(weight) for weight in model.parameters() if weight.requires_grad}
+    in_groups = {id(weight) for group in model.parameter_groups() for weight in group["params"]}
+    assert in_groups == {id(weight) for weight in model.parameters() if weight.requires_grad}
 
 
 @pytest.mark.parametrize("rule", ["linear", "delta"])
@@ -87,11 +87,11 @@ def test_what_is_reported() -> None:
     for gate, value in zip(model.gates(), (-2.0, 3.0), strict=True):
         gate.fill_(value)
     _, state = model(text(32))
-    said = model.diagnostics(state)
+    figures = model.diagnostics(state)
     low, high = (1 / (1 + torch.tensor(-value).exp().item()) for value in (-2.0, 3.0))
-    norms = [matrix.square().sum().sqrt() for kept in state for row in kept.matrix for matrix in row]
+    norms = [matrix.square().sum().sqrt() for layer in state for row in layer.matrix for matrix in row]
     expected = {"gate": (low + high) / 2, "gate_min": low, "gate_max": high}
-    assert said == pytest.approx(expected | {"norm": torch.stack(norms).mean().item()}, rel=1e-6)
+    assert figures == pytest.approx(expected | {"norm": torch.stack(norms).mean().item()}, rel=1e-6)
     assert model.diagnostics(model.init_state(2))["norm"] == 0
 
 
@@ -108,9 +108,9 @@ def test_bytes_of_state(rows: int) -> None:
 def test_what_was_read_far_back_is_still_there() -> None:
     """Seven segments later: as far as no window of this depth reaches."""
     model, tokens = shaken(partial(Infini, **NANO)).eval(), text(8 * 8)
-    other = tokens.clone()
-    other[:, :8] = (other[:, :8] + 1) % 23
-    assert (model(tokens)[0] - model(other)[0])[:, -8:].abs().max() > 1e-4
+    changed = tokens.clone()
+    changed[:, :8] = (changed[:, :8] + 1) % 23
+    assert (model(tokens)[0] - model(changed)[0])[:, -8:].abs().max() > 1e-4
 
 
 def read() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -145,7 +145,7 @@ def test_weights_that_are_missing_strange_or_misshapen() -> None:
     weights, config = read()
     for name in weights.keys() - {"lm_head.weight"}:  # without it embeddings are tied
         with pytest.raises(UserError, match="found none"):
-            infini.load({other: x for other, x in weights.items() if other != name}, config)
+            infini.load({key: x for key, x in weights.items() if key != name}, config)
     with pytest.raises(UserError, match=r"none of layers\.9\.x"):
         infini.load(weights | {"layers.9.x": torch.zeros(1, dtype=torch.float64)}, config)
     del weights["lm_head.weight"]

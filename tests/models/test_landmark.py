@@ -59,16 +59,16 @@ def test_law(check: Callable[[], None]) -> None:
 def test_the_budget_is_met_and_the_bank_is_as_long_as_the_size_says(size: str) -> None:
     cfg = compose(["model=landmark", f"size={size}"])
     with torch.device("meta"):
-        made = build.model(cfg)
-    assert isinstance(made, Landmark)
+        model = build.model(cfg)
+    assert isinstance(model, Landmark)
     if size in BUDGETS:
         budget, share = BUDGETS[size]
-        assert abs(made.count_parameters() - budget) < share * budget
-    first, *rest = made.init_state(1)
+        assert abs(model.count_parameters() - budget) < share * budget
+    first, *rest = model.init_state(1)
     assert first.closed_keys == ()
     for state in rest:
-        assert state.keys.shape[2] * made.mem_freq == cfg.size.capacity
-        assert state.keys.shape[3] == made.mem_freq + 1
+        assert state.keys.shape[2] * model.mem_freq == cfg.size.capacity
+        assert state.keys.shape[3] == model.mem_freq + 1
 
 
 def text(model: Landmark, segments: float, rows: int = 2, seed: int = 0) -> Tensor:
@@ -81,43 +81,43 @@ def test_in_train_mode_each_segment_is_a_text_of_its_own() -> None:
     model = shaken(SMALL).eval()
     tokens = text(model, 2.5)
     _, state = model(text(model, 3.25, seed=1))
-    kept = tree_map(Tensor.clone, state)
+    before = tree_map(Tensor.clone, state)
     in_eval, _ = model(tokens, state)
     model.train()
-    said, after = model(tokens, state)
-    assert all(one is two for one, two in zip(after, state, strict=True))
-    torch.testing.assert_close(leaves(state), leaves(kept), rtol=0, atol=0)
-    assert torch.equal(said, model(tokens)[0])
+    logits, after = model(tokens, state)
+    assert all(new is old for new, old in zip(after, state, strict=True))
+    torch.testing.assert_close(leaves(state), leaves(before), rtol=0, atol=0)
+    assert torch.equal(logits, model(tokens)[0])
     model.eval()
     alone = [model(piece)[0] for piece in tokens.split(model.segment_len, dim=1)]
-    torch.testing.assert_close(said, torch.cat(alone, dim=1))
-    assert not torch.allclose(said[:, : model.segment_len], in_eval[:, : model.segment_len])
+    torch.testing.assert_close(logits, torch.cat(alone, dim=1))
+    assert not torch.allclose(logits[:, : model.segment_len], in_eval[:, : model.segment_len])
 
 
 def test_nothing_is_carried_in_training_and_the_bank_in_validation() -> None:
     model = SMALL()
     tokens = text(model, 2)
     batch = Batch(tokens, tokens.roll(-1, 1), torch.tensor([False, True]))
-    said, carried = model.train().compute_loss(batch, None)
-    assert carried is None
-    said["loss"].backward()
+    outputs, state = model.train().compute_loss(batch, None)
+    assert state is None
+    outputs["loss"].backward()
     assert model.landmark.grad is not None
     assert model.landmark.grad.any(), "the landmark's embedding learns"
     with torch.no_grad():
-        _, carried = model.eval().compute_loss(batch, None)
-        assert [state.length.tolist() for state in carried] == [[30, 30]] * 2
-        _, carried = model.compute_loss(batch, carried)
-        assert [state.length.tolist() for state in carried] == [[60, 30]] * 2
+        _, state = model.eval().compute_loss(batch, None)
+        assert [layer.length.tolist() for layer in state] == [[30, 30]] * 2
+        _, state = model.compute_loss(batch, state)
+        assert [layer.length.tolist() for layer in state] == [[60, 30]] * 2
 
 
 @torch.no_grad()
 def test_landmarks_stand_after_every_mem_freq_tokens_of_a_row() -> None:
     model = SMALL()
-    tokens, here = text(model, 1, rows=3), torch.tensor([0, 1, 3])
-    x, places = model.insert_landmarks(tokens, here, 15)
+    tokens, offset = text(model, 1, rows=3), torch.tensor([0, 1, 3])
+    x, positions = model.insert_landmarks(tokens, offset, 15)
     assert x.shape == (3, 15, model.width)
-    for row, begun in enumerate(here.tolist()):
-        expected, spots, count = [], [], begun
+    for row, start in enumerate(offset.tolist()):
+        expected, spots, count = [], [], start
         for token in tokens[row]:
             spots.append(len(expected))
             expected.append(model.embed.weight[token])
@@ -125,7 +125,7 @@ def test_landmarks_stand_after_every_mem_freq_tokens_of_a_row() -> None:
             if count % model.mem_freq == 0:
                 expected.append(model.landmark)
         assert torch.equal(x[row], torch.stack(expected))
-        assert places[row].tolist() == spots
+        assert positions[row].tolist() == spots
 
 
 @torch.no_grad()
@@ -137,15 +137,15 @@ def test_more_landmarks_in_some_rows_of_a_short_segment() -> None:
     together = tree_map(lambda *leaf: torch.cat(leaf), begun[0], *begun[1:])
     for length in (1, 2, 3, 11, 12, 29):
         tokens = text(model, 3, rows=len(begun), seed=length)[:, :length]
-        said, after = model(tokens, together)
+        logits, after = model(tokens, together)
         for row, state in enumerate(begun):
             alone, after_alone = model(tokens[row : row + 1], state)
-            torch.testing.assert_close(said[row : row + 1], alone)
-            found = take_rows(after, torch.tensor([row]))
-            torch.testing.assert_close(leaves(found), leaves(after_alone))
+            torch.testing.assert_close(logits[row : row + 1], alone)
+            state_of_row = take_rows(after, torch.tensor([row]))
+            torch.testing.assert_close(leaves(state_of_row), leaves(after_alone))
     fresh = torch.tensor([True, False, False, True, True])
-    said, _ = model(tokens, replace_rows(together, model.init_state(5), fresh))
-    torch.testing.assert_close(said[fresh], model(tokens[fresh])[0])
+    logits, _ = model(tokens, replace_rows(together, model.init_state(5), fresh))
+    torch.testing.assert_close(logits[fresh], model(tokens[fresh])[0])
 
 
 @torch.no_grad()
@@ -155,10 +155,10 @@ def test_a_fact_is_found_however_far_it_lies_and_forgotten_behind_the_bank() -> 
     tokens = text(model, 5, rows=1)
     changed = tokens.clone()
     changed[:, :3] = (changed[:, :3] + 1) % model.vocab_size
-    one, two = (model(some)[0].unflatten(1, (5, 12)) for some in (tokens, changed))
-    apart = (one - two).abs().amax((0, 2, 3))
-    assert (apart[:4] > 1e-6).all()  # the bank holds three segments
-    assert apart[4] < 1e-12
+    original, altered = (model(some)[0].unflatten(1, (5, 12)) for some in (tokens, changed))
+    difference = (original - altered).abs().amax((0, 2, 3))
+    assert (difference[:4] > 1e-6).all()  # the bank holds three segments
+    assert difference[4] < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_published_weights_that_are_missing_strange_or_misshapen(case: str) -> N
         if name.endswith("freqs"):
             continue
         with pytest.raises(UserError, match="found none"):
-            landmark.load({other: x for other, x in weights.items() if other != name}, config)
+            landmark.load({key: x for key, x in weights.items() if key != name}, config)
         with pytest.raises(UserError, match=r"expected .* \[.*\], found \["):
             landmark.load(weights | {name: torch.cat([weight, weight])}, config)
     with pytest.raises(UserError, match=r"none of layers\.9\.x"):
@@ -210,12 +210,12 @@ def test_published_models_read_tokens(case: str) -> None:
     assert model.segment_len % model.mem_freq == 0
     tokens = text(model, 3.3)
     with torch.no_grad():
-        said, state = model(tokens)
-        assert said.shape == (*tokens.shape, model.vocab_size)
+        logits, state = model(tokens)
+        assert logits.shape == (*tokens.shape, model.vocab_size)
         half = landmark.load({name: x.bfloat16() for name, x in weights.items()}, config).eval()
         assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
-        said, after = half(tokens)
-        assert said.isfinite().all()
+        logits, after = half(tokens)
+        assert logits.isfinite().all()
     assert nbytes(after) < nbytes(state)
 
 
@@ -258,7 +258,7 @@ def test_a_window_whose_landmarks_are_elsewhere_is_refused() -> None:
 def test_rows_of_different_lengths_have_no_published_state() -> None:
     weights, config = read("lm_cache_topk")
     model = landmark.load(weights, config)
-    state = tree_map(lambda one, two: torch.cat([one, two]), model.init_state(1), model.init_state(1))
-    apart = tuple(layer._replace(length=torch.tensor([6, 7])) for layer in state)
+    state = tree_map(lambda *rows: torch.cat(rows), model.init_state(1), model.init_state(1))
+    uneven = tuple(layer._replace(length=torch.tensor([6, 7])) for layer in state)
     with pytest.raises(UserError, match=r"rows that have read one length, found \[6, 7\]"):
-        landmark.published_state(apart, model)
+        landmark.published_state(uneven, model)

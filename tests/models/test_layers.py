@@ -22,7 +22,7 @@ from zoo.state import State
 
 
 class Adds(Mixer):
-    """A mixer that adds its state and carries the sum of what it read."""
+    """A mixer that adds its state and carries the sum of its inputs."""
 
     def __init__(self, share: float = 1.0) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def test_feed_forward(activation: Any, bias: bool) -> None:
     layer = FeedForward(3, 5, activation, bias).double()
     x = torch.randn(2, 4, 3, dtype=torch.float64)
     assert (layer.in_proj.bias is not None) == (layer.out_proj.bias is not None) == bias
-    found = layer(x)
+    y = layer(x)
     for row in range(2):
         for time in range(4):
             entered = layer.in_proj(x[row, time]).tolist()
@@ -67,7 +67,7 @@ def test_feed_forward(activation: Any, bias: bool) -> None:
             else:
                 inner = [ACT[activation](value) for value in entered]
             expected = layer.out_proj(torch.tensor(inner, dtype=torch.float64))
-            torch.testing.assert_close(found[row, time], expected)
+            torch.testing.assert_close(y[row, time], expected)
 
 
 def test_norms() -> None:
@@ -83,15 +83,15 @@ def test_norms() -> None:
 
 
 def test_sinusoid() -> None:
-    found = sinusoid(torch.tensor([0, 3, 100]), 6, torch.zeros(1, dtype=torch.float64))
+    rows = sinusoid(torch.tensor([0, 3, 100]), 6, torch.zeros(1, dtype=torch.float64))
     for at, distance in enumerate((0, 3, 100)):
         rates = [10000 ** (-2 * n / 6) for n in range(3)]
         waves = [math.sin(distance * rate) for rate in rates] + [math.cos(distance * rate) for rate in rates]
-        assert found[at].tolist() == pytest.approx(waves, abs=1e-12)
+        assert rows[at].tolist() == pytest.approx(waves, abs=1e-12)
 
 
 @torch.no_grad()
-def test_a_block_adds_what_its_parts_say_of_the_normed() -> None:
+def test_a_block_adds_the_outputs_of_its_parts_for_the_normed_input() -> None:
     mixer, mlp = Adds(), nn.Linear(4, 4)
     block = Block(mixer, mlp, 4, norm="layer").double()
     x, state = torch.randn(2, 3, 4, dtype=torch.float64), (torch.randn(2, 1, 4, dtype=torch.float64),)
@@ -105,7 +105,7 @@ def test_a_block_adds_what_its_parts_say_of_the_normed() -> None:
     torch.testing.assert_close(alone(x, state)[0], between)
 
 
-def test_a_stack_hands_each_block_its_own_state() -> None:
+def test_a_stack_passes_each_block_its_state() -> None:
     stack = Stack([Adds(1.0), Adds(2.0), Adds(-1.0)])
     x = torch.randn(2, 3, 4, dtype=torch.float64)
     states = tuple((torch.full((2, 1, 4), float(at), dtype=torch.float64),) for at in range(3))
@@ -113,8 +113,8 @@ def test_a_stack_hands_each_block_its_own_state() -> None:
     first = x
     second = 2 * first + 1
     torch.testing.assert_close(y, -second + 2)
-    for found, old, read in zip(after, (0, 1, 2), (x, first, second), strict=True):
-        torch.testing.assert_close(found[0], old + read.sum(1, keepdim=True))
+    for state_after, old, read in zip(after, (0, 1, 2), (x, first, second), strict=True):
+        torch.testing.assert_close(state_after[0], old + read.sum(1, keepdim=True))
     with pytest.raises(ValueError, match="zip"):
         stack(x, states[:2])
 
@@ -130,7 +130,7 @@ def test_a_pattern_of_mixers_is_a_hybrid() -> None:
     assert [len(part) for part in after] == [5, 0, 5, 0]
 
 
-BORN = {  # the deviations of width 256, hidden 512, depth 2
+DEVIATIONS = {  # the deviations of width 256, mlp_width 512, depth 2
     "embed.weight": 1 / 16,
     "head.weight": 1 / 16,
     "positions": 1 / 16,
@@ -150,10 +150,10 @@ BORN = {  # the deviations of width 256, hidden 512, depth 2
     ("build", "memory"),
     [
         (partial(RMT, memory_tokens=8, position="learned", norm="layer", bias=True), 1 / 16),
-        (partial(RMTXL, memory_tokens=8, memory_len=4), 1.0),  # beside embeddings times sqrt(D)
+        (partial(RMTXL, memory_tokens=8, memory_len=4), 1.0),  # embeddings are multiplied by sqrt(D)
     ],
 )
-def test_every_kind_of_weight_is_born_as_wide_as_the_table_says(
+def test_every_kind_of_weight_starts_with_the_deviation_in_the_table(
     build: Callable[..., SequenceModule], memory: float, tied: bool
 ) -> None:
     torch.manual_seed(0)
@@ -162,9 +162,10 @@ def test_every_kind_of_weight_is_born_as_wide_as_the_table_says(
             norm = "norm" in name and name.endswith("weight")
             assert (weight == (1.0 if norm else 0.0)).all(), name
             continue
-        (born,) = [memory] if name == "memory" else [BORN[kind] for kind in BORN if name.endswith(kind)]
-        error = born * 5 / math.sqrt(weight.numel())  # five standard errors of the mean
-        assert weight.std().item() == pytest.approx(born, abs=error), name
+        deviations = [DEVIATIONS[kind] for kind in DEVIATIONS if name.endswith(kind)]
+        (deviation,) = [memory] if name == "memory" else deviations
+        error = deviation * 5 / math.sqrt(weight.numel())  # five standard errors of the mean
+        assert weight.std().item() == pytest.approx(deviation, abs=error), name
         assert weight.mean().item() == pytest.approx(0, abs=error), name
 
 
@@ -183,7 +184,7 @@ def test_a_learned_table_counts_from_the_start_of_the_body() -> None:
     torch.testing.assert_close(model(tokens)[0], expected @ model.embed.weight.T)
 
 
-def test_which_layers_have_a_memory() -> None:
+def test_the_layers_with_a_memory() -> None:
     assert layers_with_memory(12, None) == [8]
     assert layers_with_memory(3, (2, 0)) == [2, 0]
 

@@ -59,10 +59,10 @@ def test_continuing_rows_in_the_middle_of_their_chunks() -> None:
     for length, row in ((5, 1), (3, 0)):
         state = model(texts[:, :length], state)[1]
         state = replace_rows(state, model.init_state(3), torch.arange(3) == row)
-    found = model(texts[:, 8:30], state)[0]
+    logits = model(texts[:, 8:30], state)[0]
     for row, before in ((0, []), (1, [texts[1:2, :3]]), (2, [texts[2:, :5], texts[2:, :3]])):
         alone = torch.cat([*before, texts[row : row + 1, 8:30]], dim=1)
-        torch.testing.assert_close(found[row], model(alone)[0][0, -22:], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(logits[row], model(alone)[0][0, -22:], rtol=1e-9, atol=1e-9)
 
 
 def test_what_decays() -> None:
@@ -99,7 +99,7 @@ def test_weights_that_are_missing_strange_or_misshapen() -> None:
     weights, config = read()
     for name, weight in weights.items():
         with pytest.raises(UserError, match="found none"):
-            megalodon.load({other: x for other, x in weights.items() if other != name}, config)
+            megalodon.load({key: x for key, x in weights.items() if key != name}, config)
         with pytest.raises(UserError, match=r"expected .* \[.*\], found \[") as refused:
             megalodon.load(weights | {name: torch.cat([weight, weight])}, config)
         assert name in str(refused.value)

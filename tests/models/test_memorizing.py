@@ -50,11 +50,11 @@ def text(segments: int, rows: int = 2, seed: int = 0) -> Tensor:
 
 def test_it_reaches_back_as_far_as_the_bank() -> None:
     """One layer with a bank, whose inputs know nothing of it: what the bank has dropped is forgotten."""
-    model, one = shaken(partial(MODEL, capacity=24, neighbours=24)).eval(), text(6)
+    model, tokens = shaken(partial(MODEL, capacity=24, neighbours=24)).eval(), text(6)
     for segment in range(5):  # the last one reads segments 2 .. 4
-        two = one.clone()
-        two[:, segment * 8 : segment * 8 + 8] = text(1, seed=9)
-        same = torch.allclose(model(one)[0][:, -8:], model(two)[0][:, -8:], rtol=0, atol=1e-12)
+        changed = tokens.clone()
+        changed[:, segment * 8 : segment * 8 + 8] = text(1, seed=9)
+        same = torch.allclose(model(tokens)[0][:, -8:], model(changed)[0][:, -8:], rtol=0, atol=1e-12)
         assert same == (segment < 2)
 
 
@@ -71,8 +71,8 @@ def test_gates_that_are_shut_leave_a_transformer_on_unit_keys() -> None:
     (memory,) = model.memories()
     with torch.no_grad():
         memory.gate.fill_(-1e9)
-        apart = torch.cat([model(piece)[0] for piece in text(3).split(8, dim=1)], dim=1)
-    assert_close(model(text(3))[0], apart)
+        piecewise = torch.cat([model(piece)[0] for piece in text(3).split(8, dim=1)], dim=1)
+    assert_close(model(text(3))[0], piecewise)
     base = Transformer(**NANO)
     more = {name.rpartition(".")[2] for name in model.state_dict().keys() - base.state_dict().keys()}
     assert more == {"gate", "sharpness"}
@@ -82,7 +82,7 @@ def test_gates_that_are_shut_leave_a_transformer_on_unit_keys() -> None:
 def test_the_memory_layer(depth: int, layers: list[int]) -> None:
     """The paper's 9th of 12."""
     state = Memorizing(**NANO | {"depth": depth}, **MEMORY).init_state(1)
-    assert [i for i, kept in enumerate(state) if kept] == layers
+    assert [i for i, bank in enumerate(state) if bank] == layers
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ def test_memory_is_constant_but_gate_and_scale_learn() -> None:
 
 
 def test_few_queries_at_a_time_say_and_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = []
+    results = []
     for at_once in (2**26, 2 * 4 * 4 * 4 * 3):
         monkeypatch.setattr(memorizing_attention, "MAX_GATHERED", at_once)
         model = shaken(MODEL).train()
         logits, state = model(text(3))
         logits.square().sum().backward()
-        said.append([logits, *(w.grad for w in model.parameters()), *leaves(detach(state))[:-3]])
-    assert_close(said[1], said[0])
+        results.append([logits, *(w.grad for w in model.parameters()), *leaves(detach(state))[:-3]])
+    assert_close(results[1], results[0])
 
 
 def test_dropout_in_both_softmaxes() -> None:

@@ -1,4 +1,4 @@
-"""What each architecture is, in equations that its code doesn't share."""
+"""Each architecture against equations that share no code with it."""
 
 import math
 from collections.abc import Callable
@@ -32,8 +32,8 @@ def read(build: Callable[[], SequenceModule], tokens: Tensor) -> Tensor:
         return shaken(build).eval()(tokens)[0]
 
 
-def same(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+def same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 STATES: dict[str, tuple[Callable[..., SequenceModule], int]] = {
@@ -42,7 +42,7 @@ STATES: dict[str, tuple[Callable[..., SequenceModule], int]] = {
     # per layer: window - 1 and the sinks' keys and values of every key head (of width 4), and a count
     "window": (partial(Transformer, window=6, sinks=2), DEPTH * (2 * (5 + 2) * 3 * 4 * FLOAT + COUNT)),
     "grouped": (partial(Transformer, window=6, kv_heads=1), DEPTH * (2 * 5 * 1 * 4 * FLOAT + COUNT)),
-    # the memory tokens, whatever the depth
+    # the memory tokens, at any depth
     "rmt": (partial(RMT, memory_tokens=5), 5 * WIDTH * FLOAT),
     # per layer: A (2 nu key_width, width), z, and a count
     "armt": (
@@ -63,9 +63,9 @@ STATES: dict[str, tuple[Callable[..., SequenceModule], int]] = {
 @torch.no_grad()
 def test_bytes_of_state(model: str, rows: int) -> None:
     build, per_row = STATES[model]
-    made = build(segment_len=SEGMENT, **SHAPE)
-    assert nbytes(made.init_state(rows)) == rows * per_row
-    assert nbytes(made(text(3 * SEGMENT, rows))[1]) == rows * per_row
+    built = build(segment_len=SEGMENT, **SHAPE)
+    assert nbytes(built.init_state(rows)) == rows * per_row
+    assert nbytes(built(text(3 * SEGMENT, rows))[1]) == rows * per_row
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
@@ -79,14 +79,14 @@ def test_a_window_that_covers_the_text_is_the_full_context_transformer(position:
     same(read(windowed, tokens), read(full, tokens))
 
 
-def test_without_a_window_each_segment_is_a_text_of_its_own() -> None:
+def test_without_a_window_each_segment_is_a_separate_text() -> None:
     build, tokens = partial(Transformer, **SHAPE, segment_len=SEGMENT), text(2 * SEGMENT + 3)
     pieces = [read(build, piece) for piece in tokens.split(SEGMENT, dim=1)]
     same(read(build, tokens), torch.cat(pieces, dim=1))
 
 
-def heard(build: Callable[[], SequenceModule], time: int) -> list[int]:
-    """The places at which another first token is noticed."""
+def affected(build: Callable[[], SequenceModule], time: int) -> list[int]:
+    """The positions whose logits change with the first token."""
     tokens = text(time, rows=1)
     changed = tokens.clone()
     changed[0, 0] = (changed[0, 0] + 1) % VOCAB
@@ -95,14 +95,14 @@ def heard(build: Callable[[], SequenceModule], time: int) -> list[int]:
 
 
 @pytest.mark.parametrize("window", [1, 2, 4])
-def test_a_window_hears_depth_times_window_tokens_back(window: int) -> None:
+def test_a_window_reaches_depth_times_window_tokens_back(window: int) -> None:
     build = partial(Transformer, **SHAPE, segment_len=SEGMENT, window=window)
-    assert heard(build, 16) == list(range(DEPTH * (window - 1) + 1))
+    assert affected(build, 16) == list(range(DEPTH * (window - 1) + 1))
 
 
-def test_a_sink_is_heard_for_ever() -> None:
+def test_a_sink_has_an_effect_at_any_distance() -> None:
     build = partial(Transformer, **SHAPE, segment_len=SEGMENT, window=2, sinks=1)
-    assert heard(build, 16) == list(range(16))
+    assert affected(build, 16) == list(range(16))
 
 
 @pytest.mark.parametrize("prenorm", [False, True])
@@ -120,33 +120,33 @@ def test_transformer_xl_with_room_for_the_whole_text_reads_it_as_one_segment(
 @torch.no_grad()
 def test_transformer_xl_takes_no_distance_for_longer_than_clamp_len() -> None:
     model = TransformerXL(**SHAPE, segment_len=SEGMENT, memory_len=6, clamp_len=5).double()
-    seen = list[Tensor]()
-    model.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+    tables = list[Tensor]()
+    model.layers[0].register_forward_pre_hook(lambda _, arguments: tables.append(arguments[2]))
     model(text(SEGMENT))
-    for row, distance in zip(seen[0], (5, 5, 5, 5, 5, 4, 3, 2, 1, 0), strict=True):
+    for row, distance in zip(tables[0], (5, 5, 5, 5, 5, 4, 3, 2, 1, 0), strict=True):
         rates = [10000.0 ** (-2 * n / WIDTH) for n in range(WIDTH // 2)]
         waves = [math.sin(distance * rate) for rate in rates] + [math.cos(distance * rate) for rate in rates]
         assert row.tolist() == pytest.approx(waves, abs=1e-9)
 
 
-def test_transformer_xl_of_one_length_hears_depth_times_memory_tokens_back() -> None:
+def test_transformer_xl_of_one_length_reaches_depth_times_memory_tokens_back() -> None:
     build = partial(TransformerXL, **SHAPE, segment_len=SEGMENT, memory_len=5, same_length=True)
-    assert heard(build, 16) == list(range(DEPTH * 4 + 1))
+    assert affected(build, 16) == list(range(DEPTH * 4 + 1))
 
 
-def test_transformer_xl_hears_one_memory_further_in_each_layer() -> None:
+def test_transformer_xl_reaches_a_memory_further_in_each_layer() -> None:
     """Queries reach 5 tokens before their own segment: from segment 3 to token 7, which has read token 0;
     from segment 4 to token 11, which has read token 3 and none before."""
     build = partial(TransformerXL, **SHAPE, segment_len=SEGMENT, memory_len=5)
-    assert heard(build, 20) == list(range(16))
+    assert affected(build, 20) == list(range(16))
 
 
 @torch.no_grad()
 def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
-    """Through a plain transformer's layers over [M ; x ; M], with M what the last segment's copy became."""
+    """Through a plain transformer's layers over [M ; x ; M], with M the output of the last segment's copy."""
     model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3)).eval()
     tokens, memory = text(2 * SEGMENT + 1), model.memory.expand(2, -1, -1)
-    said = []
+    outputs = []
     for piece in tokens.split(SEGMENT, dim=1):
         x = torch.cat([memory, model.embed.weight[piece], memory], dim=1)
         for block in model.stack:
@@ -156,10 +156,10 @@ def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
             * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
             * dict(model.named_parameters())["norm.weight"]
         )
-        said.append(x[:, 3:-3] @ model.embed.weight.T)
+        outputs.append(x[:, 3:-3] @ model.embed.weight.T)
         memory = x[:, -3:]
     logits, state = model(tokens)
-    same(logits, torch.cat(said, dim=1))
+    same(logits, torch.cat(outputs, dim=1))
     same(state.memory, memory)
 
 
@@ -173,7 +173,7 @@ def test_rmt_learns_its_first_memory_from_the_first_segment() -> None:
 @pytest.mark.parametrize("position", ["rope", "learned"])
 @torch.no_grad()
 def test_a_new_armt_is_its_body_and_forgets(position: Any) -> None:
-    """W_v is zero at birth: until training moves it, the memory holds nothing but its normaliser."""
+    """W_v starts at zero: until training changes it, the memory has nothing but its normaliser."""
     torch.manual_seed(0)
     model = (
         ARMT(**SHAPE, segment_len=SEGMENT, memory_tokens=3, key_width=2, position=position).double().eval()
@@ -198,17 +198,17 @@ def test_a_new_armt_is_its_body_and_forgets(position: Any) -> None:
 
 @pytest.mark.parametrize(("wrap", "places"), [(True, [0, 1, 4, 5, 6]), (False, [0, 1, 2, 3, 4])])
 @torch.no_grad()
-def test_armts_memory_tokens_stand_at_the_tables_end_or_behind_the_segment(
-    wrap: bool, places: list[int]
+def test_armts_memory_tokens_have_the_tables_last_positions_or_those_behind_the_segment(
+    wrap: bool, positions: list[int]
 ) -> None:
     model = ARMT(
         **SHAPE, segment_len=SEGMENT, memory_tokens=3, key_width=2, position="learned", wrap_positions=wrap
     ).double()
-    x, seen = torch.zeros(1, 2 + 3, WIDTH, dtype=torch.float64), list[Tensor]()
-    model.stack.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    x, inputs = torch.zeros(1, 2 + 3, WIDTH, dtype=torch.float64), list[Tensor]()
+    model.stack.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     model.body(x, model.init_state(1))
     assert model.positions is not None
-    assert torch.equal(seen[0][0], model.positions[places])
+    assert torch.equal(inputs[0][0], model.positions[positions])
 
 
 @torch.no_grad()
@@ -221,12 +221,12 @@ def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens(
     embedded = model.embed.weight[tokens] * WIDTH**0.5
     memory = model.memory.expand(2, -1, -1)
     x = torch.cat([memory, embedded, memory], dim=1)
-    h, kept = TransformerXL.body(model, x, TransformerXL.init_state(model, 2), SEGMENT + 2)
+    h, layers = TransformerXL.body(model, x, TransformerXL.init_state(model, 2), SEGMENT + 2)
     logits, state = model(tokens)
     same(logits, model.head(h[:, 1:-1]))
     same(state.memory, h[:, -1:])
-    for found, expected in zip(leaves(state.layers), leaves(kept), strict=True):
-        same(found.double(), expected.double())
+    for actual, expected in zip(leaves(state.layers), leaves(layers), strict=True):
+        same(actual.double(), expected.double())
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens(
         (partial(TransformerXL, memory_len=0, same_length=True), "0 leaves none"),
     ],
 )
-def test_what_does_not_go_together_is_refused(build: Callable[..., SequenceModule], message: str) -> None:
+def test_settings_that_conflict_are_refused(build: Callable[..., SequenceModule], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(segment_len=SEGMENT, **SHAPE)
 

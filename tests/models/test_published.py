@@ -35,7 +35,7 @@ def test_weights_that_are_missing_strange_or_misshapen(case: str) -> None:
     loader, weights, config = read(case)
     for name, weight in weights.items():
         with pytest.raises(UserError, match="found none"):
-            loader.load({other: x for other, x in weights.items() if other != name}, config)
+            loader.load({key: x for key, x in weights.items() if key != name}, config)
         with pytest.raises(UserError, match=r"expected .* \[.*\], found \[") as refused:
             loader.load(weights | {name: torch.cat([weight, weight])}, config)
         assert name in str(refused.value)
@@ -118,7 +118,7 @@ def test_buffers_and_tied_copies_pass() -> None:
 def test_state_of_rows_that_have_read_differently() -> None:
     loader, weights, config = read("txl_model_postln_tied")
     model = loader.load(weights, config)
-    assert all(len(kept) == 0 for kept in loader.published_state(model.init_state(2)).values())
+    assert all(len(memory) == 0 for memory in loader.published_state(model.init_state(2)).values())
     (first, *rest) = model.init_state(2)
     with pytest.raises(UserError, match=r"found \[0, 3\]"):
         loader.published_state((first._replace(filled=torch.tensor([0, 3])), *rest))

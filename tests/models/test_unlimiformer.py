@@ -65,9 +65,9 @@ def test_a_transformer_in_one_segment_and_in_training(options: dict[str, Any]) -
     torch.testing.assert_close(model(text(1))[0], base(text(1))[0])
     assert not torch.allclose(model(text(2))[0][:, 8:], base(text(2))[0][:, 8:])
     model.train()
-    said, state = model(text(3)[:, :-3])
-    assert torch.equal(said, base(text(3)[:, :-3])[0])
-    assert all(torch.equal(*both) for both in zip(leaves(state), leaves(model.init_state(2)), strict=True))
+    logits, state = model(text(3)[:, :-3])
+    assert torch.equal(logits, base(text(3)[:, :-3])[0])
+    assert all(torch.equal(*pair) for pair in zip(leaves(state), leaves(model.init_state(2)), strict=True))
 
 
 def test_there_are_no_new_weights() -> None:
@@ -108,11 +108,11 @@ def test_it_reaches_back_as_far_as_the_bank() -> None:
     model = Unlimiformer(**NANO, capacity=24, neighbours=24, layer_begin=1).double().eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    one = text(6)
+    tokens = text(6)
     for segment in range(5):  # the last one reads segments 2 .. 4
-        two = one.clone()
-        two[:, segment * 8 : segment * 8 + 8] = text(1, seed=9)
-        same = torch.allclose(model(one)[0][:, -8:], model(two)[0][:, -8:], rtol=0, atol=1e-12)
+        changed = tokens.clone()
+        changed[:, segment * 8 : segment * 8 + 8] = text(1, seed=9)
+        same = torch.allclose(model(tokens)[0][:, -8:], model(changed)[0][:, -8:], rtol=0, atol=1e-12)
         assert same == (segment < 2)
 
 
@@ -152,8 +152,8 @@ def test_retrieval_training_learns_more() -> None:
     for options in ({}, {"retrieval_training": True}):
         torch.manual_seed(1)
         model = MODEL(**options).train()
-        said = model(text(2))[0][:, 8:]
-        grads.append(torch.autograd.grad(said.logsumexp(-1).sum(), model.embed.weight)[0])
+        logits = model(text(2))[0][:, 8:]
+        grads.append(torch.autograd.grad(logits.logsumexp(-1).sum(), model.embed.weight)[0])
     assert not torch.allclose(*grads)
 
 

@@ -1,4 +1,4 @@
-"""Reading piece by piece, and going on in memory that doesn't grow."""
+"""Reading piece by piece, and generating in memory that doesn't grow."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -27,7 +27,7 @@ from zoo.state import State, leaves, nbytes, replace_rows
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
-BOTH = pytest.mark.parametrize("build", [Honest, Recurrent])
+BUILDS = pytest.mark.parametrize("build", [Honest, Recurrent])
 
 
 def ready(build: Callable[[], SequenceModule]) -> SequenceModule:
@@ -38,35 +38,35 @@ def text(time: int, rows: int = 2) -> Tensor:
     return torch.randint(VOCAB, (rows, time), generator=torch.Generator().manual_seed(time))
 
 
-@BOTH
+@BUILDS
 @settings(max_examples=25, deadline=None)
 @given(pieces=st.lists(st.integers(1, 2 * SEGMENT + 1), min_size=1, max_size=6))
 @torch.no_grad()
-def test_a_reader_knows_what_comes_next_whatever_the_pieces(
+def test_a_reader_predicts_the_same_for_any_pieces(
     build: Callable[[], SequenceModule], pieces: list[int]
 ) -> None:
     model, tokens = ready(build), text(sum(pieces))
-    whole, reader, end = model(tokens)[0], Reader(model, 2), 0
+    logits, reader, end = model(tokens)[0], Reader(model, 2), 0
     for piece in tokens.split(pieces, dim=1):
         end += piece.shape[1]
-        torch.testing.assert_close(reader.read(piece), whole[:, end - 1], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(reader.read(piece), logits[:, end - 1], rtol=1e-10, atol=1e-10)
         assert reader.open.shape == (2, 0 if model.cuts_anywhere else end % SEGMENT)
 
 
-@BOTH
+@BUILDS
 @torch.no_grad()
 def test_a_reader_needs_no_more_memory_for_a_longer_text(build: Callable[[], SequenceModule]) -> None:
     model = ready(build)
     reader = Reader(model, 2)
-    held = []
+    sizes = []
     for token in text(50 * SEGMENT).split(1, dim=1):
         reader.read(token)
-        held.append(nbytes(reader.state) + reader.open.nbytes)
+        sizes.append(nbytes(reader.state) + reader.open.nbytes)
         assert reader.open.shape[1] < SEGMENT
-    assert held[SEGMENT:] == held[:-SEGMENT]
+    assert sizes[SEGMENT:] == sizes[:-SEGMENT]
 
 
-def test_a_model_that_closes_segments_reads_no_segment_twice_once_it_is_whole() -> None:
+def test_a_model_that_closes_segments_reads_no_complete_segment_twice() -> None:
     """Closed segments once; the open one again at each of its tokens, never more than a segment at a time."""
 
     class Counts(Honest):
@@ -85,34 +85,34 @@ def test_a_model_that_closes_segments_reads_no_segment_twice_once_it_is_whole() 
         assert calls == [SEGMENT, SEGMENT, 2]
 
 
-@BOTH
+@BUILDS
 def test_generate_is_greedy_by_default(build: Callable[[], SequenceModule]) -> None:
     model, tokens = ready(build), text(SEGMENT + 2)
-    made = list(islice(generate(model, tokens), 2 * SEGMENT))
-    for token in made:
+    tokens_after = list(islice(generate(model, tokens), 2 * SEGMENT))
+    for token in tokens_after:
         with torch.no_grad():
             assert torch.equal(token, model(tokens)[0][:, -1].argmax(-1))
         tokens = torch.cat([tokens, token[:, None]], dim=1)
 
 
-@BOTH
-def test_a_pick_of_ones_own_sees_the_logits_and_decides(build: Callable[[], SequenceModule]) -> None:
+@BUILDS
+def test_a_users_pick_gets_the_logits_and_decides(build: Callable[[], SequenceModule]) -> None:
     """Sampling from a seeded generator, against drawing by hand from the whole text's logits."""
 
     def sample(logits: Tensor) -> Tensor:
         assert logits.shape == (2, VOCAB)
         assert not logits.requires_grad
-        return torch.multinomial(logits.softmax(-1), 1, generator=dice)[:, 0]
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
     model, tokens = ready(build), text(3)
-    dice = torch.Generator().manual_seed(5)
-    made = torch.stack(list(islice(generate(model, tokens, sample), 2 * SEGMENT)), dim=1)
-    dice = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
+    generated = torch.stack(list(islice(generate(model, tokens, sample), 2 * SEGMENT)), dim=1)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for at in range(2 * SEGMENT):
-            said = model(torch.cat([tokens, made[:, :at]], dim=1))[0][:, -1]
-            assert torch.equal(made[:, at], sample(said))
-    assert len(made.unique()) > 2
+            logits = model(torch.cat([tokens, generated[:, :at]], dim=1))[0][:, -1]
+            assert torch.equal(generated[:, at], sample(logits))
+    assert len(generated.unique()) > 2
 
 
 def test_generating_leaves_gradients_on_and_the_mode_as_it_was() -> None:
@@ -138,7 +138,7 @@ LANDMARKS: dict[str, Any] = {**SHAPE, "segment_len": 6, "mem_freq": 3, "capacity
 
 
 class Reversed(Attention):
-    """Its own way with a segment, of which the shared cache knows nothing."""
+    """Another `forward`, for which the inherited cache is wrong."""
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = super().forward(2 * x.cumsum(1), state)
@@ -190,13 +190,13 @@ class Rereading(Reader):
     """The definition."""
 
     def _read_open(self, new: int) -> Tensor:
-        said: Tensor = self.model(self.open, self.state)[0]
-        return said
+        logits: Tensor = self.model(self.open, self.state)[0]
+        return logits
 
 
 @pytest.mark.parametrize("name", CACHED)
 @torch.no_grad()
-def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
+def test_a_decode_cache_gives_the_logits_of_reading_again(name: str) -> None:
     model = ready(CACHED[name])
     assert model.decodes
     assert model.init_decode_cache(model.init_state(2)) is not None
@@ -204,47 +204,49 @@ def test_an_open_segments_cache_says_what_reading_again_says(name: str) -> None:
         fast, slow = Reader(model, 2), Rereading(model, 2)
         for piece in text(sum(pieces)).split(pieces, dim=1):
             torch.testing.assert_close(fast.read(piece), slow.read(piece), rtol=1e-10, atol=1e-10)
-        for one, two in zip(leaves(fast.state), leaves(slow.state), strict=True):
-            assert torch.equal(one, two)
+        for actual, expected in zip(leaves(fast.state), leaves(slow.state), strict=True):
+            assert torch.equal(actual, expected)
 
 
 @torch.no_grad()
-def test_a_cache_given_in_is_not_changed() -> None:
-    for name, made in CACHED.items():
-        model, tokens = ready(made), text(5)
+def test_decode_changes_no_cache() -> None:
+    for name, build_model in CACHED.items():
+        model, tokens = ready(build_model), text(5)
         cache = model.init_decode_cache(model(text(14))[1])
         _, cache = model.decode(tokens[:, :3], cache)
-        said = [model.decode(tokens[:, 3:], cache)[0] for _ in range(2)]
-        assert torch.equal(said[0], said[1]), name
+        outputs = [model.decode(tokens[:, 3:], cache)[0] for _ in range(2)]
+        assert torch.equal(outputs[0], outputs[1]), name
 
 
-def tensors(held: Any) -> Iterator[Tensor]:
-    if isinstance(held, Tensor):
-        yield held
-    elif isinstance(held, tuple):
-        for part in held:
+def tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for part in tree:
             yield from tensors(part)
     else:
-        assert held is None or isinstance(held, int)
+        assert tree is None or isinstance(tree, int)
 
 
 @pytest.mark.parametrize("name", [choice.name for choice in choices("model") if choice.owner == "zoo"])
 @torch.no_grad()
-def test_what_a_reader_holds_of_a_long_text(name: str) -> None:
-    """As many bytes of storage, views' whole storages counted, amid segment 25 as amid segment 9."""
+def test_the_memory_of_a_reader_does_not_grow_with_the_text(name: str) -> None:
+    """As many bytes of storage in the middle of segment 25 as of segment 9, the storage of views included."""
     model = build.model(compose([f"model={name}", "size=nano"])).eval()
     assert model.segment_len == 16
     reader, sizes = Reader(model, 1), {}
-    for place, piece in enumerate(torch.randint(257, (1, 400)).split(8, dim=1)):
+    for step, piece in enumerate(torch.randint(257, (1, 400)).split(8, dim=1)):
         reader.read(piece)
-        held = [one.untyped_storage() for one in tensors((reader.state, reader.open, reader.cache))]
-        sizes[place] = sum({one.data_ptr(): one.nbytes() for one in held}.values())
-    assert place == 49
+        storages = [
+            storage.untyped_storage() for storage in tensors((reader.state, reader.open, reader.cache))
+        ]
+        sizes[step] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    assert step == 49
     assert sizes[48] == sizes[16]
     assert sizes[48] - nbytes(reader.state) < 2**17
 
 
-def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
+def test_a_class_with_another_segment_has_no_decode_cache() -> None:
     class Backwards(Transformer):
         def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
             logits, state = super().segment(tokens, state)
@@ -260,13 +262,13 @@ def test_no_cache_where_a_segment_is_read_in_another_way() -> None:
     for model in models:
         assert not model.decodes
     assert Honest().init_decode_cache(()) is None
-    apart = Landmark(**LANDMARKS).eval()
-    one, two = (apart(text(time))[1] for time in (4, 5))
-    assert apart.init_decode_cache(replace_rows(one, two, torch.tensor([True, False]))) is None
+    landmark = Landmark(**LANDMARKS).eval()
+    first, second = (landmark(text(time))[1] for time in (4, 5))
+    assert landmark.init_decode_cache(replace_rows(first, second, torch.tensor([True, False]))) is None
 
 
 @torch.no_grad()
-def test_a_cached_segment_is_read_once_more_when_it_is_whole() -> None:
+def test_a_cached_segment_is_read_again_when_it_is_complete() -> None:
     class Counts(Transformer):
         def init_decode_cache(self, state: State) -> object:
             return 0, self.stack.init_decode_cache(state)
@@ -302,11 +304,11 @@ def test_drawing_follows_the_shares() -> None:
         (1e-320, 1.0, [1, 0, 0, 0]),
         (0.0, 1.0, [1, 0, 0, 0]),
     ):
-        found = shares(temperature, top_p)
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), atol=0.015, rtol=0)
+        actual = shares(temperature, top_p)
+        torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float32), atol=0.015, rtol=0)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(-1.0, 1.0), (float("nan"), 1.0), (1.0, 0.0), (1.0, 1.5)])
-def test_no_such_shares(temperature: float, top_p: float) -> None:
+def test_settings_of_a_sampler_that_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(ValueError, match=r"temperature|top_p"):
         sampler(temperature, top_p)

@@ -1,4 +1,4 @@
-"""The step that every architecture is trained with."""
+"""The training step that all architectures share."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,22 +38,22 @@ MODELS: dict[str, Callable[..., SequenceModule]] = {
     "transformer_xl": partial(TransformerXL, **SHAPE, memory_len=8),
     "rmt_xl": partial(RMTXL, **SHAPE, memory_len=8, memory_tokens=3),
 }
-BOTH = pytest.mark.parametrize("build", [Honest, Recurrent])
+BUILDS = pytest.mark.parametrize("build", [Honest, Recurrent])
 
 
-def window(seed: int, fresh: list[bool], asked: float = 0.5) -> Batch:
+def window(seed: int, fresh: list[bool], share: float = 0.5) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(VOCAB, (2, ROWS, WINDOW), generator=generator)
-    hidden = torch.rand(ROWS, WINDOW, generator=generator) >= asked
+    hidden = torch.rand(ROWS, WINDOW, generator=generator) >= share
     return Batch(tokens, targets.masked_fill(hidden, IGNORE), torch.tensor(fresh))
 
 
-@BOTH
-def test_the_loss_is_the_mean_over_the_targets_that_are_asked(build: Callable[[], SequenceModule]) -> None:
+@BUILDS
+def test_the_loss_is_the_mean_over_the_targets(build: Callable[[], SequenceModule]) -> None:
     model, batch = shaken(build), window(0, [True] * ROWS)
-    said, _ = model.compute_loss(batch, None)
+    outputs, _ = model.compute_loss(batch, None)
     logits = model(batch.tokens)[0].detach()
-    total, asked = 0.0, 0
+    total, num_targets = 0.0, 0
     for row in range(ROWS):
         for time in range(WINDOW):
             target = int(batch.targets[row, time])
@@ -61,70 +61,70 @@ def test_the_loss_is_the_mean_over_the_targets_that_are_asked(build: Callable[[]
             if target != IGNORE:
                 scores = logits[row, time]
                 nats = float(scores.exp().sum().log() - scores[target])
-                total, asked = total + nats, asked + 1
-            assert said["nats"][row, time].item() == pytest.approx(nats, abs=1e-12)
-            assert bool(said["hits"][row, time]) == (int(logits[row, time].argmax()) == target)
-    assert 0 < asked < ROWS * WINDOW
-    assert said["loss"].item() == pytest.approx(total / asked, rel=1e-12)
-    assert said["loss"].requires_grad
-    assert not said["nats"].requires_grad
+                total, num_targets = total + nats, num_targets + 1
+            assert outputs["nats"][row, time].item() == pytest.approx(nats, abs=1e-12)
+            assert bool(outputs["hits"][row, time]) == (int(logits[row, time].argmax()) == target)
+    assert 0 < num_targets < ROWS * WINDOW
+    assert outputs["loss"].item() == pytest.approx(total / num_targets, rel=1e-12)
+    assert outputs["loss"].requires_grad
+    assert not outputs["nats"].requires_grad
 
 
-@BOTH
-def test_a_window_that_asks_nothing_has_no_loss_and_no_gradient(build: Callable[[], SequenceModule]) -> None:
+@BUILDS
+def test_a_window_without_targets_has_no_loss_and_no_gradient(build: Callable[[], SequenceModule]) -> None:
     model = shaken(build)
-    said, carried = model.compute_loss(window(0, [True] * ROWS, asked=0.0), None)
-    said["loss"].backward()
-    assert said["loss"].item() == 0
-    assert not said["hits"].any()
+    outputs, state = model.compute_loss(window(0, [True] * ROWS, share=0.0), None)
+    outputs["loss"].backward()
+    assert outputs["loss"].item() == 0
+    assert not outputs["hits"].any()
     assert all(weight.grad is None or not weight.grad.any() for weight in model.parameters())
-    assert any(leaf.any() for leaf in leaves(carried)), "it was read all the same"
+    assert any(leaf.any() for leaf in leaves(state)), "it was read all the same"
 
 
-@BOTH
-def test_fresh_rows_begin_anew_and_the_others_go_on(build: Callable[[], SequenceModule]) -> None:
+@BUILDS
+def test_fresh_rows_start_anew_and_the_others_continue(build: Callable[[], SequenceModule]) -> None:
     model = shaken(build)
     first, second = window(0, [True] * ROWS, 1.0), window(1, [False, True, False], 1.0)
-    carried = model.compute_loss(first, None)[1]
-    nats = model.compute_loss(second, carried)[0]["nats"]
+    state = model.compute_loss(first, None)[1]
+    nats = model.compute_loss(second, state)[0]["nats"]
     alone = model.compute_loss(second, None)[0]["nats"]
-    both = torch.cat([first.tokens, second.tokens], dim=1)
-    logits = model(both)[0][:, WINDOW:].log_softmax(-1)
-    on = -logits.gather(2, second.targets[..., None])[..., 0]
+    tokens = torch.cat([first.tokens, second.tokens], dim=1)
+    logits = model(tokens)[0][:, WINDOW:].log_softmax(-1)
+    continued = -logits.gather(2, second.targets[..., None])[..., 0]
     torch.testing.assert_close(nats[1], alone[1], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(nats[[0, 2]], on[[0, 2]], rtol=1e-10, atol=1e-10)
-    assert (on - alone).abs().amin(dim=0).max() > 1e-3, "it makes a difference in every row"
+    torch.testing.assert_close(nats[[0, 2]], continued[[0, 2]], rtol=1e-10, atol=1e-10)
+    assert (continued - alone).abs().amin(dim=0).max() > 1e-3, "it makes a difference in every row"
 
 
-@BOTH
-def test_what_is_carried_is_cut_off_from_the_window_before(build: Callable[[], SequenceModule]) -> None:
+@BUILDS
+def test_the_carried_state_is_detached_from_the_window_before(build: Callable[[], SequenceModule]) -> None:
     """Truncated back-propagation: a step's gradient is its own window's, from a constant state."""
     model = shaken(build)
-    carried = model.compute_loss(window(0, [True] * ROWS), None)[1]
-    assert not any(leaf.requires_grad for leaf in leaves(carried))
+    state = model.compute_loss(window(0, [True] * ROWS), None)[1]
+    assert not any(leaf.requires_grad for leaf in leaves(state))
     batch = window(1, [False] * ROWS)
-    model.compute_loss(batch, carried)[0]["loss"].backward()
-    logits = model(batch.tokens, carried)[0]
-    asked = batch.targets != IGNORE
-    loss = torch.nn.functional.cross_entropy(logits[asked], batch.targets[asked])
+    model.compute_loss(batch, state)[0]["loss"].backward()
+    logits = model(batch.tokens, state)[0]
+    has_target = batch.targets != IGNORE
+    loss = torch.nn.functional.cross_entropy(logits[has_target], batch.targets[has_target])
     expected = torch.autograd.grad(loss, list(model.parameters()))
     for weight, grad in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(weight.grad, grad, rtol=1e-10, atol=1e-12)
 
 
-def test_low_precision_logits_are_weighed_in_float32() -> None:
+def test_the_loss_of_low_precision_logits_is_in_float32() -> None:
     model = Honest().bfloat16()
-    said, _ = model.compute_loss(window(0, [True] * ROWS), None)
-    assert said["loss"].dtype == said["nats"].dtype == torch.float32
+    outputs, _ = model.compute_loss(window(0, [True] * ROWS), None)
+    assert outputs["loss"].dtype == outputs["nats"].dtype == torch.float32
     assert shaken(Honest).compute_loss(window(0, [True] * ROWS), None)[0]["loss"].dtype == torch.float64
 
 
-def test_a_training_step_tells_the_progress_and_carries_on() -> None:
-    heard = []
+def test_a_training_step_sets_the_progress_and_carries_the_state() -> None:
+    calls = []
 
     class Scheduled(Honest):
         def set_progress(self, step: int, steps: int) -> None:
-            heard.append((step, steps))
+            calls.append((step, steps))
 
     model = shaken(Scheduled)
     model.trainer = trainer = SimpleNamespace(global_step=4, max_steps=9)  # type: ignore[assignment]
@@ -134,18 +134,16 @@ def test_a_training_step_tells_the_progress_and_carries_on() -> None:
         loss = model.training_step(batch, 0)["loss"]
         expected, state = model.compute_loss(batch, state)
         assert torch.equal(loss, expected["loss"])
-        assert all(
-            torch.equal(one, two) for one, two in zip(leaves(model.train_state), leaves(state), strict=True)
-        )
-    assert heard == [(trainer.global_step, trainer.max_steps)] * 2
+        assert all(map(torch.equal, leaves(model.train_state), leaves(state)))
+    assert calls == [(trainer.global_step, trainer.max_steps)] * 2
     assert model.val_state is None
 
 
 def test_validation_starts_from_nothing_and_never_touches_the_training_state() -> None:
     model = shaken(Honest)
-    model.train_state = kept = model.compute_loss(window(0, [True] * ROWS), None)[1]
-    before = [leaf.clone() for leaf in leaves(kept)]
-    batches = [window(at, [False] * ROWS) for at in (1, 2)]  # none fresh: the empty start is the hook's doing
+    model.train_state = saved = model.compute_loss(window(0, [True] * ROWS), None)[1]
+    before = [leaf.clone() for leaf in leaves(saved)]
+    batches = [window(at, [False] * ROWS) for at in (1, 2)]  # none fresh: the hook empties the state
     losses = []
     for _ in range(2):
         model.on_validation_epoch_start()
@@ -154,11 +152,11 @@ def test_validation_starts_from_nothing_and_never_touches_the_training_state() -
         assert model.val_state is None
     first, state = model.compute_loss(batches[0], None)
     assert losses == [[first["loss"].item(), model.compute_loss(batches[1], state)[0]["loss"].item()]] * 2
-    assert model.train_state is kept
-    assert all(torch.equal(one, two) for one, two in zip(leaves(kept), before, strict=True))
+    assert model.train_state is saved
+    assert all(map(torch.equal, leaves(saved), before))
 
 
-def test_a_validation_that_broke_off_leaves_nothing_to_the_next() -> None:
+def test_an_interrupted_validation_leaves_no_state_to_the_next() -> None:
     model = shaken(Honest)
     model.validation_step(window(0, [True] * ROWS), 0)
     assert model.val_state is not None
@@ -169,25 +167,25 @@ def test_a_validation_that_broke_off_leaves_nothing_to_the_next() -> None:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameter_groups_hold_every_parameter_once(model: str, tied: bool) -> None:
-    made = MODELS[model](tied=tied)
-    groups = made.parameter_groups()
-    held = [id(weight) for group in groups for weight in group["params"]]
-    assert sorted(held) == sorted({id(weight) for weight in made.parameters()})
+    built = MODELS[model](tied=tied)
+    groups = built.parameter_groups()
+    in_groups = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(in_groups) == sorted({id(weight) for weight in built.parameters()})
     for group in groups:
         assert all((weight.ndim >= 2) == group.get("decays", True) for weight in group["params"])
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
-    made = MODELS["rmt"]()
-    assert isinstance(made, RMT)
-    made.embed.requires_grad_(False)
-    held = {id(weight) for group in made.parameter_groups() for weight in group["params"]}
-    assert held == {id(weight) for weight in made.parameters()} - {id(made.embed.weight)}
+    built = MODELS["rmt"]()
+    assert isinstance(built, RMT)
+    built.embed.requires_grad_(False)
+    in_groups = {id(weight) for group in built.parameter_groups() for weight in group["params"]}
+    assert in_groups == {id(weight) for weight in built.parameters()} - {id(built.embed.weight)}
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_budget_counts_tied_weights_once_and_leaves_out_tables_and_output(model: str) -> None:
-    """Attention, feed-forward and norms of two layers of width 12, hidden 20, and what each memory adds."""
+    """Attention, feed-forward and norms of two layers of width 12, and those of each memory."""
     width, hidden = 12, 20
     llama = 2 * (4 * width**2 + 3 * width * hidden + 2 * width) + width
     xl = (
@@ -218,11 +216,11 @@ def test_a_text_is_folded_in_segments() -> None:
     """Against a loop over hand-cut pieces."""
     model = shaken(Honest)
     tokens = torch.randint(VOCAB, (2, 2 * SEGMENT + 1))
-    state, said = model.init_state(2), list[Tensor]()
+    state, outputs = model.init_state(2), list[Tensor]()
     for start in range(0, 2 * SEGMENT + 1, SEGMENT):
         logits, state = model.segment(tokens[:, start : start + SEGMENT], state)
-        said.append(logits)
+        outputs.append(logits)
     logits, end = model(tokens)
-    assert torch.equal(logits, torch.cat(said, dim=1))
+    assert torch.equal(logits, torch.cat(outputs, dim=1))
     assert end.segments.tolist() == [3, 3]
-    assert all(torch.equal(one, two) for one, two in zip(leaves(end), leaves(state), strict=True))
+    assert all(map(torch.equal, leaves(end), leaves(state)))
