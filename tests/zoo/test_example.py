@@ -1,4 +1,4 @@
-"""The plug-in in examples/: what its page says of it is true, and it does all that a built-in model does."""
+"""The plug-in in examples/: its page is true, and it does all that a built-in model does."""
 
 import os
 import re
@@ -15,11 +15,11 @@ from torch.testing import assert_close
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "gated_linear_attention"
 PAGE = ROOT / "docs" / "adding-a-model.md"
-OWN = (  # what its author has written
+SOURCES = (  # the files that an author writes
     "gated_linear_attention/model.py",
     "gated_linear_attention/configs/model/gla.yaml",
 )
-QUOTED = (*OWN, "pyproject.toml", "tests/test_laws.py")
+QUOTED = (*SOURCES, "pyproject.toml", "tests/test_laws.py")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def model() -> Iterator[Any]:
 
 
 def test_fewer_than_60_lines() -> None:
-    lines = [line for file in OWN for line in (EXAMPLE / file).read_text().splitlines() if line.strip()]
+    lines = [line for file in SOURCES for line in (EXAMPLE / file).read_text().splitlines() if line.strip()]
     assert len(lines) < 60
 
 
@@ -47,7 +47,7 @@ def test_the_page_quotes_it_as_it_is(file: str) -> None:
 
 @pytest.mark.parametrize("time", [1, 15, 16, 50])
 def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
-    """Token by token, in float64, gradients and the state before and after included."""
+    """Token by token, in float64, with gradients, from a state that isn't empty."""
     torch.manual_seed(0)
     rows, heads, width = 2, 3, 4
     memory = model.GLAMemory(heads * width, heads).double()
@@ -65,14 +65,13 @@ def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
     expected = torch.stack(outputs, dim=1), state
 
     y, after = memory(x, model.GLAState(start))
-    assert_close((y, after.memory), expected, rtol=1e-10, atol=1e-10)
+    actual = y, after.memory
+    assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     weights = [torch.randn_like(part) for part in expected]
-    learns = [x, start, *memory.parameters()]
+    inputs = [x, start, *memory.parameters()]
     grads = [
-        torch.autograd.grad(
-            sum((part * weight).sum() for part, weight in zip(results, weights, strict=True)), learns
-        )
-        for results in ((y, after.memory), expected)
+        torch.autograd.grad(sum((p * weight).sum() for p, weight in zip(parts, weights, strict=True)), inputs)
+        for parts in (actual, expected)
     ]
     assert_close(*grads, rtol=1e-9, atol=1e-9)
 
@@ -88,7 +87,7 @@ def test_a_strong_decay_overflows_nowhere(model: Any) -> None:
 
 
 class Installed:
-    """A folder to work in, and one into which pip has put the example."""
+    """A working directory, and a folder into which pip has installed the example."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,16 +104,16 @@ class Installed:
         )
 
     def run(self, *words: str, code: int = 0) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, *words], cwd=self.folder, env=self.env, capture_output=True, text=True
         )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
+        assert result.returncode == code, result.stdout + result.stderr
+        return result.stdout
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Installed:
-    for path in EXAMPLE.rglob("*"):  # pip builds in the folder that it is given
+    for path in EXAMPLE.rglob("*"):  # pip builds in the source folder
         if path.is_file() and path.suffix in (".py", ".yaml", ".toml"):
             copy = tmp_path / "example" / path.relative_to(EXAMPLE)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -134,8 +133,7 @@ def test_installed_it_does_what_a_built_in_model_does(installed: Installed) -> N
     run("-m", "zoo.train", "resume=run", "steps=9")
     assert "bits per byte" in run("-m", "zoo", "evaluate", "run=run", "split=val")
     run("-m", "zoo", "sweep", "model=gla,transformer", *words, "steps=4", "seeds=0:2", "runs=swept")
-    said = run("-m", "zoo", "compare", "swept/lm", "out=compared")
-    assert "gla" in said
+    assert "gla" in run("-m", "zoo", "compare", "swept/lm", "out=compared")
     assert (installed.folder / "compared" / "index.html").is_file()
 
 
@@ -146,13 +144,13 @@ def test_its_own_tests_pass(installed: Installed) -> None:
 
 @pytest.mark.slow
 def test_with_nothing_installed(tmp_path: Path) -> None:
-    """Its class in a module and its yaml in configs/model, in a folder with rooms named as the zoo's."""
+    """Its class in a module and its yaml in configs/model, in a folder with packages of our rooms' names."""
     for room in ("models", "train", "memory"):
         (tmp_path / room).mkdir()
         (tmp_path / room / "__init__.py").write_text("raise ImportError('the user\\'s own')\n")
     (tmp_path / "configs" / "model").mkdir(parents=True)
-    (tmp_path / "my_models.py").write_bytes((EXAMPLE / OWN[0]).read_bytes())
-    yaml = (EXAMPLE / OWN[1]).read_text().replace("gated_linear_attention.model", "my_models")
+    (tmp_path / "my_models.py").write_bytes((EXAMPLE / SOURCES[0]).read_bytes())
+    yaml = (EXAMPLE / SOURCES[1]).read_text().replace("gated_linear_attention.model", "my_models")
     (tmp_path / "configs" / "model" / "gla.yaml").write_text(yaml)
     (tmp_path / "text.txt").write_text("Two keepers read one book aloud. " * 400)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_CACHE": str(tmp_path / "cache")}
@@ -162,5 +160,5 @@ def test_with_nothing_installed(tmp_path: Path) -> None:
         ["zoo", "evaluate", "run=run", "split=val"],
     ):
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr

@@ -1,5 +1,5 @@
-"""However the zoo comes to a machine, the same command trains: a clone, an editable install, a wheel, and in
-a user's folder that has rooms of the same names."""
+"""The same command trains in a clone, from an editable install and from a wheel, and in a user's folder that
+has packages of our rooms' names."""
 
 import os
 import subprocess
@@ -12,16 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ["-m", "zoo.train", "model=rmt", "size=nano", "steps=2", "data.corpus=text.txt", "run_dir=run"]
-LIBRARIES = sysconfig.get_paths()[
-    "purelib"
-]  # torch and the others; its .pth files are not read from PYTHONPATH
+LIBRARIES = sysconfig.get_paths()["purelib"]  # torch and so on; .pth files on PYTHONPATH aren't read
 
 
 def run(python: Path | str, *words: str, cwd: Path, path: str = LIBRARIES) -> str:
     environment = {**os.environ, "PYTHONPATH": path, "ZOO_CACHE": str(cwd / "cache")}
-    done = subprocess.run([str(python), *words], cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    result = subprocess.run([str(python), *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def trains(python: Path | str, folder: Path, path: str = LIBRARIES) -> None:
@@ -38,7 +36,7 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A fresh virtual environment that finds the libraries of this one, but no zoo."""
+    """A new virtual environment with the libraries of this one, but without the zoo."""
     venv.create(tmp_path / "venv", with_pip=True)
     return tmp_path / "venv" / "bin" / "python"
 
@@ -58,28 +56,28 @@ def test_editable_install(clone: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, "-e", str(clone))
     (tmp_path / "elsewhere").mkdir()
     trains(python, tmp_path / "elsewhere")
-    said = run(
+    output = run(
         python, "-c", "import zoo.models.rmt; print(zoo.models.rmt.__file__)", cwd=tmp_path / "elsewhere"
     )
-    assert Path(said.strip()) == clone / "models" / "rmt.py"
+    assert Path(output.strip()) == clone / "models" / "rmt.py"
 
 
 @pytest.mark.slow
-def test_wheel_in_a_folder_with_rooms_of_its_own(clone: Path, python: Path, tmp_path: Path) -> None:
+def test_wheel_in_a_folder_with_packages_of_the_same_names(clone: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, str(clone))
-    folder = tmp_path / "mine"
+    folder = tmp_path / "project"
     for room in ("models", "train", "memory", "configs"):
         (folder / room).mkdir(parents=True)
         (folder / room / "__init__.py").write_text("raise ImportError('the user\\'s own, not the zoo\\'s')\n")
     trains(python, folder)
-    said = run(
+    output = run(
         python, "-c", "import zoo.train.commands.train; print(zoo.train.commands.train.__file__)", cwd=folder
     )
-    assert "site-packages" in said
+    assert "site-packages" in output
 
 
 @pytest.mark.slow
 def test_console_script(clone: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, str(clone))
-    said = run(python.parent / "zoo", "--help", cwd=tmp_path)
-    assert "train one architecture" in said
+    output = run(python.parent / "zoo", "--help", cwd=tmp_path)
+    assert "train an architecture" in output

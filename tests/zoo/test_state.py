@@ -38,8 +38,8 @@ class Outer(NamedTuple):
 
 
 def tensor(shape: list[int], integer: bool) -> Tensor:
-    made = torch.randn(ROWS, *shape)
-    return (100 * made).long() if integer else made
+    values = torch.randn(ROWS, *shape)
+    return (100 * values).long() if integer else values
 
 
 TENSORS = st.builds(tensor, st.lists(st.integers(0, 3), max_size=2), st.booleans())
@@ -60,13 +60,13 @@ def shape(state: State) -> Any:
 
 
 def tensors(state: State) -> list[Tensor]:
-    """Depth first, written apart from zoo.state."""
+    """Depth first, without the help of zoo.state."""
     return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in tensors(part)]
 
 
-def same(found: list[Tensor], expected: list[Tensor]) -> bool:
-    return len(found) == len(expected) and all(
-        one.dtype == two.dtype and torch.equal(one, two) for one, two in zip(found, expected, strict=True)
+def same(actual: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(actual) == len(expected) and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(actual, expected, strict=True)
     )
 
 
@@ -88,30 +88,30 @@ def test_names() -> None:
 @settings(max_examples=50, deadline=None)
 @given(STATES)
 def test_leaves_and_back(state: State) -> None:
-    assert all(one is two for one, two in zip(leaves(state), tensors(state), strict=True))
-    again = from_leaves(tree_map(torch.zeros_like, state), leaves(state))
-    assert shape(again) == shape(state)
-    assert same(tensors(again), tensors(state))
+    assert all(a is b for a, b in zip(leaves(state), tensors(state), strict=True))
+    rebuilt = from_leaves(tree_map(torch.zeros_like, state), leaves(state))
+    assert shape(rebuilt) == shape(state)
+    assert same(tensors(rebuilt), tensors(state))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_from_leaves_refuses_another_number_of_tensors(change: int) -> None:
-    kept = (leaves(example()) * 2)[: 5 + change]
+def test_from_leaves_refuses_too_few_or_too_many_tensors(change: int) -> None:
+    saved = (leaves(example()) * 2)[: 5 + change]
     with pytest.raises(ValueError, match=f"expected 5 tensors for this state, found {5 + change}"):
-        from_leaves(example(), kept)
+        from_leaves(example(), saved)
 
 
 @settings(max_examples=50, deadline=None)
 @given(STATES)
-def test_each_keeps_the_nest_and_takes_counterparts(state: State) -> None:
+def test_tree_map_keeps_the_nest_and_takes_counterparts(state: State) -> None:
     before = [leaf.clone() for leaf in tensors(state)]
-    twice = tree_map(lambda one, two: one + two, state, state)
-    assert shape(twice) == shape(state)
-    assert same(tensors(twice), [leaf + leaf for leaf in before])
+    doubled = tree_map(lambda a, b: a + b, state, state)
+    assert shape(doubled) == shape(state)
+    assert same(tensors(doubled), [leaf + leaf for leaf in before])
     assert same(tensors(state), before)
 
 
-def test_each_refuses_another_nest() -> None:
+def test_tree_map_refuses_a_different_nest() -> None:
     with pytest.raises(ValueError, match="zip"):
         tree_map(torch.add, (torch.zeros(1), torch.zeros(1)), (torch.zeros(1),))
 
@@ -131,11 +131,11 @@ def test_replace_rows(state: State, rows: list[bool]) -> None:
     before = [leaf.clone() for leaf in tensors(state)]
     mixed = replace_rows(state, fresh, torch.tensor(rows))
     assert shape(mixed) == shape(state)
-    chosen = [
-        torch.stack([(new if row else old)[at] for at, row in enumerate(rows)])
+    expected = [
+        torch.stack([(new if marked else old)[row] for row, marked in enumerate(rows)])
         for old, new in zip(tensors(state), tensors(fresh), strict=True)
     ]
-    assert same(tensors(mixed), chosen)
+    assert same(tensors(mixed), expected)
     assert same(tensors(state), before)
 
 
@@ -174,7 +174,7 @@ def test_a_special_field_that_is_no_field_is_refused() -> None:
         special_fields(lazy=("keys", "values"))(Inner)
 
 
-def test_replace_rows_carries_gradients_of_both_sides() -> None:
+def test_replace_rows_has_gradients_in_both_states() -> None:
     old, new = torch.zeros(ROWS, 2, requires_grad=True), torch.zeros(ROWS, 2, requires_grad=True)
     replace_rows((old,), (new,), torch.tensor([True, False, True]))[0].sum().backward()
     assert old.grad is not None
@@ -188,8 +188,7 @@ def test_detach_cuts_every_tensor_and_copies_none() -> None:
     cut = detach(tree_map(lambda leaf: leaf * 1, state))
     assert not any(leaf.requires_grad for leaf in leaves(cut))
     assert all(
-        one.data_ptr() == two.data_ptr()
-        for one, two in zip(leaves(detach(state)), leaves(state), strict=True)
+        a.data_ptr() == b.data_ptr() for a, b in zip(leaves(detach(state)), leaves(state), strict=True)
     )
 
 
@@ -204,11 +203,11 @@ def test_nbytes() -> None:
 def test_a_state_without_tensors() -> None:
     empty = ((), Outer((), ()))
     assert leaves(empty) == []
-    for kept in (
+    for result in (
         from_leaves(empty, []),
         detach(empty),
         take_rows(empty, torch.tensor([0])),
         replace_rows(empty, empty, torch.tensor([True])),
     ):
-        assert kept == empty
-        assert type(kept[1]) is Outer
+        assert result == empty
+        assert type(result[1]) is Outer
