@@ -1,1 +1,1 @@
-"""Text on disk: where it lies, how it is read, split and cached."""
+"""Text on disk: its paths, reading, splits and cache."""

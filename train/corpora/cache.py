@@ -1,4 +1,4 @@
-"""A cache on disk, keyed by the content of the files it was made from."""
+"""A cache on disk, keyed by the content of its source files."""
 
 import contextlib
 import hashlib

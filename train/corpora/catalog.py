@@ -42,7 +42,7 @@ from zoo.train.corpora.splits import (
     ordered,
 )
 
-# name -> paths under the root, the first that exists is taken; {} stands for train, valid, test.
+# name -> paths under the root, of which the first existing one is read; {} is train, valid, test.
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "wikilong": ("wikilong",),
     "books": ("books", "books.tar.xz"),

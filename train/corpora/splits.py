@@ -15,7 +15,7 @@ from zoo.errors import UserError
 from zoo.train.corpora.documents import Gathered, count_words, digest
 
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": "train", "test": "test"}  # by what folders and files are named
+SPLIT_NAMES = {"train": "train", "test": "test"}  # by names of folders and files
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 SplitSpans = dict[str, list[tuple[int, int]]]  # split -> (first byte, bytes) of its documents, in order
@@ -47,7 +47,7 @@ def announced_or_by_hash(texts: Gathered) -> SplitSpans:
 def by_hash(texts: Gathered) -> SplitSpans:
     """90/5/5 by the hash of each text's name; one text alone is cut 90/5/5 along its length.
 
-    Two texts or more give at least one to train and one to val, whatever their hashes.
+    Of two texts or more at least one is for train and one for val.
     """
     if len(texts.names) == 1:
         return _cut_single(texts)

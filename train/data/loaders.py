@@ -202,8 +202,8 @@ class TrainLoader:
         return 0 < position < end <= length and position % self.seq_len == 0
 
 
-def _cannot_resume(expected: str, found: str) -> UserError:
-    return UserError(f"can't resume from the saved position in the data: expected {expected}, found {found}")
+def _cannot_resume(expected: str, actual: str) -> UserError:
+    return UserError(f"can't resume from the saved position in the data: expected {expected}, found {actual}")
 
 
 class EvalLoader:

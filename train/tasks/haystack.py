@@ -65,7 +65,7 @@ class CyclicText:
 
     def sentence_edges(self, start: int, size: int, depths: Sequence[float | int]) -> list[int]:
         """Edges of sentences in the `size` bytes from `start` on, as offsets from `start`: for every depth in
-        0..1 the edge before which that share of the sentences lies."""
+        0..1 the edge after that share of the sentences."""
         num_sentences = sum(1 for _ in self.sentence_ends(start, size)) + 1
         requested = [int(num_sentences * depth) for depth in depths]
         edges = {0: 0, num_sentences: size}

@@ -170,7 +170,7 @@ class ListopsDataset(SampleDataset):
         return self.data[first + start : first + stop].astype(np.int64)
 
     def digests(self) -> list[bytes]:
-        """Of every document one that no other has."""
+        """A hash of every document."""
         return [
             tree_digest(self.data[start:stop].tobytes()) for start, stop in pairwise(self.offsets.tolist())
         ]

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 OPERATORS = ("MAX", "MIN", "MED", "SM")
 OPEN, CLOSE, END, VOCABULARY = 10, 14, 15, 16  # digits are themselves; OPEN + i opens OPERATORS[i]
 IDS = {str(digit): digit for digit in range(10)} | {f"[{name}": OPEN + i for i, name in enumerate(OPERATORS)}
-IDS |= {"]": CLOSE, "X": CLOSE}  # many readers of these files turn ] into X
+IDS |= {"]": CLOSE, "X": CLOSE}  # many readers of these files replace ] by X
 MAX_ARGUMENTS = 10
 OPERATOR_PROBABILITY = 0.25
 CHUNK = 4096  # trees drawn from one generator, most of them too short
@@ -76,7 +76,7 @@ def evaluate(tokens: str | Sequence[str | int] | Integer[np.ndarray, " n"] | Int
 
 
 def direct_digits(tokens: Integer[np.ndarray, " tokens"]) -> Integer[np.ndarray, " digits"]:
-    """The digits that stand in the root itself."""
+    """The digits directly in the root."""
     opens = (tokens >= OPEN) & (tokens < CLOSE)
     depth = np.cumsum(opens.astype(np.int64) - (tokens == CLOSE))
     direct: Bool[np.ndarray, " tokens"] = (tokens < 10) & (depth == 1)

@@ -4,7 +4,7 @@
 
 On enwik8 this is the bits per character that papers report, but for the two ENDs of the whole split.
 
-    word perplexity = exp(nats of all targets / words between white space, whatever the tokens are)
+    word perplexity = exp(nats of all targets / words between white space, for any tokens)
 
 which is PG-19's rule (arXiv:1911.05507).  WikiText counts an <eos> at every line's end as a word too.
 """

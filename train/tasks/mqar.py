@@ -1,4 +1,4 @@
-"""Multi-query associative recall: which value came with this key?
+"""Multi-query associative recall: recall the value of each key.
 
 Arora et al. 2023, arXiv:2312.04927 (Zoology); the mixture of lengths is that of Based, arXiv:2402.18668.
 

@@ -14,7 +14,7 @@ multivalue    `needles`, all of one key             all values, in the order of 
 multiquery    `needles`, each of another key        all values, in the order of the question's keys
 
 `distractors` more hide keys that no question is about.  Values have seven digits; several are answered as
-`1234567, 7654321`.  The targets are the answer's bytes.  Needles stand between sentences, at different ones
+`1234567, 7654321`.  The targets are the answer's bytes.  Needles go between sentences, at different ones
 of 40 depths from 0 to 1, in shares of the sentences; `depth` sets that of a single one.  `length` counts
 bytes, and so positions, of a complete sample; the book takes those that the rest leaves.
 
