@@ -111,10 +111,10 @@ def format_cell(column: Column, group: RunGroup) -> str:
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table, as text."""
-    shown = columns(comparison)
-    head = ["model", "seeds", *(column.title for column in shown)]
+    table_columns = columns(comparison)
+    head = ["model", "seeds", *(column.title for column in table_columns)]
     rows = [
-        [group.label, group.seeds, *(format_cell(column, group) for column in shown)]
+        [group.label, group.seeds, *(format_cell(column, group) for column in table_columns)]
         for group in comparison.groups
     ]
     return head, rows

@@ -1,4 +1,4 @@
-"""What runs in one comparison must have in common: task, data, budget and tokens."""
+"""Checks that runs compare: the same task, data, budget and tokens."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Evaluations of the runs of a comparison, put together over seeds.
+"""Evaluations of the runs of a comparison, averaged over seeds.
 
 Of several seeds the mean with Student's interval, since all seeds answer the same prompts and differ by more
 than a draw of prompts does; of one seed its share with Wilson's interval.
@@ -22,7 +22,7 @@ Seeds = list[list[EvalResult]]
 
 
 def matching_entries(groups: list[RunGroup]) -> list[dict[str, list[EvalEntry]]]:
-    """For every evaluation that any run has: its entries by group label, of each run the latest step's."""
+    """Entries of every evaluation, by group label; of each run only that of its latest step."""
     by_identity: dict[str, dict[str, dict[Path, EvalEntry]]] = {}
     for group in groups:
         for run in group.runs:

@@ -168,7 +168,7 @@ def differing_settings(run: Run, peer: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def may_matter(key: str, *runs: Run) -> bool:
-    """True if a setting that one of the runs lacks is an argument of a constructor, or of an unknown one."""
+    """True if a setting that a run lacks is an argument of the constructors, or one of these is unknown."""
     group, _, rest = key.partition(".")
     if group not in BUILT_GROUPS:
         return False

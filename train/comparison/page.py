@@ -122,13 +122,13 @@ def page(comparison: Comparison, figures: Sequence[PageFigure]) -> str:
 
 def sortable_table(comparison: Comparison) -> str:
     """A click on a column's head sorts by `data-value`, the plain number."""
-    shown = columns(comparison)
-    head = ["model", "seeds", *(column.title for column in shown)]
+    table_columns = columns(comparison)
+    head = ["model", "seeds", *(column.title for column in table_columns)]
     rows = []
     for group in comparison.groups:
         values = [group.label, str(len(group.runs))]
         cells = [group.label, group.seeds]
-        for column in shown:
+        for column in table_columns:
             estimate = column.estimate(group)
             values.append("" if estimate is None else repr(estimate.mean))
             cells.append(format_cell(column, group))

@@ -45,12 +45,12 @@ def to_csv(comparison: Comparison) -> str:
     """Plain numbers: mean, half width and number of runs, of every column."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    shown = columns(comparison)
-    head = [f"{column.key}{part}" for column in shown for part in ("", "_half_width", "_runs")]
+    table_columns = columns(comparison)
+    head = [f"{column.key}{part}" for column in table_columns for part in ("", "_half_width", "_runs")]
     writer.writerow(["model", "seeds", *head])
     for group in comparison.groups:
         row = [group.label, group.seeds]
-        for column in shown:
+        for column in table_columns:
             estimate = column.estimate(group)
             values = ("", "", 0) if estimate is None else estimate
             row += ["" if value is None else str(value) for value in values]
@@ -61,16 +61,16 @@ def to_csv(comparison: Comparison) -> str:
 def show(comparison: Comparison, out: Path) -> None:
     """Prints the columns that fit a terminal, and the names of the files with all of them."""
     keys = (comparison.score, *TERMINAL_COLUMNS)
-    shown = [column for column in columns(comparison) if column.key in keys]
+    table_columns = [column for column in columns(comparison) if column.key in keys]
     table = Table(
         Column("model", no_wrap=True),
         "seeds",
-        *(Column(column.title, justify="right") for column in shown),
+        *(Column(column.title, justify="right") for column in table_columns),
         box=box.SIMPLE_HEAD,
         title=comparison.title,
     )
     for group in comparison.groups:
-        table.add_row(group.label, group.seeds, *(format_cell(column, group) for column in shown))
+        table.add_row(group.label, group.seeds, *(format_cell(column, group) for column in table_columns))
     table_console().print(table)
     for note in notes(comparison):
         print(note)

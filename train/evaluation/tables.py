@@ -61,7 +61,7 @@ def _sample_table(entry: EvalEntry) -> Table:
 
 
 def _shares(result: EvalResult, per_target: bool) -> list[str]:
-    """Cells of the samples' number, their share of exact matches, its interval and the targets' share."""
+    """Cells: samples, share of exact matches, its interval, and with `per_target` the share of targets."""
     exact = result["exact"]
     cells = [f"{exact['of']:,}", f"{exact['share']:.1%}", f"{exact['low']:.1%} to {exact['high']:.1%}"]
     return [*cells, f"{result['targets']['share']:.1%}"] if per_target else cells

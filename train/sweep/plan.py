@@ -83,4 +83,4 @@ def config_mismatch(job: Job, folder: Path, finished: bool) -> str:
         metrics = read_json(folder / "metrics.json")
         stored = {key: metrics.get(key, value) for key, value in wanted.items()}
         pairs |= {key.replace("_", " "): pair for key, pair in differences(stored, wanted).items()}
-    return describe_differences(pairs, "there", "asked for")
+    return describe_differences(pairs, "in the folder", "requested")

@@ -133,19 +133,19 @@ class Sweep:
     def handle_signals(self) -> Iterator[None]:
         """Passes SIGINT and SIGTERM on to the runs; ends them all if the sweep itself fails."""
         signals = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.signal(number, self.on_signal) for number in signals}
+        handlers = {signum: signal.signal(signum, self.on_signal) for signum in signals}
         try:
             yield
         finally:
             for job in self.jobs:
                 if job.process is not None:
                     job.process.stop()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
 
-    def on_signal(self, number: int, frame: types.FrameType | None) -> None:
+    def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         """Every run finishes its step, saves and leaves; at a second signal it leaves at once."""
-        self.signal = number
+        self.signal = signum
         for job in self.jobs:
             if job.process is not None:
                 job.process.stop()

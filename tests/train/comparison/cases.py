@@ -4,7 +4,7 @@ import csv
 import io
 from pathlib import Path
 
-from tests.train.made_runs import make_run
+from tests.train.stored_runs import make_run
 
 
 def make_three_models(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.made_runs import make_run
+from tests.train.stored_runs import make_run
 from zoo.train.runs.provenance import fingerprint
 from zoo.train.tasks.induction import Induction
 from zoo.train.tasks.lm import LanguageModelling

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.train.comparison.cases import make_three_models, read_csv
-from tests.train.made_runs import make_run
+from tests.train.stored_runs import make_run
 
 
 def test_numbers_by_hand(run: Any, tmp_path: Path) -> None:

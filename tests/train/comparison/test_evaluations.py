@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.made_runs import evaluate, make_run
+from tests.train.stored_runs import make_evaluation, make_run
 from zoo.train.comparison.evaluations import accuracy_by_length, grid_over_seeds, matching_entries
 from zoo.train.comparison.figures import memory_figure
 from zoo.train.comparison.groups import group_runs, read_run
@@ -22,7 +22,7 @@ def evaluations_of(folder: Path, label: str, index: int = 0) -> list[list[dict[s
 
 def test_evaluations_have_the_interval_over_seeds(tmp_path: Path) -> None:
     for seed, share in enumerate((0.8, 0.7, 0.6)):
-        evaluate(make_run(tmp_path / f"{seed}", "rmt", seed), share)
+        make_evaluation(make_run(tmp_path / f"{seed}", "rmt", seed), share)
     results = evaluations_of(tmp_path, "rmt")
     shares, _ = accuracy_by_length({"rmt": results})
     half = 4.30265 * 0.1 / 3**0.5
@@ -35,9 +35,9 @@ def test_evaluations_have_the_interval_over_seeds(tmp_path: Path) -> None:
 
 def test_a_runs_latest_evaluation_counts(tmp_path: Path) -> None:
     path = make_run(tmp_path / "0", "rmt") / "evaluation.json"
-    evaluate(path.parent, 0.8)
+    make_evaluation(path.parent, 0.8)
     latest = json.loads(path.read_text())
-    evaluate(path.parent, 0.2)
+    make_evaluation(path.parent, 0.2)
     earlier = [{**entry, "step": 20} for entry in json.loads(path.read_text())["evaluations"]]
     for entries in (earlier + latest["evaluations"], latest["evaluations"] + earlier):
         path.write_text(json.dumps({**latest, "evaluations": entries}))
@@ -46,7 +46,7 @@ def test_a_runs_latest_evaluation_counts(tmp_path: Path) -> None:
 
 
 def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
-    evaluate(make_run(tmp_path / "0", "rmt"), 0.8)
+    make_evaluation(make_run(tmp_path / "0", "rmt"), 0.8)
     [rmt] = evaluations_of(tmp_path, "rmt")
     assert rmt[0]["axes"] == {"length": 512, "depth": 0.0}
     rmt[0]["exact"] = share_of(0, 50)
@@ -59,7 +59,7 @@ def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
 
 def test_a_colour_per_model_and_a_dash_per_mode_of_memory(tmp_path: Path) -> None:
     for model in ("rmt", "mamba"):
-        evaluate(make_run(tmp_path / model, model), 0.8)
+        make_evaluation(make_run(tmp_path / model, model), 0.8)
     groups = group_runs([read_run(tmp_path / model) for model in ("rmt", "mamba")])
     text = matching_entries(groups)[1]
     figure = memory_figure({"rmt": text["rmt"], "mamba": text["mamba"]}, "", "", {"mamba": 0, "rmt": 1})

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.train.comparison.cases import read_csv
-from tests.train.made_runs import make_run
+from tests.train.stored_runs import make_run
 from zoo.train.comparison.groups import group_runs, read_run
 from zoo.train.comparison.reproduce import sweep_command
 from zoo.train.runs import budget

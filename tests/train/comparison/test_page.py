@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.train.comparison.cases import make_three_models
-from tests.train.made_runs import evaluate, make_run
+from tests.train.stored_runs import make_evaluation, make_run
 
 
 class Page(HTMLParser):
@@ -28,8 +28,8 @@ class Page(HTMLParser):
 def test_the_page_loads_nothing(run: Any, tmp_path: Path) -> None:
     make_three_models(tmp_path / "runs")
     for model in ("rmt", "mamba"):
-        evaluate(tmp_path / f"runs/{model}/0", 0.8)
-    evaluate(tmp_path / "runs/rmt/1", 0.4)
+        make_evaluation(tmp_path / f"runs/{model}/0", 0.8)
+    make_evaluation(tmp_path / "runs/rmt/1", 0.4)
     assert run("runs", pages=True)[0] == 0
     text = (tmp_path / "runs/comparison/index.html").read_text()
     page = Page(text)

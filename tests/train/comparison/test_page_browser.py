@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.made_runs import evaluate, make_run
+from tests.train.stored_runs import make_evaluation, make_run
 from zoo.train.commands import compare
 from zoo.train.comparison import reproduce
 
@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         for model, bits in (("rmt", 2.2), ("mamba", 2.0), ("transformer", 2.4)):
             run = make_run(folder / f"runs/{model}/{seed}", model, seed, bits + seed / 10)
-            evaluate(run, 0.9 - 0.2 * seed)
+            make_evaluation(run, 0.9 - 0.2 * seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["zoo compare", "runs"])

@@ -134,7 +134,7 @@ def test_a_folder_with_another_run_is_left_alone(runner: SweepRunner) -> None:
     code, out, err = runner.run("model=rmt,transformer")
     assert code == 1
     assert re.search(
-        r"failed: lm/rmt/nano-s0: .* holds another run: .*data.batch_size 5 there, 4 asked for", err
+        r"failed: lm/rmt/nano-s0: .* holds another run: .*data.batch_size 5 in the folder, 4 requested", err
     )
     assert "1 failed, 1 done" in out
     assert path.read_text() == before

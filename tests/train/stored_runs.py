@@ -1,4 +1,4 @@
-"""Finished runs made by hand: folders as the loop leaves them, with numbers that a test knows."""
+"""Finished runs written by hand: folders as training leaves them, with known numbers."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import yaml
 
 
 def make_run(folder: Path, model: str = "rmt", seed: int = 0, bits: float = 2.0, **changed: Any) -> Path:
-    """`changed` holds settings by their dotted names, and entries of metrics.json behind "metrics"."""
-    metrics = changed.pop("metrics", {})
+    """`changed` has settings by their dotted keys, and entries of metrics.json under "metrics"."""
+    changed_metrics = changed.pop("metrics", {})
     config: dict[str, Any] = {
         "model": {"_target_": f"zoo.models.{model}.It", "free": "mlp_width", "mlp_width": 48, "width": 32},
         "task": {
@@ -37,7 +37,7 @@ def make_run(folder: Path, model: str = "rmt", seed: int = 0, bits: float = 2.0,
         node[last] = value
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    said = {
+    metrics = {
         "parameters": 17_000,
         "state_bytes": 256,
         "tokens_seen": 10_000 + seed,
@@ -63,15 +63,15 @@ def make_run(folder: Path, model: str = "rmt", seed: int = 0, bits: float = 2.0,
         "torch": "2.13.0",
         "commit": "0123456789abcdef",
         "date": "2026-11-25T00:00:00+00:00",
-        **metrics,
+        **changed_metrics,
     }
-    said = {key: value for key, value in said.items() if value is not None}
-    (folder / "metrics.json").write_text(json.dumps(said))
+    metrics = {key: value for key, value in metrics.items() if value is not None}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
 
 
-def evaluate(folder: Path, share: float) -> None:
-    """An evaluation of 2 lengths and 3 depths, 50 samples a cell; of longer ones half as many are right."""
+def make_evaluation(folder: Path, share: float) -> None:
+    """An evaluation of text, and of 2 lengths and 3 depths; at twice the length half the share is right."""
 
     def shares(hits: int, of: int) -> dict[str, Any]:
         return {
