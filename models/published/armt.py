@@ -10,12 +10,12 @@ from zoo.models.published import gpt2
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -26,7 +26,7 @@ TABLE: Table = {
     "model.transformer.h.{i}.W_mq.weight": ("stack.{i}.memory.query.weight", same),
     "model.transformer.h.{i}.W_mk.weight": ("stack.{i}.memory.key.weight", same),
     "model.transformer.h.{i}.W_mv.weight": ("stack.{i}.memory.value.weight", same),
-    **under("model.transformer.h.{i}.", "stack.{i}.memory.", plain(W_mb="strength")),
+    **under("model.transformer.h.{i}.", "stack.{i}.memory.", affine(W_mb="strength")),
 }
 
 
@@ -47,7 +47,7 @@ def load(weights: dict[str, Tensor], config: Config) -> ARMT:
         "wrap_positions": flag(config, "wrap_pos", False),
         "tied": gpt2.tied(weights),
     }
-    model = built(ARMTFromTheEnd if gpt2.from_the_end(config) else ARMT, **shape)
+    model = build(ARMTFromTheEnd if gpt2.from_the_end(config) else ARMT, **shape)
     positions = number(config, "n_positions")
     enlarged = positions + model.memory_tokens  # what the published code makes of its table when it wraps
     rows = len(weights.get(f"{prefix}model.transformer.wpe.weight", ()))
@@ -64,7 +64,7 @@ def published_state(state: tuple[AssociativeState, ...]) -> dict[str, Tensor]:
     """`layer{l}/W_mem` (rows, key, width) and `layer{l}/z` (rows, key); nothing before the first segment."""
     return {
         f"layer{layer}/{name}": tensor
-        for layer, kept in enumerate(state)
-        if kept.writes.any()
-        for name, tensor in (("W_mem", kept.matrix), ("z", kept.normaliser))
+        for layer, layer_state in enumerate(state)
+        if layer_state.writes.any()
+        for name, tensor in (("W_mem", layer_state.matrix), ("z", layer_state.normaliser))
     }

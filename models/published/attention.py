@@ -15,12 +15,12 @@ def parts(attention: Attention, theirs: str, ours: str) -> Table:
     """Three linear maps, `theirs` with q, k and v for {}, that are one here."""
     lengths = [heads * attention.head_dim for heads in (attention.heads, *[attention.kv_heads] * 2)]
 
-    def part(place: int) -> View:
-        return lambda weight: weight.split(lengths)[place]
+    def part(index: int) -> View:
+        return lambda weight: weight.split(lengths)[index]
 
     return {
-        f"{theirs.format(name)}.{kind}": (f"{ours}.{kind}", part(place))
-        for place, name in enumerate("qkv")
+        f"{theirs.format(name)}.{kind}": (f"{ours}.{kind}", part(index))
+        for index, name in enumerate("qkv")
         for kind in ("weight", "bias")
     }
 
@@ -38,16 +38,16 @@ def by_part(weight: Tensor, groups: int, head_dim: int) -> Tensor:
     return torch.cat([heads[:, :-2].flatten(0, 2), heads[:, -2].flatten(0, 1), heads[:, -1].flatten(0, 1)])
 
 
-def seen(attention: WindowAttention, state: WindowState) -> dict[str, Tensor]:
+def attention_state(attention: WindowAttention, state: WindowState) -> dict[str, Tensor]:
     """`attn_k`, `attn_v` (rows, keys, heads, head width): the keys that there are, in the order of the text,
     with their rotary positions in it."""
     lengths = state.length.unique().tolist()
     if len(lengths) != 1:
         raise UserError(f"state: expected rows that have read one length, found {lengths}")
     (read,), cache = lengths, attention.window - 1
-    kept = min(read, cache)
-    keys, values = (part[:, :, cache - kept :] for part in (state.keys, state.values))
-    keys = attention.positions.rotate(keys, torch.arange(read - kept, read, device=keys.device))
+    length = min(read, cache)
+    keys, values = (part[:, :, cache - length :] for part in (state.keys, state.values))
+    keys = attention.positions.rotate(keys, torch.arange(read - length, read, device=keys.device))
     return {
         "attn_k": rearrange(keys, "b h t k -> b t h k"),
         "attn_v": rearrange(values, "b h t k -> b t h k"),

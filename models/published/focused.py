@@ -20,7 +20,7 @@ from zoo.models.published.weights import (
     Config,
     Table,
     View,
-    built,
+    build,
     fill,
     flag,
     fraction,
@@ -36,19 +36,19 @@ SHORT = {"hidden": "hidden_size", "heads": "num_attention_heads", "layers": "num
 SHORT |= {"intermediate": "intermediate_size", "vocab": "vocab_size"}
 
 
-def part(place: int, of: int) -> View:
-    return lambda weight: weight.chunk(of)[place]
+def chunk(index: int, of: int) -> View:
+    return lambda weight: weight.chunk(of)[index]
 
 
 LAYER: Table = {
     "input_layernorm.weight": ("mixer_norm.weight", same),
     "post_attention_layernorm.weight": ("mlp_norm.weight", same),
-    "self_attn.q_proj.weight": ("mixer.qkv.weight", part(0, 3)),
-    "self_attn.k_proj.weight": ("mixer.qkv.weight", part(1, 3)),
-    "self_attn.v_proj.weight": ("mixer.qkv.weight", part(2, 3)),
+    "self_attn.q_proj.weight": ("mixer.qkv.weight", chunk(0, 3)),
+    "self_attn.k_proj.weight": ("mixer.qkv.weight", chunk(1, 3)),
+    "self_attn.v_proj.weight": ("mixer.qkv.weight", chunk(2, 3)),
     "self_attn.o_proj.weight": ("mixer.out_proj.weight", same),
-    "mlp.gate_proj.weight": ("mlp.in_proj.weight", part(0, 2)),
-    "mlp.up_proj.weight": ("mlp.in_proj.weight", part(1, 2)),
+    "mlp.gate_proj.weight": ("mlp.in_proj.weight", chunk(0, 2)),
+    "mlp.up_proj.weight": ("mlp.in_proj.weight", chunk(1, 2)),
     "mlp.down_proj.weight": ("mlp.out_proj.weight", same),
 }
 TABLE: Table = {
@@ -57,7 +57,7 @@ TABLE: Table = {
     "lm_head.weight": ("head.weight", same),
     **under("model.layers.{i}.", "stack.{i}.", LAYER),
 }
-FLAX = {  # their names of the same things; matrices are (in, out)
+FLAX = {  # flax names; matrices are (in, out)
     "model.layers.{i}.": "transformer/h/{i}/",
     "model.embed_tokens.weight": "transformer/wte/embedding",
     "model.norm.weight": "transformer/ln_f/kernel",
@@ -69,8 +69,12 @@ FLAX = {  # their names of the same things; matrices are (in, out)
     "mlp.down_proj.weight": "feed_forward/w2/kernel",
     "mlp.up_proj.weight": "feed_forward/w3/kernel",
 }
-MEMORIES = {"bfloat16": "bfloat16", "float32": None, "float64": None}  # mem_dtype: ours; None is the weights'
-TURNED = ("/wq/kernel", "/wk/kernel")  # whose rotary pairs are neighbours, and here half a head apart
+MEMORY_DTYPES = {
+    "bfloat16": "bfloat16",
+    "float32": None,
+    "float64": None,
+}  # mem_dtype: memory_dtype; None is the weights'
+INTERLEAVED = ("/wq/kernel", "/wk/kernel")  # rotary pairs are adjacent there, half a head apart here
 
 
 def transposed(view: View) -> View:
@@ -87,7 +91,7 @@ def flax_table() -> Table:
 
 
 class EarlierRows(FocusedAttention):
-    """Sees earlier rows of the same forward: `reach` of them, or fewer as `packing` and `stepping` say."""
+    """Attends to earlier rows of the same forward: `reach` of them, fewer by `packing` and `stepping`."""
 
     reach, packing, stepping = 0, 1, False
 
@@ -121,9 +125,9 @@ def shape(config: Config) -> dict[str, Any]:
         raise UserError(f"config: expected mem_layers, a list of layers from 0 on, found {layers!r}")
     if type(base) not in (int, float) or base <= 0:
         raise UserError(f"config: expected rope_theta, a number above 0, found {base!r}")
-    kept = config.get("mem_dtype", "bfloat16")
-    if kept not in MEMORIES:
-        raise UserError(f"config: expected mem_dtype, bfloat16, float32 or float64, found {kept!r}")
+    memory_dtype = config.get("mem_dtype", "bfloat16")
+    if memory_dtype not in MEMORY_DTYPES:
+        raise UserError(f"config: expected mem_dtype, bfloat16, float32 or float64, found {memory_dtype!r}")
     context = "max_position_embeddings" if "max_position_embeddings" in config else "max_sequence_length"
     segment_len = max(number(config, context), number(config, "last_context_length", default=1))
     capacity = number(config, "capacity", default=16 * segment_len)
@@ -137,7 +141,7 @@ def shape(config: Config) -> dict[str, Any]:
         "capacity": capacity,
         "neighbours": number(config, "neighbours", default=capacity + segment_len),
         "memory_layers": list(layers),
-        "memory_dtype": MEMORIES[kept],
+        "memory_dtype": MEMORY_DTYPES[memory_dtype],
         "memory_position": "rope" if flag(config, "mem_positionals", True) else "none",
         "rope_base": float(base),
         "tied": False,
@@ -149,7 +153,7 @@ def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
 
     UserError for a config or weights that are none of its, and for a memory of neither their dtype nor
     bfloat16."""
-    model = built(LongLLaMA, **shape(config))
+    model = build(LongLLaMA, **shape(config))
     for memory in model.memories():
         assert isinstance(memory, EarlierRows)
         memory.reach = number(config, "cross_batch_range", least=0, default=0)
@@ -160,14 +164,15 @@ def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
         if isinstance(norm, nn.RMSNorm):
             norm.eps = fraction(config, "rms_norm_eps", 1e-6)
     for weight in weights.values():
-        own = str(weight.dtype).removeprefix("torch.")
-        if config.get("mem_dtype", "bfloat16") not in ("bfloat16", own):
-            found = config["mem_dtype"]
-            raise UserError(f"config: expected mem_dtype bfloat16, or the weights' {own}, found {found}")
+        dtype = str(weight.dtype).removeprefix("torch.")
+        if config.get("mem_dtype", "bfloat16") not in ("bfloat16", dtype):
+            raise UserError(
+                f"config: expected mem_dtype bfloat16, or the weights' {dtype}, found {config['mem_dtype']}"
+            )
     heads = model.memories()[0].heads
     ours = {
         name: rearrange(weight, "i (h k two) -> i (h two k)", h=heads, two=2)
-        if name.endswith(TURNED)
+        if name.endswith(INTERLEAVED)
         else weight
         for name, weight in weights.items()
         if not name.endswith("rotary_emb.inv_freq")
@@ -179,7 +184,9 @@ def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
 def published_gradients(model: LongLLaMA, flax: bool = False) -> dict[str, Tensor]:
     heads = model.memories()[0].heads
     return {
-        name: rearrange(grad, "i (h two k) -> i (h k two)", h=heads, two=2) if name.endswith(TURNED) else grad
+        name: rearrange(grad, "i (h two k) -> i (h k two)", h=heads, two=2)
+        if name.endswith(INTERLEAVED)
+        else grad
         for name, grad in gradients(model, flax_table() if flax else TABLE).items()
     }
 
@@ -187,24 +194,24 @@ def published_gradients(model: LongLLaMA, flax: bool = False) -> dict[str, Tenso
 def published_state(state: State) -> dict[str, Tensor]:
     """`layer{l}/mem_k` and `mem_v` (rows, heads, tokens, head width), oldest first."""
     return {
-        f"layer{layer}/{name}": part
-        for layer, kept in enumerate(state)
-        if isinstance(kept, FocusedState)
-        for name, part in zip(("mem_k", "mem_v"), remembered(kept), strict=True)
+        f"layer{layer}/{name}": tensor
+        for layer, layer_state in enumerate(state)
+        if isinstance(layer_state, FocusedState)
+        for name, tensor in zip(("mem_k", "mem_v"), stored_keys_values(layer_state), strict=True)
     }
 
 
-def remembered(state: FocusedState) -> tuple[Tensor, Tensor]:
-    """All keys and values that there are: the bank's, then the last segment's."""
+def stored_keys_values(state: FocusedState) -> tuple[Tensor, Tensor]:
+    """All stored keys and values: the bank's, then the last segment's."""
     counts = torch.stack([state.bank.length, state.filled]).unique(dim=1).T.tolist()
     if len(counts) != 1:
-        raise UserError(f"state: expected rows that remember one length, found {counts}")
+        raise UserError(f"state: expected rows of one length, found {counts}")
     ((written, filled),) = counts
     ring = [torch.cat(blocks, dim=2) for blocks in (state.bank.keys, state.bank.values)]
     capacity = ring[0].shape[2]
     slots = torch.arange(max(0, written - capacity), written, device=state.filled.device) % capacity
     keys, values = (
-        torch.cat([part[:, :, slots], last[:, :, :filled]], dim=2)
-        for part, last in zip(ring, (state.previous_keys, state.previous_values), strict=True)
+        torch.cat([stored[:, :, slots], last[:, :, :filled]], dim=2)
+        for stored, last in zip(ring, (state.previous_keys, state.previous_values), strict=True)
     )
     return keys, values

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 from zoo.models.blocks import Activation
 from zoo.models.decoder import Decoder
-from zoo.models.published.weights import Config, Table, fraction, number, plain, require, same, under
+from zoo.models.published.weights import Config, Table, affine, fraction, number, require, same, under
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -20,8 +20,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 BLOCK: Table = {
-    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
-    **plain(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
+    **affine(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
+    **affine(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
 }
 BLOCK |= {
     theirs: (ours, Tensor.t) for theirs, (ours, _) in BLOCK.items() if ".c_" in theirs and "weight" in theirs
@@ -35,7 +35,7 @@ def body(block: str, ours: str) -> Table:
         "model.transformer.wte.weight": ("embed.weight", same),
         "model.transformer.wpe.weight": ("positions", same),
         **under("model.transformer.h.{i}." + block, "stack.{i}." + ours, BLOCK),
-        **plain(model__transformer__ln_f="norm"),
+        **affine(model__transformer__ln_f="norm"),
         "model.lm_head.weight": ("head.weight", same),
     }
 
@@ -58,9 +58,9 @@ def shape(config: Config) -> dict[str, Any]:
     width = number(config, "n_embd")
     segment = "segment_size" if "segment_size" in config else "segment_len"
     hidden = {} if config.get("n_inner") is None else {"n_inner": config["n_inner"]}
-    said = str(config.get("activation", config.get("activation_function", "gelu_new")))
-    if said.split(" ")[0] not in ACTIVATIONS:
-        raise UserError(f"config: expected activation, one of {', '.join(ACTIVATIONS)}, found {said!r}")
+    activation = str(config.get("activation", config.get("activation_function", "gelu_new")))
+    if activation.split(" ")[0] not in ACTIVATIONS:
+        raise UserError(f"config: expected activation, one of {', '.join(ACTIVATIONS)}, found {activation!r}")
     return {
         "vocab_size": number(config, "vocab_size"),
         "segment_len": number(config, segment),
@@ -71,7 +71,7 @@ def shape(config: Config) -> dict[str, Any]:
         "memory_tokens": number(config, "num_mem_tokens"),
         "position": "learned",
         "norm": "layer",
-        "activation": ACTIVATIONS[said.split(" ")[0]],
+        "activation": ACTIVATIONS[activation.split(" ")[0]],
         "bias": True,
         "dropout": fraction(config, "dropout", 0.0),
     }

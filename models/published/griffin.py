@@ -11,16 +11,16 @@ from zoo.errors import UserError
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentState
 from zoo.models.griffin import Griffin
-from zoo.models.published.attention import parts, seen
+from zoo.models.published.attention import attention_state, parts
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -45,7 +45,7 @@ def unit(blocks: int) -> Table:
 def recurrent(blocks: int) -> Table:
     """`RecurrentBlock`."""
     return {
-        **plain(linear_y="gate", linear_x="in_proj", linear_out="out_proj"),
+        **affine(linear_y="gate", linear_x="in_proj", linear_out="out_proj"),
         "conv_1d.w": ("conv.weight", Tensor.t),
         "conv_1d.b": ("conv.bias", same),
         **under("rg_lru.", "unit.", unit(blocks)),
@@ -53,7 +53,7 @@ def recurrent(blocks: int) -> Table:
 
 
 def table(model: Griffin) -> Table:
-    named: Table = {
+    tensors_of_layer: Table = {
         "embedder.input_embedding": ("embed.weight", same),
         "final_norm.scale": ("norm.weight", same),
     }
@@ -62,17 +62,17 @@ def table(model: Griffin) -> Table:
         "channel_pre_norm.scale": ("mlp_norm.weight", same),
         "mlp_block.ffw_up.w": ("mlp.in_proj.weight", lambda w: w.unflatten(0, (2, -1)).mT),
         "mlp_block.ffw_up.b": ("mlp.in_proj.bias", lambda b: b.unflatten(0, (2, 1, 1, -1))),
-        **plain(mlp_block__ffw_down="mlp.out_proj"),
+        **affine(mlp_block__ffw_down="mlp.out_proj"),
     }
     for layer, part in enumerate(model.stack):
         mixer: Any = part.mixer
         if isinstance(mixer, WindowAttention):
             temporal = parts(mixer, "attention_block.proj_{}", "mixer.qkv")
-            temporal |= plain(attention_block__proj_final="mixer.out_proj")
+            temporal |= affine(attention_block__proj_final="mixer.out_proj")
         else:
             temporal = under("recurrent_block.", "mixer.", recurrent(len(mixer.unit.input_gate.weight)))
-        named |= under(f"blocks.{layer}.", f"stack.{layer}.", block | temporal)
-    return named
+        tensors_of_layer |= under(f"blocks.{layer}.", f"stack.{layer}.", block | temporal)
+    return tensors_of_layer
 
 
 def load(weights: dict[str, Tensor], config: Config) -> Griffin:
@@ -85,7 +85,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Griffin:
         raise UserError(f"config: expected logits_soft_cap, a number from 0 on, found {cap!r}")
     window = number(config, "attention_window_size")
     lru_width = {} if config.get("lru_width") is None else {"lru_width": config["lru_width"]}
-    model = built(
+    model = build(
         Griffin,
         vocab_size=number(config, "vocab_size"),
         segment_len=number(config, "L", default=window),
@@ -112,10 +112,12 @@ def published_gradients(model: Griffin) -> dict[str, Tensor]:
 
 def published_state(state: State, model: Griffin) -> dict[str, Tensor]:
     """`{l}.conv` (rows, K-1, W), `{l}.h` (rows, W); `{l}.attn_k`, `{l}.attn_v` (rows, keys, 1, width)."""
-    found: dict[str, Tensor] = {}
-    for layer, (kept, block) in enumerate(zip(state, model.stack, strict=True)):
+    tensors: dict[str, Tensor] = {}
+    for layer, (layer_state, block) in enumerate(zip(state, model.stack, strict=True)):
         mixer: Any = block.mixer
-        recurs = isinstance(kept, RecurrentState)
-        named = {"conv": kept.conv, "h": kept.h} if recurs else seen(mixer, kept)
-        found |= {f"{layer}.{name}": tensor for name, tensor in named.items()}
-    return found
+        recurs = isinstance(layer_state, RecurrentState)
+        tensors_of_layer = (
+            {"conv": layer_state.conv, "h": layer_state.h} if recurs else attention_state(mixer, layer_state)
+        )
+        tensors |= {f"{layer}.{name}": tensor for name, tensor in tensors_of_layer.items()}
+    return tensors

@@ -1,6 +1,6 @@
 """A published checkpoint as a model of the zoo's: what a run folder made by `zoo import` names.
 
-A loader decides by its config, and by the names, shapes and ties of the weights, which model it makes.  A
+A loader chooses the model by its config, and by the names, shapes and ties of the weights.  A
 run's config.yaml keeps exactly these, and its checkpoint keeps the weights.
 """
 
@@ -23,7 +23,7 @@ from zoo.state import State
 @cache
 def formats() -> tuple[str, ...]:
     """Names of the loaders of whole models."""
-    names = [found.name for found in pkgutil.iter_modules(zoo.models.published.__path__)]
+    names = [module.name for module in pkgutil.iter_modules(zoo.models.published.__path__)]
     return tuple(name for name in names if hasattr(_module(name), "load"))
 
 
@@ -32,7 +32,7 @@ def _module(name: str) -> Any:
 
 
 def loaded(name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> SequenceModule:
-    """The model of a published checkpoint.  UserError in one line, whatever the loader stumbles on."""
+    """The model of a published checkpoint.  UserError, in one line, for any error of the loader."""
     if name not in formats():
         raise UserError(f"format: expected one of {', '.join(formats())}, found {name}")
     try:
@@ -47,11 +47,11 @@ def loaded(name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) 
 
 
 def stand_ins(shapes: Mapping[str, Sequence[int]], tied: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-    """Weights of these shapes that take no memory: matrices differ unless they are tied, all else is 0."""
-    kept = {name: group[0] for group in tied for name in group}
-    numbers = {name: float(number) for number, name in enumerate(shapes, start=1)}
+    """Weights of these shapes that take no memory: matrices differ unless they are tied, the rest is 0."""
+    first_of = {name: group[0] for group in tied for name in group}
+    values = {name: float(i) for i, name in enumerate(shapes, start=1)}
     return {
-        name: torch.tensor(numbers[kept.get(name, name)] if len(shape) > 1 else 0.0).expand(tuple(shape))
+        name: torch.tensor(values[first_of.get(name, name)] if len(shape) > 1 else 0.0).expand(tuple(shape))
         for name, shape in shapes.items()
     }
 
@@ -97,8 +97,8 @@ class Imported(SequenceModule):
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         return self.model.decode(tokens, cache)
 
-    def compute_loss(self, batch: Batch, carried: State | None) -> tuple[dict[str, Tensor], State]:
-        return self.model.compute_loss(batch, carried)
+    def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], State]:
+        return self.model.compute_loss(batch, state)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return self.model.parameter_groups()

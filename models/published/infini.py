@@ -15,13 +15,13 @@ from zoo.models.published.weights import (
     Config,
     Table,
     View,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     same,
     under,
 )
@@ -30,11 +30,11 @@ from zoo.models.published.weights import (
 def attention(mixer: CompressiveAttention) -> Table:
     """One layer's attention."""
 
-    def part(place: int) -> View:
-        return lambda weight: weight.split(mixer.parts)[place]
+    def part(index: int) -> View:
+        return lambda weight: weight.split(mixer.parts)[index]
 
     return {
-        **{f"{name}_proj.weight": ("qkv.weight", part(place)) for place, name in enumerate("qkv")},
+        **{f"{name}_proj.weight": ("qkv.weight", part(index)) for index, name in enumerate("qkv")},
         "o_proj.weight": ("out_proj.weight", same),
         "beta": ("gate", same),
     }
@@ -45,9 +45,9 @@ def table(model: Infini) -> Table:
     return {
         "tok_emb.weight": ("embed.weight", same),
         **under("layers.{i}.attn.", "stack.{i}.mixer.", attention(block.mixer)),
-        **under("layers.{i}.", "stack.{i}.", plain(norm1="mixer_norm", norm2="mlp_norm")),
-        **under("layers.{i}.ff.", "stack.{i}.mlp.", plain(w1="in_proj", w2="out_proj")),
-        **plain(norm_f="norm"),
+        **under("layers.{i}.", "stack.{i}.", affine(norm1="mixer_norm", norm2="mlp_norm")),
+        **under("layers.{i}.ff.", "stack.{i}.mlp.", affine(w1="in_proj", w2="out_proj")),
+        **affine(norm_f="norm"),
         "lm_head.weight": ("head.weight", same),
     }
 
@@ -98,7 +98,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Infini:
         "bias": True,
         "tied": "lm_head.weight" not in weights,
     }
-    model = built(Infini, **shape)
+    model = build(Infini, **shape)
     fill(model, weights, table(model))
     return model
 
@@ -112,9 +112,9 @@ def published_state(state: tuple[MemoryState, ...]) -> dict[str, Tensor]:
     segment."""
     return {
         f"layer{layer}/{name}": tensor
-        for layer, kept in enumerate(state)
-        if kept.writes.any()
-        for name, tensor in memory(kept).items()
+        for layer, layer_state in enumerate(state)
+        if layer_state.writes.any()
+        for name, tensor in memory(layer_state).items()
     }
 
 

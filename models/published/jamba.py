@@ -11,13 +11,13 @@ from zoo.models.published.mamba2_hybrid import states
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -47,7 +47,7 @@ def table(model: Jamba) -> Table:
     for layer, block in enumerate(model.stack):
         if isinstance(block.mixer, WindowAttention):
             mixer = parts(block.mixer, "self_attn.{}_proj", "mixer.qkv")
-            mixer |= plain(self_attn__o_proj="mixer.out_proj")
+            mixer |= affine(self_attn__o_proj="mixer.out_proj")
         else:
             mixer = under("mamba.", "mixer.", MIXER | NORMS)
         named |= under(f"model.layers.{layer}.", f"stack.{layer}.", BLOCK | mixer)
@@ -65,7 +65,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Jamba:
     heads = number(config, "num_attention_heads")
     rank = {} if config.get("mamba_dt_rank") == "auto" else config
     length = number(config, "L", default=number(config, "max_position_embeddings", default=262144))
-    model = built(
+    model = build(
         Jamba,
         vocab_size=number(config, "vocab_size"),
         segment_len=length,

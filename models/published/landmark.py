@@ -19,13 +19,13 @@ from zoo.models.published.attention import parts
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     same,
     under,
 )
@@ -38,13 +38,13 @@ SELECTIONS: dict[str, Selection] = {
 }
 COMPUTED = (".wpe.freqs", ".rotary_emb.inv_freq")  # buffers that some checkpoints hold
 GPT_BLOCK: Table = {
-    **plain(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
-    **plain(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
+    **affine(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
+    **affine(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
 }
 GPT: Table = {
     "transformer.wte.weight": ("embed.weight", same),
     **under("transformer.h.{i}.", "stack.{i}.", GPT_BLOCK),
-    **plain(transformer__ln_f="norm"),
+    **affine(transformer__ln_f="norm"),
     "lm_head.weight": ("head.weight", same),
 }
 LLAMA_BLOCK: Table = {
@@ -58,7 +58,7 @@ LLAMA_BLOCK: Table = {
 
 
 class LandmarkInTable(Landmark):
-    """The landmark's embedding is a row of the table, and the text may hold it already."""
+    """The landmark's embedding is a row of the table, and the text may contain the landmark."""
 
     def __init__(self, landmark_id: int, llama: bool, **shape: Any) -> None:
         super().__init__(**shape)
@@ -75,14 +75,14 @@ class LandmarkInTable(Landmark):
         `mem_freq` tokens is a context by itself; logits at landmarks too."""
         landmarks = tokens == self.landmark_id
         first = torch.where(landmarks.any(1), landmarks.long().argmax(1), tokens.shape[1])
-        here = (self.mem_freq - first).clamp(min=0)
-        places = here[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        if not torch.equal(landmarks, places % (self.mem_freq + 1) == self.mem_freq):
+        offset = (self.mem_freq - first).clamp(min=0)
+        positions = offset[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        if not torch.equal(landmarks, positions % (self.mem_freq + 1) == self.mem_freq):
             raise UserError(f"text: expected landmark {self.landmark_id} after every {self.mem_freq} tokens")
         x = self.dropout(self.embed(tokens))
         blocks: Any = self.stack
         for block in blocks:
-            x = x + block.dropout(block.mixer.attend_alone(block.mixer_norm(x), here))
+            x = x + block.dropout(block.mixer.attend_alone(block.mixer_norm(x), offset))
             x = x + block.mlp(block.mlp_norm(x))
         return self.head(self.norm(x))
 
@@ -95,7 +95,7 @@ def load(weights: Mapping[str, Tensor], config: Config) -> LandmarkInTable:
     """
     weights = {name: weight for name, weight in weights.items() if not name.endswith(COMPUTED)}
     llama = any(".self_attn." in name for name in weights)
-    model = built(LandmarkInTable, llama=llama, **(llama_shape if llama else gpt_shape)(config))
+    model = build(LandmarkInTable, llama=llama, **(llama_shape if llama else gpt_shape)(config))
     epsilon = fraction(config, "rms_norm_eps", 1e-6) if llama else fraction(config, "ln_eps", 1e-5)
     for part in model.modules():
         if isinstance(part, (nn.RMSNorm, nn.LayerNorm)):
@@ -157,12 +157,12 @@ def llama_shape(config: Config) -> dict[str, Any]:
 
 
 def either(config: Config, *names: str) -> int:
-    """The first of these fields that there is."""
+    """The first of these fields that the config has."""
     return number(config, next((name for name in names if name in config), names[0]))
 
 
 def segment_len(config: Config, freq: int, topk: int) -> int:
-    """Tokens that are read at once, a multiple of `freq`."""
+    """Tokens per segment, a multiple of `freq`."""
     block = freq + 1
     pieces = config.get("segments", config.get("chunks"))
     if pieces:
@@ -172,7 +172,7 @@ def segment_len(config: Config, freq: int, topk: int) -> int:
 
 
 def table(model: LandmarkInTable) -> Table:
-    """The names of whichever it is; without biases where there are none."""
+    """Names of either code; without biases where the model has none."""
     if not model.llama:
         learned = dict(model.named_parameters(remove_duplicate=False))
         return {theirs: to for theirs, to in GPT.items() if to[0].replace("{i}", "0") in learned}
@@ -191,22 +191,22 @@ def published_gradients(model: LandmarkInTable) -> dict[str, Tensor]:
 
 
 def published_state(state: State, model: LandmarkInTable) -> dict[str, Tensor]:
-    """`layer{l}/cache_mem_k`, `_v` (rows, block, place, heads, head width) in the order of the published
-    ring, and `last_incomplete_k`, `_v` (rows, heads, place, head width) where a block is open; LLaMA's
-    `cache_k_or_incomplete_k` (rows, heads, place, head width), closed blocks and the open one."""
-    named: dict[str, Tensor] = {}
-    for layer, kept in enumerate(state):
-        named |= {
-            f"layer{layer}/{name}": x for name, x in (llama_cache if model.llama else ring)(kept).items()
-        }
-    return named
+    """`layer{l}/cache_mem_k`, `_v` (rows, block, position, heads, head_dim) in the order of the published
+    ring, and `last_incomplete_k`, `_v` (rows, heads, position, head_dim) where a block is open; LLaMA's
+    `cache_k_or_incomplete_k` (rows, heads, position, head_dim), closed blocks and the open one."""
+    layer_tensors = llama_cache if model.llama else ring
+    return {
+        f"layer{layer}/{name}": tensor
+        for layer, layer_state in enumerate(state)
+        for name, tensor in layer_tensors(layer_state).items()
+    }
 
 
 def filled(state: BankState) -> tuple[int, int]:
-    """Blocks closed since the rows were fresh, and places of the open one."""
+    """Blocks closed since the rows were fresh, and positions of the open one."""
     lengths = state.length.unique().tolist()
     if len(lengths) != 1:
-        raise UserError(f"state: expected rows that have read one length, found {lengths}")
+        raise UserError(f"state: expected rows of one length, found {lengths}")
     closed, still_open = divmod(lengths[0], state.keys.shape[3])
     return closed, still_open
 
@@ -214,21 +214,21 @@ def filled(state: BankState) -> tuple[int, int]:
 def ring(state: BankState) -> dict[str, Tensor]:
     closed, still_open = filled(state)
     size = state.keys.shape[2]
-    named = {
+    tensors = {
         f"cache_mem_{kind}": rearrange(bank[:, :, max(size - closed, 0) :], "b h n s k -> b n s h k").roll(
             closed % size if closed > size else 0, dims=1
         )
         for kind, bank in (("k", state.keys), ("v", state.values))
     }
     if still_open:
-        named |= {
+        tensors |= {
             f"last_incomplete_{kind}": part[:, :, :still_open]
             for kind, part in (("k", state.open_keys), ("v", state.open_values))
         }
-    return named
+    return tensors
 
 
 def llama_cache(state: BankState) -> dict[str, Tensor]:
     closed, still_open = filled(state)
-    kept = state.keys[:, :, max(state.keys.shape[2] - closed, 0) :].flatten(2, 3)
-    return {"cache_k_or_incomplete_k": torch.cat([kept, state.open_keys[:, :, :still_open]], dim=2)}
+    stored = state.keys[:, :, max(state.keys.shape[2] - closed, 0) :].flatten(2, 3)
+    return {"cache_k_or_incomplete_k": torch.cat([stored, state.open_keys[:, :, :still_open]], dim=2)}

@@ -1,8 +1,8 @@
 """Mamba as published: mamba_ssm's MambaLMHeadModel and transformers' MambaForCausalLM, which share their
 names but for the embedding's.  A config with `d_model` is mamba_ssm's.
 
-There feed-forwards are rounded up to 128 and the vocabulary to `pad_vocab_size_multiple`; what rounds is the
-code that made the weights, so both are done here too.
+There feed-forwards are rounded up to 128 and the vocabulary to `pad_vocab_size_multiple`; the code that
+made the weights does the rounding, so it is repeated here.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from zoo.models.mamba import Mamba
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -31,7 +31,7 @@ from zoo.models.published.weights import (
 from zoo.state import State
 
 MIXER: Table = {
-    **plain(in_proj="in_proj", out_proj="out_proj"),
+    **affine(in_proj="in_proj", out_proj="out_proj"),
     "conv1d.weight": ("conv.weight", lambda w: w[:, None]),
     "conv1d.bias": ("conv.bias", same),
     "x_proj.weight": ("select.weight", same),
@@ -48,15 +48,15 @@ def decoder(mixer: Table) -> Table:
         "backbone.embedding.weight": ("embed.weight", same),  # mamba_ssm's
         "backbone.embeddings.weight": ("embed.weight", same),  # transformers'
         **under("backbone.layers.{i}.mixer.", "stack.{i}.mixer.", mixer),
-        **under("backbone.layers.{i}.", "stack.{i}.", plain(norm="mixer_norm", norm2="mlp_norm")),
+        **under("backbone.layers.{i}.", "stack.{i}.", affine(norm="mixer_norm", norm2="mlp_norm")),
         "backbone.layers.{i}.mlp.fc1.weight": ("stack.{i}.mlp.in_proj.weight", same),
         "backbone.layers.{i}.mlp.fc2.weight": ("stack.{i}.mlp.out_proj.weight", same),
-        **plain(backbone__norm_f="norm"),
+        **affine(backbone__norm_f="norm"),
         "lm_head.weight": ("head.weight", same),
     }
 
 
-def rounded(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
@@ -74,17 +74,17 @@ def mixer_shape(width: int, config: Config) -> dict[str, Any]:
 
 
 def decoder_shape(config: Config) -> dict[str, Any]:
-    """What mamba_ssm's config says of a model whatever its mixers."""
+    """Constructor arguments from mamba_ssm's config that don't depend on the mixers."""
     require(config, attn_layer_idx=[])
     hidden = number(config, "d_intermediate", least=0, default=0)
     return {
-        "vocab_size": rounded(
+        "vocab_size": round_up(
             number(config, "vocab_size"), number(config, "pad_vocab_size_multiple", default=8)
         ),
         "segment_len": number(config, "L", default=2048),
         "depth": number(config, "n_layer"),
         "width": number(config, "d_model"),
-        "mlp_width": rounded(hidden, 128),
+        "mlp_width": round_up(hidden, 128),
         "norm": "rms" if flag(config, "rms_norm", True) else "layer",
         "tied": flag(config, "tie_embeddings", True),
     }
@@ -126,30 +126,30 @@ def finish(model: Decoder, weights: Mapping[str, Tensor], config: Config, mixer:
     for part in model.modules():
         if isinstance(part, nn.RMSNorm | nn.LayerNorm):
             part.eps = epsilon
-    fill(model, {name: swapped(name, weight) for name, weight in weights.items()}, table(mixer, config))
+    fill(model, {name: swap_halves(name, weight) for name, weight in weights.items()}, table(mixer, config))
 
 
 def table(mixer: Table, config: Config) -> Table:
-    other = "backbone.embeddings.weight" if "d_model" in config else "backbone.embedding.weight"
-    return {name: place for name, place in decoder(mixer).items() if name != other}
+    unused = "backbone.embeddings.weight" if "d_model" in config else "backbone.embedding.weight"
+    return {name: target for name, target in decoder(mixer).items() if name != unused}
 
 
-def swapped(name: str, weight: Tensor) -> Tensor:
+def swap_halves(name: str, weight: Tensor) -> Tensor:
     """A feed-forward's two halves, the gate second there and first here."""
     return torch.cat(weight.chunk(2)[::-1]) if name.endswith(".mlp.fc1.weight") else weight
 
 
 def load(weights: dict[str, Tensor], config: Config) -> Mamba:
     """The published model with its weights, in their dtype."""
-    model = built(Mamba, **shape(config))
+    model = build(Mamba, **shape(config))
     finish(model, weights, config, MIXER)
     return model
 
 
 def published_gradients(model: Decoder, mixer: Table = MIXER) -> dict[str, Tensor]:
     """Under mamba_ssm's names."""
-    found = gradients(model, table(mixer, {"d_model": model.width}))
-    return {name: swapped(name, grad) for name, grad in found.items()}
+    grads = gradients(model, table(mixer, {"d_model": model.width}))
+    return {name: swap_halves(name, grad) for name, grad in grads.items()}
 
 
 def published_state(state: State, model: Decoder | None = None) -> dict[str, Tensor]:
@@ -157,6 +157,9 @@ def published_state(state: State, model: Decoder | None = None) -> dict[str, Ten
     reads, is 0 here."""
     return {
         f"{layer}.{name}": tensor
-        for layer, kept in enumerate(state)
-        for name, tensor in (("conv_state", F.pad(kept.conv.mT, (1, 0))), ("ssm_state", kept.ssm))
+        for layer, layer_state in enumerate(state)
+        for name, tensor in (
+            ("conv_state", F.pad(layer_state.conv.mT, (1, 0))),
+            ("ssm_state", layer_state.ssm),
+        )
     }

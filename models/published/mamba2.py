@@ -12,10 +12,10 @@ from zoo.memory.state_space.mamba2_mixer import GatedNorm
 from zoo.models.mamba2 import Mamba2
 from zoo.models.published import mamba
 from zoo.models.published.mamba import published_state as published_state
-from zoo.models.published.weights import Config, Table, built, flag, fraction, number, require, same
+from zoo.models.published.weights import Config, Table, build, flag, fraction, number, require, same
 
 MIXER: Table = {
-    name: place for name, place in mamba.MIXER.items() if not name.startswith(("x_proj.", "dt_proj."))
+    name: target for name, target in mamba.MIXER.items() if not name.startswith(("x_proj.", "dt_proj."))
 } | {
     "dt_bias": ("dt_bias", same),
     "D": ("D", Tensor.flatten),
@@ -25,18 +25,18 @@ MIXER: Table = {
 
 def limits(config: Config, name: str) -> tuple[float, float] | None:
     """A clamp of dt, where there is one."""
-    found = config.get(name)
-    if found is None or tuple(found) == (0.0, math.inf):
+    bounds = config.get(name)
+    if bounds is None or tuple(bounds) == (0.0, math.inf):
         return None
-    low, high = (float(bound) for bound in found)
+    low, high = (float(bound) for bound in bounds)
     return low, high
 
 
 def mixer_shape(width: int, config: Config) -> dict[str, Any]:
     """Mamba2Mixer's keywords from mamba_ssm's `ssm_cfg`."""
     inner, head_dim = number(config, "expand", default=2) * width, number(config, "headdim", default=64)
-    own = {} if config.get("d_ssm") is None else config
-    recurrent = number(own, "d_ssm", default=inner)
+    given = {} if config.get("d_ssm") is None else config
+    recurrent = number(given, "d_ssm", default=inner)
     if recurrent > inner or recurrent % head_dim:
         raise UserError(f"config: expected d_ssm, a multiple of {head_dim} up to {inner}, found {recurrent}")
     norm: GatedNorm = "before_gate" if flag(config, "norm_before_gate", False) else "after_gate"
@@ -62,10 +62,10 @@ def shape(config: Config) -> dict[str, Any]:
         cell = config.get("ssm_cfg") or {}
         if cell.get("layer") != "Mamba2":
             raise UserError(f"config: expected ssm_cfg.layer 'Mamba2', found {cell.get('layer')!r}")
-        own = mixer_shape(number(config, "d_model"), cell)
-        heads, norm = own.pop("heads"), own.pop("norm")
-        own |= {"all_heads": heads * number(config, "n_layer"), "gated_norm": norm}
-        return mamba.decoder_shape(config) | own
+        mixer = mixer_shape(number(config, "d_model"), cell)
+        heads, norm = mixer.pop("heads"), mixer.pop("norm")
+        mixer |= {"all_heads": heads * number(config, "n_layer"), "gated_norm": norm}
+        return mamba.decoder_shape(config) | mixer
     require(config, rms_norm=True)
     heads, head_dim = number(config, "num_heads"), number(config, "head_dim")
     inner = number(config, "expand", default=2) * number(config, "hidden_size")
@@ -83,7 +83,7 @@ def shape(config: Config) -> dict[str, Any]:
 
 def load(weights: dict[str, Tensor], config: Config) -> Mamba2:
     """The published model with its weights, in their dtype."""
-    model = built(Mamba2, **shape(config))
+    model = build(Mamba2, **shape(config))
     if "d_model" not in config:  # mamba_ssm's gated norm has an epsilon of its own, 1e-5
         for block in model.stack:
             mixer: Any = block.mixer

@@ -1,5 +1,5 @@
-"""Language models of mamba_ssm as published (MambaLMHeadModel): Mamba or Mamba-2 with attention where
-`attn_layer_idx` says so.
+"""Language models of mamba_ssm as published (MambaLMHeadModel): Mamba or Mamba-2 with attention in
+the layers of `attn_layer_idx`.
 
 Feed-forwards are rounded up to 128 and the vocabulary to `pad_vocab_size_multiple`, as there.
 """
@@ -20,17 +20,17 @@ from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer, Mamba2State
 from zoo.memory.state_space.mamba_mixer import MambaMixer, MambaState
 from zoo.models.decoder import Decoder
 from zoo.models.published import mamba, mamba2
-from zoo.models.published.attention import seen
+from zoo.models.published.attention import attention_state
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -38,12 +38,12 @@ from zoo.models.published.weights import (
 from zoo.state import State
 
 ATTENTION: Table = {
-    **plain(in_proj="attention.qkv", out_proj="attention.out_proj"),
+    **affine(in_proj="attention.qkv", out_proj="attention.out_proj"),
     "conv1d.weight": ("conv.weight", lambda w: w[:, None]),
     "conv1d.bias": ("conv.bias", same),
 }
 BLOCK: Table = {
-    **plain(norm="mixer_norm", norm2="mlp_norm"),
+    **affine(norm="mixer_norm", norm2="mlp_norm"),
     "mlp.fc1.weight": ("mlp.in_proj.weight", same),
     "mlp.fc2.weight": ("mlp.out_proj.weight", same),
 }
@@ -102,7 +102,7 @@ def attention(width: int, config: Config, context: int) -> PackedAttention:
     kv_heads, head_dim = ({} if config.get(name) is None else config for name in ("num_heads_kv", "head_dim"))
     conv_size, gated = (
         number(config, "d_conv", 0, 0),
-        mamba.rounded(number(config, "mlp_dim", 0, 0), 256) // 2,
+        mamba.round_up(number(config, "mlp_dim", 0, 0), 256) // 2,
     )
     rotated, scale = number(config, "rotary_emb_dim", 0, 0), config.get("softmax_scale")
     options: dict[str, Any] = {
@@ -115,7 +115,7 @@ def attention(width: int, config: Config, context: int) -> PackedAttention:
         "bias": flag(config, "qkv_proj_bias", True),
         "out_bias": flag(config, "out_proj_bias", True),
     }
-    return built(
+    return build(
         PackedAttention, width=width, heads=heads, conv_size=conv_size, gated=gated, scale=scale, **options
     )
 
@@ -125,10 +125,10 @@ def mixer(config: Config, layer: int, context: int) -> Mixer:
     if layer in config.get("attn_layer_idx", ()):
         return attention(width, config.get("attn_cfg") or {}, context)
     if cell.get("layer", "Mamba1") == "Mamba1":
-        return built(MambaMixer, width=width, **mamba.mixer_shape(width, cell))
+        return build(MambaMixer, width=width, **mamba.mixer_shape(width, cell))
     if cell["layer"] != "Mamba2":
         raise UserError(f"config: expected ssm_cfg.layer Mamba1 or Mamba2, found {cell['layer']!r}")
-    return built(Mamba2Mixer, width=width, **mamba2.mixer_shape(width, cell))
+    return build(Mamba2Mixer, width=width, **mamba2.mixer_shape(width, cell))
 
 
 def load(weights: dict[str, Tensor], config: Config) -> Decoder:
@@ -137,20 +137,20 @@ def load(weights: dict[str, Tensor], config: Config) -> Decoder:
     shape = mamba.decoder_shape({**config, "attn_layer_idx": []})
     depth, context = shape.pop("depth"), number(config, "context", default=shape["segment_len"])
     mixers = (mixer(config, layer, context) for layer in range(depth))
-    model = built(MambaLM, mixers=mixers, **shape)
+    model = build(MambaLM, mixers=mixers, **shape)
     epsilon = fraction(config, "norm_epsilon", 1e-5)
     for part in model.modules():
         if isinstance(part, nn.RMSNorm | nn.LayerNorm):
             part.eps = epsilon
-    fill(model, {name: mamba.swapped(name, weight) for name, weight in weights.items()}, table(model))
+    fill(model, {name: mamba.swap_halves(name, weight) for name, weight in weights.items()}, table(model))
     return model
 
 
 def table(model: Decoder) -> Table:
-    named: Table = {
+    tensors_of_layer: Table = {
         "backbone.embedding.weight": ("embed.weight", same),
         "lm_head.weight": ("head.weight", same),
-        **plain(backbone__norm_f="norm"),
+        **affine(backbone__norm_f="norm"),
     }
     kinds: dict[type, Table] = {
         MambaMixer: mamba.MIXER,
@@ -158,13 +158,13 @@ def table(model: Decoder) -> Table:
         PackedAttention: ATTENTION,
     }
     for layer, block in enumerate(model.stack):
-        own = under("mixer.", "mixer.", kinds[type(block.mixer)])
-        named |= under(f"backbone.layers.{layer}.", f"stack.{layer}.", BLOCK | own)
-    return named
+        mixer = under("mixer.", "mixer.", kinds[type(block.mixer)])
+        tensors_of_layer |= under(f"backbone.layers.{layer}.", f"stack.{layer}.", BLOCK | mixer)
+    return tensors_of_layer
 
 
 def published_gradients(model: Decoder) -> dict[str, Tensor]:
-    return {name: mamba.swapped(name, grad) for name, grad in gradients(model, table(model)).items()}
+    return {name: mamba.swap_halves(name, grad) for name, grad in gradients(model, table(model)).items()}
 
 
 def published_state(state: State, model: Decoder) -> dict[str, Tensor]:
@@ -174,17 +174,17 @@ def published_state(state: State, model: Decoder) -> dict[str, Tensor]:
 def states(state: State, model: Decoder) -> dict[str, Tensor]:
     """`{l}.conv_state` (rows, channels, K), `{l}.ssm_state`; `{l}.attn_k`, `{l}.attn_v` (rows, keys, heads,
     head width).  The published codes keep one input more than the convolution reads: it is 0 here."""
-    found: dict[str, Tensor] = {}
-    for layer, (kept, block) in enumerate(zip(state, model.stack, strict=True)):
+    tensors: dict[str, Tensor] = {}
+    for layer, (layer_state, block) in enumerate(zip(state, model.stack, strict=True)):
         mixer: Any = block.mixer
-        named: dict[str, Tensor] = {}
-        if isinstance(kept, (MambaState, Mamba2State, PackedState)) and mixer.conv is not None:
-            named["conv_state"] = F.pad(rearrange(kept.conv, "b k c -> b c k"), (1, 0))
-        if isinstance(kept, (MambaState, Mamba2State)):
-            named["ssm_state"] = kept.ssm
-        elif isinstance(kept, PackedState):
-            named |= seen(mixer.attention, kept.window)
+        tensors_of_layer: dict[str, Tensor] = {}
+        if isinstance(layer_state, (MambaState, Mamba2State, PackedState)) and mixer.conv is not None:
+            tensors_of_layer["conv_state"] = F.pad(rearrange(layer_state.conv, "b k c -> b c k"), (1, 0))
+        if isinstance(layer_state, (MambaState, Mamba2State)):
+            tensors_of_layer["ssm_state"] = layer_state.ssm
+        elif isinstance(layer_state, PackedState):
+            tensors_of_layer |= attention_state(mixer.attention, layer_state.window)
         else:
-            named |= seen(mixer, kept)
-        found |= {f"{layer}.{name}": tensor for name, tensor in named.items()}
-    return found
+            tensors_of_layer |= attention_state(mixer, layer_state)
+        tensors |= {f"{layer}.{name}": tensor for name, tensor in tensors_of_layer.items()}
+    return tensors

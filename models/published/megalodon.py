@@ -15,13 +15,13 @@ from zoo.models.megalodon import Megalodon, MegalodonModelState
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -39,11 +39,11 @@ EMA: Table = {
 BLOCK: Table = {
     "mega.gamma": ("attention.gain", same),
     "mega.beta": ("attention.shift", same),
-    **plain(mega__timenorm="attention.timestep_norm"),
+    **affine(mega__timenorm="attention.timestep_norm"),
     **under("mega.cema.", "attention.average.", EMA),
     "mega.rmsnorm.weight": ("attention.average_gain", same),
-    **plain(mega__wv="attention.value", mega__wz="attention.shared", mega__wr="attention.gate"),
-    **plain(mega__wh1="attention.straight"),
+    **affine(mega__wv="attention.value", mega__wz="attention.shared", mega__wr="attention.gate"),
+    **affine(mega__wh1="attention.straight"),
     "mega.wh2.weight": ("attention.mixed.weight", same),
     "nffn.norm.weight": ("mlp.gain", same),
     "nffn.norm.bias": ("mlp.shift", same),
@@ -55,7 +55,7 @@ BLOCK: Table = {
 TABLE: Table = {
     "embed.weight": ("embed.weight", same),
     **under("layers.{i}.", "layers.{i}.", BLOCK),
-    **plain(output__final_norm="norm"),
+    **affine(output__final_norm="norm"),
     "output.output.weight": ("head.weight", same),
 }
 
@@ -67,7 +67,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Megalodon:
         require(config, output_size=vocab_size)
     if base is not None and (type(base) not in (int, float) or base <= 0):
         raise UserError(f"config: expected rope_base, a number above 0 or none, found {base!r}")
-    model = built(
+    model = build(
         Megalodon,
         vocab_size=vocab_size,
         segment_len=number(config, "chunk_size", default=2048),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 from zoo.memory.mixer import Mixer
 from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
-from zoo.models.published.weights import Config, Table, built, fill, flag, fraction, gradients, number, same
+from zoo.models.published.weights import Config, Table, build, fill, flag, fraction, gradients, number, same
 
 TABLE: Table = {
     "to_q.weight": ("q.weight", same),
@@ -53,16 +53,24 @@ class JointAttention(Mixer):
         k, v = rearrange(self.kv(x), "b t (two k) -> two b 1 t k", two=2)
         k = F.normalize(k, dim=-1)
         ids = self.knn.search(rearrange(q, "b h t k -> b 1 (h t) k"), state)
-        found_k, found_v = self.knn.gather(state, ids)
-        assert found_v is not None
-        found, found_k, found_v = (
+        memory_k, memory_v = self.knn.gather(state, ids)
+        assert memory_v is not None
+        valid, memory_k, memory_v = (
             rearrange(part, "b 1 (h t) ... -> b h t ...", h=self.heads)
-            for part in (ids >= 0, found_k, found_v)
+            for part in (ids >= 0, memory_k, memory_v)
         )
-        near_k, near_v = (repeat(part, "b 1 t k -> b h t k", h=self.heads) for part in (k, v))
+        local_k, local_v = (repeat(part, "b 1 t k -> b h t k", h=self.heads) for part in (k, v))
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         y = attend(
-            q * self.sharpness.exp(), near_k, near_v, causal, found_k, found_v, found, scale=1.0, bias=bias
+            q * self.sharpness.exp(),
+            local_k,
+            local_v,
+            causal,
+            memory_k,
+            memory_v,
+            valid,
+            scale=1.0,
+            bias=bias,
         )
         y = self.out_proj(rearrange(y, "b h t k -> b t (h k)"))
         return y if self.gate is None else y * self.gate.tanh(), self.knn.add(state, k, v)
@@ -73,13 +81,13 @@ def shape(config: Config) -> dict[str, Any]:
     fraction(config, "dropout", 0.0)
     if config.get("xl_max_memories"):
         raise UserError(f"config: expected no XL memory, found xl_max_memories {config['xl_max_memories']!r}")
-    kept = number(config, "memories", least=0, default=0) + number(config, "n", least=0, default=0)
+    stored = number(config, "memories", least=0, default=0) + number(config, "n", least=0, default=0)
     neighbours = number(config, "num_retrieved_memories", default=32)
     return {
         "width": number(config, "dim"),
         "heads": number(config, "heads", default=8),
         "head_dim": number(config, "dim_head", default=64),
-        "capacity": number(config, "max_knn_memories", default=max(kept, neighbours)),
+        "capacity": number(config, "max_knn_memories", default=max(stored, neighbours)),
         "neighbours": neighbours,
         "gated": flag(config, "gate_output", False),
     }
@@ -87,7 +95,7 @@ def shape(config: Config) -> dict[str, Any]:
 
 def load_layer(weights: dict[str, Tensor], config: Config) -> JointAttention:
     """The published layer with its weights, in their dtype."""
-    layer = built(JointAttention, **shape(config))
+    layer = build(JointAttention, **shape(config))
     fill(layer, weights, TABLE)
     return layer
 

@@ -7,7 +7,7 @@ on Transformer-XL, time-first: booydar/LM-RMT, pytorch/mem_transformer.py.
 from torch import Tensor
 
 from zoo.models.published import gpt2, transformer_xl
-from zoo.models.published.weights import Config, Table, built, fill, flag, gradients, number, under
+from zoo.models.published.weights import Config, Table, build, fill, flag, gradients, number, under
 from zoo.models.rmt import RMT, RMTState
 from zoo.models.rmt_xl import RMTXL, RMTXLState
 from zoo.module import SequenceModule
@@ -26,7 +26,7 @@ def load(weights: dict[str, Tensor], config: Config) -> RMT | RMTXL:
 
 
 def _load_gpt2(weights: dict[str, Tensor], config: Config) -> RMT:
-    model = built(
+    model = build(
         RMTFromTheEnd if gpt2.from_the_end(config) else RMT, **gpt2.shape(config), tied=gpt2.tied(weights)
     )
     gpt2.finish(model, config, number(config, "n_positions"))
@@ -35,7 +35,7 @@ def _load_gpt2(weights: dict[str, Tensor], config: Config) -> RMT:
 
 
 def _load_xl(weights: dict[str, Tensor], config: Config) -> RMTXL:
-    model = built(
+    model = build(
         RMTXL,
         **transformer_xl.shape(config),
         memory_tokens=number(config, "num_mem_tokens"),

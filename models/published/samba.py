@@ -13,13 +13,13 @@ from zoo.models.published.mamba2_hybrid import states
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -29,7 +29,7 @@ from zoo.state import State
 
 NORMS: dict[str, Norm] = {"FusedRMSNorm": "rms", "RMSNorm": "rms", "LayerNorm": "layer"}
 BLOCK: Table = {
-    **plain(norm_1="mixer_norm", norm_2="mlp_norm"),
+    **affine(norm_1="mixer_norm", norm_2="mlp_norm"),
     "mlp.swiglu.w1.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[0]),
     "mlp.swiglu.w2.weight": ("mlp.in_proj.weight", lambda w: w.chunk(2)[1]),
     "mlp.swiglu.w3.weight": ("mlp.out_proj.weight", same),
@@ -41,11 +41,11 @@ def table(model: Samba) -> Table:
     named: Table = {
         "lm_head.weight": ("head.weight", same),
         "transformer.wte.weight": ("embed.weight", same),
-        **plain(transformer__ln_f="norm"),
+        **affine(transformer__ln_f="norm"),
     }
     for layer, block in enumerate(model.stack):
         attends = isinstance(block.mixer, WindowAttention)
-        mixer = plain(attn__attn="mixer.qkv", attn__proj="mixer.out_proj")
+        mixer = affine(attn__attn="mixer.qkv", attn__proj="mixer.out_proj")
         mixer = mixer if attends else under("attn.", "mixer.", MIXER)
         named |= under(f"transformer.h.{layer}.", f"stack.{layer}.", BLOCK | mixer)
     return named
@@ -90,7 +90,7 @@ def shape(config: Config) -> dict[str, Any]:
 
 def load(weights: dict[str, Tensor], config: Config) -> Samba:
     """The published model with its weights, in their dtype."""
-    model = built(Samba, **shape(config))
+    model = build(Samba, **shape(config))
     epsilon = fraction(config, "norm_eps", 1e-5)
     for part in model.modules():
         if isinstance(part, (nn.RMSNorm, nn.LayerNorm)):

@@ -12,13 +12,13 @@ from zoo.memory.attention.relative import RecurrenceState
 from zoo.models.published.weights import (
     Config,
     Table,
-    built,
+    affine,
+    build,
     fill,
     flag,
     fraction,
     gradients,
     number,
-    plain,
     require,
     same,
     under,
@@ -30,15 +30,15 @@ LAYER: Table = {
     "dec_attn.qkv_net.weight": ("attention.qkv.weight", same),
     "dec_attn.r_net.weight": ("attention.relative.weight", same),
     "dec_attn.o_net.weight": ("attention.out_proj.weight", same),
-    **plain(dec_attn__layer_norm="attention.norm", pos_ff__layer_norm="norm"),
-    **plain(pos_ff__CoreNet__0="mlp.in_proj", pos_ff__CoreNet__3="mlp.out_proj"),
+    **affine(dec_attn__layer_norm="attention.norm", pos_ff__layer_norm="norm"),
+    **affine(pos_ff__CoreNet__0="mlp.in_proj", pos_ff__CoreNet__3="mlp.out_proj"),
 }
 TABLE: Table = {
     "word_emb.emb_layers.0.weight": ("embed.weight", same),
     "r_w_bias": ("content_bias", same),
     "r_r_bias": ("position_bias", same),
     **under("layers.{i}.", "layers.{i}.", LAYER),
-    **plain(crit__out_layers__0="head"),
+    **affine(crit__out_layers__0="head"),
 }
 
 
@@ -67,7 +67,7 @@ def shape(config: Config) -> dict[str, Any]:
 
 def load(weights: dict[str, Tensor], config: Config) -> TransformerXL:
     """The published model with its weights, in their dtype."""
-    model = built(TransformerXL, **shape(config))
+    model = build(TransformerXL, **shape(config))
     fill(model, weights, TABLE)
     return model
 
@@ -81,7 +81,7 @@ def published_state(state: State) -> dict[str, Tensor]:
 
     The published code also keeps the last layer's outputs, `mems{depth}`, which nothing ever reads.
     """
-    return {f"mems{layer}": filled(kept) for layer, kept in enumerate(state)}
+    return {f"mems{layer}": filled(layer_state) for layer, layer_state in enumerate(state)}
 
 
 def filled(state: RecurrenceState) -> Tensor:

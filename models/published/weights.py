@@ -1,7 +1,7 @@
-"""What the loaders share: name tables read in both directions, and config fields checked at the door.
+"""Shared by the loaders: tables of names, read in both directions, and checks of config fields.
 
-A table maps a published name to ours and to a view of our tensor in the published layout: weights are copied
-into the view, gradients are read through it.  `{i}` stands for every layer.
+A table maps a published name to the zoo's and to a view of the zoo's tensor in the published layout: weights
+are copied into the view, gradients are read through it.  `{i}` stands for every layer.
 """
 
 import re
@@ -31,8 +31,8 @@ def under(published: str, ours: str, table: Table) -> Table:
     return {published + theirs: (ours + name, view) for theirs, (name, view) in table.items()}
 
 
-def plain(**names: str) -> Table:
-    """A weight and a bias each, alike on both sides but for the name (`__` for a dot)."""
+def affine(**names: str) -> Table:
+    """Weight and bias of modules, published name = the zoo's name (`__` for a dot)."""
     return {
         f"{theirs.replace('__', '.')}.{part}": (f"{name}.{part}", same)
         for theirs, name in names.items()
@@ -40,7 +40,7 @@ def plain(**names: str) -> Table:
     }
 
 
-def _places(module: nn.Module, table: Table) -> Iterator[tuple[str, Tensor, View]]:
+def _parameters(module: nn.Module, table: Table) -> Iterator[tuple[str, Tensor, View]]:
     """Every parameter of the module that the table names; a tied one comes again under each of its names."""
     weights = dict(module.named_parameters(remove_duplicate=False))
     for theirs, (ours, view) in table.items():
@@ -53,26 +53,26 @@ def _places(module: nn.Module, table: Table) -> Iterator[tuple[str, Tensor, View
                 break
 
 
-def _place(weight: Tensor, view: View) -> tuple[int, int]:
+def _storage(weight: Tensor, view: View) -> tuple[int, int]:
     """One parameter may hold several published ones, in slices."""
     return id(weight), int(view(weight).storage_offset())
 
 
 @torch.no_grad()
 def fill(module: nn.Module, weights: Mapping[str, Tensor], table: Table) -> None:
-    """Turn the module to the weights' dtype and copy every one of them to its place."""
-    ours = {name for name, _, _ in _places(module, table)}
+    """Convert the module to the weights' dtype and copy every weight into it."""
+    ours = {name for name, _, _ in _parameters(module, table)}
     weights = {name: w for name, w in weights.items() if name in ours or not BUFFERS.fullmatch(name)}
     dtypes = sorted({weight.dtype for weight in weights.values()}, key=str)
     if len(dtypes) != 1 or not dtypes[0].is_floating_point:
         raise UserError(f"weights: expected one floating dtype, found {dtypes or 'no weights'}")
     module.to(dtypes[0])
 
-    filled: dict[tuple[int, int], str] = {}  # place -> the name that it was read from
+    filled: dict[tuple[int, int], str] = {}  # storage -> the name of the weight copied there
     names = set()
-    for name, weight, view in _places(module, table):
+    for name, weight, view in _parameters(module, table):
         names.add(name)
-        first = filled.setdefault(_place(weight, view), name)
+        first = filled.setdefault(_storage(weight, view), name)
         if name not in weights:
             if first == name:
                 raise UserError(f"weights: expected {name} {list(view(weight).shape)}, found none")
@@ -87,17 +87,17 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], table: Table) -> None
     unknown = sorted(weights.keys() - names)
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        raise UserError(f"weights: expected none of {', '.join(unknown[:3])}{more}, which have no place here")
+        raise UserError(f"weights: expected none of {', '.join(unknown[:3])}{more}, which this model hasn't")
 
 
 def gradients(module: nn.Module, table: Table) -> dict[str, Tensor]:
     """Our gradients under the published names, in that layout; zeros where there is none, tied ones once."""
-    found, seen = {}, set()
-    for name, weight, view in _places(module, table):
-        if _place(weight, view) not in seen:
-            found[name] = view(torch.zeros_like(weight) if weight.grad is None else weight.grad)
-        seen.add(_place(weight, view))
-    return found
+    grads, visited = {}, set()
+    for name, weight, view in _parameters(module, table):
+        if _storage(weight, view) not in visited:
+            grads[name] = view(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+        visited.add(_storage(weight, view))
+    return grads
 
 
 def number(config: Config, name: str, least: int = 1, default: int | None = None) -> int:
@@ -122,15 +122,15 @@ def fraction(config: Config, name: str, default: float) -> float:
 
 
 def require(config: Config, **only: object) -> None:
-    """Fields that, where there are any, can have one value only."""
+    """Fields that may be absent or have this value."""
     for name, value in only.items():
-        found = config.get(name)
-        if found is not None and found != value:
-            raise UserError(f"config: expected {name} {value!r}, the only one supported, found {found!r}")
+        actual = config.get(name)
+        if actual is not None and actual != value:
+            raise UserError(f"config: expected {name} {value!r}, the only one supported, found {actual!r}")
 
 
-def built(make: Callable[..., Model], **shape: Any) -> Model:
-    """The model, its constructor's complaints said as the user's."""
+def build(make: Callable[..., Model], **shape: Any) -> Model:
+    """The model; a ValueError of its constructor becomes a UserError."""
     try:
         return make(**shape)
     except ValueError as error:

@@ -16,7 +16,7 @@ from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState, ti
 from zoo.models.megalodon import MegalodonBlock, NormedFeedForward
 from zoo.models.published import megalodon
 from zoo.models.published.megalodon import BLOCK, EMA
-from zoo.models.published.weights import fill, gradients, plain, same
+from zoo.models.published.weights import affine, fill, gradients, same
 from zoo.state import State
 
 Read = Callable[[Tensor, State], tuple[Tensor, State]]
@@ -93,7 +93,7 @@ def check_timestepnorm(case: Case) -> None:
     norm = TimestepNorm(
         config["num_features"], config["num_groups"], eps=config.get("eps", 1e-5), prior_count=count
     )
-    table = plain(norm="norm")
+    table = affine(norm="norm")
     table = {
         name.removeprefix("norm."): (ours.removeprefix("norm."), view) for name, (ours, view) in table.items()
     }
