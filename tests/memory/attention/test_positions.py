@@ -150,7 +150,9 @@ def test_a_bias_may_see_the_scores() -> None:
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(y.square().sum(), [q, k, v]))
 
 
-@pytest.mark.parametrize(("position", "kind"), [("none", Positions), ("alibi", Alibi), ("rope", Rope)])
+@pytest.mark.parametrize(
+    ("position", "kind"), [("none", Positions), ("learned", Positions), ("alibi", Alibi), ("rope", Rope)]
+)
 def test_a_configuration_names_a_kind(position: Position, kind: type[Positions]) -> None:
     assert type(build_positions(position, 8)) is kind
 
