@@ -1,1 +1,1 @@
-"""Figures and tables, of anything."""
+"""Figures and tables."""

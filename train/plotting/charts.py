@@ -21,7 +21,7 @@ def add_images(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
             writer.add_figure(tag, figure, step)
 
 
-Row = dict[str, Any]
+Result = dict[str, Any]  # an entry of evaluation.json: its axes, and shares by kind
 Number = int | float
 Shares = dict[Number, dict[str, Any]]  # point of an axis -> a share with its interval
 Buckets = dict[tuple[int, int | None], float]  # positions -> loss
@@ -31,7 +31,7 @@ def by_axis(
     series: dict[str, Shares],
     axis: str,
     title: str,
-    reference: dict[str, float] | None = None,
+    baselines: dict[str, float] | None = None,
     trained_at: Number | None = None,
 ) -> Figure:
     """Accuracy along an axis, a curve per name with its 95 % interval as a band; `trained_at` is a length."""
@@ -53,7 +53,7 @@ def by_axis(
     else:
         axes.set_xticks(points)
         axes.set_xlabel(f"{axis} (% of the filler before the key)" if axis == "depth" else axis)
-    _references(axes, reference or {})
+    _draw_baselines(axes, baselines or {})
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("accuracy")
@@ -61,20 +61,20 @@ def by_axis(
     return figure
 
 
-def heat_maps(grids: dict[str, list[Row]], title: str, kind: str = "exact") -> Figure:
+def heat_maps(grids: dict[str, list[Result]], title: str, kind: str = "exact") -> Figure:
     """Maps of length by depth, one per name, with each cell's share in per cent."""
-    lengths = sorted({row["axes"]["length"] for rows in grids.values() for row in rows})
-    depths = sorted({row["axes"]["depth"] for rows in grids.values() for row in rows})
+    lengths = sorted({result["axes"]["length"] for results in grids.values() for result in results})
+    depths = sorted({result["axes"]["depth"] for results in grids.values() for result in results})
     map_width = 1.6 + 0.62 * len(lengths)
     size = (max(4.5, map_width * len(grids) + 0.8), 1.7 + 0.38 * len(depths))
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
     maps = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
-    for axes, (name, rows) in zip(maps, grids.items(), strict=True):
+    for axes, (name, results) in zip(maps, grids.items(), strict=True):
         values = np.full((len(depths), len(lengths)), np.nan)
-        for row in rows:
-            cell = depths.index(row["axes"]["depth"]), lengths.index(row["axes"]["length"])
-            values[cell] = row[kind]["share"]
+        for result in results:
+            cell = depths.index(result["axes"]["depth"]), lengths.index(result["axes"]["length"])
+            values[cell] = result[kind]["share"]
         image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         for (down, across), value in np.ndenumerate(values):
             if not math.isnan(value):
@@ -106,7 +106,7 @@ def by_position(series: dict[str, Buckets], title: str) -> Figure:
 
 
 def by_group(
-    members: Sequence[Row], name: str, title: str, reference: dict[str, float], kind: str = "targets"
+    members: Sequence[Result], name: str, title: str, baselines: dict[str, float], kind: str = "targets"
 ) -> Figure:
     """A bar with its 95 % interval for every label of a group."""
     figure, axes = _figure((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
@@ -119,8 +119,8 @@ def by_group(
     heights = [share["share"] for share in shares]
     axes.bar(indices, heights, yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
     axes.set_xticks(indices, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
-    _references(axes, reference)
-    if reference:
+    _draw_baselines(axes, baselines)
+    if baselines:
         axes.legend(fontsize=8, loc="best")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -151,9 +151,9 @@ def _figure(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _references(axes: Axes, reference: dict[str, float]) -> None:
+def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> None:
     """The task's baselines as dotted lines."""
-    for index, (name, value) in enumerate(reference.items()):
+    for index, (name, value) in enumerate(baselines.items()):
         style = (0, (1, 1 + index))
         axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {value:.1%}")
 

@@ -1,1 +1,1 @@
-"""What a run is on disk, and how objects come from it."""
+"""A run on disk, and the objects built from it."""

@@ -89,7 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    """What a file holds, after its checksums were compared; none of its code is run."""
+    """The content of a file, after its checksums were compared; no code in it is run."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load doesn't compare checksums

@@ -85,7 +85,7 @@ def package(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def installed(zoo: Any, package: str) -> str:
-    """The same, installed: what pip writes beside the package."""
+    """The package as pip installs it, with its metadata."""
     info = zoo.folder / "site" / f"{package}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
