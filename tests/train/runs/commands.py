@@ -12,7 +12,9 @@ from zoo.contract import text_for
 from zoo.module import SequenceModule
 
 
-def call(zoo: Workspace, capsys: pytest.CaptureFixture[str], main: Callable[[], None], *words: str) -> Completed:
+def call(
+    zoo: Workspace, capsys: pytest.CaptureFixture[str], main: Callable[[], None], *words: str
+) -> Completed:
     code: Any = 0
     with zoo.monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["zoo", *words])

@@ -63,7 +63,9 @@ def test_all_formats_have_a_case() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_published_model_becomes_a_run(zoo: Workspace, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_a_published_model_becomes_a_run(
+    zoo: Workspace, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
     weights, config = published(case)
     checkpoint(Path("there"), weights, config)
     words = ("from=there", "run_dir=here", f"format={CASES[case]}")
