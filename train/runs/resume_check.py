@@ -114,11 +114,11 @@ def optimizer_example(model: SequenceModule, saved: Any) -> list[dict[str, Any]]
     expect(saved_members == members, "the weights of this model in groups", saved_members)
     expect(state.keys() <= set(range(len(weights))), "indices of weights", list(state)[:3])
     moments = {}
-    for index, names in state.items():
+    for index, saved_moments in state.items():
         if isinstance(optimizer, torch.optim.AdamW):
-            expect(names.keys() == ADAM, f"{sorted(ADAM)} of weight {index}", list(names))
-        shape = weights[index].shape
-        moments[index] = {name: torch.empty(() if name == "step" else shape, device="meta") for name in names}
+            expect(saved_moments.keys() == ADAM, f"{sorted(ADAM)} of weight {index}", list(saved_moments))
+        shapes = {name: () if name == "step" else weights[index].shape for name in saved_moments}
+        moments[index] = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     return [{"param_groups": groups, "state": moments}]
 
 
