@@ -4,9 +4,9 @@ A state is a NamedTuple of tensors, nested as the model likes (a tuple over its 
 with the batch rows first.  Shared code changes and compares states only through the functions below.  Two
 kinds of fields need care there; a NamedTuple that has them declares them with `special_fields`:
 
-    lazy_fields      aren't cleared in a fresh row, since a count beside them says that nothing in them is
-                     valid: a bank may have gigabytes.  Read by `reset_rows` and by the law memory_is_alive.
-    identity_fields  drawn anew at every write: they identify a state and are no part of its contents.  Read
+    lazy_fields      not cleared in a fresh row, where a count beside them marks them as invalid: a bank may
+                     have gigabytes.  Used by `reset_rows` and by the law memory_is_alive.
+    identity_fields  drawn anew at every write: they identify a state and are no part of its contents.  Used
                      by `contents`, and so by every law that compares states.
 """
 
