@@ -196,7 +196,7 @@ def test_a_new_armt_is_its_body_and_forgets(position: Any) -> None:
     same(logits[:, :SEGMENT], x[:, :SEGMENT] @ model.embed.weight.T)
 
 
-@pytest.mark.parametrize(("wrap", "places"), [(True, [0, 1, 4, 5, 6]), (False, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(("wrap", "positions"), [(True, [0, 1, 4, 5, 6]), (False, [0, 1, 2, 3, 4])])
 @torch.no_grad()
 def test_armts_memory_tokens_have_the_tables_last_positions_or_those_behind_the_segment(
     wrap: bool, positions: list[int]

@@ -1,7 +1,8 @@
 """Building a model from a configuration: budgets, and arguments that don't fit."""
 
+import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from omegaconf import OmegaConf, open_dict
 
 import zoo.configs
 from zoo.errors import UserError
+from zoo.train.comparison.groups import constructor_defaults
 from zoo.train.runs import budget as runs_budget
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, to_dict
+from zoo.train.runs.construct import call, parameters
 
 MODELS = sorted(path.stem for path in Path(zoo.configs.__path__[0], "model").glob("*.yaml"))
 BUDGETS = {
@@ -76,3 +79,56 @@ def test_missing_arguments() -> None:
 def test_a_memory_of_negative_length() -> None:
     with pytest.raises(UserError, match="negative dimension -1"):
         build.model(compose(["model=transformer_xl", "size=nano", "model.memory_len=-1"]))
+
+
+class Options(TypedDict, total=False):
+    bias: bool
+    share: float
+
+
+class Base:
+    def __init__(self, width: int, *, bias: bool = True, share: float = 0.5) -> None:
+        self.settings = (width, bias, share)
+
+
+class Derived(Base):
+    def __init__(self, width: int, depth: int = 2, **options: Unpack[Options]) -> None:
+        super().__init__(depth * width, **options)
+
+
+def test_options_passed_through_are_parameters_with_the_defaults_of_the_base_class() -> None:
+    expanded = parameters(Derived)
+    assert {name: parameter.default for name, parameter in expanded.items()} == {
+        "width": inspect.Parameter.empty,
+        "depth": 2,
+        "bias": True,
+        "share": 0.5,
+    }
+    assert [parameter.annotation for parameter in expanded.values()] == [int, int, bool, float]
+    assert call(Derived, {"width": 3, "share": 0.25}, "model").settings == (6, True, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"width": 3, "tied": True}, r"model\.tied: unknown; Derived takes width, depth, bias, share"),
+        ({"width": 3, "bias": 1}, r"model\.bias: expected bool, found 1 \(int\)"),
+        ({"bias": True}, "model: Derived also needs width"),
+    ],
+)
+def test_options_passed_through_are_checked(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call(Derived, keys, "model")
+
+
+def test_defaults_of_options_passed_through_count_in_a_comparison() -> None:
+    usual = constructor_defaults("zoo.models.unlimiformer.Unlimiformer")
+    assert usual is not None
+    assert {name: usual[name] for name in ("norm", "activation", "bias", "tied", "dropout", "position")} == {
+        "norm": "rms",
+        "activation": "swiglu",
+        "bias": False,
+        "tied": True,
+        "dropout": 0.0,
+        "position": "rope",
+    }
