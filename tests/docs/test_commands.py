@@ -332,7 +332,7 @@ def train(house: House, words: list[str]) -> None:
 def evaluate(house: House, words: list[str]) -> None:
     from zoo.train.commands.evaluate import arguments
 
-    arguments([word for word in words if "…" not in word] + ["run=made"])
+    arguments(["run=made", *(word for word in words if "…" not in word and not word.startswith("run="))])
     keys = {word.partition("=")[0]: word for word in words if not word.startswith("run=")}
     of_samples = {"lengths", "depths", "prompts"} & keys.keys() or any(
         key.startswith("task.") for key in keys
