@@ -122,7 +122,7 @@ class Babilong(SampleTask):
         chance: a uniform guess among the answers in the split's questions that start with these bytes;
         constant: the commonest of them.  Shares of bytes; and of words, guessed at once.
         """
-        samples = _unwrap(dataset)
+        samples = unwrap(dataset, BabilongDataset)
         priors = {
             task: Counter(question.answer for question in questions)
             for task, questions in samples.questions.items()
@@ -140,7 +140,7 @@ class Babilong(SampleTask):
         }
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        return {"task": _unwrap(dataset).task_and_answer(document)[0]}
+        return {"task": unwrap(dataset, BabilongDataset).task_and_answer(document)[0]}
 
 
 class BabilongDataset(HaystackDataset):
@@ -245,9 +245,3 @@ def read_babi(path: Path) -> list[Question]:
     if not questions:
         raise UserError(f"{path}: expected stories with questions, found none")
     return questions
-
-
-def _unwrap(dataset: Dataset) -> BabilongDataset:
-    dataset = unwrap(dataset)
-    assert isinstance(dataset, BabilongDataset)
-    return dataset

@@ -6,7 +6,7 @@ In a task made of samples only the end of every sample has targets, and accuracy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -62,6 +62,9 @@ class Dataset(ABC):
             raise IndexError(f"positions {start}..{stop} of document {document}, which has {length}")
 
 
+Kind = TypeVar("Kind", bound=Dataset)
+
+
 class Subset(Dataset):
     """The first `count` documents of another dataset."""
 
@@ -77,10 +80,11 @@ class Subset(Dataset):
         return self.dataset.text(document)
 
 
-def unwrap(dataset: Dataset) -> Dataset:
-    """The dataset that subsets are taken from."""
+def unwrap(dataset: Dataset, kind: type[Kind]) -> Kind:
+    """The dataset, of a task's own class, that a subset is taken from."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
+    assert isinstance(dataset, kind)
     return dataset
 
 

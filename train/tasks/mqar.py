@@ -88,12 +88,15 @@ class Mqar(SampleTask):
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """A guess among all values; and among those of the sample, ignoring the key."""
-        pairs = _unwrap(dataset).pairs[: len(dataset.lengths)]
+        pairs = unwrap(dataset, MqarDataset).pairs[: len(dataset.lengths)]
         num_values = self.vocab_size - self.vocab_size // 2
         return {"chance": 1 / num_values, "any value of the sample": len(pairs) / float(pairs.sum())}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        return {"length": int(dataset.lengths[document]), "pairs": int(_unwrap(dataset).pairs[document])}
+        return {
+            "length": int(dataset.lengths[document]),
+            "pairs": int(unwrap(dataset, MqarDataset).pairs[document]),
+        }
 
 
 class MqarDataset(Dataset):
@@ -141,9 +144,3 @@ def weighted_choice(rng: np.random.Generator, weights: Float[np.ndarray, " n"], 
     """
     waits = -np.log1p(-rng.random(len(weights))) / weights
     return np.argsort(waits, kind="stable")[:count]
-
-
-def _unwrap(dataset: Dataset) -> MqarDataset:
-    dataset = unwrap(dataset)
-    assert isinstance(dataset, MqarDataset)
-    return dataset

@@ -177,10 +177,8 @@ class Needle(SampleTask):
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length; and depth to the next tenth, if there is one needle only."""
-        samples = unwrap(dataset)
-        assert isinstance(samples, NeedleDataset)
         labels: dict[str, str | int | float] = {"length": int(dataset.lengths[document])}
-        depths = samples.sample(document).depths
+        depths = unwrap(dataset, NeedleDataset).sample(document).depths
         if len(depths) == 1:
             labels["depth"] = round(depths[0], 1)
         return labels

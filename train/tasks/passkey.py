@@ -121,9 +121,7 @@ class Passkey(SampleTask):
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length, and depth to the next tenth."""
-        samples = unwrap(dataset)
-        assert isinstance(samples, PasskeyDataset)
-        sample = samples.sample(document)
+        sample = unwrap(dataset, PasskeyDataset).sample(document)
         depth = round(sample.key_offset / max(1, sample.filler_len), 1)
         return {"length": int(dataset.lengths[document]), "depth": depth}
 

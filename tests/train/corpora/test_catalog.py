@@ -81,8 +81,8 @@ def test_a_folder_is_split_by_names_alone(root):
     held_out = contents(corpus, "val")
     write(folder / "later.txt", b"one more")  # moves no other document
     (folder / "0" / "0.txt").write_bytes(b"changed")
-    again = contents(open_corpus(str(folder), root), "val")
-    assert [text for text in again if text not in (b"one more", b"changed")] == [
+    later = contents(open_corpus(str(folder), root), "val")
+    assert [text for text in later if text not in (b"one more", b"changed")] == [
         t for t in held_out if t != b"text 0"
     ]
 

@@ -35,8 +35,8 @@ def expected_questions(text: str) -> list[tuple[list[str], str, str, int]]:
     facts: list[str] = []
     story = -1
     for row in text.splitlines():
-        number, line = row.split(" ", 1)
-        if int(number) == 1:
+        line_number, line = row.split(" ", 1)
+        if int(line_number) == 1:
             facts, story = [], story + 1
         if "\t" in line:
             question, answer, _ = line.split("\t")

@@ -136,8 +136,11 @@ def test_a_window_is_a_slice_and_samples_are_repeatable() -> None:
     check_windows(dataset, 7, [(0, 64), (0, 1), (5, 40), (63, 64), (9, 9)])
     sample = read_sample(dataset, 7)
     np.testing.assert_array_equal(read_sample(Mqar(length=64, eval_samples=9).split("test"), 7), sample)
-    other_datasets = (Mqar(length=64).split("val"), Mqar(length=64, seed=1).split("test"))
-    for tokens, _ in (*(read_sample(other, 7) for other in other_datasets), read_sample(dataset, 8)):
+    different_datasets = (Mqar(length=64).split("val"), Mqar(length=64, seed=1).split("test"))
+    for tokens, _ in (
+        *(read_sample(different, 7) for different in different_datasets),
+        read_sample(dataset, 8),
+    ):
         assert np.mean(tokens != sample[0]) > 0.5
 
 

@@ -146,11 +146,11 @@ def test_forty_depths_are_uniform(books: str) -> None:
 def test_the_same_needles_at_every_length(books: str) -> None:
     task = Needle("multivalue", length=1000, corpus=books, eval_samples=6)
     for length in (700, 5000):
-        other = task.at(length=length)
-        dataset = other.split("val")
+        varied = task.at(length=length)
+        dataset = varied.split("val")
         assert isinstance(dataset, NeedleDataset)
         assert dataset.lengths.tolist() == [length] * 6
-        assert other.groups(dataset, 2) == {"length": length}
+        assert varied.groups(dataset, 2) == {"length": length}
         for document in range(6):
             text, answer = read_text(dataset, document)
             assert answer == answer_to(text) == read_text(task.split("val"), document)[1]

@@ -53,12 +53,15 @@ def test_a_window_is_a_slice_and_samples_are_repeatable() -> None:
     sample = read_sample(dataset, 7)
     fewer = SelectiveCopy(length=200, eval_samples=8).split("test")
     np.testing.assert_array_equal(read_sample(fewer, 7), sample)
-    other_datasets = (
+    different_datasets = (
         SelectiveCopy(length=200).split("val"),
         SelectiveCopy(length=200, seed=1).split("test"),
     )
-    for different in (*(read_sample(other, 7) for other in other_datasets), read_sample(dataset, 8)):
-        assert not np.array_equal(different, sample)
+    for different_sample in (
+        *(read_sample(different, 7) for different in different_datasets),
+        read_sample(dataset, 8),
+    ):
+        assert not np.array_equal(different_sample, sample)
 
 
 def test_another_length_and_chance() -> None:
