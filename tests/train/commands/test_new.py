@@ -89,7 +89,7 @@ def test_its_own_tests_pass(zoo: Any, monkeypatch: pytest.MonkeyPatch, capsys: A
         (["rmt"], "rmt is a model of zoo already"),
         (["json"], "json is another package's name"),
         (["zoo"], "zoo is another package's name"),
-        (["feed_forward"], "the class FeedForward would hide the zoo's"),
+        (["decoder"], "the class Decoder would hide the zoo's"),
         (["there"], "there is there already; nothing was written"),
         (["one", "two"], "expected one name, found 'one two'"),
     ],
