@@ -3,11 +3,11 @@
 A command is a line of a shell block (indented, or fenced as sh or as nothing), or code inside a sentence,
 that begins with one of PROGRAMS.  What is done with it:
 
-    train           composed, checked and built as it stands, on the meta device; then trained, two steps at
-                    size=nano on a text of a few hundred bytes.  There the numbers that belong to the size
-                    asked for are left out (data.*, task.* and model.* that are whole numbers), and so is the
-                    device.  A run that is the same after this is trained once.
-    resume=, run=   a made run of two steps stands for the run that is named
+    train           composed, checked and built as written, on the meta device; then trained, two steps at
+                    size=nano on a text of a few hundred bytes.  There numbers of the requested size are left
+                    out (integers of data.*, task.* and model.*), and so is the device.  A run
+                    that is the same after this is trained once.
+    resume=, run=   a run of two steps stands for the named one
     evaluate        its words are read as they stand; then run with short lengths and few samples
     generate        its words are read as they stand; then run for a few tokens
     compare, export run on made runs
@@ -16,12 +16,12 @@ that begins with one of PROGRAMS.  What is done with it:
     check           built; tests/contract holds all models to the laws
     list, doctor, new, --help   run
     tensorboard     its words are read by TensorBoard itself
-    pip, venv, pytest, benchmarks   files, extras and options that they name are there
+    pip, venv, pytest, benchmarks   the files, extras and options that they name exist
 
 Where a command in a sentence is cut short by an ellipsis, its name alone is looked at.  Pages in ELSEWHERE
-have a test of their own; here their commands are only looked at.  Code of the form key=value in the pages of
-architectures and tasks is composed with that model or task; blocks of Python are run (quickstart.md, faq.md)
-or compiled.
+have a separate test; here only the form of their commands is checked.  Code of the form key=value in the
+pages of architectures and tasks is composed with that model or task; blocks of Python are run (quickstart.md,
+faq.md) or compiled.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ SMALL_TASKS = {
 STORIES = "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary? \tbathroom\t1\n"
 
 
-class Found(NamedTuple):
+class Command(NamedTuple):
     page: Path
     words: tuple[str, ...]
     inline: bool = False
@@ -93,7 +93,7 @@ class Found(NamedTuple):
         return Path(self.words[0]).name
 
 
-# -- what stands in the pages
+# -- commands in the pages
 
 
 def blocks(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -124,7 +124,7 @@ def sentences(text: str) -> str:
 
 
 def inline(text: str) -> list[str]:
-    """Code in sentences; one that is broken over two lines is whole again."""
+    """Code in sentences; one that is broken over two lines is joined."""
     return [re.sub(r"\s+", " ", code) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", sentences(text))]
 
 
@@ -137,54 +137,54 @@ def split(line: str) -> Iterator[tuple[str, ...]]:
             yield tuple(rest)
 
 
-def commands(page: Path) -> Iterator[Found]:
+def commands(page: Path) -> Iterator[Command]:
     text = page.read_text()
     for word, lines in blocks(text):
         if word not in ("", "indented", "sh", "bash", "console"):
             continue
         for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines():
             first = line.removeprefix("$ ").split(" ")[0]
-            ours = first in PROGRAMS or first.startswith(".venv/bin/")
-            if ours or word == "sh" or re.match(r"[A-Z_]+=\S* \S*python", line):
+            is_command = first in PROGRAMS or first.startswith(".venv/bin/")
+            if is_command or word == "sh" or re.match(r"[A-Z_]+=\S* \S*python", line):
                 for words in split(line):
                     if words[0] not in NEIGHBOURS:
-                        yield Found(page, words)
+                        yield Command(page, words)
     for code in inline(text):
         if re.match(r"(python -m zoo|zoo \w+ )", code) and "[" not in code and "COMMAND" not in code:
-            yield Found(page, tuple(shlex.split(code)), inline=True)
+            yield Command(page, tuple(shlex.split(code)), inline=True)
 
 
-def told(found: Found) -> tuple[str, list[str]]:
-    """Which of our commands, and its words; "" for a command that isn't ours."""
-    words = list(found.words)
-    if found.program.startswith("python") and words[1:2] == ["-m"] and words[2].partition(".")[0] == "zoo":
+def parse(command: Command) -> tuple[str, list[str]]:
+    """The name of our command and its words; "" for a command of another program."""
+    words = list(command.words)
+    if command.program.startswith("python") and words[1:2] == ["-m"] and words[2].partition(".")[0] == "zoo":
         return (
             ("train", words[3:])
             if words[2] == "zoo.train"
             else (words[3] if words[3:] else "--help", words[4:])
         )
-    if found.program == "zoo":
+    if command.program == "zoo":
         return (words[1], words[2:]) if words[1:] else ("--help", [])
     return "", words
 
 
-ALL = list(dict.fromkeys(found for page in PAGES for found in commands(page)))
+ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 
-def named(found: Found) -> str:
-    return f"{found.page.relative_to(ROOT)}: {shlex.join(found.words)}"
+def command_id(command: Command) -> str:
+    return f"{command.page.relative_to(ROOT)}: {shlex.join(command.words)}"
 
 
 def test_commands_are_found() -> None:
     assert len(ALL) > 50
-    assert {told(found)[0] for found in ALL} > {"train", "sweep", "evaluate", "compare", "check", ""}
+    assert {parse(command)[0] for command in ALL} > {"train", "sweep", "evaluate", "compare", "check", ""}
 
 
-# -- composed as they stand
+# -- composed as written
 
 
-def checked(words: list[str]) -> DictConfig:
-    """Composed, checked and built on the meta device; the free width, which takes seconds to solve, is 64."""
+def compose_and_build(words: list[str]) -> DictConfig:
+    """The checked configuration, its model built on the meta device; the free width, slow to solve, is 64."""
     cfg = compose([*words, "run_dir=."])
     cfg.data.corpus = "stdlib"
     run_config.validate_config(cfg)
@@ -209,7 +209,7 @@ class NoBackendError(Exception):
 def combinations(words: list[str]) -> Iterator[list[str]]:
     """The runs of a sweep: model=a,b and so on; lists, interpolations and schedules are left whole."""
     several = [
-        [f"{key}={one}" for one in value.split(",")] if not value.startswith(("[", "{", "$")) else [word]
+        [f"{key}={item}" for item in value.split(",")] if not value.startswith(("[", "{", "$")) else [word]
         for word in words
         for key, _, value in [word.partition("=")]
     ]
@@ -221,11 +221,11 @@ def combinations(words: list[str]) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the made runs of this session."""
+    """A folder for the runs of this session."""
     return tmp_path_factory.mktemp("runs")
 
 
-class House:
+class DocsFolder:
     """A folder with a little text, in which commands are run in this process."""
 
     def __init__(self, folder: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,13 +236,13 @@ class House:
         line = "The keeper of the zoo counts what she remembers, twice a day. She has a list. "
         for split_name in ("train", "val", "test"):
             (folder / "text" / split_name).mkdir(parents=True)
-            for number in range(2):
-                (folder / "text" / split_name / f"{number}.txt").write_text(f"{number}: {line * 10}")
+            for i in range(2):
+                (folder / "text" / split_name / f"{i}.txt").write_text(f"{i}: {line * 10}")
         shutil.copytree(folder / "text", folder / "data" / "books")
         (folder / "data" / "babi").mkdir()
         for kind in ("train", "test"):
-            told_stories = folder / "data" / "babi" / f"qa1_single-supporting-fact_{kind}.txt"
-            told_stories.write_text(STORIES * 20)
+            stories = folder / "data" / "babi" / f"qa1_single-supporting-fact_{kind}.txt"
+            stories.write_text(STORIES * 20)
 
     def call(self, name: str, words: list[str]) -> str:
         out, err = io.StringIO(), io.StringIO()
@@ -262,25 +262,25 @@ class House:
         return out.getvalue()
 
     def run(self, model: str = "rmt", task: str = "lm") -> str:
-        """A run of two steps, made once a session."""
-        there = self.runs / f"{model}-{task}"
-        if not (there / "metrics.json").is_file():
-            self.call("train", shrunk([f"model={model}", *TASKS_OF_RUNS[task], f"run_dir={there}"]))
-        mine = self.folder / "runs" / task / model / "made"
-        if not mine.exists():
-            shutil.copytree(there, mine)
-        return str(mine.relative_to(self.folder))
+        """The path of a run of two steps, trained once a session."""
+        trained = self.runs / f"{model}-{task}"
+        if not (trained / "metrics.json").is_file():
+            self.call("train", at_size_nano([f"model={model}", *TASKS_OF_RUNS[task], f"run_dir={trained}"]))
+        copy = self.folder / "runs" / task / model / "made"
+        if not copy.exists():
+            shutil.copytree(trained, copy)
+        return str(copy.relative_to(self.folder))
 
 
 TASKS_OF_RUNS = {"lm": ["task=lm"], "passkey": ["task=passkey", "task.form=compact"]}
 
 
 @pytest.fixture
-def house(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield House(tmp_path, runs, monkeypatch)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def docs_folder(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DocsFolder]:
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGINT, signal.SIGTERM)}
+    yield DocsFolder(tmp_path, runs, monkeypatch)
+    for signal_number, handler in handlers.items():
+        signal.signal(signal_number, handler)
     for name in ("", "zoo.train.commands.train"):
         logger = logging.getLogger(name)
         for sink in [sink for sink in logger.handlers if type(sink).__module__ == "logging"]:
@@ -288,8 +288,8 @@ def house(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             sink.close()
 
 
-def shrunk(words: list[str]) -> list[str]:
-    """The run that stands for what is asked for (see above)."""
+def at_size_nano(words: list[str]) -> list[str]:
+    """The settings of the small run that stands for the requested one (see above)."""
     task = next((word[5:] for word in words if word.startswith("task=")), "lm")
     if any("induction" in word for word in words if word.startswith("experiment=")):
         task = "induction"
@@ -297,39 +297,43 @@ def shrunk(words: list[str]) -> list[str]:
     if task == "passkey" and "task.form=compact" in words:
         small.append("task.length=64")
     taken = {word.partition("=")[0] for word in small}
-    kept = []
+    result = []
     for word in words:
         key, _, value = word.partition("=")
-        number = key.startswith(("data.", "task.", "model.")) and NUMBER.fullmatch(value)
+        is_number = key.startswith(("data.", "task.", "model.")) and NUMBER.fullmatch(value)
         if not (
-            number or key in taken or key == "seed" or key.startswith("trainer.") or word.startswith(BACKENDS)
+            is_number
+            or key in taken
+            or key == "seed"
+            or key.startswith("trainer.")
+            or word.startswith(BACKENDS)
         ):
-            kept.append(word)
-    kept += [word for word in words if word.startswith("trainer.precision=")]
-    return [*kept, *small]
+            result.append(word)
+    result += [word for word in words if word.startswith("trainer.precision=")]
+    return [*result, *small]
 
 
 trained: set[tuple[str, ...]] = set()
 
 
-def train(house: House, words: list[str]) -> None:
+def train(docs_folder: DocsFolder, words: list[str]) -> None:
     if {"--help", "--cfg"} & set(words):
-        house.call("train", words)
+        docs_folder.call("train", words)
         return
     if any(word.startswith("resume=") for word in words):
-        kept = [word for word in words if not word.startswith(("resume=", "steps="))]
-        house.call("train", [f"resume={house.run()}", "steps=3", *kept])
+        rest = [word for word in words if not word.startswith(("resume=", "steps="))]
+        docs_folder.call("train", [f"resume={docs_folder.run()}", "steps=3", *rest])
         return
-    for one in combinations([word for word in words if word != "-m"]):
-        paths = [word for word in one if not word.startswith(("run_dir=", "hydra."))]
-        checked(paths)
-        small = shrunk(paths)
+    for run in combinations([word for word in words if word != "-m"]):
+        paths = [word for word in run if not word.startswith(("run_dir=", "hydra."))]
+        compose_and_build(paths)
+        small = at_size_nano(paths)
         if tuple(sorted(small)) not in trained:
             trained.add(tuple(sorted(small)))
-            house.call("train", [*small, f"run_dir=run-{len(trained)}"])
+            docs_folder.call("train", [*small, f"run_dir=run-{len(trained)}"])
 
 
-def evaluate(house: House, words: list[str]) -> None:
+def evaluate(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.evaluate import arguments
 
     arguments(["run=made", *(word for word in words if "…" not in word and not word.startswith("run="))])
@@ -346,50 +350,50 @@ def evaluate(house: House, words: list[str]) -> None:
     if "data.corpus" in keys:
         keys["data.corpus"] = "data.corpus=text"
     model = "transformer" if "model" in keys else "rmt"
-    house.call("evaluate", [f"run={house.run(model, task)}", *keys.values()])
+    docs_folder.call("evaluate", [f"run={docs_folder.run(model, task)}", *keys.values()])
 
 
-def compare(house: House, words: list[str]) -> None:
+def compare(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.compare import arguments
 
-    run = house.run()
+    run = docs_folder.run()
     settings = [word for word in words if "=" in word and "…" not in word]
     arguments([run, *settings])
-    house.call(
+    docs_folder.call(
         "compare", [run, *(word for word in settings if not word.startswith(("out=", "loss=", "baseline=")))]
     )
 
 
-def generate(house: House, words: list[str]) -> None:
+def generate(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.generate import arguments
 
     keys = {word.partition("=")[0]: word for word in words if "…" not in word}
-    run = house.run()
+    run = docs_folder.run()
     if "prompt_file" in keys:
         Path("prompt.txt").write_text("The keeper ")
         keys["prompt_file"] = "prompt_file=prompt.txt"
-    house.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
+    docs_folder.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
     arguments([*(word for key, word in keys.items() if key != "run"), f"run={run}"])
-    house.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
-    house.call("generate", [*(keys | {"run": f"run={run}", "tokens": "tokens=4"}).values()])
+    docs_folder.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
+    docs_folder.call("generate", [*(keys | {"run": f"run={run}", "tokens": "tokens=4"}).values()])
 
 
-def sweep(house: House, words: list[str]) -> None:
+def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.sweep import KEYS, arguments
     from zoo.train.sweep.plan import AXES
 
     arguments(words)
     shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*AXES}]
-    for one in combinations(shared):
-        checked(one)
+    for run in combinations(shared):
+        compose_and_build(run)
 
 
-def bench(house: House, words: list[str]) -> None:
-    for one in combinations([word for word in words if not word.startswith(("lengths=", "rounds="))]):
-        checked(one)
+def bench(docs_folder: DocsFolder, words: list[str]) -> None:
+    for run in combinations([word for word in words if not word.startswith(("lengths=", "rounds="))]):
+        compose_and_build(run)
 
 
-def check(house: House, words: list[str]) -> None:
+def check(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.check import model_builder
 
     if "=" in words[0]:
@@ -398,17 +402,17 @@ def check(house: House, words: list[str]) -> None:
         assert len(words[0].split(".")) > 1, f"expected package.module.Class, found {words[0]}"
 
 
-def export(house: House, words: list[str]) -> None:
+def export(docs_folder: DocsFolder, words: list[str]) -> None:
     keys = {word.partition("=")[0]: word for word in words}
-    house.call("export", [*(keys | {"run": f"run={house.run()}"}).values()])
+    docs_folder.call("export", [*(keys | {"run": f"run={docs_folder.run()}"}).values()])
 
 
-def look_at(house: House, words: list[str]) -> None:
+def look_at(docs_folder: DocsFolder, words: list[str]) -> None:
     assert all(SETTING.fullmatch(word) for word in words), f"expected key=value, found {words}"
 
 
-def listing(house: House, words: list[str]) -> None:
-    house.call("list", [*(word for word in words if not word.startswith("size=")), "size=nano"])
+def listing(docs_folder: DocsFolder, words: list[str]) -> None:
+    docs_folder.call("list", [*(word for word in words if not word.startswith("size=")), "size=nano"])
 
 
 RULES = {
@@ -425,24 +429,24 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("found", [found for found in ALL if told(found)[0]], ids=named)
-def test_command_of_ours(found: Found, house: House) -> None:
-    name, words = told(found)
+@pytest.mark.parametrize("command", [command for command in ALL if parse(command)[0]], ids=command_id)
+def test_command_of_ours(command: Command, docs_folder: DocsFolder) -> None:
+    name, words = parse(command)
     if name in ("--help", "-h"):
         return
-    if any("…" in word for word in words) and found.inline:
+    if any("…" in word for word in words) and command.inline:
         words = []
     assert name in COMMANDS, f"no command {name!r}"
-    if found.page.name in ELSEWHERE:
+    if command.page.name in ELSEWHERE:
         assert all(SETTING.fullmatch(word) or re.fullmatch(r"[\w./-]+", word) for word in words)
     elif words == ["--help"]:
-        house.call(name, words)
+        docs_folder.call(name, words)
     elif not words and name not in ("list", "doctor", "train"):
-        assert found.inline, "a command without its words"
+        assert command.inline, "a command without its words"
     elif name in RULES:
-        RULES[name](house, words)
+        RULES[name](docs_folder, words)
     else:
-        house.call(name, words)
+        docs_folder.call(name, words)
 
 
 @pytest.mark.parametrize(
@@ -459,9 +463,9 @@ def test_command_of_ours(found: Found, house: House) -> None:
         "zoo list archs",
     ],
 )
-def test_a_wrong_command_fails(line: str, house: House) -> None:
+def test_a_wrong_command_fails(line: str, docs_folder: DocsFolder) -> None:
     with pytest.raises((AssertionError, UserError, HydraException)):
-        test_command_of_ours(Found(ROOT / "docs" / "page.md", tuple(shlex.split(line))), house)
+        test_command_of_ours(Command(ROOT / "docs" / "page.md", tuple(shlex.split(line))), docs_folder)
 
 
 def test_what_counts_as_a_command(tmp_path: Path) -> None:
@@ -471,7 +475,7 @@ def test_what_counts_as_a_command(tmp_path: Path) -> None:
         "    A=1 python -m zoo.train model=rmt \\\n      size=tiny  # why\n\n"
         "```sh\npip install -e . && zoo list\n```\n```python\nzoo = 1\n```\n\n    zoo/  a folder\n"
     )
-    assert [" ".join(found.words) for found in commands(page)] == [
+    assert [" ".join(command.words) for command in commands(page)] == [
         "python -m zoo.train model=rmt size=tiny",
         "pip install -e .",
         "zoo list",
@@ -479,16 +483,16 @@ def test_what_counts_as_a_command(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("found", [found for found in ALL if not told(found)[0]], ids=named)
-def test_command_of_others(found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", [command for command in ALL if not parse(command)[0]], ids=command_id)
+def test_command_of_others(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = list(found.words)
-    if found.program.startswith("python") and words[1] == "-m":
+    words = list(command.words)
+    if command.program.startswith("python") and words[1] == "-m":
         program, words = words[2], words[3:]
-    elif found.program.startswith("python"):
+    elif command.program.startswith("python"):
         program, words = words[1], words[2:]
     else:
-        program, words = found.program, words[1:]
+        program, words = command.program, words[1:]
     if program == "tensorboard":
         board = importlib.import_module("tensorboard.program")
         board.TensorBoard().configure(["tensorboard", *words])
@@ -528,8 +532,8 @@ def settings_in(page: Path) -> Iterator[tuple[str, ...]]:
                 for word in words
             ):
                 group = owner.partition("=")[0]
-                own = [] if any(word.startswith(f"{group}=") for word in words) else [owner]
-                yield (*own, *words)
+                group_choice = [] if any(word.startswith(f"{group}=") for word in words) else [owner]
+                yield (*group_choice, *words)
 
 
 SETTINGS = list(dict.fromkeys(words for page in PAGES for words in settings_in(page)))
@@ -537,7 +541,7 @@ SETTINGS = list(dict.fromkeys(words for page in PAGES for words in settings_in(p
 
 @pytest.mark.parametrize("words", SETTINGS, ids=" ".join)
 def test_settings_in_sentences(words: tuple[str, ...]) -> None:
-    checked(list(words))
+    compose_and_build(list(words))
 
 
 @cache
@@ -546,12 +550,12 @@ def snippets(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
-def test_python(page: Path, house: House) -> None:
+def test_python(page: Path, docs_folder: DocsFolder) -> None:
     if page.name not in ("quickstart.md", "faq.md"):
         for snippet in snippets(page):
             compile(snippet, str(page), "exec")
         return
-    run, scope = house.run(), dict[str, Any]()
+    run, scope = docs_folder.run(), dict[str, Any]()
     for snippet in snippets(page):
         exec(compile(re.sub(r"runs/[\w/.-]+", run, snippet), str(page), "exec"), scope)
 
@@ -563,11 +567,11 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     lost = []
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", sentences(page.read_text())):
         path, _, anchor = link.partition("#")
-        there = page.parent / path if path else page
-        if not there.exists() or (anchor and anchor not in anchors(there)):
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
             lost.append(link)
-    assert not lost, f"{page.relative_to(ROOT)} points to what isn't there: {', '.join(lost)}"
+    assert not lost, f"{page.relative_to(ROOT)} has dead links: {', '.join(lost)}"

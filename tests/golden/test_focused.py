@@ -16,16 +16,16 @@ FIXTURES = Path(__file__).parent / "fixtures" / "fot"
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
     case = read_case(path)
-    given = {name: tensor for name, tensor in case.tensors.items() if name.startswith(("in/", "w/"))}
-    found = COMPUTED[case.kind](case.config, given)
+    inputs = {name: tensor for name, tensor in case.tensors.items() if name.startswith(("in/", "w/"))}
+    results = COMPUTED[case.kind](case.config, inputs)
     if "idx/infer/retrieved" in case:  # sets
         case.tensors["idx/infer/retrieved"] = case.tensors["idx/infer/retrieved"].sort(-1).values
-    case.compare("", found)
-    case.open -= given.keys()
+    case.compare("", results)
+    case.open -= inputs.keys()
     case.close()
 
 
-def drawn(kind: str, c: Config) -> Tensors:
+def random_tensors(kind: str, c: Config) -> Tensors:
     """Random inputs and weights: nothing at its initial value."""
     random = torch.Generator().manual_seed(sum(map(ord, kind + repr(c))))
 
@@ -40,10 +40,10 @@ def drawn(kind: str, c: Config) -> Tensors:
         return {f"in/{name}": draw(*shape) for name in ("q", "k", "v", "cotangent")}
     if kind == "fot/paper_crossbatch_knn":
         shape = (c["B"], c["H"], c["seq"], c["head_dim"])
-        given = {f"in/{name}": draw(*shape) for name in ("q", "k", "v", "k_prev", "v_prev", "cotangent")}
+        inputs = {f"in/{name}": draw(*shape) for name in ("q", "k", "v", "k_prev", "v_prev", "cotangent")}
         memory = (c["B"], c["H"], c["memory"], c["head_dim"])
-        given |= {"in/memory_k": draw(*memory), "in/memory_v": draw(*memory)}
-        return given | {"w/temperature": draw(c["H"]).abs() + 0.5}
+        inputs |= {"in/memory_k": draw(*memory), "in/memory_v": draw(*memory)}
+        return inputs | {"w/temperature": draw(c["H"]).abs() + 0.5}
     if kind == "fot/train_lm":
         width, hidden, vocab = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
         shapes = {"transformer/wte/embedding": (vocab, width), "transformer/ln_f/kernel": (width,)}
@@ -54,9 +54,9 @@ def drawn(kind: str, c: Config) -> Tensors:
             shapes |= {f"{n}feed_forward/w{part}/kernel": (width, hidden) for part in (1, 3)}
             shapes[f"{n}feed_forward/w2/kernel"] = (hidden, width)
             shapes |= {f"{n}{part}_norm/kernel": (width,) for part in ("attention", "ffn")}
-        given = {"in/input_ids": ids(vocab, c["B"], c["seq"]), "in/target_ids": ids(vocab, c["B"], c["seq"])}
-        given["in/loss_mask"] = (draw(c["B"], c["seq"]) > -1).double()
-        given["in/loss_mask"][:, 0] = 1
+        inputs = {"in/input_ids": ids(vocab, c["B"], c["seq"]), "in/target_ids": ids(vocab, c["B"], c["seq"])}
+        inputs["in/loss_mask"] = (draw(c["B"], c["seq"]) > -1).double()
+        inputs["in/loss_mask"][:, 0] = 1
     else:
         width, hidden, vocab = c["hidden"], c["intermediate"], c["vocab"]
         shapes = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
@@ -68,11 +68,11 @@ def drawn(kind: str, c: Config) -> Tensors:
             shapes[f"{n}mlp.down_proj.weight"] = (width, hidden)
             shapes |= {f"{n}{part}_layernorm.weight": (width,) for part in ("input", "post_attention")}
         length = c["prefill_len"] + c["gen_steps"]
-        given = {"in/input_ids": ids(vocab, c["B"], length)}
-        given["in/attention_mask"] = torch.ones(c["B"], length, dtype=torch.int32)
+        inputs = {"in/input_ids": ids(vocab, c["B"], length)}
+        inputs["in/attention_mask"] = torch.ones(c["B"], length, dtype=torch.int32)
         for row, pads in enumerate(c["left_pad"] or []):
-            given["in/attention_mask"][row, :pads] = 0
-    return given | {f"w/{name}": draw(*shape, scale=0.5) for name, shape in shapes.items()}
+            inputs["in/attention_mask"][row, :pads] = 0
+    return inputs | {f"w/{name}": draw(*shape, scale=0.5) for name, shape in shapes.items()}
 
 
 ROWS: Config = {"B": 5, "seq": 4, "heads": 2, "head_dim": 4, "cross_batch_range": 2}
@@ -146,7 +146,7 @@ TABLES: dict[str, tuple[Config, dict[str, Config]]] = {
     ],
 )
 def test_our_models_agree_with_the_reference(kind: str, config: Config) -> None:
-    given = drawn(kind, config)
-    case = Case(kind, config, given | COMPUTED[kind](config, given))
+    inputs = random_tensors(kind, config)
+    case = Case(kind, config, inputs | COMPUTED[kind](config, inputs))
     focused.KINDS[kind](case)
     case.close()

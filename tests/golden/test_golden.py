@@ -105,9 +105,9 @@ def test_a_wrong_tensor_fails(tmp_path: Path, name: str, change: Change, complai
     tensors = load_file(case.with_suffix(".safetensors"))
     change(tensors)
     save_file(tensors, case.with_suffix(".safetensors"))
-    told = json.loads(case.read_text())
-    told["sha256"] = hashlib.sha256(case.with_suffix(".safetensors").read_bytes()).hexdigest()
-    told["tensors"][name] = {}
-    case.write_text(json.dumps(told))
+    record = json.loads(case.read_text())
+    record["sha256"] = hashlib.sha256(case.with_suffix(".safetensors").read_bytes()).hexdigest()
+    record["tensors"][name] = {}
+    case.write_text(json.dumps(record))
     with pytest.raises(AssertionError, match=complaint):
         check(case)

@@ -26,9 +26,9 @@ CASES = sorted(path for path in FIXTURES.glob("*.json") if path.stem != "rglru_c
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
     case = read_case(path)
-    given = {name: tensor for name, tensor in case.tensors.items() if name.startswith(("in.", "w.", "cot."))}
-    case.compare("", reference.computed(case.kind, case.config, given))
-    case.open -= given.keys()
+    inputs = {name: tensor for name, tensor in case.tensors.items() if name.startswith(("in.", "w.", "cot."))}
+    case.compare("", reference.computed(case.kind, case.config, inputs))
+    case.open -= inputs.keys()
     case.close()
 
 
@@ -277,7 +277,7 @@ MODELS |= {"jamba_model": (jamba_shapes, "model.embed_tokens.weight", lambda c: 
 MODELS |= {"mamba_ssm_hybrid": (mamba_ssm_shapes, "backbone.embedding.weight", lambda c: c["tie_embeddings"])}
 
 
-def given(kind: str, c: Config, seed: int = 0) -> dict[str, Tensor]:
+def random_inputs(kind: str, c: Config, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs and weights."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -287,10 +287,10 @@ def given(kind: str, c: Config, seed: int = 0) -> dict[str, Tensor]:
     rows, time = c["B"], c["L"]
     if kind == "rglru":
         shapes, width = rglru("", c["width"], c["num_heads"]), c["width"]
-        place = torch.arange(time).repeat(rows, 1)
+        position = torch.arange(time).repeat(rows, 1)
         if c["reset_at"] is not None:
-            place = torch.where(place < c["reset_at"], place, place - c["reset_at"])
-        inputs = {"in.x": draw(rows, time, width), "in.segment_pos": place, "in.h0": draw(rows, width)}
+            position = torch.where(position < c["reset_at"], position, position - c["reset_at"])
+        inputs = {"in.x": draw(rows, time, width), "in.segment_pos": position, "in.h0": draw(rows, width)}
         inputs |= {"cot.y": draw(rows, time, width), "cot.h": draw(rows, width)}
     elif kind == "griffin_recurrent_block":
         shapes, size = recurrent("", c), (rows, time, c["width"])
@@ -309,7 +309,7 @@ def given(kind: str, c: Config, seed: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("kind", "config"), VARIANTS.values(), ids=VARIANTS)
 def test_our_code_agrees_with_the_reference(kind: str, config: Config) -> None:
-    kind, tensors = f"hybrids/{kind}", given(kind, config)
+    kind, tensors = f"hybrids/{kind}", random_inputs(kind, config)
     tensors |= {name: x.detach() for name, x in reference.computed(kind, config, tensors).items()}
     case = Case(kind, config, tensors, of_max=True)
     hybrids.KINDS[kind](case)

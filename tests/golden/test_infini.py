@@ -16,8 +16,8 @@ FIXTURES = Path(__file__).parent / "fixtures" / "infini"
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
     case = read_case(path)
-    given = {name: x for name, x in case.tensors.items() if name.startswith(("in/", "param/"))}
-    case.compare("", computed(case.kind, case.config, given))
+    inputs = {name: x for name, x in case.tensors.items() if name.startswith(("in/", "param/"))}
+    case.compare("", computed(case.kind, case.config, inputs))
     case.close()
 
 
@@ -54,7 +54,7 @@ MODEL_VARIANTS: dict[str, Config] = {
 }
 
 
-def given(kind: str, c: Config) -> Tensors:
+def random_inputs(kind: str, c: Config) -> Tensors:
     """Random inputs and weights for a case: nothing at its initial value, nothing small enough to hide."""
     random = torch.Generator().manual_seed(sum(map(ord, kind + repr(c))))
 
@@ -76,7 +76,7 @@ def given(kind: str, c: Config) -> Tensors:
         for i in layers:
             shapes |= {f"layers.{i}.ff.w1.weight": (c["d_ff"], width), f"layers.{i}.ff.w1.bias": (c["d_ff"],)}
             shapes |= {f"layers.{i}.ff.w2.weight": (width, c["d_ff"]), f"layers.{i}.ff.w2.bias": (width,)}
-        norms = ["norm_f", *(f"layers.{i}.norm{place}" for i in layers for place in (1, 2))]
+        norms = ["norm_f", *(f"layers.{i}.norm{position}" for i in layers for position in (1, 2))]
         shapes |= {f"{name}.{part}": (width,) for name in norms for part in ("weight", "bias")}
         tables = ("tok_emb.weight",) if c.get("tied") else ("tok_emb.weight", "lm_head.weight")
         shapes |= dict.fromkeys(tables, (c["vocab"], width))
@@ -99,6 +99,6 @@ def given(kind: str, c: Config) -> Tensors:
     ],
 )
 def test_our_models_agree_with_the_reference(kind: str, config: Config) -> None:
-    case = Case(kind, config, computed(kind, config, given(kind, config)))
+    case = Case(kind, config, computed(kind, config, random_inputs(kind, config)))
     infini.KINDS[kind](case)
     case.close()

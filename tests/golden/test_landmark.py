@@ -16,13 +16,13 @@ FIXTURES = Path(__file__).parent / "fixtures" / "landmark"
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
     case = read_case(path)
-    given = {name: x for name, x in case.tensors.items() if name.startswith(("in/", "w/"))}
-    case.compare("", computed(case.kind, case.config, given))
-    case.open -= given.keys() | {name for name in case.tensors if name.startswith("mid/")}
+    inputs = {name: x for name, x in case.tensors.items() if name.startswith(("in/", "w/"))}
+    case.compare("", computed(case.kind, case.config, inputs))
+    case.open -= inputs.keys() | {name for name in case.tensors if name.startswith("mid/")}
     case.close()
 
 
-def drawn(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> Tensors:
+def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> Tensors:
     """Matrices of variance 1/width_in, scales around 1, biases around 0."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -156,32 +156,34 @@ def inputs(kind: str, c: Config) -> Tensors:
         flags = torch.tensor([[key in some for key in range(c["S"])] for some in c["flags"]])
         return {"in/scores": 3 * scores, "in/cotangent": cotangent, "in/is_landmark": flags}
     if kind == "landmark/lm_train":
-        return drawn(gpt_shapes(c)) | {"in/raw_tokens": random_tokens(c["vocab_size"], c["landmark_id"], 60)}
+        return random_tensors(gpt_shapes(c)) | {
+            "in/raw_tokens": random_tokens(c["vocab_size"], c["landmark_id"], 60)
+        }
     gpt = kind == "landmark/lm_cache"
     rows, pieces = c.get("batch_size", c.get("B", 1)), c["segments" if gpt else "chunks"]
     vocab, marker = (c["vocab_size"], c["landmark_id"]) if gpt else (c["vocab"], c["mem_id"])
     freq = c["mem_cache_freq" if gpt else "mem_freq"]
-    given = drawn(gpt_shapes(c) if gpt else llama_shapes(c))
-    table = given["w/transformer.wte.weight" if gpt else "w/model.embed_tokens.weight"]
+    random_inputs = random_tensors(gpt_shapes(c) if gpt else llama_shapes(c))
+    table = random_inputs["w/transformer.wte.weight" if gpt else "w/model.embed_tokens.weight"]
     tokens = random_tokens(vocab, marker, rows, sum(pieces) + gpt)
-    given["in/tokens" if gpt else "in/raw_tokens"] = tokens
+    random_inputs["in/tokens" if gpt else "in/raw_tokens"] = tokens
     streams = [stream_of(row[: sum(pieces)], freq, marker) for row in tokens.tolist()]
     done, begin = 0, 0
     for seg, length in enumerate(pieces):
         done += length
         end = done + done // freq
         ids = torch.tensor([stream[begin:end] for stream in streams]).int()
-        given[f"in/seg{seg}/inputs_embeds"] = embedded(ids, table, seg)
-        given[f"in/seg{seg}/with_landmarks"] = ids
+        random_inputs[f"in/seg{seg}/inputs_embeds"] = embedded(ids, table, seg)
+        random_inputs[f"in/seg{seg}/with_landmarks"] = ids
         begin = end
-    return given
+    return random_inputs
 
 
 @pytest.mark.parametrize(("kind", "config"), VARIANTS.values(), ids=VARIANTS)
 def test_other_configs(kind: str, config: Config) -> None:
     config = dict(config)
-    given = inputs(kind, config)
-    tensors = given | computed(kind, config, given)
+    random_inputs = inputs(kind, config)
+    tensors = random_inputs | computed(kind, config, random_inputs)
     case = Case(kind, config, tensors)
     landmark.KINDS[kind](case)
     case.close()

@@ -29,8 +29,8 @@ def drawer(*seed: object) -> Draw:
     return lambda *shape: torch.randn(shape, generator=random, dtype=torch.float64)
 
 
-def grown(given: Tensors) -> Tensors:
-    return {n: x.clone().requires_grad_() if n.startswith("in.") else x for n, x in given.items()}
+def grown(tensors: Tensors) -> Tensors:
+    return {n: x.clone().requires_grad_() if n.startswith("in.") else x for n, x in tensors.items()}
 
 
 SCAN: Config = {"batch": 2, "dim": 4, "dstate": 3, "L": 7, "groups": None, "delta_softplus": True}
@@ -54,23 +54,23 @@ def test_scan(variant: str) -> None:
     draw = drawer("scan", variant)
     rows, channels, states, time = (c[n] for n in ("batch", "dim", "dstate", "L"))
     selected = (rows, *([c["groups"]] if c["groups"] else []), states, time)
-    given = {"in.u": draw(rows, channels, time), "in.A": -draw(channels, states).exp()}
-    given["in.delta"] = (
+    tensors = {"in.u": draw(rows, channels, time), "in.A": -draw(channels, states).exp()}
+    tensors["in.delta"] = (
         draw(rows, channels, time) if c["delta_softplus"] else draw(rows, channels, time).abs()
     )
-    given |= {"in.B": draw(*selected), "in.C": draw(*selected)}
-    given |= {"in.z": draw(rows, channels, time)} if c["use_z"] else {}
-    given |= {"in.D": draw(channels)} if c["use_D"] else {}
-    given |= {"in.delta_bias": draw(channels).abs() / 2} if c["bias"] else {}
-    given |= {"cot.y": draw(rows, channels, time), "cot.last_state": draw(rows, channels, states)}
-    inputs = grown(given)
+    tensors |= {"in.B": draw(*selected), "in.C": draw(*selected)}
+    tensors |= {"in.z": draw(rows, channels, time)} if c["use_z"] else {}
+    tensors |= {"in.D": draw(channels)} if c["use_D"] else {}
+    tensors |= {"in.delta_bias": draw(channels).abs() / 2} if c["bias"] else {}
+    tensors |= {"cot.y": draw(rows, channels, time), "cot.last_state": draw(rows, channels, states)}
+    inputs = grown(tensors)
     y, after = scan(c, inputs, torch.zeros(rows, channels, states).double())
     leaves = {n: x for n, x in inputs.items() if n.startswith("in.")}
-    said, last = (y * given["cot.y"]).sum(), (after[-1] * given["cot.last_state"]).sum()
-    found = {"out.y": y, "out.last_state": after[-1]}
-    found |= {f"state@{t}.last_state": after[t - 1] for t in accumulate(c["segments"])}
-    found |= slopes(said + last, leaves) | slopes(said, leaves, "grad_y_only.")
-    case = Case("mamba1/scan", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
+    outputs, last = (y * tensors["cot.y"]).sum(), (after[-1] * tensors["cot.last_state"]).sum()
+    results = {"out.y": y, "out.last_state": after[-1]}
+    results |= {f"state@{t}.last_state": after[t - 1] for t in accumulate(c["segments"])}
+    results |= slopes(outputs + last, leaves) | slopes(outputs, leaves, "grad_y_only.")
+    case = Case("mamba1/scan", c, tensors | {n: x.detach() for n, x in results.items()}, of_max=True)
     kinds.KINDS[case.kind](case)
     case.close()
 
@@ -99,27 +99,27 @@ def test_ssd(variant: str) -> None:
     rows, time, heads, width, groups, states = (
         c[n] for n in ("batch", "L", "nheads", "headdim", "ngroups", "dstate")
     )
-    given = {"in.x": draw(rows, time, heads, width), "in.A": -draw(heads).exp()}
-    given["in.dt"] = draw(rows, time, heads) if c["dt_softplus"] else draw(rows, time, heads).abs()
-    given |= {f"in.{n}": draw(rows, time, groups, states) for n in "BC"}
-    given |= {"in.D": draw(heads, *([width] if c["D_has_hdim"] else []))} if c["skip"] else {}
-    given |= {"in.z": draw(rows, time, heads, width)} if c["use_z"] else {}
-    given |= {"in.dt_bias": draw(heads)} if c["bias"] else {}
+    tensors = {"in.x": draw(rows, time, heads, width), "in.A": -draw(heads).exp()}
+    tensors["in.dt"] = draw(rows, time, heads) if c["dt_softplus"] else draw(rows, time, heads).abs()
+    tensors |= {f"in.{n}": draw(rows, time, groups, states) for n in "BC"}
+    tensors |= {"in.D": draw(heads, *([width] if c["D_has_hdim"] else []))} if c["skip"] else {}
+    tensors |= {"in.z": draw(rows, time, heads, width)} if c["use_z"] else {}
+    tensors |= {"in.dt_bias": draw(heads)} if c["bias"] else {}
     shape = (rows, heads, width, states)
-    given |= {"in.h0": draw(*shape), "cot.y": draw(rows, time, heads, width)}
-    given |= {"cot0.y": draw(rows, time, heads, width), "cot0.final_state": draw(*shape)}
-    inputs = grown(given)
+    tensors |= {"in.h0": draw(*shape), "cot.y": draw(rows, time, heads, width)}
+    tensors |= {"cot0.y": draw(rows, time, heads, width), "cot0.final_state": draw(*shape)}
+    inputs = grown(tensors)
     leaves = {n: x for n, x in inputs.items() if n.startswith("in.") and n != "in.h0"}
     y, after = ssd(c, inputs, torch.zeros(shape).double(), bare=False)
-    found = {"out.y": y, "out.final_state": after[-1]}
-    found |= {f"state@{t}.ssm_state": after[t - 1] for t in accumulate(c["segments"])}
-    found |= slopes((y * given["cot.y"]).sum(), leaves)
+    results = {"out.y": y, "out.final_state": after[-1]}
+    results |= {f"state@{t}.ssm_state": after[t - 1] for t in accumulate(c["segments"])}
+    results |= slopes((y * tensors["cot.y"]).sum(), leaves)
     y, after = ssd(c, inputs, inputs["in.h0"], bare=True)
-    found |= {"out0.y": y, "out0.final_state": after[-1]}
-    total = (y * given["cot0.y"]).sum() + (after[-1] * given["cot0.final_state"]).sum()
+    results |= {"out0.y": y, "out0.final_state": after[-1]}
+    total = (y * tensors["cot0.y"]).sum() + (after[-1] * tensors["cot0.final_state"]).sum()
     bare = {n: x for n, x in inputs.items() if n.startswith("in.") and n not in ("in.D", "in.z")}
-    found |= slopes(total, bare, "grad0.")
-    case = Case("mamba2/ssd", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
+    results |= slopes(total, bare, "grad0.")
+    case = Case("mamba2/ssd", c, tensors | {n: x.detach() for n, x in results.items()}, of_max=True)
     kinds.KINDS[case.kind](case)
     case.close()
 
@@ -145,13 +145,13 @@ MIXERS: dict[str, Config] = {
 
 def weights_of(shapes: Tensors, draw: Draw) -> Tensors:
     """Nothing at its initial value, nothing small enough to hide."""
-    found = {}
+    results = {}
     for name, like in shapes.items():
         scale = 0.2 if "norm" in name else 0.6
-        found[f"w.{name}"] = draw(*like.shape) * scale + (
+        results[f"w.{name}"] = draw(*like.shape) * scale + (
             1.0 if "norm" in name and "bias" not in name else 0.0
         )
-    return found
+    return results
 
 
 @pytest.mark.parametrize("variant", MIXERS)
@@ -160,19 +160,19 @@ def test_mixer(variant: str) -> None:
     draw, one = drawer("mixer", variant), kind == "mamba1"
     loader: Any = mamba if one else mamba2
     mixer = (MambaMixer if one else Mamba2Mixer)(c["d_model"], **loader.mixer_shape(c["d_model"], c))
-    given = weights_of(gradients(mixer, loader.MIXER), draw)
-    given |= {"in.x": draw(c["B"], c["L"], c["d_model"]), "cot.y": draw(c["B"], c["L"], c["d_model"])}
-    p = {n[2:]: w.clone().requires_grad_() for n, w in given.items() if n.startswith("w.")}
-    x = given["in.x"].clone().requires_grad_()
+    tensors = weights_of(gradients(mixer, loader.MIXER), draw)
+    tensors |= {"in.x": draw(c["B"], c["L"], c["d_model"]), "cot.y": draw(c["B"], c["L"], c["d_model"])}
+    p = {n[2:]: w.clone().requires_grad_() for n, w in tensors.items() if n.startswith("w.")}
+    x = tensors["in.x"].clone().requires_grad_()
     reference = hybrids.mamba if one else hybrids.mamba2
     rows = [reference(row, p, "", *([] if one else [c])) for row in x]
-    y = torch.stack([said for said, _ in rows])
-    found = {"out.y": y}
+    y = torch.stack([outputs for outputs, _ in rows])
+    results = {"out.y": y}
     for t in c["bounds"]:
-        told = [carried(t) for _, carried in rows]
-        found |= {f"state@{t}.{n}": torch.stack([row[n] for row in told]) for n in told[0]}
-    found |= slopes((y * given["cot.y"]).sum(), {"in.x": x} | {f"w.{n}": w for n, w in p.items()})
-    case = Case(f"{kind}/layer", c, given | {n: t.detach() for n, t in found.items()}, of_max=True)
+        record = [carried(t) for _, carried in rows]
+        results |= {f"state@{t}.{n}": torch.stack([row[n] for row in record]) for n in record[0]}
+    results |= slopes((y * tensors["cot.y"]).sum(), {"in.x": x} | {f"w.{n}": w for n, w in p.items()})
+    case = Case(f"{kind}/layer", c, tensors | {n: t.detach() for n, t in results.items()}, of_max=True)
     kinds.KINDS[case.kind](case)
     case.close()
 
@@ -212,12 +212,12 @@ def test_model(variant: str) -> None:
     draw, one = drawer("model", variant), kind == "mamba1"
     loader: Any = mamba if one else mamba2
     empty = (Mamba if one else Mamba2)(**loader.shape(c))
-    given = weights_of(loader.published_gradients(empty), draw)
+    tensors = weights_of(loader.published_gradients(empty), draw)
     if c["tie_embeddings"]:
-        given["w.lm_head.weight"] = given["w.backbone.embedding.weight"].clone()
+        tensors["w.lm_head.weight"] = tensors["w.backbone.embedding.weight"].clone()
     tokens = torch.randint(c["vocab_size"], (2, c["B"], c["L"]), generator=torch.Generator().manual_seed(0))
-    given |= {"in.tokens": tokens[0], "in.targets": tokens[1]}
-    found = hybrids.computed("hybrids/mamba_ssm_hybrid", c, given)
-    case = Case(f"{kind}/model", c, given | {n: x.detach() for n, x in found.items()}, of_max=True)
+    tensors |= {"in.tokens": tokens[0], "in.targets": tokens[1]}
+    results = hybrids.computed("hybrids/mamba_ssm_hybrid", c, tensors)
+    case = Case(f"{kind}/model", c, tensors | {n: x.detach() for n, x in results.items()}, of_max=True)
     kinds.KINDS[case.kind](case)
     case.close()

@@ -85,10 +85,10 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
     case = read_case(path)
-    given = {n: x for n, x in case.tensors.items() if n.startswith(("in.", "cot.", "w."))}
-    found = reference.computed(case.kind, case.config, given)
-    case.open -= given.keys()
-    case.compare("", {name: tensor for name, tensor in found.items() if name not in given})
+    inputs = {n: x for n, x in case.tensors.items() if n.startswith(("in.", "cot.", "w."))}
+    results = reference.computed(case.kind, case.config, inputs)
+    case.open -= inputs.keys()
+    case.compare("", {name: tensor for name, tensor in results.items() if name not in inputs})
     case.close()
 
 
@@ -122,7 +122,7 @@ def block_shapes(c: dict[str, Any], name: str) -> dict[str, tuple[int, ...]]:
     return {name + part: size for part, size in shapes.items()}
 
 
-def given(kind: str, c: dict[str, Any]) -> dict[str, Tensor]:
+def random_inputs(kind: str, c: dict[str, Any]) -> dict[str, Tensor]:
     """Random inputs and weights for a case: nothing at its initial value, nothing small enough to hide."""
     random = torch.Generator().manual_seed(sum(map(ord, kind + repr(c))))
 
@@ -172,6 +172,6 @@ def given(kind: str, c: dict[str, Any]) -> dict[str, Tensor]:
     ],
 )
 def test_our_models_agree_with_the_reference(kind: str, config: dict[str, Any]) -> None:
-    case = Case(kind, config, reference.computed(kind, config, given(kind, config)), of_max=True)
+    case = Case(kind, config, reference.computed(kind, config, random_inputs(kind, config)), of_max=True)
     KINDS[kind](case)
     case.close()

@@ -27,8 +27,8 @@ def draw(seed: object, *shape: int) -> Tensor:
 )
 def test_the_reference_agrees_with_the_published_case(name: str, computed: Any) -> None:
     case = read_case(FIXTURES / f"{name}.json")
-    given = {part: case.read(part) for part in list(case.tensors) if part.startswith(("in/", "w/"))}
-    case.compare("", computed(case.config, given))
+    inputs = {part: case.read(part) for part in list(case.tensors) if part.startswith(("in/", "w/"))}
+    case.compare("", computed(case.config, inputs))
     case.close()
 
 
@@ -51,14 +51,14 @@ PAPER: Config = {"B": 2, "H": 2, "segment": 4, "head_dim": 3, "k": 2, "memory_ca
 def test_our_functions_agree_with_the_reference(config: Config) -> None:
     c = PAPER | config
     shape = (c["B"], c["H"], c["segment"], c["head_dim"])
-    given = {"w/scale": 2 + draw("scale", c["H"]), "w/gate_bias": draw("gate", c["H"])}
+    inputs = {"w/scale": 2 + draw("scale", c["H"]), "w/gate_bias": draw("gate", c["H"])}
     if len(config) != 1:
-        given["in/local_bias"] = draw("bias", c["H"], c["segment"], c["segment"])
+        inputs["in/local_bias"] = draw("bias", c["H"], c["segment"], c["segment"])
     for s in range(c["segments"]):
-        given |= {f"in/seg{s}/{name}": draw((s, name), *shape) for name in ("q", "k", "v", "cotangent")}
+        inputs |= {f"in/seg{s}/{name}": draw((s, name), *shape) for name in ("q", "k", "v", "cotangent")}
         begins = draw(("begins", s), c["B"]) > 0.5
-        given[f"in/seg{s}/start_of_document"] = begins if s else torch.ones_like(begins)
-    case = Case("memorizing/paper_gate_topk", c, given | paper(c, given))
+        inputs[f"in/seg{s}/start_of_document"] = begins if s else torch.ones_like(begins)
+    case = Case("memorizing/paper_gate_topk", c, inputs | paper(c, inputs))
     memorizing.check_paper(case)
     case.close()
 
@@ -84,7 +84,7 @@ LAYER |= {"num_retrieved_memories": 3, "gate_output": False}
 def test_our_layer_agrees_with_the_reference(config: Config, biased: bool) -> None:
     c = LAYER | config
     rows, size, dim, heads, width = (c[name] for name in ("B", "n", "dim", "heads", "dim_head"))
-    given = {
+    inputs = {
         "in/x": draw("x", rows, size, dim),
         "in/cotangent": draw("cotangent", rows, size, dim),
         "in/memories": draw("memories", rows, c["memories"], 2, width),
@@ -93,9 +93,9 @@ def test_our_layer_agrees_with_the_reference(config: Config, biased: bool) -> No
         "w/to_kv.weight": draw("kv", 2 * width, dim),
         "w/to_out.weight": draw("out", dim, heads * width),
     }
-    given |= {"w/output_gate": draw("gate", 1)} if c["gate_output"] else {}
-    given |= {"in/rel_pos_bias": draw("bias", 1, heads, size, size)} if biased else {}
-    case = Case("memorizing/luc_core", c, given | layer(c, given))
+    inputs |= {"w/output_gate": draw("gate", 1)} if c["gate_output"] else {}
+    inputs |= {"in/rel_pos_bias": draw("bias", 1, heads, size, size)} if biased else {}
+    case = Case("memorizing/luc_core", c, inputs | layer(c, inputs))
     memorizing.check_layer(case)
     case.close()
 

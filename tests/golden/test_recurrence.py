@@ -18,8 +18,8 @@ FIXTURES = Path(__file__).parent / "fixtures"
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
     case = read_case(path)
-    given = {name: tensor for name, tensor in case.tensors.items() if name.startswith(("in/", "param/"))}
-    case.compare("", reference.computed(case.kind, case.config, given))
+    inputs = {name: tensor for name, tensor in case.tensors.items() if name.startswith(("in/", "param/"))}
+    case.compare("", reference.computed(case.kind, case.config, inputs))
     case.open.discard("out/attn_prob")
     case.close()
 
@@ -206,7 +206,7 @@ def gpt2_shapes(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def given(kind: str, c: dict[str, Any]) -> dict[str, Tensor]:
+def random_inputs(kind: str, c: dict[str, Any]) -> dict[str, Tensor]:
     """Random inputs and weights for a case: nothing at its initial value, nothing small enough to hide."""
     random = torch.Generator().manual_seed(sum(map(ord, kind + repr(c))))
 
@@ -267,6 +267,6 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     ],
 )
 def test_our_models_agree_with_the_reference(kind: str, config: dict[str, Any]) -> None:
-    case = Case(kind, config, reference.computed(kind, config, given(kind, config)))
+    case = Case(kind, config, reference.computed(kind, config, random_inputs(kind, config)))
     recurrence.KINDS[kind](case)
     case.close()

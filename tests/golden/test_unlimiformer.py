@@ -21,8 +21,8 @@ def draw(seed: object, *shape: int) -> Tensor:
 
 def test_the_reference_agrees_with_the_published_case() -> None:
     case = read_case(FIXTURE)
-    given = {name: case.read(name) for name in list(case.tensors) if name.startswith(("in/", "w/"))}
-    case.compare("", core(case.config, given))
+    inputs = {name: case.read(name) for name in list(case.tensors) if name.startswith(("in/", "w/"))}
+    case.compare("", core(case.config, inputs))
     case.close()
 
 
@@ -42,13 +42,13 @@ def test_the_reference_agrees_with_the_published_case() -> None:
 )
 def test_our_attention_agrees_with_the_reference(config: Config, bias: bool) -> None:
     c: Config = {"B": 2, "beam": 1, "heads": 2, "dim": 8, "n_hidden": 9, "k": 4} | config
-    given = {"in/h_dec": draw("dec", c["B"] * c["beam"], 1, c["dim"])}
-    given["in/h_enc"] = draw("enc", c["B"], c["n_hidden"], c["dim"])
+    inputs = {"in/h_dec": draw("dec", c["B"] * c["beam"], 1, c["dim"])}
+    inputs["in/h_enc"] = draw("enc", c["B"], c["n_hidden"], c["dim"])
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        given[f"w/{name}.weight"] = 0.6 * draw(name, c["dim"], c["dim"])
+        inputs[f"w/{name}.weight"] = 0.6 * draw(name, c["dim"], c["dim"])
         if bias:
-            given[f"w/{name}.bias"] = draw([name], c["dim"])
-    case = Case("unlimiformer/core_retrieval_attention", c, given | core(c, given))
+            inputs[f"w/{name}.bias"] = draw([name], c["dim"])
+    case = Case("unlimiformer/core_retrieval_attention", c, inputs | core(c, inputs))
     unlimiformer.check_core(case)
     case.close()
 
@@ -79,18 +79,18 @@ def test_our_model_agrees_with_the_reference(config: Config, trained: bool) -> N
     torch.manual_seed(0)
     model = Unlimiformer(**c, retrieval_training=trained).double().train(trained)
     with torch.no_grad():
-        for number, weight in enumerate(model.parameters()):
-            weight.add_(0.3 * draw(number, *weight.shape))
+        for index, weight in enumerate(model.parameters()):
+            weight.add_(0.3 * draw(index, *weight.shape))
     p: Tensors = dict(model.named_parameters(remove_duplicate=False))
     text = torch.randint(c["vocab_size"], (2, 3 * c["segment_len"] + 1))
     cotangent = draw("cotangent", *text.shape, c["vocab_size"])
     logits, state = model(text)
-    ours = torch.autograd.grad((logits * cotangent).sum(), list(model.parameters()))
+    grads = torch.autograd.grad((logits * cotangent).sum(), list(model.parameters()))
     readers = [Reference(c, p, trained) for _ in text]
     expected = torch.stack([reader.read(row) for reader, row in zip(readers, text.tolist(), strict=True)])
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
-    theirs = torch.autograd.grad((expected * cotangent).sum(), list(model.parameters()))
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    expected_grads = torch.autograd.grad((expected * cotangent).sum(), list(model.parameters()))
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-9, atol=1e-9)
     for layer, bank in enumerate(state):
         if not bank:
             assert layer < c.get("layer_begin", c["depth"] // 2)

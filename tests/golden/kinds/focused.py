@@ -25,7 +25,7 @@ from zoo.state import State
 
 
 def weights(case: Case) -> dict[str, Tensor]:
-    return {found[1]: case.read(found[0]) for found in case.matching(r"w/(.*)")}
+    return {results[1]: case.read(results[0]) for results in case.matching(r"w/(.*)")}
 
 
 def grown(case: Case, *names: str) -> list[Tensor]:
@@ -42,9 +42,9 @@ def check_crossbatch(case: Case) -> None:
         inputs = dict(zip("qkv", grown(case, "q", "k", "v"), strict=True))
         q, k = (rearrange(inputs[name], "b s h (k two) -> b h s (two k)", two=2) for name in "qk")
         v = rearrange(inputs["v"], "b s h k -> b h s k")
-        places, base = torch.arange(c["seq"]), float(c.get("rope_theta", 10000))
+        slots, base = torch.arange(c["seq"]), float(c.get("rope_theta", 10000))
         full = torch.full((c["B"],), c["seq"])
-        segments = Segments(rotary(q, places, base), rotary(k, places, base), v)
+        segments = Segments(rotary(q, slots, base), rotary(k, slots, base), v)
         y = form(segments, Contexts(k, v, full), seen[:, 1:])
         y = rearrange(y, "b h s k -> b s h k")
         case.compare("out/", {"attn_output": y})
@@ -82,8 +82,8 @@ def check_paper(case: Case) -> None:
         knn = KNNMemory(c["memory"], c["H"], c["head_dim"], c["head_dim"], neighbours)
         bank = knn.add(knn.init_state(c["B"], q), keys, values)
         ids = knn.search(q * scale, bank)
-        found = knn.gather(bank, ids)
-        y = attend(q * scale, k, v, causal, *found, ids >= 0, c["head_dim"] ** -0.5)
+        results = knn.gather(bank, ids)
+        y = attend(q * scale, k, v, causal, *results, ids >= 0, c["head_dim"] ** -0.5)
         case.compare(f"out/{name}/", {"y": y})
         if name == "infer":  # as sets
             assert torch.equal(ids.sort(-1).values.int(), expected.sort(-1).values)
@@ -115,13 +115,13 @@ def reading(model: focused.LongLLaMA, ids: Tensor, pads: int, c: dict[str, Any])
 
     A closed window is a segment; the last one stays open, and each new token reads it again.
     """
-    window, found, said = c["max_position_embeddings"], {}, []
+    window, results, outputs = c["max_position_embeddings"], {}, []
     *closed, opened = windows(c["prefill_len"], window, c.get("last_context_length", 1024))
     state, start = model.init_state(len(ids)), 0
     for end in accumulate(closed):
         if end > pads:
             logits, state = model.segment(ids[:, max(start, pads) : end], state)
-            said.append(logits)
+            outputs.append(logits)
         start = end
     end = start + opened
 
@@ -130,32 +130,30 @@ def reading(model: focused.LongLLaMA, ids: Tensor, pads: int, c: dict[str, Any])
         for layer in c["mem_layers"]:
             keys, count = after[layer].previous_keys, end - max(start, pads)
             kept[f"state/{tag}/layer{layer}/local_k"] = keys[:, :, :count]
-            places = torch.arange(max(start, pads), end, dtype=torch.int32) - pads
-            kept[f"state/{tag}/layer{layer}/local_pos"] = places.view(1, 1, -1, 1).expand(
-                len(ids), -1, -1, -1
-            )
+            slots = torch.arange(max(start, pads), end, dtype=torch.int32) - pads
+            kept[f"state/{tag}/layer{layer}/local_pos"] = slots.view(1, 1, -1, 1).expand(len(ids), -1, -1, -1)
         return kept
 
     logits, after = model.segment(ids[:, max(start, pads) : end], state)
-    found["out/prefill/logits"] = torch.cat([*said, logits], dim=1)
-    found |= local("prefill", after)
+    results["out/prefill/logits"] = torch.cat([*outputs, logits], dim=1)
+    results |= local("prefill", after)
     for step in range(c["gen_steps"]):
         if end + 1 - start > window:
             state, start = after, end
         end += 1
         logits, after = model.segment(ids[:, max(start, pads) : end], state)
-        found[f"out/step{step}/logits"] = logits[:, -1:]
+        results[f"out/step{step}/logits"] = logits[:, -1:]
         lengths = {"step": step, "local_len": end - start, "mem_len": start}
         assert c.get("per_step", {step: lengths})[step] == lengths
-    return found | local("final", after)
+    return results | local("final", after)
 
 
 def check_longllama(case: Case) -> None:
     """`fot/longllama`: what padding says isn't compared."""
     c, ids = case.config, case.read("in/input_ids").long()
-    given = weights(case)
-    kept = {"mem_dtype": str(next(iter(given.values())).dtype).removeprefix("torch.")}  # a patch of the code
-    model = focused.load(given, kept | c | {"capacity": ids.shape[1]}).eval()
+    params = weights(case)
+    kept = {"mem_dtype": str(next(iter(params.values())).dtype).removeprefix("torch.")}  # a patch of the code
+    model = focused.load(params, kept | c | {"capacity": ids.shape[1]}).eval()
     *closed, _ = cut = windows(c["prefill_len"], c["max_position_embeddings"], c["last_context_length"])
     assert c.get("windows", cut) == cut
     pads = (case.read("in/attention_mask") == 0).sum(1).tolist()
@@ -173,14 +171,14 @@ def check_longllama(case: Case) -> None:
             case.compare("out/", {"prefill/logits": at_once})
     for name in readings[0][2]:
         if name in case:
-            found, axis = case.tensors[name].clone(), 1 if name.startswith("out/") else 2
-            for rows, count, said in readings:
-                length = said[name].shape[axis]
-                assert 0 <= found.shape[axis] - length <= count
-                found[rows].narrow(axis, found.shape[axis] - length, length).copy_(said[name])
-            case.compare("", {name: found})
+            results, axis = case.tensors[name].clone(), 1 if name.startswith("out/") else 2
+            for rows, count, outputs in readings:
+                length = outputs[name].shape[axis]
+                assert 0 <= results.shape[axis] - length <= count
+                results[rows].narrow(axis, results.shape[axis] - length, length).copy_(outputs[name])
+            case.compare("", {name: results})
             if name == "out/prefill/logits":
-                case.compare("out/", {"prefill_no_cache/logits": found})
+                case.compare("out/", {"prefill_no_cache/logits": results})
 
 
 KINDS: dict[str, Callable[[Case], None]] = {

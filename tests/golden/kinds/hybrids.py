@@ -37,21 +37,21 @@ def check_rglru(case: Case) -> None:
     x, starts = case.read("in.x"), case.read("in.segment_pos") == 0
     for form, lengths in product((rglru, rglru_loop), cuts(case, x.shape[1])):
         with mock.patch("zoo.memory.state_space.rglru.rglru", form):
-            hidden, said, done = torch.zeros_like(x[:, 0]), [], 0
+            hidden, outputs, done = torch.zeros_like(x[:, 0]), [], 0
             for piece, begins in zip(x.split(lengths, dim=1), starts.split(lengths, dim=1), strict=True):
                 y, hidden = unit(piece, hidden, begins)
-                said.append(y)
+                outputs.append(y)
                 done += piece.shape[1]
                 case.compare(f"state@{done}.", {"h": hidden})
-            case.compare("out.", {"y": torch.cat(said, dim=1), "h": hidden})
+            case.compare("out.", {"y": torch.cat(outputs, dim=1), "h": hidden})
 
             unit.zero_grad()
             inputs = {"x": x.clone().requires_grad_(), "h0": case.read("in.h0").clone().requires_grad_()}
-            hidden, said = inputs["h0"], []
+            hidden, outputs = inputs["h0"], []
             for piece in inputs["x"].split(lengths, dim=1):
                 y, hidden = unit(piece, hidden, torch.zeros(piece.shape[:2], dtype=torch.bool))
-                said.append(y)
-            y = torch.cat(said, dim=1)
+                outputs.append(y)
+            y = torch.cat(outputs, dim=1)
             case.compare("out0.", {"y": y, "h": hidden})
             ((y * case.read("cot.y")).sum() + (hidden * case.read("cot.h")).sum()).backward()
             weights = {f"w.{name}": grad for name, grad in gradients(unit, table).items()}
@@ -71,12 +71,12 @@ def check_recurrent_block(case: Case) -> None:
     for lengths in cuts(case, x.shape[1]):
         block.zero_grad()
         inputs = {"x": x.clone().requires_grad_()}
-        state, said = block.init_state(len(x)), []
+        state, outputs = block.init_state(len(x)), []
         for piece in inputs["x"].split(lengths, dim=1):
             y, state = block(piece, state)
-            said.append(y)
+            outputs.append(y)
             case.compare(f"state@{int(state.length[0])}.", {"conv": state.conv, "h": state.h})
-        y = torch.cat(said, dim=1)
+        y = torch.cat(outputs, dim=1)
         case.compare("out.", {"y": y})
         (y * case.read("cot.y")).sum().backward()
         weights = {f"w.{name}": grad for name, grad in gradients(block, table).items()}
@@ -119,15 +119,15 @@ def check_model(case: Case, loader: Any) -> None:
         for read in (model.segment, model.forward):
             model.zero_grad()
             oldest = Oldest(model)
-            state, said, done = model.init_state(len(tokens)), [], 0
+            state, outputs, done = model.init_state(len(tokens)), [], 0
             for piece in tokens.split(lengths, dim=1):
                 logits, state = read(piece, state)
-                said.append(logits)
+                outputs.append(logits)
                 done += piece.shape[1]
                 case.compare(f"state@{done}.", oldest.put(loader.published_state(state, model)))
             for hook in oldest.hooks:
                 hook.remove()
-            logits = torch.cat(said, dim=1)
+            logits = torch.cat(outputs, dim=1)
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
             case.compare("out.", {"logits": logits, "loss": loss})
             loss.backward()

@@ -42,19 +42,19 @@ def check_layer(case: Case) -> None:
     for scenario, cut in SCENARIOS.items():
         layer.zero_grad()
         x.grad = None
-        state, said = layer.init_state(len(x)), []
-        for number, piece in enumerate(x.split(lengths, dim=1)):
+        state, outputs = layer.init_state(len(x)), []
+        for index, piece in enumerate(x.split(lengths, dim=1)):
             made = parts(layer, piece, state)
             out, state = layer(piece, state)
-            said.append(out)
-            case.compare(f"out/seg{number}/", made | {"out": out})
-            case.compare(f"state/after_seg{number}/", infini.memory(state))
-            if not number:
+            outputs.append(out)
+            case.compare(f"out/seg{index}/", made | {"out": out})
+            case.compare(f"state/after_seg{index}/", infini.memory(state))
+            if not index:
                 near = layer.out_proj(rearrange(made["A_dot"], "b h s k -> b s (h k)"))
                 case.compare("alt_bypass_first_segment/seg0_", {"out": near})
             if cut:
                 state = detach(state)
-        loss = (torch.cat(said, dim=1) * cotangent).sum()
+        loss = (torch.cat(outputs, dim=1) * cotangent).sum()
         case.compare("out/", {"loss": loss})
         loss.backward()
         case.compare(f"grad/{scenario}/", gradients(layer, names) | {"x": x.grad})
@@ -63,14 +63,14 @@ def check_layer(case: Case) -> None:
         layer.zero_grad()
         x.grad = None
         whole = len(lengths) * max(lengths) if lengths[-1] == max(lengths) else sum(lengths[:-1])
-        state, said = layer.init_state(len(x)), []
+        state, outputs = layer.init_state(len(x)), []
         for piece in (x[:, :whole], x[:, whole:]):
             if piece.shape[1]:
                 out, state = layer(piece, state)
-                said.append(out)
-        together = torch.cat(said, dim=1)
-        for number, out in enumerate(together.split(lengths, dim=1)):
-            case.compare(f"out/seg{number}/", {"out": out})
+                outputs.append(out)
+        together = torch.cat(outputs, dim=1)
+        for index, out in enumerate(together.split(lengths, dim=1)):
+            case.compare(f"out/seg{index}/", {"out": out})
         case.compare(f"state/after_seg{len(lengths) - 1}/", infini.memory(state))
         (together * cotangent).sum().backward()
         case.compare("grad/full/", gradients(layer, names) | {"x": x.grad})
@@ -100,8 +100,8 @@ class Reading:
             self.after.append(state)
             state = detach(state) if cut else state
 
-    def hear(self, name: str, said: tuple[Tensor, State]) -> None:
-        self.told[-1][name] = said[0]
+    def hear(self, name: str, outputs: tuple[Tensor, State]) -> None:
+        self.told[-1][name] = outputs[0]
 
 
 def slopes(state: State) -> dict[str, Tensor]:
@@ -135,19 +135,19 @@ def check_model(case: Case) -> None:
         reading = Reading(model, pieces, cut)
         each_nll = nll(reading.logits)
         case.compare("out/", {"loss": each_nll.mean()})
-        for number, (logits, lost) in enumerate(
+        for index, (logits, lost) in enumerate(
             zip(reading.logits, each_nll.split(lengths, dim=1), strict=True)
         ):
-            case.compare(f"out/seg{number}/", {"logits": logits, "nll": lost} | reading.told[number])
-            case.compare(f"state/after_seg{number}/", infini.published_state(reading.after[number]))
+            case.compare(f"out/seg{index}/", {"logits": logits, "nll": lost} | reading.told[index])
+            case.compare(f"state/after_seg{index}/", infini.published_state(reading.after[index]))
         each_nll.mean().backward()
         case.compare(f"grad/{scenario}/", infini.published_gradients(model))
 
     model = loaded()
     reading = Reading(model, pieces, False)
     nll(reading.logits)[:, -lengths[-1] :].mean().backward()
-    for number, state in enumerate(reading.entering):
-        named = {f"{name.replace('/', '_')}_enter_seg{number}": grad for name, grad in slopes(state).items()}
+    for index, state in enumerate(reading.entering):
+        named = {f"{name.replace('/', '_')}_enter_seg{index}": grad for name, grad in slopes(state).items()}
         case.compare("grad/last_segment_loss/", named)
     case.compare("grad/last_segment_loss/", infini.published_gradients(model))
 
@@ -156,8 +156,8 @@ def check_model(case: Case) -> None:
         logits, after = model(text)
         lost = nll([logits])
         case.compare("out/", {"loss": lost.mean(), "logits": logits})
-        for number, piece in enumerate(logits.split(lengths, dim=1)):
-            case.compare(f"out/seg{number}/", {"logits": piece})
+        for index, piece in enumerate(logits.split(lengths, dim=1)):
+            case.compare(f"out/seg{index}/", {"logits": piece})
         case.compare(f"state/after_seg{len(lengths) - 1}/", infini.published_state(after))
         lost.mean().backward()
         case.compare("grad/full/", infini.published_gradients(model))

@@ -29,19 +29,19 @@ def check_softmax(case: Case) -> None:
     (weights * case.read("in/cotangent")).sum().backward()
     gates = p.new_zeros(*p.shape[:-1], case.config["max_groups_for_softmax"])
     for row, flagged in enumerate(flags[:, 0]):
-        for number, place in enumerate(flagged.nonzero()[:, 0].tolist()):
-            gates[row, ..., number] = p[row, ..., place]
+        for group, position in enumerate(flagged.nonzero()[:, 0].tolist()):
+            gates[row, ..., group] = p[row, ..., position]
         gates[row, ..., -1] = p[row][..., ~flagged].sum(-1)
     case.compare("out/", {"probs": weights, "row_sum": weights.sum(-1), "group_prob": gates})
     case.compare("grad/", {"scores": scores.grad})
-    for found in case.matching("mid/.*"):  # the published table of groups, which we haven't
-        case.read(found[0])
+    for results in case.matching("mid/.*"):  # the published table of groups, which we haven't
+        case.read(results[0])
 
 
 def with_landmarks(raw: list[int], freq: int, marker: int) -> list[int]:
     stream = []
-    for place, token in enumerate(raw, 1):
-        stream += [token, marker] if place % freq == 0 else [token]
+    for position, token in enumerate(raw, 1):
+        stream += [token, marker] if position % freq == 0 else [token]
     return stream
 
 
@@ -57,12 +57,14 @@ def check_train(case: Case) -> None:
         windows.append(window[:length])
         asked.append([-1 if window[t] in (marker, 50256) else after[t] for t in range(length)])
     made = {"stream_with_landmarks": stream, "tokens": windows, "targets": asked}
-    case.compare("in/", {name: torch.tensor(numbers, dtype=torch.int32) for name, numbers in made.items()})
+    case.compare("in/", {name: torch.tensor(indices, dtype=torch.int32) for name, indices in made.items()})
 
     tokens, targets = torch.tensor(windows), torch.tensor(asked)
     heard: list[Tensor] = []
     for block in model.stack:
-        block.mixer.dropout.register_forward_hook(lambda _module, _read, said: heard.append(said.flatten(-2)))
+        block.mixer.dropout.register_forward_hook(
+            lambda _module, _read, outputs: heard.append(outputs.flatten(-2))
+        )
     logits = model.read_window(tokens)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
     loss.backward()
@@ -79,19 +81,19 @@ class Choices:
 
     def __init__(self, model: LandmarkInTable) -> None:
         self.mixers: list[Any] = [block.mixer for block in model.stack]
-        self.val_state: dict[int, Tensor] = {}
+        self.recorded: dict[int, Tensor] = {}
         self.closed = 0  # blocks before this segment
         for layer, mixer in enumerate(self.mixers):
             mixer.choose_blocks = partial(self.hear, layer, mixer.choose_blocks)
 
     def hear(self, layer: int, choose: Callable[..., Tensor], q: Tensor, state: BankState) -> Tensor:
         (self.closed,) = {read // self.mixers[layer].block for read in state.length.tolist()}
-        self.val_state[layer] = choose(q, state)
-        return self.val_state[layer]
+        self.recorded[layer] = choose(q, state)
+        return self.recorded[layer]
 
     def named(self, layer: int, base: int | None = None) -> dict[str, Tensor]:
         """Under the files' names; `base` is where the open block stands, if not behind `topk + 1` blocks."""
-        mixer, ids = self.mixers[layer], self.val_state[layer]
+        mixer, ids = self.mixers[layer], self.recorded[layer]
         block, size = mixer.block, mixer.blocks
         stored = min(self.closed, size)
         topk = min(mixer.topk, stored)
@@ -102,24 +104,24 @@ class Choices:
         starts = (torch.arange(topk) + (rank > 0)) * block
         keys = starts[..., None] + torch.arange(block)
         ranks = (torch.arange(stored) - (stored - topk) + 1).clamp(min=0)
-        number = self.closed - size + ids
+        block_ids = self.closed - size + ids
         named = {
-            "block_id": number,
-            "slot": number % size,
+            "block_id": block_ids,
+            "slot": block_ids % size,
             "pos_rank": rank,
             "key_positions": keys.flatten(-2) + shift,
             "landmark_positions": ranks * block + block - 1 + shift,
         }
-        return {name: numbers.int() for name, numbers in named.items()}
+        return {name: indices.int() for name, indices in named.items()}
 
 
-def compare_choices(case: Case, number: int, choices: Choices, base: int | None = None) -> None:
-    for layer in choices.val_state:
-        for name, found in choices.named(layer, base).items():
-            where = f"idx/seg{number}/layer{layer}/{name}"
-            if where in case and found.ndim > 1 and case.tensors[where].shape[2] == 1:
-                found = found[:, :, :1]  # one choice for all queries
-            case.compare("", {where: found})
+def compare_choices(case: Case, segment: int, choices: Choices, base: int | None = None) -> None:
+    for layer in choices.recorded:
+        for name, results in choices.named(layer, base).items():
+            where = f"idx/seg{segment}/layer{layer}/{name}"
+            if where in case and results.ndim > 1 and case.tensors[where].shape[2] == 1:
+                results = results[:, :, :1]  # one choice for all queries
+            case.compare("", {where: results})
 
 
 def check_cache(case: Case) -> None:
@@ -128,24 +130,24 @@ def check_cache(case: Case) -> None:
     lengths, marker, freq = config["segments"], config["landmark_id"], config["mem_cache_freq"]
     tokens, state, done = case.read("in/tokens").long(), model.init_state(config["batch_size"]), 0
     choices = Choices(model)
-    for number, length in enumerate(lengths):
+    for segment, length in enumerate(lengths):
         rows = tokens[:, done : done + length]
         here = torch.full((len(rows),), done % freq)
         slots = length + (done % freq + length) // freq
-        inserted, places = model.insert_landmarks(rows, here, slots)
+        inserted, positions = model.insert_landmarks(rows, here, slots)
         flags = torch.ones(slots, dtype=torch.bool)
-        flags[places[0]] = False
-        ids = torch.full((len(rows), slots), marker).scatter(1, places, rows)
+        flags[positions[0]] = False
+        ids = torch.full((len(rows), slots), marker).scatter(1, positions, rows)
         assert torch.equal(inserted, model.embed(ids))
-        case.compare(f"in/seg{number}/", {"with_landmarks": ids.int()})
+        case.compare(f"in/seg{segment}/", {"with_landmarks": ids.int()})
 
-        hidden, state = model.body(case.read(f"in/seg{number}/inputs_embeds"), state)
+        hidden, state = model.body(case.read(f"in/seg{segment}/inputs_embeds"), state)
         logits = model.head(hidden[:, ~flags])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, done + 1 : done + length + 1].flatten())
-        case.compare(f"out/seg{number}/", {"logits": logits, "loss": loss})
-        case.compare(f"state/seg{number}/", landmark.published_state(state, model))
-        if number:
-            compare_choices(case, number, choices)
+        case.compare(f"out/seg{segment}/", {"logits": logits, "loss": loss})
+        case.compare(f"state/seg{segment}/", landmark.published_state(state, model))
+        if segment:
+            compare_choices(case, segment, choices)
         done += length
 
 
@@ -154,15 +156,15 @@ def check_llama(case: Case) -> None:
     config, model = case.config, loaded(case)
     raw, done, read = case.read("in/raw_tokens"), 0, 0
     state, choices, block = model.init_state(len(raw)), Choices(model), config["mem_freq"] + 1
-    for number in range(len(config["chunks"])):
-        x, ids = (case.read(f"in/seg{number}/{name}") for name in ("inputs_embeds", "with_landmarks"))
+    for i_index in range(len(config["chunks"])):
+        x, ids = (case.read(f"in/seg{i_index}/{name}") for name in ("inputs_embeds", "with_landmarks"))
         real = ids[0][ids[0] != config["mem_id"]]
         assert torch.equal(real, raw[0, done : done + len(real)])
         hidden, state = model.body(x, state)
-        case.compare(f"out/seg{number}/", {"logits": model.head(hidden)})
-        case.compare(f"state/seg{number}/", landmark.published_state(state, model))
-        if number:
-            compare_choices(case, number, choices, base=read // block * block)
+        case.compare(f"out/seg{i_index}/", {"logits": model.head(hidden)})
+        case.compare(f"state/seg{i_index}/", landmark.published_state(state, model))
+        if i_index:
+            compare_choices(case, i_index, choices, base=read // block * block)
         done, read = done + len(real), read + x.shape[1]
     case.compare("state/final/", landmark.published_state(state, model))
 

@@ -23,23 +23,23 @@ from zoo.models.published.weights import Table, fill, gradients
 Function = Callable[..., tuple[Tensor, Tensor]]
 
 
-def pieces(given: dict[str, Tensor], timed: set[str], lengths: list[int]) -> list[dict[str, Tensor]]:
+def pieces(arguments: dict[str, Tensor], timed: set[str], lengths: list[int]) -> list[dict[str, Tensor]]:
     """The arguments of a function for each piece of the text."""
-    parts = {name: given[name].split(lengths, dim=1) for name in timed & set(given)}
-    return [given | {name: part[place] for name, part in parts.items()} for place in range(len(lengths))]
+    parts = {name: arguments[name].split(lengths, dim=1) for name in timed & set(arguments)}
+    return [arguments | {name: part[i] for name, part in parts.items()} for i in range(len(lengths))]
 
 
 def run(
-    form: Function, given: dict[str, Tensor], timed: set[str], lengths: list[int], state: Tensor
+    form: Function, arguments: dict[str, Tensor], timed: set[str], lengths: list[int], state: Tensor
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """The output over all pieces, and the state after so many tokens."""
-    said, after, done = [], {}, 0
-    for piece, length in zip(pieces(given, timed, lengths), lengths, strict=True):
+    outputs, after, done = [], {}, 0
+    for piece, length in zip(pieces(arguments, timed, lengths), lengths, strict=True):
         y, state = form(**piece, state=state)
-        said.append(y)
+        outputs.append(y)
         done += length
         after[done] = state
-    return torch.cat(said, dim=1), after
+    return torch.cat(outputs, dim=1), after
 
 
 def grown(case: Case, names: list[str]) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def check_scan(case: Case) -> None:
         for lengths in cuts(case, case.config["L"]):
             for prefix in ("grad.", "grad_y_only."):
                 inputs = grown(case, list(names.values()))
-                tensors = {ours: inputs[theirs] for ours, theirs in names.items() if theirs in inputs}
+                tensors = {ours: inputs[expected] for ours, expected in names.items() if expected in inputs}
                 for name in ("B", "C"):
                     grouped = tensors[name] if tensors[name].ndim == 4 else tensors[name][:, None]
                     tensors[name] = rearrange(grouped, "b g n t -> b t g n")
@@ -122,17 +122,17 @@ def check_layer(
     width = case.config["d_model"]
     mixer: Any = made(width, **shape(width, case.config))
     fill(mixer, case.weights, table)
-    said: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     heard: list[Tensor] = []
-    mixer.in_proj.register_forward_hook(lambda _, __, out: said.update(in_proj=out))
-    mixer.out_proj.register_forward_hook(lambda _, read, __: said.update(pre_out_proj=read[0]))
+    mixer.in_proj.register_forward_hook(lambda _, __, out: outputs.update(in_proj=out))
+    mixer.out_proj.register_forward_hook(lambda _, read, __: outputs.update(pre_out_proj=read[0]))
     mixer.conv.register_forward_hook(lambda _, read, __: heard.append(read[0]))
     if isinstance(mixer, Mamba2Mixer):
         gated_norm = mixer.gated_norm
 
         def tell(y: Tensor, z: Tensor) -> Tensor:
-            said.update(pre_norm_y=y, post_norm=gated_norm(y, z))
-            return said["post_norm"]
+            outputs.update(pre_norm_y=y, post_norm=gated_norm(y, z))
+            return outputs["post_norm"]
 
         mixer.gated_norm = tell  # type: ignore[method-assign]
     for lengths in cuts(case, case.config["L"]):
@@ -153,7 +153,7 @@ def check_layer(
         y = torch.cat(parts, dim=1)
         case.compare("out.", {"y": y})
         if len(lengths) == 1:
-            case.compare("mid.", said)
+            case.compare("mid.", outputs)
         (y * case.read("cot.y")).sum().backward()
         weights = {f"w.{name}": grad for name, grad in gradients(mixer, table).items()}
         case.compare("grad.", slopes(inputs) | weights)

@@ -38,8 +38,8 @@ def hold(
     read: Read,
     x: Tensor,
     begin: Callable[[], State],
-    said: Callable[[Tensor], dict[str, Tensor]],
-    told: Callable[[State], dict[str, Tensor]],
+    outputs: Callable[[Tensor], dict[str, Tensor]],
+    record: Callable[[State], dict[str, Tensor]],
 ) -> None:
     """Outputs and states of `x` (rows, time, ...), however it is cut."""
     for lengths in cuts_of(case, x.shape[1]):
@@ -48,8 +48,8 @@ def hold(
             y, state = read(piece, state)
             parts.append(y)
             done += piece.shape[1]
-            case.compare(f"state@{done}.", told(state))
-        case.compare("", said(torch.cat(parts, dim=1)))
+            case.compare(f"state@{done}.", record(state))
+        case.compare("", outputs(torch.cat(parts, dim=1)))
 
 
 def real(x: Tensor | None) -> Tensor:
@@ -169,36 +169,38 @@ def check_layer(case: Case) -> None:
     block = block_of(case.config)
     fill(block, megalodon.learned(case.weights), BLOCK)
     x = case.read("in.x")
-    told, mids = megalodon.published_layer, dict[str, Tensor]()
+    record, mids = megalodon.published_layer, dict[str, Tensor]()
     hooks = listen(block.attention, mids)
     block(x, block.init_state(len(x)))
     case.compare("mid.", mids)
     for hook in hooks:
         hook.remove()
 
-    hold(case, block, x, lambda: block.init_state(len(x)), lambda y: {"out.y": y}, told)
+    hold(case, block, x, lambda: block.init_state(len(x)), lambda y: {"out.y": y}, record)
     for lengths in cuts_of(case, x.shape[1]):  # the gradient runs through all that is carried
         block.zero_grad()
-        given, state, parts = x.clone().requires_grad_(), block.init_state(len(x)), []
-        for piece in given.split(lengths, dim=1):
+        tensors, state, parts = x.clone().requires_grad_(), block.init_state(len(x)), []
+        for piece in tensors.split(lengths, dim=1):
             y, state = block(piece, state)
             parts.append(y)
         (torch.cat(parts, dim=1) * case.read("cot.y")).sum().backward()
-        case.compare("grad.in.", {"x": given.grad})
+        case.compare("grad.in.", {"x": tensors.grad})
         case.compare("grad.w.", gradients(block, BLOCK))
 
 
 def listen(attention: GatedAttention, mids: dict[str, Tensor]) -> list[Any]:
     """Hooks that put a block's parts under the file's names."""
 
-    def said(name: str, change: Callable[[Tensor], Tensor], _module: nn.Module, _read: Any, out: Any) -> None:
+    def outputs(
+        name: str, change: Callable[[Tensor], Tensor], _module: nn.Module, _read: Any, out: Any
+    ) -> None:
         mids[name] = change(out[0] if isinstance(out, tuple) else out)
 
-    def read(name: str, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        mids[name] = given[0]
+    def read(name: str, _module: nn.Module, tensors: tuple[Tensor, ...]) -> None:
+        mids[name] = tensors[0]
 
-    def ungated(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        mids["attn"] = given[0] / mids["r"]
+    def ungated(_module: nn.Module, tensors: tuple[Tensor, ...]) -> None:
+        mids["attn"] = tensors[0] / mids["r"]
 
     parts: list[tuple[str, nn.Module, Callable[[Tensor], Tensor]]] = [
         ("timenorm", attention.timestep_norm, lambda y: y),
@@ -208,7 +210,7 @@ def listen(attention: GatedAttention, mids: dict[str, Tensor]) -> list[Any]:
         ("r", attention.gate, F.silu),
         ("mega_out", attention, lambda y: y),
     ]
-    hooks = [part.register_forward_hook(partial(said, name, change)) for name, part, change in parts]
+    hooks = [part.register_forward_hook(partial(outputs, name, change)) for name, part, change in parts]
     hooks.append(attention.shared.register_forward_pre_hook(partial(read, "mx")))
     hooks.append(attention.mixed.register_forward_pre_hook(ungated))
     return hooks

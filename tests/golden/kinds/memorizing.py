@@ -12,7 +12,7 @@ from zoo.state import reset_rows
 
 
 def weights(case: Case) -> dict[str, Tensor]:
-    return {found[1]: case.read(found[0]) for found in case.matching(r"w/(.*)")}
+    return {results[1]: case.read(results[0]) for results in case.matching(r"w/(.*)")}
 
 
 def tokens_of(slots: Tensor, written: Tensor, capacity: int) -> Tensor:
@@ -23,8 +23,8 @@ def tokens_of(slots: Tensor, written: Tensor, capacity: int) -> Tensor:
 
 def check_paper(case: Case) -> None:
     """`memorizing/paper_gate_topk`: the paper's equations over several segments, rows cleared amid others."""
-    c, given = case.config, weights(case)
-    scale, gate = (given[name].clone().requires_grad_() for name in ("scale", "gate_bias"))
+    c, tensors = case.config, weights(case)
+    scale, gate = (tensors[name].clone().requires_grad_() for name in ("scale", "gate_bias"))
     bias = case.read("in/local_bias") if "in/local_bias" in case else None
     knn = KNNMemory(c["memory_cap"], c["H"], c["head_dim"], c["head_dim"], c["k"])
     bank, begin = knn.init_state(c["B"], scale), torch.zeros(c["B"], dtype=torch.long)
@@ -65,16 +65,16 @@ def check_layer(case: Case) -> None:
     kept = case.read("in/memories")[:, None]
     bank = layer.knn.add(layer.init_state(len(x)), kept[..., 0, :], kept[..., 1, :])
 
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     search = layer.knn.search
 
     def hear(queries: Tensor, bank: Bank) -> Tensor:
-        found.append(search(queries, bank))
-        return found[-1]
+        results.append(search(queries, bank))
+        return results[-1]
 
     layer.knn.search = hear  # type: ignore[method-assign]
     y, after = layer.forward(x, bank, bias)
-    ids = tokens_of(found[0], bank.length, layer.knn.capacity)[:, 0].unflatten(1, (layer.heads, -1))
+    ids = tokens_of(results[0], bank.length, layer.knn.capacity)[:, 0].unflatten(1, (layer.heads, -1))
     case.compare("idx/", {"retrieved": ids.int()})
     case.compare("out/", {"y": y})
     state = {"db_after": memorizing.published_state(after), "db_offsets_after": after.length.int()}

@@ -32,7 +32,7 @@ class Reading:
         self.logits: list[Tensor] = []
         self.parts: list[dict[str, Tensor]] = []
         self.entering, self.after = [], []
-        for number, piece in enumerate(pieces):
+        for index, piece in enumerate(pieces):
             for leaf in leaves(state):
                 if leaf.requires_grad:
                     leaf.retain_grad()
@@ -44,25 +44,25 @@ class Reading:
                 hook.remove()
             self.logits.append(logits)
             self.after.append(state)
-            if cut(number):
+            if cut(index):
                 state = tree_map(Tensor.detach, state)
 
     def _listen(self, model: SequenceModule) -> list[Any]:
         """Parts under the files' names, rows first."""
         xl = hasattr(model, "layers")
         stack: Any = model.layers if xl else model.stack
-        told = {f"layer{i}_out": layer for i, layer in enumerate(stack)}
-        told |= {f"layer{i}_out_all_positions": layer for i, layer in enumerate(stack)}
+        record = {f"layer{i}_out": layer for i, layer in enumerate(stack)}
+        record |= {f"layer{i}_out_all_positions": layer for i, layer in enumerate(stack)}
         if xl:
-            told |= {f"layer{i}_attn_block_out": layer.attention for i, layer in enumerate(stack)}
+            record |= {f"layer{i}_attn_block_out": layer.attention for i, layer in enumerate(stack)}
         else:  # the last hidden states are those behind the last norm
             states = [model.dropout, *stack[:-1], model.norm]
-            told |= {f"hidden{i}_all_positions": part for i, part in enumerate(states)}
+            record |= {f"hidden{i}_all_positions": part for i, part in enumerate(states)}
 
-        def hear(name: str, _module: nn.Module, _read: Any, said: Any) -> None:
-            self.parts[-1][name] = said[0] if isinstance(said, tuple) else said
+        def hear(name: str, _module: nn.Module, _read: Any, output: Any) -> None:
+            self.parts[-1][name] = output[0] if isinstance(output, tuple) else output
 
-        return [part.register_forward_hook(partial(hear, name)) for name, part in told.items()]
+        return [part.register_forward_hook(partial(hear, name)) for name, part in record.items()]
 
 
 def never(_segment: int) -> bool:
@@ -91,8 +91,8 @@ def state_gradients(
         return torch.zeros_like(leaf) if grad is None else grad
 
     return {
-        f"{name}_enter_seg{number}": grad
-        for number, state in enumerate(states)
+        f"{name}_enter_seg{index}": grad
+        for index, state in enumerate(states)
         for name, grad in published(tree_map(slope, state)).items()
     }
 
@@ -117,14 +117,14 @@ def check_model(
     reading = Reading(model, pieces, model.init_state(rows), never)
     losses = losses_of(reading.logits)
     case.compare("out/", losses | {"logits": torch.cat(reading.logits, dim=1)})
-    for number in range(segments):
-        case.compare(f"out/seg{number}/", {"logits": turn(reading.logits[number])})
-        case.compare(f"out/seg{number}/", {name: turn(part) for name, part in reading.parts[number].items()})
+    for index in range(segments):
+        case.compare(f"out/seg{index}/", {"logits": turn(reading.logits[index])})
+        case.compare(f"out/seg{index}/", {name: turn(part) for name, part in reading.parts[index].items()})
         for when, state in (("enter", reading.entering), ("after", reading.after)):
-            case.compare(f"state/{when}_seg{number}/", published(state[number]))
+            case.compare(f"state/{when}_seg{index}/", published(state[index]))
     case.compare("state/after_last/", published(reading.after[-1]))
 
-    scenarios = {found[1] for found in case.matching(r"grad/([^/]+)/.*")}
+    scenarios = {results[1] for results in case.matching(r"grad/([^/]+)/.*")}
     for name in sorted(scenarios):
         loss, cut = scenario(name, segments)
         model.zero_grad()
@@ -137,10 +137,10 @@ def check_model(
     if lengths == [piece.shape[1] for piece in text.split(model.segment_len, dim=1)]:
         model.zero_grad()
         logits, state = model(text)
-        said = list(logits.split(lengths, dim=1))
-        losses_of(said)["loss"].backward()
-        for number in range(segments):
-            case.compare(f"out/seg{number}/", {"logits": turn(said[number])})
+        split_logits = list(logits.split(lengths, dim=1))
+        losses_of(split_logits)["loss"].backward()
+        for index in range(segments):
+            case.compare(f"out/seg{index}/", {"logits": turn(split_logits[index])})
         case.compare("out/", {"logits": logits})
         case.compare(f"state/after_seg{segments - 1}/", published(state))
         for name in scenarios & {"full", "mean_over_segs"}:
@@ -152,22 +152,22 @@ def check_xl(case: Case, loader: Any) -> None:
     model = loader.load(case.weights, case.config)
     pieces, targets = (
         [
-            time_first(case.read(f"in/seg{number}/{part}"))
-            for number in range(len(case.matching(rf"in/seg\d+/{part}")))
+            time_first(case.read(f"in/seg{index}/{part}"))
+            for index in range(len(case.matching(rf"in/seg\d+/{part}")))
         ]
         for part in ("input_ids", "target_ids")
     )
 
     def losses(logits: list[Tensor]) -> dict[str, Tensor]:
         nll = [
-            F.cross_entropy(said.mT, asked, reduction="none")
-            for said, asked in zip(logits, targets, strict=True)
+            F.cross_entropy(segment_logits.mT, asked, reduction="none")
+            for segment_logits, asked in zip(logits, targets, strict=True)
         ]
-        per_segment = {f"seg{number}": each_nll.mean() for number, each_nll in enumerate(nll)}
+        per_segment = {f"seg{index}": each_nll.mean() for index, each_nll in enumerate(nll)}
         loss = torch.stack(list(per_segment.values())).mean()
         return (
             per_segment
-            | {f"seg{number}/nll": time_first(each_nll) for number, each_nll in enumerate(nll)}
+            | {f"seg{index}/nll": time_first(each_nll) for index, each_nll in enumerate(nll)}
             | {f"{name}/loss": value for name, value in per_segment.items()}
             | {"loss": loss, "mean_loss": loss, "last_segment_loss": nll[-1].mean()}
         )
@@ -178,10 +178,10 @@ def check_xl(case: Case, loader: Any) -> None:
     reading = Reading(model, pieces, model.init_state(len(pieces[0])), never)
     last, depth = f"layer{len(model.layers) - 1}_out", len(model.layers)
     outputs = torch.cat([parts[last] for parts in reading.parts], dim=1)
-    for number in range(len(pieces)):
-        until = sum(before[last].shape[1] for before in reading.parts[: number + 1])
+    for index in range(len(pieces)):
+        until = sum(before[last].shape[1] for before in reading.parts[: index + 1])
         kept = outputs[:, max(0, until - model.memory_len) : until]
-        case.compare(f"state/after_seg{number}/", {f"mems{depth}": time_first(kept)})
+        case.compare(f"state/after_seg{index}/", {f"mems{depth}": time_first(kept)})
 
 
 def check_gpt2(case: Case, loader: Any) -> None:
@@ -254,17 +254,17 @@ def check_layer(case: Case) -> None:
     visible = attention.attention_mask(state, 1, queries)[0, 0, :, memory_len - kept :]
     case.compare("in/", {"r": positions[memory_len - kept :, None], "attn_mask": (~visible).to(torch.uint8)})
 
-    said: dict[str, Tensor] = {}
+    hooked: dict[str, Tensor] = {}
     attention.out_proj.register_forward_hook(
-        lambda _, read, out: said.update(attn_vec=time_first(read[0]), attn_out_proj=time_first(out))
+        lambda _, read, out: hooked.update(attn_vec=time_first(read[0]), attn_out_proj=time_first(out))
     )
     attention.attention_dropout.register_forward_hook(
-        lambda _, __, out: said.update(attn_prob=out[..., memory_len - kept :].permute(2, 3, 0, 1))
+        lambda _, __, out: hooked.update(attn_prob=out[..., memory_len - kept :].permute(2, 3, 0, 1))
     )
-    attention.register_forward_hook(lambda _, __, out: said.update(attn_block_out=time_first(out[0])))
+    attention.register_forward_hook(lambda _, __, out: hooked.update(attn_block_out=time_first(out[0])))
     out = time_first(layer(time_first(w), state, positions, queries)[0])
     loss = (out * case.read("in/cotangent")).sum()
-    case.compare("out/", {"layer_out": out, "loss": loss} | said)
+    case.compare("out/", {"layer_out": out, "loss": loss} | hooked)
     loss.backward()
     case.compare(
         "grad/",

@@ -11,7 +11,7 @@ from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 
 def loaded(case: Case) -> UnlimiformerAttention:
     c = case.config
-    weights = {found[1]: case.read(found[0]) for found in case.matching(r"w/(.*)")}
+    weights = {results[1]: case.read(results[0]) for results in case.matching(r"w/(.*)")}
     knn = KNNMemory(c["n_hidden"], 1, c["dim"], neighbours=c["k"])
     bias = "q_proj.bias" in weights
     mixer = UnlimiformerAttention(c["dim"], c["heads"], knn, position="none", bias=bias).double().eval()
@@ -35,8 +35,8 @@ class Heard:
         self.ids = self.search(queries, bank)
         return self.ids
 
-    def weigh(self, _module: object, _read: object, said: Tensor) -> None:
-        self.weights = said
+    def weigh(self, _module: object, _read: object, outputs: Tensor) -> None:
+        self.weights = outputs
 
     def best_first(self, heads: int) -> tuple[Tensor, Tensor]:
         """Weights and ids, (rows, queries, heads, k)."""

@@ -13,23 +13,23 @@ Config = dict[str, Any]
 Tensors = dict[str, Tensor]
 
 
-def neighbouring(x: Tensor, place: int, base: float) -> Tensor:
+def neighbouring(x: Tensor, position: int, base: float) -> Tensor:
     """Rotary positions on pairs (2i, 2i + 1)."""
     out, width = list(x), len(x)
     for i in range(width // 2):
-        angle = place * base ** (-2 * i / width)
+        angle = position * base ** (-2 * i / width)
         cos, sin = math.cos(angle), math.sin(angle)
         out[2 * i] = x[2 * i] * cos - x[2 * i + 1] * sin
         out[2 * i + 1] = x[2 * i] * sin + x[2 * i + 1] * cos
     return torch.stack(out)
 
 
-def halved(x: Tensor, place: int, base: float) -> Tensor:
+def halved(x: Tensor, position: int, base: float) -> Tensor:
     """Rotary positions on pairs (i, i + K/2)."""
     half = len(x) // 2
     order = [i + part * half for i in range(half) for part in (0, 1)]
-    turned = neighbouring(x[order], place, base)
-    return torch.cat([turned[0::2], turned[1::2]])
+    rotated = neighbouring(x[order], position, base)
+    return torch.cat([rotated[0::2], rotated[1::2]])
 
 
 def rms(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -63,26 +63,26 @@ def among_rows(q: Tensor, k: Tensor, v: Tensor, c: Config, base: float) -> Tenso
                 for other in others:
                     keys += list(k[other, :, h])
                     values += list(v[other, :, h])
-                said = read(neighbouring(q[row, t, h], t, base), keys, values, width**-0.5)
-                out = out.index_put(tuple(map(torch.tensor, (row, t, h))), said)
+                outputs = read(neighbouring(q[row, t, h], t, base), keys, values, width**-0.5)
+                out = out.index_put(tuple(map(torch.tensor, (row, t, h))), outputs)
     return out
 
 
-def crossbatch(c: Config, given: Tensors) -> Tensors:
-    q, k, v = (given[f"in/{name}"].clone().requires_grad_() for name in "qkv")
+def crossbatch(c: Config, inputs: Tensors) -> Tensors:
+    q, k, v = (inputs[f"in/{name}"].clone().requires_grad_() for name in "qkv")
     y = among_rows(q, k, v, c, 10000.0)
-    grads = torch.autograd.grad((y * given["in/cotangent"]).sum(), [q, k, v])
+    grads = torch.autograd.grad((y * inputs["in/cotangent"]).sum(), [q, k, v])
     table = torch.full((c["B"], c["cross_batch_range"] + 1), -1, dtype=torch.int32)
     for row in range(c["B"]):
-        for place, other in enumerate(seen_rows(c, row)):
-            table[row, place] = other
+        for position, other in enumerate(seen_rows(c, row)):
+            table[row, position] = other
     grads_named = {f"grad/{name}": grad for name, grad in zip("qkv", grads, strict=True)}
     return {"mid/visible_rows": table, "out/attn_output": y.detach()} | grads_named
 
 
-def train_lm(c: Config, given: Tensors) -> Tensors:
-    w = {name[2:]: given[name].clone().requires_grad_() for name in given if name.startswith("w/")}
-    ids, targets, asked = (given[f"in/{name}"] for name in ("input_ids", "target_ids", "loss_mask"))
+def train_lm(c: Config, inputs: Tensors) -> Tensors:
+    w = {name[2:]: inputs[name].clone().requires_grad_() for name in inputs if name.startswith("w/")}
+    ids, targets, asked = (inputs[f"in/{name}"] for name in ("input_ids", "target_ids", "loss_mask"))
     heads, eps, base = c["num_attention_heads"], c.get("rms_norm_eps", 1e-6), c.get("rope_theta", 10000.0)
     x = w["transformer/wte/embedding"][ids.long()]
     rows, time, width = x.shape
@@ -111,12 +111,12 @@ def train_lm(c: Config, given: Tensors) -> Tensors:
     }
 
 
-def paper(c: Config, given: Tensors) -> Tensors:
+def paper(c: Config, inputs: Tensors) -> Tensors:
     names = ("q", "k", "v", "k_prev", "v_prev")
-    grown = {name: given[f"in/{name}"].clone().requires_grad_() for name in names}
+    grown = {name: inputs[f"in/{name}"].clone().requires_grad_() for name in names}
     q, k, v, k_prev, v_prev = grown.values()
-    memory_k, memory_v, tau = given["in/memory_k"], given["in/memory_v"], given["w/temperature"]
-    said: dict[str, list[Tensor]] = {"train": [], "infer": [], "infer_dense": []}
+    memory_k, memory_v, tau = inputs["in/memory_k"], inputs["in/memory_v"], inputs["w/temperature"]
+    outputs: dict[str, list[Tensor]] = {"train": [], "infer": [], "infer_dense": []}
     shares, picked = [], []
     for row in range(c["B"]):
         for h in range(c["H"]):
@@ -126,7 +126,7 @@ def paper(c: Config, given: Tensors) -> Tensors:
                 far_k, far_v = (
                     [each for other in others for each in part[other, h]] for part in (k_prev, v_prev)
                 )
-                said["train"].append(read(q[row, h, t], keys + far_k, values + far_v, 1 / float(tau[h])))
+                outputs["train"].append(read(q[row, h, t], keys + far_k, values + far_v, 1 / float(tau[h])))
                 if row == 0:
                     mass = [float((q[row, h, t] @ key / tau[h]).detach().exp()) for key in far_k]
                     shares.append(sum(mass[: c["seq"]]) / sum(mass))
@@ -138,9 +138,9 @@ def paper(c: Config, given: Tensors) -> Tensors:
                 for name, chosen in (("infer", near[: c["k"]]), ("infer_dense", near)):
                     far_k = [memory_k[row, h, m] for m in chosen]
                     far_v = [memory_v[row, h, m] for m in chosen]
-                    said[name].append(read(q[row, h, t], keys + far_k, values + far_v, 1 / float(tau[h])))
-    y = {name: torch.stack(parts).view_as(q) for name, parts in said.items()}
-    grads = torch.autograd.grad((y["train"] * given["in/cotangent"]).sum(), list(grown.values()))
+                    outputs[name].append(read(q[row, h, t], keys + far_k, values + far_v, 1 / float(tau[h])))
+    y = {name: torch.stack(parts).view_as(q) for name, parts in outputs.items()}
+    grads = torch.autograd.grad((y["train"] * inputs["in/cotangent"]).sum(), list(grown.values()))
     return (
         {f"out/{name}/y": part.detach() for name, part in y.items()}
         | {f"grad/{name}": grad for name, grad in zip(names, grads, strict=True)}
@@ -172,15 +172,15 @@ class Row:
             q, k, v = ((w[f"{n}self_attn.{part}_proj.weight"] @ y).view(heads, width) for part in "qkv")
             self.local[layer].append((k, v))
             turns = c.get("mem_positionals", True) or layer not in c["mem_layers"]
-            place, out = len(self.local[layer]) - 1, []
+            position, out = len(self.local[layer]) - 1, []
             for h in range(heads):
                 keys = [
                     halved(k[h], s, base) if turns else k[h] for s, (k, _) in enumerate(self.local[layer])
                 ]
                 keys += [k[h] for k, _ in self.memory[layer]]
                 values = [v[h] for _, v in self.local[layer] + self.memory[layer]]
-                turned = halved(q[h], place, base) if turns else q[h]
-                out.append(read(turned, keys, values, width**-0.5))
+                rotated = halved(q[h], position, base) if turns else q[h]
+                out.append(read(rotated, keys, values, width**-0.5))
             x = x + w[f"{n}self_attn.o_proj.weight"] @ torch.cat(out)
             y = rms(x, w[f"{n}post_attention_layernorm.weight"], eps)
             gate, up = (w[f"{n}mlp.{part}_proj.weight"] @ y for part in ("gate", "up"))
@@ -188,46 +188,46 @@ class Row:
         return w["lm_head.weight"] @ rms(x, w["model.norm.weight"], eps)
 
     def kept(self, tag: str, end: int) -> Tensors:
-        found = {}
+        results = {}
         for layer in self.c["mem_layers"]:
             local, memory, n = self.local[layer], self.memory[layer], f"state/{tag}/layer{layer}/"
-            found[f"{n}local_k"] = torch.stack([k for k, _ in local], dim=1)
-            places = torch.arange(end - len(local), end, dtype=torch.int32)
-            found[f"{n}local_pos"] = places.view(1, -1, 1)
+            results[f"{n}local_k"] = torch.stack([k for k, _ in local], dim=1)
+            positions = torch.arange(end - len(local), end, dtype=torch.int32)
+            results[f"{n}local_pos"] = positions.view(1, -1, 1)
             if memory:
-                found[f"{n}mem_k"] = torch.stack([k for k, _ in memory], dim=1)
-                found[f"{n}mem_v"] = torch.stack([v for _, v in memory], dim=1)
-        return found
+                results[f"{n}mem_k"] = torch.stack([k for k, _ in memory], dim=1)
+                results[f"{n}mem_v"] = torch.stack([v for _, v in memory], dim=1)
+        return results
 
 
-def longllama(c: Config, given: Tensors) -> Tensors:
-    w = {name[2:]: tensor for name, tensor in given.items() if name.startswith("w/")}
-    ids, mask = given["in/input_ids"], given["in/attention_mask"]
+def longllama(c: Config, inputs: Tensors) -> Tensors:
+    w = {name[2:]: tensor for name, tensor in inputs.items() if name.startswith("w/")}
+    ids, mask = inputs["in/input_ids"], inputs["in/attention_mask"]
     window, length, last = c["max_position_embeddings"], c["prefill_len"], c["last_context_length"]
     starts = set(range(0, max(0, length - last), window)) | {max(0, length - last)}
     rows = []
     for tokens, real in zip(ids.tolist(), mask.tolist(), strict=True):
-        row, said, found, pads, opened = Row(c, w), [], {}, real.count(0), 0
-        for place in range(length + c["gen_steps"]):
-            if (place in starts and place) or (place >= length and opened + 1 > window):
+        row, outputs, results, pads, opened = Row(c, w), [], {}, real.count(0), 0
+        for position in range(length + c["gen_steps"]):
+            if (position in starts and position) or (position >= length and opened + 1 > window):
                 row.overflow()
                 opened = 0
             opened += 1
             noise = torch.full((c["vocab"],), torch.nan, dtype=torch.float64)
-            said.append(row.token(tokens[place]) if real[place] else noise)
-            if place == length - 1:
-                found |= row.kept("prefill", length - pads)
-        found |= row.kept("final", length + c["gen_steps"] - pads)
-        for name in found:  # what lies under padding is nothing that may be read
+            outputs.append(row.token(tokens[position]) if real[position] else noise)
+            if position == length - 1:
+                results |= row.kept("prefill", length - pads)
+        results |= row.kept("final", length + c["gen_steps"] - pads)
+        for name in results:  # what lies under padding is nothing that may be read
             if "mem_" in name or "local_" in name:
                 whole = place_count(name, c, starts)
-                missing = whole - found[name].shape[1]
-                noise = torch.full_like(found[name][:, :1], 7).expand(-1, missing, -1)
-                found[name] = torch.cat([noise, found[name]], dim=1)
-        found["out/prefill/logits"] = found["out/prefill_no_cache/logits"] = torch.stack(said[:length])
-        found |= {f"out/step{step}/logits": said[length + step][None] for step in range(c["gen_steps"])}
-        rows.append(found)
-    return {name: torch.stack([found[name] for found in rows]) for name in rows[0]}
+                missing = whole - results[name].shape[1]
+                noise = torch.full_like(results[name][:, :1], 7).expand(-1, missing, -1)
+                results[name] = torch.cat([noise, results[name]], dim=1)
+        results["out/prefill/logits"] = results["out/prefill_no_cache/logits"] = torch.stack(outputs[:length])
+        results |= {f"out/step{step}/logits": outputs[length + step][None] for step in range(c["gen_steps"])}
+        rows.append(results)
+    return {name: torch.stack([results[name] for results in rows]) for name in rows[0]}
 
 
 def place_count(name: str, c: Config, starts: set[int]) -> int:

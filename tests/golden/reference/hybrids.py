@@ -57,11 +57,11 @@ def conv(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def turned(x: Tensor, place: int, base: float = 10000.0) -> Tensor:
+def rotate(x: Tensor, position: int, base: float = 10000.0) -> Tensor:
     """Half-split rotary positions of one head's vector."""
     half, out = len(x) // 2, list(x)
     for i in range(half):
-        angle = place * base ** (-i / half)
+        angle = position * base ** (-i / half)
         out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
         out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
     return torch.stack(out)
@@ -76,22 +76,22 @@ def attend(
         q, k = (
             torch.stack(
                 [
-                    torch.stack([torch.cat([turned(h[:rotated], t), h[rotated:]]) for h in x[t]])
+                    torch.stack([torch.cat([rotate(h[:rotated], t), h[rotated:]]) for h in x[t]])
                     for t in range(len(x))
                 ]
             )
             for x in (q, k)
         )
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    said = []
+    outputs = []
     for t in range(len(q)):
         first, heads = max(0, t - keys + 1), []
         for h in range(q.shape[1]):
             group = h // (q.shape[1] // k.shape[1])
             weights = (k[first : t + 1, group] @ q[t, h] * scale).softmax(0)
             heads.append(weights @ v[first : t + 1, group])
-        said.append(torch.cat(heads))
-    return torch.stack(said), k
+        outputs.append(torch.cat(heads))
+    return torch.stack(outputs), k
 
 
 def last_keys(k: Tensor, v: Tensor, count: int) -> Callable[[int], Tensors]:
@@ -113,14 +113,14 @@ def mamba(x: Tensor, p: Tensors, name: str, eps: float | None = None) -> Layer:
             rms(part, p[f"{n}_layernorm.weight"], eps) for n, part in (("dt", low), ("b", write), ("c", read))
         )
     dt = softplus(low @ p["dt_proj.weight"].T + p["dt_proj.bias"])
-    h, states, said = torch.zeros(channels, count, dtype=x.dtype), [], []
+    h, states, outputs = torch.zeros(channels, count, dtype=x.dtype), [], []
     for t in range(len(x)):
         decay = (dt[t][:, None] * -p["A_log"].exp()).exp()
         h = decay * h + (dt[t] * c[t])[:, None] * write[t]
         states.append(h)
-        said.append((h @ read[t] + p["D"] * c[t]) * silu(z[t]))
+        outputs.append((h @ read[t] + p["D"] * c[t]) * silu(z[t]))
     taps = p["conv1d.weight"].shape[2]
-    y = linear(torch.stack(said), p, "out_proj")
+    y = linear(torch.stack(outputs), p, "out_proj")
     return y, lambda t: {"conv_state": before(u, t, taps).T, "ssm_state": states[t - 1]}
 
 
@@ -135,7 +135,7 @@ def mamba2(x: Tensor, p: Tensors, name: str, c: Config) -> Layer:
     least, most = c.get("dt_limit") or (0.0, math.inf)
     dt = softplus(dt + p["dt_bias"]).clamp(least, most)
     skip = p["D"].view(heads, -1)
-    S, states, said = torch.zeros(heads, width, count, dtype=x.dtype), [], []  # noqa: N806
+    S, states, outputs = torch.zeros(heads, width, count, dtype=x.dtype), [], []  # noqa: N806
     for t in range(len(x)):
         token = conved[t, :inner].view(heads, width)
         write, read = conved[t, inner:].view(2, groups, count)
@@ -154,9 +154,9 @@ def mamba2(x: Tensor, p: Tensors, name: str, c: Config) -> Layer:
             y = rms(y.view(groups, -1), p["norm.weight"].view(groups, -1), 1e-5).flatten() * gate
         else:
             y = rms((y * gate).view(groups, -1), p["norm.weight"].view(groups, -1), 1e-5).flatten()
-        said.append(torch.cat([silu(z0[t]) * x0[t], y]))
+        outputs.append(torch.cat([silu(z0[t]) * x0[t], y]))
     taps = p["conv1d.weight"].shape[2]
-    y = linear(torch.stack(said), p, "out_proj")
+    y = linear(torch.stack(outputs), p, "out_proj")
     return y, lambda t: {"conv_state": before(mixed, t, taps).T, "ssm_state": states[t - 1]}
 
 
@@ -181,7 +181,7 @@ def mha(x: Tensor, p: Tensors, name: str, c: Config) -> Layer:
 
 def rglru(x: Tensor, p: Tensors, name: str, starts: list[bool], h: Tensor) -> tuple[Tensor, Tensor]:
     """All h and the last."""
-    said = []
+    outputs = []
     for t in range(len(x)):
         gates = []
         for gate in ("input_gate", "a_gate"):
@@ -197,8 +197,8 @@ def rglru(x: Tensor, p: Tensors, name: str, starts: list[bool], h: Tensor) -> tu
             room = 1 - (2 * log_a).exp()
             assert bool((room > 1e-6).all())
             h = log_a.exp() * h + room.sqrt() * token
-        said.append(h)
-    return torch.stack(said), h
+        outputs.append(h)
+    return torch.stack(outputs), h
 
 
 def recurrent_block(x: Tensor, p: Tensors, name: str) -> Layer:
@@ -311,47 +311,49 @@ MODELS: dict[str, tuple[Callable[..., tuple[Tensor, list[Any]]], str, str]] = {
 
 
 def slopes(total: Tensor, leaves: Tensors, prefix: str = "grad.") -> Tensors:
-    found = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, allow_unused=True)
-    pairs = zip(leaves.items(), found, strict=True)
+    results = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, allow_unused=True)
+    pairs = zip(leaves.items(), results, strict=True)
     return {f"{prefix}{n}": torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
 
 
-def computed(kind: str, c: Config, given: Tensors) -> Tensors:
+def computed(kind: str, c: Config, inputs: Tensors) -> Tensors:
     """`given` has inputs and weights under the file's names."""
-    p = {n[2:]: w.clone().requires_grad_() for n, w in given.items() if n.startswith("w.")}
+    p = {n[2:]: w.clone().requires_grad_() for n, w in inputs.items() if n.startswith("w.")}
     if kind in MODELS:
         model, first, second = MODELS[kind]
         tied = torch.equal(p[first], p[second]) if first else False
         if tied:
             p[second] = p[first]
-        tokens, targets = given["in.tokens"], given["in.targets"]
+        tokens, targets = inputs["in.tokens"], inputs["in.targets"]
         rows = [model(c, p, row) for row in tokens]
-        logits = torch.stack([said for said, _ in rows])
+        logits = torch.stack([outputs for outputs, _ in rows])
         chosen = logits.gather(2, targets[..., None])[..., 0]
         loss = (logits.logsumexp(-1) - chosen).mean()
-        found = {"out.logits": logits, "out.loss": loss}
+        results = {"out.logits": logits, "out.loss": loss}
         for t in c["bounds"]:
             for layer in range(len(rows[0][1])):
-                told = [carried[layer](t) for _, carried in rows]
-                found |= {f"state@{t}.{layer}.{n}": torch.stack([row[n] for row in told]) for n in told[0]}
+                record = [carried[layer](t) for _, carried in rows]
+                results |= {
+                    f"state@{t}.{layer}.{n}": torch.stack([row[n] for row in record]) for n in record[0]
+                }
         leaves = {f"w.{n}": w for n, w in p.items() if not (tied and n == second)}
-        return found | slopes(loss, leaves)
-    x = given["in.x"].clone().requires_grad_()
+        return results | slopes(loss, leaves)
+    x = inputs["in.x"].clone().requires_grad_()
     leaves = {"in.x": x} | {f"w.{n}": w for n, w in p.items()}
     if kind == "hybrids/griffin_recurrent_block":
         blocks = [recurrent_block(row, p, "") for row in x]
-        y = torch.stack([said for said, _ in blocks])
-        found = {"out.y": y}
+        y = torch.stack([outputs for outputs, _ in blocks])
+        results = {"out.y": y}
         for t in c["bounds"]:
             for n in ("conv", "h"):
-                found[f"state@{t}.{n}"] = torch.stack([state(t)[n] for _, state in blocks])
-        return found | slopes((y * given["cot.y"]).sum(), leaves)
-    h0, starts = given["in.h0"].clone().requires_grad_(), (given["in.segment_pos"] == 0).tolist()
+                results[f"state@{t}.{n}"] = torch.stack([state(t)[n] for _, state in blocks])
+        return results | slopes((y * inputs["cot.y"]).sum(), leaves)
+    h0, starts = inputs["in.h0"].clone().requires_grad_(), (inputs["in.segment_pos"] == 0).tolist()
     fresh = [rglru(x[b], p, "", starts[b], torch.zeros_like(h0[b])) for b in range(len(x))]
     going = [rglru(x[b], p, "", [False] * x.shape[1], h0[b]) for b in range(len(x))]
     (y, h), (y0, hidden0) = (tuple(map(torch.stack, zip(*runs, strict=True))) for runs in (fresh, going))
-    found = {"out.y": y, "out.h": h, "out0.y": y0, "out0.h": hidden0}
+    results = {"out.y": y, "out.h": h, "out0.y": y0, "out0.h": hidden0}
     for t in [sum(c["segments"][: i + 1]) for i in range(len(c["segments"]))]:
-        found[f"state@{t}.h"] = y[:, t - 1]
-    total = (y0 * given["cot.y"]).sum() + (hidden0 * given["cot.h"]).sum()
-    return found | slopes(total, leaves | {"in.h0": h0})
+        results[f"state@{t}.h"] = y[:, t - 1]
+    total = (y0 * inputs["cot.y"]).sum() + (hidden0 * inputs["cot.h"]).sum()
+    return results | slopes(total, leaves | {"in.h0": h0})

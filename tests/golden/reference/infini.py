@@ -18,11 +18,11 @@ def positive(x: Tensor) -> Tensor:
     return torch.stack([value + 1 if value > 0 else value.exp() for value in x])
 
 
-def turned(x: Tensor, place: int, c: Config) -> Tensor:
+def rotated(x: Tensor, position: int, c: Config) -> Tensor:
     if not c["rope"]:
         return x
     half = len(x) // 2
-    angles = [place * c["rope_base"] ** (-2 * i / len(x)) for i in range(half)]
+    angles = [position * c["rope_base"] ** (-2 * i / len(x)) for i in range(half)]
     real = [x[i] * math.cos(a) - x[i + half] * math.sin(a) for i, a in enumerate(angles)]
     imaginary = [x[i] * math.sin(a) + x[i + half] * math.cos(a) for i, a in enumerate(angles)]
     return torch.stack(real + imaginary)
@@ -32,7 +32,7 @@ def one_head(c: Config, q: Tensor, k: Tensor, v: Tensor, memory: tuple[Tensor, T
     """One row's segment: A_mem, A_dot and the memory after it."""
     far, near = [], []
     for t in range(len(q)):
-        scores = [turned(q[t], t, c) @ turned(k[j], j, c) / math.sqrt(c["d_key"]) for j in range(t + 1)]
+        scores = [rotated(q[t], t, c) @ rotated(k[j], j, c) / math.sqrt(c["d_key"]) for j in range(t + 1)]
         raised = [(score - max(scores)).exp() for score in scores]
         near.append(sum((e * v[j] for j, e in enumerate(raised)), torch.zeros_like(v[0])) / sum(raised))
         f = positive(q[t])
@@ -61,11 +61,11 @@ def attention(c: Config, p: Tensors, name: str, x: Tensor, memory: Memory) -> tu
         mixed.append(gate * far + (1 - gate) * near)
         parts.append({"q": q, "k": k, "v": v, "A_mem": far, "A_dot": near, "A": mixed[-1]})
         after.append(kept)
-    said = {part: torch.stack([head[part] for head in parts]) for part in parts[0]}
+    outputs = {part: torch.stack([head[part] for head in parts]) for part in parts[0]}
     leave = p[f"{name}o_proj.weight"]
-    said["out"] = torch.stack([leave @ row for row in torch.cat(mixed, dim=1)])
-    said["bypass"] = torch.stack([leave @ row for row in torch.cat(list(said["A_dot"]), dim=1)])
-    return said, after
+    outputs["out"] = torch.stack([leave @ row for row in torch.cat(mixed, dim=1)])
+    outputs["bypass"] = torch.stack([leave @ row for row in torch.cat(list(outputs["A_dot"]), dim=1)])
+    return outputs, after
 
 
 def together(memories: list[Any], which: int) -> Tensor:
@@ -74,8 +74,8 @@ def together(memories: list[Any], which: int) -> Tensor:
 
 
 def slopes(scenario: str, loss: Tensor, leaves: Tensors) -> Tensors:
-    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-    grads = zip(leaves.items(), found, strict=True)
+    results = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+    grads = zip(leaves.items(), results, strict=True)
     return {f"grad/{scenario}/{n}": torch.zeros_like(x) if g is None else g for (n, x), g in grads}
 
 
@@ -83,25 +83,25 @@ def cut(memory: Any) -> Any:
     return [(m.detach(), z.detach()) for m, z in memory]
 
 
-def layer(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    found: Tensors = {}
-    x, lengths = given["in/x"].clone().requires_grad_(), c["seg_lens"]
+def layer(c: Config, inputs: Tensors, p: Tensors) -> Tensors:
+    results: Tensors = {}
+    x, lengths = inputs["in/x"].clone().requires_grad_(), c["seg_lens"]
     for scenario in ("full", "detached"):
         memories: list[Any] = [None] * len(x)
         outs = []
         for s, piece in enumerate(x.split(lengths, dim=1)):
             rows = [attention(c, p, "", row, memory) for row, memory in zip(piece, memories, strict=True)]
-            said = {part: torch.stack([row[0][part] for row in rows]) for part in rows[0][0]}
+            outputs = {part: torch.stack([row[0][part] for row in rows]) for part in rows[0][0]}
             memories = [row[1] for row in rows]
-            bypass = said.pop("bypass")
-            found |= {} if s else {"alt_bypass_first_segment/seg0_out": bypass}
-            found |= {f"out/seg{s}/{part}": tensor for part, tensor in said.items()}
-            found |= {f"state/after_seg{s}/{n}": together(memories, i) for i, n in enumerate("Mz")}
+            bypass = outputs.pop("bypass")
+            results |= {} if s else {"alt_bypass_first_segment/seg0_out": bypass}
+            results |= {f"out/seg{s}/{part}": tensor for part, tensor in outputs.items()}
+            results |= {f"state/after_seg{s}/{n}": together(memories, i) for i, n in enumerate("Mz")}
             memories = [cut(memory) for memory in memories] if scenario == "detached" else memories
-            outs.append(said["out"])
-        loss = (torch.cat(outs, dim=1) * given["in/cotangent"]).sum()
-        found |= {"out/loss": loss[None]} | slopes(scenario, loss, p | {"x": x})
-    return found
+            outs.append(outputs["out"])
+        loss = (torch.cat(outs, dim=1) * inputs["in/cotangent"]).sum()
+        results |= {"out/loss": loss[None]} | slopes(scenario, loss, p | {"x": x})
+    return results
 
 
 def norm(x: Tensor, p: Tensors, name: str) -> Tensor:
@@ -112,9 +112,9 @@ def norm(x: Tensor, p: Tensors, name: str) -> Tensor:
 def one_row(c: Config, p: Tensors, ids: Tensor, detached: bool) -> list[dict[str, Any]]:
     """A row's segments: tensors under the file's names, the memories that entered and those that left."""
     memories: list[Memory] = [None] * c["n_layer"]
-    told = []
+    record = []
     for piece in ids.split(c["seg_lens"]):
-        said: dict[str, Any] = {"enter": memories}
+        outputs: dict[str, Any] = {"enter": memories}
         x, after = p["tok_emb.weight"][piece], []
         for i in range(c["n_layer"]):
             parts, kept = attention(c, p, f"layers.{i}.attn.", norm(x, p, f"layers.{i}.norm1"), memories[i])
@@ -123,32 +123,32 @@ def one_row(c: Config, p: Tensors, ids: Tensor, detached: bool) -> list[dict[str
             y = y + p[f"layers.{i}.ff.w1.bias"]
             y = y * (1 + (y / math.sqrt(2)).erf()) / 2
             x = x + y @ p[f"layers.{i}.ff.w2.weight"].T + p[f"layers.{i}.ff.w2.bias"]
-            said |= {f"layer{i}_attn_out": parts["out"], f"layer{i}_out": x}
+            outputs |= {f"layer{i}_attn_out": parts["out"], f"layer{i}_out": x}
             after.append(kept)
         head = p.get("lm_head.weight", p["tok_emb.weight"])
-        told.append(said | {"logits": norm(x, p, "norm_f") @ head.T, "after": after})
+        record.append(outputs | {"logits": norm(x, p, "norm_f") @ head.T, "after": after})
         memories = [cut(kept) for kept in after] if detached else after
-    return told
+    return record
 
 
-def model(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    found: Tensors = {}
-    targets, lengths = given["in/target_ids"], c["seg_lens"]
+def model(c: Config, inputs: Tensors, p: Tensors) -> Tensors:
+    results: Tensors = {}
+    targets, lengths = inputs["in/target_ids"], c["seg_lens"]
     for scenario in ("detached", "full"):
-        rows = [one_row(c, p, ids, scenario == "detached") for ids in given["in/input_ids"]]
+        rows = [one_row(c, p, ids, scenario == "detached") for ids in inputs["in/input_ids"]]
         nll = []
         for s, asked in enumerate(targets.split(lengths, dim=1)):
             for name in [name for name in rows[0][s] if name not in ("enter", "after")]:
-                found[f"out/seg{s}/{name}"] = torch.stack([row[s][name] for row in rows])
-            logits = found[f"out/seg{s}/logits"]
+                results[f"out/seg{s}/{name}"] = torch.stack([row[s][name] for row in rows])
+            logits = results[f"out/seg{s}/logits"]
             nll.append(logits.logsumexp(-1) - logits.gather(-1, asked[..., None])[..., 0])
-            found[f"out/seg{s}/nll"] = nll[-1]
+            results[f"out/seg{s}/nll"] = nll[-1]
             for i in range(c["n_layer"]):
                 for which, n in enumerate("Mz"):
                     kept = together([row[s]["after"][i] for row in rows], which)
-                    found[f"state/after_seg{s}/layer{i}/{n}"] = kept
+                    results[f"state/after_seg{s}/layer{i}/{n}"] = kept
         loss = torch.cat(nll, dim=1).mean()
-        found |= {"out/loss": loss[None]} | slopes(scenario, loss, p)
+        results |= {"out/loss": loss[None]} | slopes(scenario, loss, p)
     heads = range(c["n_head"])
     for s in range(1, len(lengths)):
         for i in range(c["n_layer"]):
@@ -157,16 +157,16 @@ def model(c: Config, given: Tensors, p: Tensors) -> Tensors:
                     f"{b} {h}": row[s]["enter"][i][h][which] for b, row in enumerate(rows) for h in heads
                 }
                 grads = slopes("", nll[-1].mean(), entered)
-                found[f"grad/last_segment_loss/layer{i}_{n}_enter_seg{s}"] = torch.stack(
+                results[f"grad/last_segment_loss/layer{i}_{n}_enter_seg{s}"] = torch.stack(
                     [torch.stack([grads[f"grad//{b} {h}"] for h in heads]) for b in range(len(rows))]
                 )
-    return found
+    return results
 
 
 REFERENCE = {"infini/layer": layer, "infini/model": model}
 
 
-def computed(kind: str, config: Config, given: Tensors) -> Tensors:
+def computed(kind: str, config: Config, inputs: Tensors) -> Tensors:
     """All tensors of a file of this kind, from its inputs and weights."""
-    p = {n[6:]: x.clone().requires_grad_() for n, x in given.items() if n.startswith("param/")}
-    return {n: x.detach() for n, x in REFERENCE[kind](config, given, p).items()} | given
+    p = {n[6:]: x.clone().requires_grad_() for n, x in inputs.items() if n.startswith("param/")}
+    return {n: x.detach() for n, x in REFERENCE[kind](config, inputs, p).items()} | inputs

@@ -14,13 +14,13 @@ Tensors = dict[str, Tensor]
 Config = dict[str, Any]
 
 
-def rotated(x: Tensor, place: int, pairs: bool) -> Tensor:
+def rotated(x: Tensor, position: int, pairs: bool) -> Tensor:
     """One head's vector at a place: pairs (2i, 2i + 1), or (i, i + K/2)."""
     half = len(x) // 2
     one, two = (x[0::2], x[1::2]) if pairs else (x[:half], x[half:])
-    angles = torch.tensor([place * 10000.0 ** (-2 * i / len(x)) for i in range(half)], dtype=torch.float64)
-    turned = torch.complex(one, two) * torch.polar(torch.ones_like(angles), angles)
-    parts = [turned.real, turned.imag]
+    angles = torch.tensor([position * 10000.0 ** (-2 * i / len(x)) for i in range(half)], dtype=torch.float64)
+    rotate = torch.complex(one, two) * torch.polar(torch.ones_like(angles), angles)
+    parts = [rotate.real, rotate.imag]
     return torch.stack(parts, dim=1).flatten() if pairs else torch.cat(parts)
 
 
@@ -123,15 +123,15 @@ class Row:
 
     def read(self, x: list[Tensor], flags: list[bool]) -> tuple[list[Tensor], Tensors]:
         """One segment of embeddings: what the layers say, and what they retrieve."""
-        told: Tensors = {}
+        record: Tensors = {}
         for layer in range(self.model.layers):
             q, k, v = zip(*(self.model.qkv(one, layer) for one in x), strict=True)
             read, named = self.attend(q, list(k), list(v), flags, layer)
-            told |= {f"layer{layer}/{name}": part for name, part in named.items()}
+            record |= {f"layer{layer}/{name}": part for name, part in named.items()}
             x = [self.model.leave(one, y, layer) for one, y in zip(x, read, strict=True)]
             self.keys[layer] += [one.detach() for one in k]
             self.values[layer] += [one.detach() for one in v]
-        return x, told
+        return x, record
 
     def attend(
         self, q: tuple[Tensor, ...], k: list[Tensor], v: list[Tensor], flags: list[bool], layer: int
@@ -141,10 +141,13 @@ class Row:
         stored = range(max(0, closed - (m.size or 0)), closed)  # the ring's blocks by number, oldest first
         topk = min(m.topk or 0, len(stored))
         start = (topk + 1) * bs + inc
-        ranks = {number: max(0, place - (len(stored) - topk) + 1) for place, number in enumerate(stored)}
+        ranks = {index: max(0, position - (len(stored) - topk) + 1) for position, index in enumerate(stored)}
         open_keys, open_values = self.keys[layer][closed * bs :], self.values[layer][closed * bs :]
         near = [
-            [rotated(key[head], start - inc + place, m.pairs) for place, key in enumerate(open_keys + k)]
+            [
+                rotated(key[head], start - inc + position, m.pairs)
+                for position, key in enumerate(open_keys + k)
+            ]
             for head in range(m.heads)
         ]
         asked = [
@@ -156,13 +159,13 @@ class Row:
             heads = []
             for head in range(m.heads):
                 keys, values, marked, at = [], [], [], []
-                for slot, number in enumerate(chosen[t][head]):
+                for slot, index in enumerate(chosen[t][head]):
                     for j in range(bs):
-                        place = slot * bs + j + (bs if ranks[number] > 0 else 0)
-                        keys.append(rotated(self.keys[layer][number * bs + j][head], place, m.pairs))
-                        values.append(self.values[layer][number * bs + j][head])
+                        position = slot * bs + j + (bs if ranks[index] > 0 else 0)
+                        keys.append(rotated(self.keys[layer][index * bs + j][head], position, m.pairs))
+                        values.append(self.values[layer][index * bs + j][head])
                         marked.append(j == bs - 1)
-                        at.append(place)
+                        at.append(position)
                 places.append(at)
                 keys += near[head]
                 values += [one[head] for one in near_values]
@@ -174,14 +177,14 @@ class Row:
         if not topk:
             return read, {}
         base = closed * bs - (topk + 1) * bs if m.absolute else 0
-        numbers = torch.tensor(chosen).transpose(0, 1)  # (heads, time, topk)
+        indices = torch.tensor(chosen).transpose(0, 1)  # (heads, time, topk)
         positions = torch.tensor(places).view(len(q), m.heads, -1).transpose(0, 1) + base
-        named = {"block_id": numbers, "key_positions": positions}
+        named = {"block_id": indices, "key_positions": positions}
         if m.absolute:
             spots = torch.tensor([rank * bs + bs - 1 + base for rank in ranks.values()])
             return read, named | {"landmark_positions": spots}
-        by_rank = [[[ranks[number] for number in some] for some in heads] for heads in numbers.tolist()]
-        return read, named | {"slot": numbers % m.size, "pos_rank": torch.tensor(by_rank)}
+        by_rank = [[[ranks[index] for index in some] for some in heads] for heads in indices.tolist()]
+        return read, named | {"slot": indices % m.size, "pos_rank": torch.tensor(by_rank)}
 
     def choose(
         self, asked: list[list[Tensor]], layer: int, ranks: dict[int, int], topk: int
@@ -193,8 +196,8 @@ class Row:
         shares: list[list[list[float]]] = []
         for head, queries in enumerate(asked):
             landmarks = [
-                rotated(self.keys[layer][number * bs + bs - 1][head], rank * bs + bs - 1, m.pairs)
-                for number, rank in ranks.items()
+                rotated(self.keys[layer][index * bs + bs - 1][head], rank * bs + bs - 1, m.pairs)
+                for index, rank in ranks.items()
             ]
             shares.append(
                 [
@@ -207,14 +210,14 @@ class Row:
             heads = []
             for head in range(m.heads):
                 by_block = []
-                for place, number in enumerate(ranks):
+                for position, index in enumerate(ranks):
                     seen = {
-                        "per_token_and_head": [shares[head][t][place]],
-                        "max_over_heads": [some[t][place] for some in shares],
-                        "max_over_tokens": [some[place] for some in shares[head]],
+                        "per_token_and_head": [shares[head][t][position]],
+                        "max_over_heads": [some[t][position] for some in shares],
+                        "max_over_tokens": [some[position] for some in shares[head]],
                     }[m.method]
-                    by_block.append((max(seen), number))
-                heads.append(sorted(number for _, number in sorted(by_block)[-topk:]))
+                    by_block.append((max(seen), index))
+                heads.append(sorted(index for _, index in sorted(by_block)[-topk:]))
             chosen.append(heads)
         return chosen
 
@@ -223,18 +226,18 @@ def nll(logits: Tensor, target: int) -> Tensor:
     return (logits - logits[target]).exp().sum().log()
 
 
-def grouped(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    scores, flags = given["in/scores"].clone().requires_grad_(), given["in/is_landmark"].tolist()
-    groups, told = c["max_groups_for_softmax"], []
+def grouped(c: Config, inputs: Tensors, p: Tensors) -> Tensors:
+    scores, flags = inputs["in/scores"].clone().requires_grad_(), inputs["in/is_landmark"].tolist()
+    groups, record = c["max_groups_for_softmax"], []
     for row, marked in enumerate(flags):
         for head in range(scores.shape[1]):
             for t in range(scores.shape[2]):
                 query = t + scores.shape[3] - scores.shape[2]
                 weights, gates, mass = weights_of(scores[row, head, t], marked, query)
                 table = [gates.get(group, torch.zeros_like(mass)) for group in range(groups - 1)]
-                told.append((weights, torch.stack([*table, mass])))
-    probs, tables = (torch.stack(part).view(*scores.shape[:3], -1) for part in zip(*told, strict=True))
-    (grad,) = torch.autograd.grad((probs * given["in/cotangent"]).sum(), [scores])
+                record.append((weights, torch.stack([*table, mass])))
+    probs, tables = (torch.stack(part).view(*scores.shape[:3], -1) for part in zip(*record, strict=True))
+    (grad,) = torch.autograd.grad((probs * inputs["in/cotangent"]).sum(), [scores])
     return {
         "out/probs": probs,
         "out/row_sum": probs.sum(-1),
@@ -252,10 +255,10 @@ def stream_of(raw: list[int], freq: int, marker: int) -> list[int]:
     return stream
 
 
-def train(c: Config, given: Tensors, p: Tensors) -> Tensors:
+def train(c: Config, inputs: Tensors, p: Tensors) -> Tensors:
     model, length = Gpt(c, p), c["sequence_length"]
-    stream = stream_of(given["in/raw_tokens"].tolist(), c["mem_freq"], model.marker)
-    found: Tensors = {"in/stream_with_landmarks": torch.tensor(stream)}
+    stream = stream_of(inputs["in/raw_tokens"].tolist(), c["mem_freq"], model.marker)
+    results: Tensors = {"in/stream_with_landmarks": torch.tensor(stream)}
     windows = [stream[start : start + length] for start in c["window_starts"]]
     asked, logits, shares, losses = [], [], [], []
     for start, window in zip(c["window_starts"], windows, strict=True):
@@ -269,7 +272,7 @@ def train(c: Config, given: Tensors, p: Tensors) -> Tensors:
         layers = []
         for layer in range(model.layers):
             parts = [model.qkv(one, layer) for one in x]
-            turned = [
+            rotate = [
                 [[rotated(part[i][head], t, True) for head in range(model.heads)] for i in (0, 1)]
                 for t, part in enumerate(parts)
             ]
@@ -277,8 +280,8 @@ def train(c: Config, given: Tensors, p: Tensors) -> Tensors:
             for t in range(length):
                 heads = []
                 for head in range(model.heads):
-                    keys = [one[1][head] for one in turned]
-                    scores = torch.stack([key @ turned[t][0][head] for key in keys])
+                    keys = [one[1][head] for one in rotate]
+                    scores = torch.stack([key @ rotate[t][0][head] for key in keys])
                     weights, _, _ = weights_of(scores / math.sqrt(len(keys[0])), flags, t)
                     table.append(weights)
                     heads.append(sum(w * one[2][head] for w, one in zip(weights, parts, strict=True)))
@@ -290,10 +293,10 @@ def train(c: Config, given: Tensors, p: Tensors) -> Tensors:
         losses += [nll(logits[-1][t], target) for t, target in enumerate(targets) if target != -1]
     loss = sum(losses) / len(losses)
     grads = torch.autograd.grad(loss, list(p.values()))
-    found |= {f"out/attn_probs.{layer}": one for layer, one in enumerate(torch.stack(shares, dim=1))}
-    found |= {"in/tokens": torch.tensor(windows), "in/targets": torch.tensor(asked)}
-    found |= {f"grad/{name}": grad for name, grad in zip(p, grads, strict=True)}
-    return found | {"out/logits": torch.stack(logits), "out/loss": loss}
+    results |= {f"out/attn_probs.{layer}": one for layer, one in enumerate(torch.stack(shares, dim=1))}
+    results |= {"in/tokens": torch.tensor(windows), "in/targets": torch.tensor(asked)}
+    results |= {f"grad/{name}": grad for name, grad in zip(p, grads, strict=True)}
+    return results | {"out/logits": torch.stack(logits), "out/loss": loss}
 
 
 def cached(model: Any, row: Row, layer: int) -> Tensors:
@@ -303,8 +306,8 @@ def cached(model: Any, row: Row, layer: int) -> Tensors:
     named: Tensors = {}
     for name, kept in (("k", keys), ("v", values)):
         slots: dict[int, Tensor] = {}
-        for number in range(closed):
-            slots[number % model.size] = torch.stack(kept[number * bs : (number + 1) * bs])
+        for index in range(closed):
+            slots[index % model.size] = torch.stack(kept[index * bs : (index + 1) * bs])
         if slots:
             named[f"cache_mem_{name}"] = torch.stack([slots[slot] for slot in sorted(slots)])
         if len(keys) % bs:
@@ -317,46 +320,51 @@ def stacked(rows: list[Tensors]) -> Tensors:
     return {n: rows[0][n] if n.endswith(alone) else torch.stack([row[n] for row in rows]) for n in rows[0]}
 
 
-def cache(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    model, tokens, done = Gpt(c, p), given["in/tokens"].tolist(), 0
-    rows, found = [Row(model) for _ in tokens], {}
+def cache(c: Config, inputs: Tensors, p: Tensors) -> Tensors:
+    model, tokens, done = Gpt(c, p), inputs["in/tokens"].tolist(), 0
+    rows, results = [Row(model) for _ in tokens], {}
     for seg, length in enumerate(c["segments"]):
-        said, states, told, ids = [], [], [], []
+        outputs, states, record, ids = [], [], [], []
         for b, row in enumerate(rows):
             stream = stream_of(tokens[b][: done + length], model.block - 1, model.marker)
             ids.append(stream[len(row.keys[0]) :])
             flags = [token == model.marker for token in ids[-1]]
-            x, named = row.read(list(given[f"in/seg{seg}/inputs_embeds"][b]), flags)
-            said.append(torch.stack([model.logits(y) for y, flag in zip(x, flags, strict=True) if not flag]))
-            told.append(named)
+            x, named = row.read(list(inputs[f"in/seg{seg}/inputs_embeds"][b]), flags)
+            outputs.append(
+                torch.stack([model.logits(y) for y, flag in zip(x, flags, strict=True) if not flag])
+            )
+            record.append(named)
             layers = range(model.layers)
             states.append({f"layer{i}/{n}": s for i in layers for n, s in cached(model, row, i).items()})
         asked = [token for row_tokens in tokens for token in row_tokens[done + 1 : done + length + 1]]
-        losses = [nll(one, t) for one, t in zip(torch.stack(said).flatten(0, 1), asked, strict=True)]
-        found |= {f"out/seg{seg}/logits": torch.stack(said), f"out/seg{seg}/loss": sum(losses) / len(losses)}
-        found |= {f"state/seg{seg}/{name}": x for name, x in stacked(states).items()}
-        found |= {f"idx/seg{seg}/{name}": x for name, x in stacked(told).items()}
-        found[f"in/seg{seg}/with_landmarks"] = torch.tensor(ids)
+        losses = [nll(one, t) for one, t in zip(torch.stack(outputs).flatten(0, 1), asked, strict=True)]
+        results |= {
+            f"out/seg{seg}/logits": torch.stack(outputs),
+            f"out/seg{seg}/loss": sum(losses) / len(losses),
+        }
+        results |= {f"state/seg{seg}/{name}": x for name, x in stacked(states).items()}
+        results |= {f"idx/seg{seg}/{name}": x for name, x in stacked(record).items()}
+        results[f"in/seg{seg}/with_landmarks"] = torch.tensor(ids)
         done += length
-    return found
+    return results
 
 
-def llama(c: Config, given: Tensors, p: Tensors) -> Tensors:
+def llama(c: Config, inputs: Tensors, p: Tensors) -> Tensors:
     model = Llama(c, p)
-    rows, found = [Row(model) for _ in given["in/raw_tokens"]], {}
+    rows, results = [Row(model) for _ in inputs["in/raw_tokens"]], {}
     for seg in range(len(c["chunks"])):
-        said, told = [], []
+        outputs, record = [], []
         for b, row in enumerate(rows):
-            flags = [token == model.marker for token in given[f"in/seg{seg}/with_landmarks"][b].tolist()]
-            x, named = row.read(list(given[f"in/seg{seg}/inputs_embeds"][b]), flags)
-            said.append(torch.stack([model.logits(y) for y in x]))
-            told.append(named)
-        found[f"out/seg{seg}/logits"] = torch.stack(said)
-        found |= {f"idx/seg{seg}/{name}": x for name, x in stacked(told).items()}
+            flags = [token == model.marker for token in inputs[f"in/seg{seg}/with_landmarks"][b].tolist()]
+            x, named = row.read(list(inputs[f"in/seg{seg}/inputs_embeds"][b]), flags)
+            outputs.append(torch.stack([model.logits(y) for y in x]))
+            record.append(named)
+        results[f"out/seg{seg}/logits"] = torch.stack(outputs)
+        results |= {f"idx/seg{seg}/{name}": x for name, x in stacked(record).items()}
     for layer in range(model.layers):
         keys = torch.stack([torch.stack(row.keys[layer]).transpose(0, 1) for row in rows])
-        found[f"state/final/layer{layer}/cache_k_or_incomplete_k"] = keys
-    return found
+        results[f"state/final/layer{layer}/cache_k_or_incomplete_k"] = keys
+    return results
 
 
 REFERENCES: dict[str, Callable[[Config, Tensors, Tensors], Tensors]] = {
@@ -367,10 +375,10 @@ REFERENCES: dict[str, Callable[[Config, Tensors, Tensors], Tensors]] = {
 }
 
 
-def computed(kind: str, config: Config, given: Tensors) -> Tensors:
+def computed(kind: str, config: Config, inputs: Tensors) -> Tensors:
     """All tensors of a file of this kind, from its inputs and weights (`in/`, `w/`)."""
-    weights = {n[2:]: x.clone() for n, x in given.items() if n.startswith("w/") and not n.endswith("freqs")}
+    weights = {n[2:]: x.clone() for n, x in inputs.items() if n.startswith("w/") and not n.endswith("freqs")}
     for weight in weights.values():
         weight.requires_grad_(kind == "landmark/lm_train")
-    found = REFERENCES[kind](config, given, weights)
-    return {n: x.detach() if x.is_floating_point() else x.int() for n, x in found.items()}
+    results = REFERENCES[kind](config, inputs, weights)
+    return {n: x.detach() if x.is_floating_point() else x.int() for n, x in results.items()}

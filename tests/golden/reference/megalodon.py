@@ -71,11 +71,11 @@ def rms(x: Tensor, eps: float) -> Tensor:
     return x / ((x**2).mean() + eps).sqrt()
 
 
-def rope(x: Tensor, place: int, base: float) -> Tensor:
+def rope(x: Tensor, position: int, base: float) -> Tensor:
     """One head: pairs (2i, 2i+1) as complex numbers."""
     out = []
     for i in range(len(x) // 2):
-        turn = cmath.exp(1j * place * base ** (-2 * i / len(x)))
+        turn = cmath.exp(1j * position * base ** (-2 * i / len(x)))
         out.append(x[2 * i] * turn.real - x[2 * i + 1] * turn.imag)
         out.append(x[2 * i] * turn.imag + x[2 * i + 1] * turn.real)
     return torch.stack(out)
@@ -112,16 +112,17 @@ class Block:
         z = torch.cat([rms(z_raw[i * dz : (i + 1) * dz], self.eps) for i in range(heads)])
         q, k = (z * (w["mega.gamma"][i] + 1) / math.sqrt(dz) + w["mega.beta"][i] for i in range(2))
         v, r = silu(self.linear("mega.wv", xn)), silu(self.linear("mega.wr", mx))
-        place = len(keys)
+        position = len(keys)
         q, k = (
-            torch.stack([rope(x[i * dz : (i + 1) * dz], place, base) for i in range(heads)]) for x in (q, k)
+            torch.stack([rope(x[i * dz : (i + 1) * dz], position, base) for i in range(heads)])
+            for x in (q, k)
         )
         keys, values = [*keys, k], [*values, v.view(heads, dv)]
-        said = []
+        outputs = []
         for head in range(heads):
             weights = torch.stack([q[head] @ key[head] for key in keys]).softmax(0)
-            said.append(sum(a * value[head] for a, value in zip(weights, values, strict=True)))
-        o = torch.cat(said)
+            outputs.append(sum(a * value[head] for a, value in zip(weights, values, strict=True)))
+        o = torch.cat(outputs)
         yhat = self.linear("mega.wh1", mx) + self.linear("mega.wh2", o * r) + x
         f = yhat - yhat.mean()
         f = f / ((f**2).mean() + self.eps).sqrt()
@@ -141,7 +142,7 @@ class Block:
             keys, values = [], []
         return ffn + x, (norm, h, keys, values)
 
-    def told(self, state: Any) -> Tensors:
+    def record(self, state: Any) -> Tensors:
         (n, m, v), h, keys, values = state
         heads = self.c["num_heads"]
         empty = [
@@ -180,11 +181,11 @@ class Model:
         head = "embed.weight" if self.c.get("share_emb", False) else "output.output.weight"
         return self.w[head] @ x, (after, norm)
 
-    def told(self, state: Any) -> Tensors:
+    def record(self, state: Any) -> Tensors:
         layers = {
             f"layers.{i}.{name}": x
             for i, (block, kept) in enumerate(zip(self.blocks, state[0], strict=True))
-            for name, x in block.told(kept).items()
+            for name, x in block.record(kept).items()
         }
         n, m, v = state[1]
         return layers | {"final_norm_count": torch.tensor(n), "final_norm_mean": m, "final_norm_var": v}
@@ -192,17 +193,17 @@ class Model:
 
 def read(part: Any, rows: Tensor, bounds: list[int]) -> tuple[Tensor, Tensors]:
     """All rows (rows, time, …) token by token: what was said, and the states at the bounds."""
-    said, told = [], []
+    outputs, record = [], []
     for row in rows:
         state, said_here, told_here = part.fresh(), [], dict[str, Tensor]()
         for t, x in enumerate(row):
             y, state = part.step(x, state)
             said_here.append(y)
             if t + 1 in bounds:
-                told_here |= {f"state@{t + 1}.{name}": x for name, x in part.told(state).items()}
-        said.append(torch.stack(said_here))
-        told.append(told_here)
-    return torch.stack(said), {name: torch.stack([row[name] for row in told]) for name in told[0]}
+                told_here |= {f"state@{t + 1}.{name}": x for name, x in part.record(state).items()}
+        outputs.append(torch.stack(said_here))
+        record.append(told_here)
+    return torch.stack(outputs), {name: torch.stack([row[name] for row in record]) for name in record[0]}
 
 
 def slopes(loss: Tensor, prefix: str, leaves: Tensors) -> Tensors:
@@ -217,9 +218,9 @@ def ends(c: Config) -> list[int]:
     return [sum(c["segments"][: i + 1]) for i in range(len(c["segments"]))]
 
 
-def cema(c: Config, given: Tensors, w: Tensors) -> Tensors:
-    part, x = Average(w), given["in.x"].requires_grad_()
-    h0 = given["in.h0"].requires_grad_()
+def cema(c: Config, tensors: Tensors, w: Tensors) -> Tensors:
+    part, x = Average(w), tensors["in.x"].requires_grad_()
+    h0 = tensors["in.h0"].requires_grad_()
     out: Tensors = {
         "coef.p": part.p,
         "coef.q": torch.view_as_real(part.q),
@@ -230,70 +231,70 @@ def cema(c: Config, given: Tensors, w: Tensors) -> Tensors:
     for name, begins in (("out", torch.zeros_like(h0)), ("out0", h0)):
         ys, hs = [], []
         for row, start in zip(x, begins, strict=True):
-            h, said = torch.view_as_complex(start), []
+            h, outputs = torch.view_as_complex(start), []
             for t in range(x.shape[2]):
                 y, h = part.step(row[:, t], h)
-                said.append(y)
+                outputs.append(y)
                 if name == "out" and t + 1 in ends(c):
                     key = f"state@{t + 1}.h"
                     more = torch.view_as_real(h)[None]
                     out[key] = torch.cat([out[key], more]) if key in out else more
-            ys.append(torch.stack(said, dim=1))
+            ys.append(torch.stack(outputs, dim=1))
             hs.append(torch.view_as_real(h))
         out |= {f"{name}.y": torch.stack(ys), f"{name}.h": torch.stack(hs)}
-    loss = (out["out0.y"] * given["cot.y"]).sum() + (out["out0.h"] * given["cot.h"]).sum()
+    loss = (out["out0.y"] * tensors["cot.y"]).sum() + (out["out0.h"] * tensors["cot.h"]).sum()
     grads = slopes(loss, "grad.", {"in.x": x, "in.h0": h0} | {f"w.{n}": p for n, p in w.items()})
     return out | grads | {"out0.loss": loss}
 
 
-def timestepnorm(c: Config, given: Tensors, w: Tensors) -> Tensors:
+def timestepnorm(c: Config, tensors: Tensors, w: Tensors) -> Tensors:
     prior = c.get("prior_count", 0)
     norm = Norm(w, c["num_groups"], c.get("eps", 1e-5), prior)
     names = ["in.x", "in.prev_mean", "in.prev_var"]
-    leaves = {name: given[name].requires_grad_() for name in names}
+    leaves = {name: tensors[name].requires_grad_() for name in names}
     out: Tensors = {}
     for name in ("out", "outp", "outs"):
         ys, states = [], []
-        for row, x in enumerate(given["in.x"]):
+        for row, x in enumerate(tensors["in.x"]):
             state = norm.fresh
             if name == "outs":
-                count = int(given["in.prev_count"][row])
+                count = int(tensors["in.prev_count"][row])
                 state = (count, leaves["in.prev_mean"][row], leaves["in.prev_var"][row])
-            said = []
+            outputs = []
             for t, token in enumerate(x):
-                y, state = norm.step(token, state, name == "outp" and bool(given["in.pad"][row, t]))
-                said.append(y)
+                y, state = norm.step(token, state, name == "outp" and bool(tensors["in.pad"][row, t]))
+                outputs.append(y)
                 if name == "out" and t + 1 in ends(c):
                     for key, part in zip(("count", "mean", "var"), state, strict=True):
                         key, more = f"state@{t + 1}.{key}", torch.as_tensor(part)[None]
                         out[key] = torch.cat([out[key], more]) if key in out else more
-            ys.append(torch.stack(said))
+            ys.append(torch.stack(outputs))
             states.append([torch.as_tensor(part) for part in state])
         out[f"{name}.y"] = torch.stack(ys)
         for key, parts in zip(("count", "mean", "var"), zip(*states, strict=True), strict=True):
             out[f"{name}.{key}"] = torch.stack(parts)
     loss = torch.stack(
-        [(out[f"outs.{key}"] * given[f"cot.{key}"]).sum() for key in ("y", "mean", "var")]
+        [(out[f"outs.{key}"] * tensors[f"cot.{key}"]).sum() for key in ("y", "mean", "var")]
     ).sum()
     learned = {f"w.{n}": p for n, p in w.items() if p.is_floating_point() and (prior or "prior" not in n)}
     return out | {"outs.loss": loss} | slopes(loss, "grad.", leaves | learned)
 
 
-def layer(c: Config, given: Tensors, w: Tensors) -> Tensors:
-    block, x = Block(w, c), given["in.x"].requires_grad_()
+def layer(c: Config, tensors: Tensors, w: Tensors) -> Tensors:
+    block, x = Block(w, c), tensors["in.x"].requires_grad_()
     y, states = read(block, x, c["bounds"])
     mids = {f"mid.{n}": torch.stack([m[n] for m in block.mids]).view(*x.shape[:2], -1) for n in block.mids[0]}
-    loss = (y * given["cot.y"]).sum()
+    loss = (y * tensors["cot.y"]).sum()
     grads = slopes(loss, "grad.", {"in.x": x} | {f"w.{n}": p for n, p in w.items()})
     return {"out.y": y} | states | mids | grads
 
 
-def model(c: Config, given: Tensors, w: Tensors) -> Tensors:
-    logits, states = read(Model(w, c), given["in.tokens"], c["bounds"])
+def model(c: Config, tensors: Tensors, w: Tensors) -> Tensors:
+    logits, states = read(Model(w, c), tensors["in.tokens"], c["bounds"])
     nll = [
-        said.logsumexp(0) - said[target]
-        for row, asked in zip(logits, given["in.targets"], strict=True)
-        for said, target in zip(row, asked, strict=True)
+        outputs.logsumexp(0) - outputs[target]
+        for row, asked in zip(logits, tensors["in.targets"], strict=True)
+        for outputs, target in zip(row, asked, strict=True)
     ]
     loss = torch.stack(nll).mean()
     grads = slopes(loss, "grad.", {f"w.{n}": p for n, p in w.items()})
@@ -308,11 +309,11 @@ KINDS: dict[str, Callable[[Config, Tensors, Tensors], Tensors]] = {
 }
 
 
-def computed(kind: str, config: Config, given: Tensors) -> Tensors:
+def computed(kind: str, config: Config, tensors: Tensors) -> Tensors:
     """The whole file from its inputs and weights."""
     weights = {
-        n: x.clone().requires_grad_() if x.is_floating_point() else x for n, x in sub(given, "w.").items()
+        n: x.clone().requires_grad_() if x.is_floating_point() else x for n, x in sub(tensors, "w.").items()
     }
-    inputs = {n: x.clone() for n, x in given.items() if not n.startswith("w.")}
-    found = KINDS[kind](config, inputs, weights)
-    return given | {name: x.detach() for name, x in found.items()}
+    inputs = {n: x.clone() for n, x in tensors.items() if not n.startswith("w.")}
+    results = KINDS[kind](config, inputs, weights)
+    return tensors | {name: x.detach() for name, x in results.items()}

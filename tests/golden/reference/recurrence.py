@@ -32,22 +32,27 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def slopes(scenario: str, loss: Tensor, leaves: Tensors) -> Tensors:
-    found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-    grads = zip(leaves.items(), found, strict=True)
+    results = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
+    grads = zip(leaves.items(), results, strict=True)
     return {f"grad/{scenario}{n}": torch.zeros_like(x) if g is None else g for (n, x), g in grads}
 
 
 def stacked(rows: list[list[Tensors]], dim: int) -> list[Tensors]:
     """Rows of segments of tensors -> segments of tensors."""
     segments = zip(*rows, strict=True)
-    return [{n: torch.stack([row[n] for row in told], dim) for n in told[0]} for told in segments]
+    return [{n: torch.stack([row[n] for row in record], dim) for n in record[0]} for record in segments]
 
 
-def numbered(told: list[Tensors]) -> Tensors:
-    return {n.replace("#", f"seg{s}"): x for s, said in enumerate(told) for n, x in said.items() if x.numel()}
+def numbered(record: list[Tensors]) -> Tensors:
+    return {
+        n.replace("#", f"seg{s}"): x
+        for s, outputs in enumerate(record)
+        for n, x in outputs.items()
+        if x.numel()
+    }
 
 
-def place(t: int, c: Config) -> Tensor:
+def position(t: int, c: Config) -> Tensor:
     t = min(t, c["clamp_len"]) if c["clamp_len"] > 0 else t
     angles = [t * 10000 ** (-2 * n / c["d_model"]) for n in range(c["d_model"] // 2)]
     return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)
@@ -69,7 +74,7 @@ def xl_layer(c: Config, p: Tensors, name: str, h: Tensor, memory: Tensor) -> Ten
     both = norm(both, p, f"{name}dec_attn.layer_norm") if c["pre_lnorm"] else both
     q, k, v = ((both @ w.T).view(shape) for w in p[f"{name}dec_attn.qkv_net.weight"].chunk(3))
     q = q[cache:]
-    r = [(p[f"{name}dec_attn.r_net.weight"] @ place(t, c)).view(shape[1:]) for t in range(keys)]
+    r = [(p[f"{name}dec_attn.r_net.weight"] @ position(t, c)).view(shape[1:]) for t in range(keys)]
     mixed = []
     for i in range(queries):
         seen, scores = [j for j in range(keys) if xl_sees(c, i, j, queries, cache)], []
@@ -94,35 +99,35 @@ def xl_layer(c: Config, p: Tensors, name: str, h: Tensor, memory: Tensor) -> Ten
 def xl_row(c: Config, p: Tensors, ids: list[Tensor], targets: list[Tensor], cut: Cut) -> list[Tensors]:
     slots, embed = c.get("num_mem_tokens", 0), p["word_emb.emb_layers.0.weight"]
     mems = [torch.zeros(0, c["d_model"], dtype=torch.float64)] * (c["n_layer"] + 1)
-    tokens, told = p["mem_tokens"][:, 0] if slots else embed[:0], []
-    for s, (piece, asked) in enumerate(zip(ids, targets, strict=True)):
-        said = {"state/enter_#/mem_tokens": tokens}
+    tokens, record = p["mem_tokens"][:, 0] if slots else embed[:0], []
+    for s, (piece, labels) in enumerate(zip(ids, targets, strict=True)):
+        outputs = {"state/enter_#/mem_tokens": tokens}
         inputs = [torch.cat([tokens, math.sqrt(c["d_model"]) * embed[piece], tokens])]
         if slots and not c["mem_at_end"]:
             inputs[0] = inputs[0][:-slots]
         for layer, memory in enumerate(mems[:-1]):
             parts = xl_layer(c, p, f"layers.{layer}.", inputs[-1], memory)
             inputs.append(parts["out"])
-            said[f"out/#/layer{layer}_out" + "_all_positions" * (slots > 0)] = parts["out"]
-            said |= {} if slots else {f"out/#/layer{layer}_attn_block_out": parts["attn_block_out"]}
+            outputs[f"out/#/layer{layer}_out" + "_all_positions" * (slots > 0)] = parts["out"]
+            outputs |= {} if slots else {f"out/#/layer{layer}_attn_block_out": parts["attn_block_out"]}
         for layer, new in enumerate(inputs):
             kept = torch.cat([mems[layer], new]).detach()
             mems[layer] = kept[max(0, len(kept) - c["mem_len"]) :]
-            said[f"state/after_#/mems{layer}"] = mems[layer]
+            outputs[f"state/after_#/mems{layer}"] = mems[layer]
         if slots:
             tokens = inputs[-1][-slots:] if c["mem_at_end"] else inputs[-1][:slots]
-        said["state/after_#/mem_tokens"] = tokens
+        outputs["state/after_#/mem_tokens"] = tokens
         tokens = tokens.detach() if cut(s) else tokens
         head = embed if c["tie_weight"] else p["crit.out_layers.0.weight"]
         logits = inputs[-1][slots : slots + len(piece)] @ head.T + p["crit.out_layers.0.bias"]
-        told.append(said | {"out/#/logits": logits, "out/#/nll": nll(logits, asked)})
-    return told
+        record.append(outputs | {"out/#/logits": logits, "out/#/nll": nll(logits, labels)})
+    return record
 
 
-def xl_model(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    segments = sum("input_ids" in name for name in given)
+def xl_model(c: Config, tensors: Tensors, p: Tensors) -> Tensors:
+    segments = sum("input_ids" in name for name in tensors)
     ids, targets = (
-        [given[f"in/seg{s}/{part}"] for s in range(segments)] for part in ("input_ids", "target_ids")
+        [tensors[f"in/seg{s}/{part}"] for s in range(segments)] for part in ("input_ids", "target_ids")
     )
 
     def fold(scenario: str) -> list[Tensors]:
@@ -130,26 +135,26 @@ def xl_model(c: Config, given: Tensors, p: Tensors) -> Tensors:
         columns = [([x[:, b] for x in ids], [x[:, b] for x in targets]) for b in range(ids[0].shape[1])]
         return stacked([xl_row(c, p, *column, cut) for column in columns], 1)
 
-    told = fold("full")
-    losses = torch.stack([said["out/#/nll"].mean() for said in told])
-    found = numbered(told) | {f"out/seg{s}/loss": loss[None] for s, loss in enumerate(losses)}
+    record = fold("full")
+    losses = torch.stack([outputs["out/#/nll"].mean() for outputs in record])
+    results = numbered(record) | {f"out/seg{s}/loss": loss[None] for s, loss in enumerate(losses)}
     if "mem_tokens" not in p:
-        found |= {"out/mean_loss": losses.mean()[None]} | slopes("mean_over_segs/", losses.mean(), p)
-        return found | slopes(f"seg{segments - 1}/", losses[-1], p)
-    cut_loss = torch.stack([said["out/#/nll"].mean() for said in fold("bptt0")]).mean()
-    found |= slopes("full/", losses.mean(), p) | slopes("bptt0/", cut_loss, p)
-    return found | slopes("last_segment_full/", losses[-1], p)
+        results |= {"out/mean_loss": losses.mean()[None]} | slopes("mean_over_segs/", losses.mean(), p)
+        return results | slopes(f"seg{segments - 1}/", losses[-1], p)
+    cut_loss = torch.stack([outputs["out/#/nll"].mean() for outputs in fold("bptt0")]).mean()
+    results |= slopes("full/", losses.mean(), p) | slopes("bptt0/", cut_loss, p)
+    return results | slopes("last_segment_full/", losses[-1], p)
 
 
-def one_xl_layer(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    w, mems = (given[f"in/{name}"].clone().requires_grad_() for name in ("w", "mems"))
+def one_xl_layer(c: Config, tensors: Tensors, p: Tensors) -> Tensors:
+    w, mems = (tensors[f"in/{name}"].clone().requires_grad_() for name in ("w", "mems"))
     rows = [[xl_layer(c, p, "", w[:, b], mems[:, b])] for b in range(w.shape[1])]
     parts = {f"out/{name}": x for name, x in stacked(rows, 1)[0].items()}
     parts["out/layer_out"] = parts.pop("out/out")
-    loss, queries, keys = (parts["out/layer_out"] * given["in/cotangent"]).sum(), len(w), len(mems) + len(w)
+    loss, queries, keys = (parts["out/layer_out"] * tensors["in/cotangent"]).sum(), len(w), len(mems) + len(w)
     hidden = [[not xl_sees(c, i, j, queries, len(mems)) for j in range(keys)] for i in range(queries)]
     parts["in/attn_mask"] = torch.tensor(hidden, dtype=torch.uint8)
-    parts["in/r"] = torch.stack([place(t, c) for t in range(keys - 1, -1, -1)])[:, None]
+    parts["in/r"] = torch.stack([position(t, c) for t in range(keys - 1, -1, -1)])[:, None]
     return parts | {"out/loss": loss[None]} | slopes("", loss, p | {"w": w, "mems": mems})
 
 
@@ -179,9 +184,9 @@ def rmt_segment(c: Config, p: Tensors, ids: Tensor, memory: Tensor | None) -> tu
     for layer in range(c["n_layer"]):
         hidden.append(gpt2_block(c, p, f"model.transformer.h.{layer}.", hidden[-1]))
     x = hidden[-1] = norm(hidden[-1], p, "model.transformer.ln_f", c["layer_norm_epsilon"])
-    said = {f"out/#/hidden{n}_all_positions": x for n, x in enumerate(hidden)}
-    said["state/enter_#/memory_state"] = memory
-    return said, x[len(memory) : len(memory) + len(ids)], x[-len(memory) :]
+    outputs = {f"out/#/hidden{n}_all_positions": x for n, x in enumerate(hidden)}
+    outputs["state/enter_#/memory_state"] = memory
+    return outputs, x[len(memory) : len(memory) + len(ids)], x[-len(memory) :]
 
 
 def phi(x: Tensor, nu: int) -> Tensor:
@@ -193,32 +198,32 @@ def armt_segment(c: Config, p: Tensors, ids: Tensor, memory: Any) -> tuple[Tenso
     m, table = c["num_mem_tokens"], p["model.transformer.wpe.weight"]
     x = torch.cat([p["model.transformer.wte.weight"][ids], p["memory"]])
     x = x + (torch.cat([table[: len(ids)], table[-m:]]) if c["wrap_pos"] else table[: len(x)])
-    said: Tensors = {}
+    outputs: Tensors = {}
     after: Tensors = {}
     for layer in range(c["n_layer"]):
         name, w, z = f"model.transformer.h.{layer}.", torch.zeros(()), torch.zeros(())
         if memory is not None:
             w, z = old_w, old_z = memory[f"layer{layer}/W_mem"], memory[f"layer{layer}/z"]
-            asked = [phi(p[f"{name}W_mq.weight"] @ row, c["nu"]) for row in x]
-            x = torch.stack([row + (q @ w) / (z @ q + 1e-5) for row, q in zip(x, asked, strict=True)])
-        x = said[f"out/#/layer{layer}_out_all_positions"] = gpt2_block(c, p, f"{name}layer.", x)
+            queries = [phi(p[f"{name}W_mq.weight"] @ row, c["nu"]) for row in x]
+            x = torch.stack([row + (q @ w) / (z @ q + 1e-5) for row, q in zip(x, queries, strict=True)])
+        x = outputs[f"out/#/layer{layer}_out_all_positions"] = gpt2_block(c, p, f"{name}layer.", x)
         for row in x[-m:]:
             key, value = phi(p[f"{name}W_mk.weight"] @ row, c["nu"]), p[f"{name}W_mv.weight"] @ row
             gamma = 1.0
             if memory is not None:
-                found = old_z @ key + 1e-5
-                value = value - (key @ old_w) / found
+                denominator = old_z @ key + 1e-5
+                value = value - (key @ old_w) / denominator
                 if c["correction"]:
-                    gamma = (1 - found / (key @ key + 1e-5)).clamp(0, 1).item()
+                    gamma = (1 - denominator / (key @ key + 1e-5)).clamp(0, 1).item()
             strength = torch.sigmoid(p[f"{name}W_mb.weight"] @ row + p[f"{name}W_mb.bias"])
             w, z = w + strength * torch.outer(key, value), z + gamma * key
         after |= {f"layer{layer}/W_mem": w, f"layer{layer}/z": z}
     x = norm(x, p, "model.transformer.ln_f", c["layer_norm_epsilon"])
-    return said | {f"state/after_#/{n}": x for n, x in after.items()}, x[: len(ids)], after
+    return outputs | {f"state/after_#/{n}": x for n, x in after.items()}, x[: len(ids)], after
 
 
-def gpt2_model(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    ids, lengths, associative = given["in/input_ids"], given["in/seg_lens"].tolist(), "d_mem" in c
+def gpt2_model(c: Config, tensors: Tensors, p: Tensors) -> Tensors:
+    ids, lengths, associative = tensors["in/input_ids"], tensors["in/seg_lens"].tolist(), "d_mem" in c
     bare = {name.removeprefix("memory_cell."): x for name, x in p.items()}
     head = bare.get("model.lm_head.weight", bare["model.transformer.wte.weight"])
 
@@ -227,51 +232,51 @@ def gpt2_model(c: Config, given: Tensors, p: Tensors) -> Tensors:
         rows, lost, cut = [], [], CUTS[scenario](len(lengths))
         for row in ids:
             memory: Any = None
-            told: list[Tensors] = []
+            record: list[Tensors] = []
             hidden = []
             for s, piece in enumerate(row.split(lengths)):
-                said, x, memory = (armt_segment if associative else rmt_segment)(c, bare, piece, memory)
-                told.append(said | ({} if associative else {"state/after_#/memory_state": memory}))
+                outputs, x, memory = (armt_segment if associative else rmt_segment)(c, bare, piece, memory)
+                record.append(outputs | ({} if associative else {"state/after_#/memory_state": memory}))
                 hidden.append(x)
                 if cut(s):
                     memory = {n: x.detach() for n, x in memory.items()} if associative else memory.detach()
-            told[-1]["logits"] = torch.cat(hidden) @ head.T
-            rows.append(told)
-            lost.append(nll(told[-1]["logits"][:-1], row[1:]))
-        asked = given.get("in/labels_mask", torch.ones_like(ids)).bool()[:, :-1]
+            record[-1]["logits"] = torch.cat(hidden) @ head.T
+            rows.append(record)
+            lost.append(nll(record[-1]["logits"][:-1], row[1:]))
+        mask = tensors.get("in/labels_mask", torch.ones_like(ids)).bool()[:, :-1]
         loss, last = torch.stack(lost), torch.stack(lost)[:, sum(lengths[:-1]) :]
-        losses = {"loss": loss.mean(), "loss_masked": loss[asked].mean(), "last_segment_loss": last.mean()}
+        losses = {"loss": loss.mean(), "loss_masked": loss[mask].mean(), "last_segment_loss": last.mean()}
         return stacked(rows, 0), rows, losses
 
-    told, rows, losses = fold("full")
-    found = {f"out/{name}": loss[None] for name, loss in losses.items()}
-    found |= {"out/logits": told[-1].pop("logits")} | numbered(told)
+    record, rows, losses = fold("full")
+    results = {f"out/{name}": loss[None] for name, loss in losses.items()}
+    results |= {"out/logits": record[-1].pop("logits")} | numbered(record)
     if not associative:
-        found["state/after_last/memory_state"] = told[-1]["state/after_#/memory_state"]
-        places = [(s, b) for s in range(len(lengths)) for b in range(len(rows))]
-        states = {f"{s} {b}": rows[b][s]["state/enter_#/memory_state"] for s, b in places}
+        results["state/after_last/memory_state"] = record[-1]["state/after_#/memory_state"]
+        positions = [(s, b) for s in range(len(lengths)) for b in range(len(rows))]
+        states = {f"{s} {b}": rows[b][s]["state/enter_#/memory_state"] for s, b in positions}
         for scenario, loss in (("full", "loss"), ("last_segment_loss", "last_segment_loss")):
             entering = slopes("", losses[loss], states)
             for s in range(len(lengths)):
                 grad = torch.stack([entering[f"grad/{s} {b}"] for b in range(len(rows))])
-                found[f"grad/{scenario}/memory_state_enter_seg{s}"] = grad
+                results[f"grad/{scenario}/memory_state_enter_seg{s}"] = grad
     for scenario in ("full", "bptt0") if associative else CUTS:
-        found |= slopes(f"{scenario}/", fold(scenario)[2]["loss"], p)
-    return found
+        results |= slopes(f"{scenario}/", fold(scenario)[2]["loss"], p)
+    return results
 
 
-def rmt_cell(c: Config, given: Tensors, p: Tensors) -> Tensors:
-    memory = given["in/memory_state"].clone().requires_grad_()
-    told = []
-    for ids, state in zip(given["in/input_ids"], memory, strict=True):
-        said, x, new = rmt_segment(c, p, ids, state)
-        parts = {name.replace("#/", ""): part for name, part in said.items() if name.startswith("out")}
+def rmt_cell(c: Config, tensors: Tensors, p: Tensors) -> Tensors:
+    memory = tensors["in/memory_state"].clone().requires_grad_()
+    record = []
+    for ids, state in zip(tensors["in/input_ids"], memory, strict=True):
+        outputs, x, new = rmt_segment(c, p, ids, state)
+        parts = {name.replace("#/", ""): part for name, part in outputs.items() if name.startswith("out")}
         parts |= {"out/logits": x @ p["model.transformer.wte.weight"].T, "out/new_memory_state": new}
-        told.append([parts])
-    found = stacked(told, 0)[0]
-    loss = (found["out/logits"] * given["in/cotangent_logits"]).sum()
-    loss = loss + (found["out/new_memory_state"] * given["in/cotangent_new_memory"]).sum()
-    return found | {"out/loss": loss[None]} | slopes("", loss, p | {"memory_state": memory})
+        record.append([parts])
+    results = stacked(record, 0)[0]
+    loss = (results["out/logits"] * tensors["in/cotangent_logits"]).sum()
+    loss = loss + (results["out/new_memory_state"] * tensors["in/cotangent_new_memory"]).sum()
+    return results | {"out/loss": loss[None]} | slopes("", loss, p | {"memory_state": memory})
 
 
 KINDS: dict[str, Callable[[Config, Tensors, Tensors], Tensors]] = {
@@ -284,8 +289,8 @@ KINDS: dict[str, Callable[[Config, Tensors, Tensors], Tensors]] = {
 }
 
 
-def computed(kind: str, config: Config, given: Tensors) -> Tensors:
+def computed(kind: str, config: Config, tensors: Tensors) -> Tensors:
     """All tensors of a file of this kind, from its inputs and weights (`in/`, `param/`)."""
-    weights = {n.removeprefix("param/"): x for n, x in given.items() if n.startswith("param/")}
+    weights = {n.removeprefix("param/"): x for n, x in tensors.items() if n.startswith("param/")}
     p = {n: x.clone().requires_grad_() for n, x in weights.items()}
-    return {n: x.detach() for n, x in KINDS[kind](config, given, p).items()} | given
+    return {n: x.detach() for n, x in KINDS[kind](config, tensors, p).items()} | tensors

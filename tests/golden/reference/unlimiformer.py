@@ -24,17 +24,17 @@ def nearest(z: Tensor, past: list[Tensor], k: int) -> list[int]:
     return sorted(range(len(past)), key=lambda j: -(z * past[j]).sum().item())[:k]
 
 
-def core(c: Config, given: Tensors) -> Tensors:
+def core(c: Config, tensors: Tensors) -> Tensors:
     """The tensors of a file of `unlimiformer/core_retrieval_attention`."""
-    p = {name: given.get(f"w/{name}.bias", torch.zeros(c["dim"]).double()) for name in ("q_proj", "k_proj")}
+    p = {name: tensors.get(f"w/{name}.bias", torch.zeros(c["dim"]).double()) for name in ("q_proj", "k_proj")}
     p |= {
-        name: given.get(f"w/{name}.bias", torch.zeros(c["dim"]).double()) for name in ("v_proj", "out_proj")
+        name: tensors.get(f"w/{name}.bias", torch.zeros(c["dim"]).double()) for name in ("v_proj", "out_proj")
     }
-    w, width = {name: given[f"w/{name}.weight"] for name in p}, c["dim"] // c["heads"]
-    found: dict[str, list[Any]] = {}
-    for beam, asked in enumerate(given["in/h_dec"].view(-1, c["dim"])):
-        past = list(given["in/h_enc"][beam // c["beam"]])
-        said = []
+    w, width = {name: tensors[f"w/{name}.weight"] for name in p}, c["dim"] // c["heads"]
+    results: dict[str, list[Any]] = {}
+    for beam, asked in enumerate(tensors["in/h_dec"].view(-1, c["dim"])):
+        past = list(tensors["in/h_enc"][beam // c["beam"]])
+        outputs = []
         for head in range(c["heads"]):
             own = slice(head * width, (head + 1) * width)
             q = w["q_proj"][own] @ asked + p["q_proj"][own]
@@ -44,7 +44,7 @@ def core(c: Config, given: Tensors) -> Tensors:
             values = [w["v_proj"][own] @ past[j] + p["v_proj"][own] for j in ids]
             direct = [q @ key for key in keys]
             weights, mixed = mixture([direct[j] / math.sqrt(width) for j in ids], values)
-            said.append(mixed)
+            outputs.append(mixed)
             for name, part in {
                 "idx/retrieved": torch.tensor(ids, dtype=torch.int32),
                 "mid/datastore_query": z,
@@ -55,20 +55,20 @@ def core(c: Config, given: Tensors) -> Tensors:
                 "mid/search_scores": torch.stack([z @ past[j] for j in ids]),
                 "out/attn_weights": torch.stack(weights),
             }.items():
-                found.setdefault(name, []).append(part)
-        out = w["out_proj"] @ torch.cat(said) + p["out_proj"]
-        found.setdefault("out/attn_output", []).append(out)
+                results.setdefault(name, []).append(part)
+        out = w["out_proj"] @ torch.cat(outputs) + p["out_proj"]
+        results.setdefault("out/attn_output", []).append(out)
     split = (c["B"], c["beam"], c["heads"])
     together = {"mid/datastore_query", "mid/query"}  # beams and heads in one axis
     return {
         name: torch.stack(parts).view(
-            given["in/h_dec"].shape
+            tensors["in/h_dec"].shape
             if name == "out/attn_output"
             else (c["B"], -1, *parts[0].shape)
             if name in together
             else (*split, *parts[0].shape)
         )
-        for name, parts in found.items()
+        for name, parts in results.items()
     }
 
 
@@ -88,11 +88,11 @@ class Reference:
         y = x / ((x * x).mean() + (1e-5 if layer else 1e-6)).sqrt() * self.p[f"{name}.weight"]
         return y + self.p.get(f"{name}.bias", 0.0)
 
-    def turned(self, x: Tensor, place: int) -> Tensor:
+    def rotated(self, x: Tensor, position: int) -> Tensor:
         if self.c.get("position", "rope") != "rope":
             return x
         half, base = len(x) // 2, self.c.get("rope_base", 10000.0)
-        turns = [(math.cos(a), math.sin(a)) for i in range(half) for a in [place * base ** (-i / half)]]
+        turns = [(math.cos(a), math.sin(a)) for i in range(half) for a in [position * base ** (-i / half)]]
         left = [x[i] * cos - x[i + half] * sin for i, (cos, sin) in enumerate(turns)]
         right = [x[i + half] * cos + x[i] * sin for i, (cos, sin) in enumerate(turns)]
         return torch.stack(left + right)
@@ -101,11 +101,11 @@ class Reference:
         c, name = self.c, f"stack.{layer}.mixer."
         heads, shared = c["heads"], c.get("kv_heads", c["heads"])
         width = c["width"] // heads
-        weight, said = self.p[f"{name}qkv.weight"], []
+        weight, outputs = self.p[f"{name}qkv.weight"], []
         bias = self.p.get(f"{name}qkv.bias", torch.zeros(len(weight)).double())
 
-        def part(x: Tensor, number: int) -> Tensor:
-            own = slice(number * width, (number + 1) * width)
+        def part(x: Tensor, index: int) -> Tensor:
+            own = slice(index * width, (index + 1) * width)
             return weight[own] @ x + bias[own]
 
         for i, x in enumerate(inputs):
@@ -114,19 +114,19 @@ class Reference:
                 key = heads + head // (heads // shared)
                 value, q = key + shared, part(x, head)
                 ids = nearest(q @ weight[key * width : (key + 1) * width], self.past[layer], c["neighbours"])
-                found = [self.past[layer][j] for j in ids]
+                results = [self.past[layer][j] for j in ids]
                 slope = 2.0 ** (-8 * (head + 1) / heads) if c.get("position") == "alibi" else 0.0
                 scores = [
-                    self.turned(q, i) @ self.turned(part(y, key), j) / math.sqrt(width) - slope * (i - j)
+                    self.rotated(q, i) @ self.rotated(part(y, key), j) / math.sqrt(width) - slope * (i - j)
                     for j, y in enumerate(inputs[: i + 1])
                 ]
-                scores += [q @ part(y, key) / math.sqrt(width) for y in found]
-                mixed.append(mixture(scores, [part(y, value) for y in [*inputs[: i + 1], *found]])[1])
-            said.append(self.linear(torch.cat(mixed), f"{name}out"))
+                scores += [q @ part(y, key) / math.sqrt(width) for y in results]
+                mixed.append(mixture(scores, [part(y, value) for y in [*inputs[: i + 1], *results]])[1])
+            outputs.append(self.linear(torch.cat(mixed), f"{name}out_proj"))
         if layer >= c.get("layer_begin", c["depth"] // 2):
             kept = [x if self.trained else x.detach() for x in inputs]
             self.past[layer] = (self.past[layer] + kept)[-c["capacity"] :]
-        return said
+        return outputs
 
     def mlp(self, x: Tensor, layer: int) -> Tensor:
         entered = self.linear(x, f"stack.{layer}.mlp.in_proj")
