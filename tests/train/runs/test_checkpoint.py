@@ -11,7 +11,14 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.plugins import choices
 from zoo.train.runs import build
-from zoo.train.runs.checkpoint import RENAMED_WEIGHTS, check_weights, update_weight_names
+from zoo.train.runs.checkpoint import (
+    PARTS,
+    RENAMED_WEIGHTS,
+    VERSION,
+    AtomicCheckpointIO,
+    check_weights,
+    update_weight_names,
+)
 from zoo.train.runs.config import compose
 
 FORMER = {new: old for old, new in RENAMED_WEIGHTS.items()}
@@ -37,6 +44,18 @@ def test_a_checkpoint_with_the_former_names_is_loaded(name: str) -> None:
     model.load_state_dict(checkpoint["state_dict"])
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
+
+
+def test_a_resumed_run_reads_the_former_names(tmp_path: Path) -> None:
+    weights = {"stack.0.mixer.out_proj.weight": torch.ones(2), "embed.weight": torch.zeros(3)}
+    checkpoint: dict[str, Any] = dict.fromkeys(PARTS, ())
+    checkpoint |= {"global_step": 1, "metrics": {"tokens_seen": 8}, "zoo": {"version": VERSION}}
+    checkpoint["state_dict"] = with_former_names(weights)
+    files = AtomicCheckpointIO(weights.keys())
+    files.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
+    loaded = files.load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
 class Own(SequenceModule):
