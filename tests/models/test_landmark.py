@@ -260,5 +260,5 @@ def test_rows_of_different_lengths_have_no_published_state() -> None:
     model = landmark.load(weights, config)
     state = tree_map(lambda *rows: torch.cat(rows), model.init_state(1), model.init_state(1))
     uneven = tuple(layer._replace(length=torch.tensor([6, 7])) for layer in state)
-    with pytest.raises(UserError, match=r"rows that have read one length, found \[6, 7\]"):
+    with pytest.raises(UserError, match=r"rows of one length, found \[6, 7\]"):
         landmark.published_state(uneven, model)

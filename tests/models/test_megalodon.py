@@ -157,7 +157,7 @@ def test_the_state_of_rows_at_different_places_has_no_published_form() -> None:
     model = megalodon.load(*read())
     state = model.init_state(2)
     first = state.layers[0]
-    uneven = first._replace(chunk_size=first.chunk._replace(filled=torch.tensor([0, 3])))
+    uneven = first._replace(chunk=first.chunk._replace(filled=torch.tensor([0, 3])))
     layers = (uneven, *state.layers[1:])
     with pytest.raises(UserError, match=r"found \[0, 3\]"):
         megalodon.published_state(state._replace(layers=layers))
