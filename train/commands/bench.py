@@ -6,13 +6,13 @@
     rounds=     how often each is measured (default 3)
     …           everything else goes to every model: data.batch_size=4 trainer.precision=bf16-mixed
 
-Every measurement is a process of its own; models and lengths take turns in each round, so that a slow moment
-of the machine hits all of them alike, and the table says medians over the rounds:
+Every measurement is a separate process; models and lengths take turns in each round, so that a slow moment
+of the machine affects all of them, and the table has medians over the rounds:
 
     train       tokens per second of a whole training step: forward, backward, clipping, AdamW
-    peak        memory of training above what the libraries take: of the GPU, or else of the process
-    read        tokens per second without gradient, state carried on
-    write       tokens per second generated, all rows together, state carried on
+    peak        memory of training beyond the libraries': of the GPU, or else of the process
+    read        tokens per second without gradient, state carried
+    write       tokens per second generated, all rows together, state carried
     state       bytes carried per row; in brackets, how many of them a segment writes anew
 
 Tokens are random: nothing is learned, and no corpus is needed.

@@ -1,13 +1,14 @@
 """`zoo compare runs/lm … [key=value …]`: finished runs side by side, one row per model.
 
-    folders…    runs, or folders in which they lie, as many as you like
-    baseline=   the row whose scores are taken off the others', seed by seed (default transformer)
-    loss=       steps to this held-out loss, nats per asked target (default: the loosest that all rows reach)
+    folders…    runs, or folders that contain them, any number
+    baseline=   the row whose scores are subtracted from the others', seed by seed (default
+                transformer)
+    loss=       steps to this held-out loss, nats per target (default: the highest final loss)
     mix=        task, data, budget, tokens: runs may differ in these (default: in none of them)
     out=        where the comparison goes (default runs/comparison)
 
-Rows say mean and 95 % interval over seeds (Student's t).  Writes comparison.md, comparison.csv, index.html
-(one file that needs nothing else) and a PNG of each plot.  Lengths and depths come from `zoo evaluate`.
+Rows have mean and 95 % interval over seeds (Student's t).  Writes comparison.md, comparison.csv, index.html
+(one self-contained file) and a PNG of each plot.  Lengths and depths come from `zoo evaluate`.
 """
 
 import shlex

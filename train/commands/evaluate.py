@@ -8,8 +8,7 @@
     split=        test (default), val or train
     batch_size=   texts read side by side (default 16)
     seq_len=      tokens per row and call (default 4,096): memory doesn't depend on the length of a text
-    tokens=       a ceiling: of text, no more than the first so many; of samples, fewer per cell where they
-                  would be more tokens than that, but never fewer than 16
+    tokens=       an upper limit: text is cut there; cells of a grid get fewer samples, at least 16
 
 Tasks made of samples (passkey, induction, …): accuracy with 95 % Wilson intervals, per target and exact (all
 targets of a sample hit), by the task's groups, on a grid of
@@ -18,14 +17,15 @@ targets of a sample hit), by the task's groups, on a grid of
     depths=       per cent, where the task has that axis (default 0,25,50,75,100)
     prompts=      samples per cell (default 50; without axes the whole split)
 
-Text: bits per byte, word perplexity and loss by position, with the memory kept from segment to segment and
-with the memory reset at every segment; what the memory is worth is the gap.
+Text: bits per byte, word perplexity and loss by position, with the memory carried from segment to segment
+and with the memory reset at every segment; the difference is the gain by memory.
 
-    positions=    where buckets of positions begin (default 512,2048,8192,32768,131072)
-    stride= context=    instead: a window of `context` tokens that moves on by `stride`, empty at its start
+    positions=    starts of the buckets of positions (default 512,2048,8192,32768,131072)
+    stride= context=    instead: a sliding window of `context` tokens, read from an empty state every
+                  `stride` tokens
 
-Writes evaluation.json (what was there of other tasks and axes stays), evaluation/*.png, and the same figures
-as images for TensorBoard.  Each cell is kept as soon as it is done.
+Writes evaluation.json (results of other tasks and axes stay), evaluation/*.png, and the same figures as
+images for TensorBoard.  Each cell is saved as soon as it is measured.
 """
 
 import sys

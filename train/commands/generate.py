@@ -1,17 +1,17 @@
-"""`zoo generate run=<run_dir> [key=value …]`: let a trained run write on, as it comes.
+"""`zoo generate run=<run_dir> [key=value …]`: continue a text with a trained run, printed as it is generated.
 
     run=          a run's folder: its config.yaml and checkpoints
     checkpoint=   last (default) or best
-    prompt=       the text to go on from (default: none, a document's beginning); - reads standard input
+    prompt=       the text to continue (default: none, the start of a document); - reads standard input
     prompt_file=  the same from a file
-    tokens=       how many to write at most (default 256); text ends at the end of its document
-    temperature=  0 always takes the most probable; 1 (default) draws from what the model says
-    top_p=        draw from the fewest tokens that hold this share of it (default 1: from all)
-    seed=         of the draws (default 0): the same words again give the same text
-    echo=         true (default): write the prompt first; false: only what is new
+    tokens=       maximum to generate (default 256); a text ends at the end of its document
+    temperature=  0 takes the most probable token; 1 (default) samples the model's distribution
+    top_p=        sample from the fewest tokens with this probability mass (default 1: all)
+    seed=         of sampling (default 0): the same command generates the same text
+    echo=         true (default): print the prompt first; false: only the new text
 
-Runs on bytes (lm, passkey, needle, …) read and write UTF-8; what isn't valid in it is written as �.  Others
-read and write the numbers of their tokens: prompt="3 1 4".  Memory doesn't grow with the text.
+Runs on bytes (lm, passkey, needle, …) read and write UTF-8; invalid bytes are printed as �.  Others
+read and write token ids: prompt="3 1 4".  Memory doesn't grow with the text.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""`zoo list [models] [tasks] [corpora] [size=micro] [key=value …]`: what can be trained, and on what.
+"""`zoo list [models] [tasks] [corpora] [size=micro] [key=value …]`: models, tasks and corpora.
 
     models      paper, bytes of state per row and parameters at the size, traits, golden cases
-    tasks       score, symbols, what is asked
+    tasks       score, symbols, description
     corpora     which lie below data.root (default $ZOO_DATA, or data/)
     size=       nano, micro (default), tiny, small, base
     …           everything else goes to every configuration: data.root=… hydra.searchpath=[file://my_configs]

@@ -1,4 +1,4 @@
-"""`zoo new my_model`: write a package with a model of your own, which trains and holds the laws as it is.
+"""`zoo new my_model`: write a package with a model that trains and keeps the laws.
 
     my_model/
         pyproject.toml                          names its configs to the zoo
@@ -6,7 +6,7 @@
         my_model/configs/model/my_model.yaml    what `model=my_model` is
         tests/test_my_model.py                  the laws, and a training step
 
-Nothing that is there already is overwritten.
+Existing files are not overwritten.
 """
 
 import importlib.util

@@ -9,7 +9,7 @@
     …           everything else goes to every run: steps=2000 optim.lr=1e-3
 
 A finished run isn't run again, a dead one is resumed from its last checkpoint, one that another sweep trains
-is waited for.  A failed run is reported and the others go on; what a run printed is in its output.log.
+is waited for.  A failed run is reported and the others continue; a run's output is in its output.log.
 Ctrl-C lets every run write a checkpoint and ends.  Exit code 0: all done, 1: some failed, 2: a user
 error.
 """

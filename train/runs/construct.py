@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal, Union, get_args, get_origin
 
 from zoo.errors import UserError, first_line
+from zoo.train.runs.stored import RENAMED
 
 Kind = typing.TypeVar("Kind")
 AT_LEAST_1 = ("depth", "width", "heads", "mlp_width", "segment_len")
@@ -36,6 +37,9 @@ def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     hints = {name: p.annotation for name, p in accepted.items() if p.annotation is not p.empty}
     for name, value in keys.items():
         if name not in accepted:
+            new_name = RENAMED.get(f"{group}.{name}")
+            if new_name and new_name.partition(".")[2] in accepted:
+                raise UserError(f"{group}.{name} is called {new_name} now")
             raise UserError(f"{group}.{name}: unknown; {cls.__name__} takes {', '.join(accepted)}")
         if name in hints and not fits(value, hints[name]):
             message = (

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from zoo.errors import UserError
 from zoo.train.commands.cli import suggestion
+from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.runs.construct import import_class
 from zoo.train.runs.stored import MOVED, RENAMED, load_stored, update_names
@@ -77,3 +79,8 @@ def test_an_old_interpolation_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Exception, match=r"data\.window") as caught:
         OmegaConf.to_container(compose(["model=mine"]), resolve=True)
     assert suggestion(str(caught.value)) == "; data.window is called data.seq_len now"
+
+
+def test_an_old_argument_of_a_constructor_too() -> None:
+    with pytest.raises(UserError, match=r"^model\.slots is called model\.memory_tokens now$"):
+        build.model(compose(["model=rmt", "size=nano", "+model.slots=4"]))
