@@ -9,7 +9,8 @@ import pytest
 from omegaconf import DictConfig
 
 from tests.laws import law_cases
-from zoo.contract import ROWS, laws, memory_cuts, shaken, text_for
+from zoo.contract import laws
+from zoo.law_tools import BATCH_SIZE, memory_cuts, perturbed, random_text
 from zoo.models.armt import ARMT
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
@@ -96,8 +97,8 @@ def test_law(check: Callable[[], None]) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_laws_write_every_piece_of_a_shipped_model_s_banks(name: str) -> None:
     """Else `memory_is_alive` would exempt the unwritten ones."""
-    model = shaken(partial(build_model, name)).eval()
-    state, initial = model(text_for(model)[:, : max(memory_cuts(model))])[1], model.init_state(ROWS)
+    model = perturbed(partial(build_model, name)).eval()
+    state, initial = model(random_text(model)[:, : max(memory_cuts(model))])[1], model.init_state(BATCH_SIZE)
     banks = tuple(f"{field}." for field in lazy_field_names(initial))
     for (leaf_name, leaf), (_, start) in zip(named_leaves(state), named_leaves(initial), strict=True):
         assert not leaf_name.startswith(banks) or not leaf.equal(start), leaf_name

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.laws import law_cases
-from zoo.contract import shaken, text_for
 from zoo.errors import UserError
+from zoo.law_tools import perturbed, random_text
 from zoo.memory.attention.positions import Rope, rotary
 from zoo.memory.retrieval.bank import KNNMemory
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch_loop
@@ -144,8 +144,8 @@ def test_evaluation_sees_the_nearest_of_its_own_past(
 
 def test_rows_that_stopped_at_different_places_go_on_together() -> None:
     """A fresh row, one after a short segment and one after a whole one."""
-    model = shaken(partial(MADE, neighbours=5)).eval()
-    text, after = text_for(model)[:, :24], text_for(model, segments=2, seed=1)
+    model = perturbed(partial(MADE, neighbours=5)).eval()
+    text, after = random_text(model)[:, :24], random_text(model, segments=2, seed=1)
     with torch.no_grad():
         states = [model.init_state(3), model(text[:, :13])[1], model(text)[1]]
         mixed = states[0]
@@ -159,14 +159,14 @@ def test_rows_that_stopped_at_different_places_go_on_together() -> None:
 
 def test_only_the_blocks_that_are_written_are_new() -> None:
     """Where a fresh row stands among others, the block at its own place too."""
-    model = shaken(partial(Focused, **NANO, capacity=64, block=8, neighbours=5)).eval()
+    model = perturbed(partial(Focused, **NANO, capacity=64, block=8, neighbours=5)).eval()
     with torch.no_grad():
-        state = model(text_for(model))[1]
-        model(text_for(model), state)
-        _, after = model.segment(text_for(model)[:, :8], state)
+        state = model(random_text(model))[1]
+        model(random_text(model), state)
+        _, after = model.segment(random_text(model)[:, :8], state)
         assert sum(old is new for old, new in zip(state[1].bank.keys, after[1].bank.keys, strict=True)) == 7
         mixed = replace_rows(state, model.init_state(3), torch.tensor([True, False, False]))
-        _, after = model.segment(text_for(model)[:, :8], mixed)
+        _, after = model.segment(random_text(model)[:, :8], mixed)
     assert sum(old is new for old, new in zip(mixed[1].bank.values, after[1].bank.values, strict=True)) == 6
     assert after[1].bank.length.tolist() == [0, 32, 32]
     assert torch.equal(after[1].bank.stamp == mixed[1].bank.stamp, torch.tensor([True, False, False]))
@@ -177,8 +177,8 @@ def test_only_the_blocks_that_are_written_are_new() -> None:
 
 def test_a_fresh_row_has_no_past_and_shows_none() -> None:
     """What its last document said changes nothing in any row, once the row is fresh."""
-    model = shaken(MADE).train()
-    text, fresh = text_for(model), torch.tensor([False, True, False])
+    model = perturbed(MADE).train()
+    text, fresh = random_text(model), torch.tensor([False, True, False])
     outputs = []
     for before in (text, torch.where(fresh[:, None], (text + 1) % 23, text)):
         state = model(before[:, :8])[1]
@@ -189,9 +189,9 @@ def test_a_fresh_row_has_no_past_and_shows_none() -> None:
 
 @pytest.mark.parametrize(("contexts", "mixes"), [(1, False), (2, True)])
 def test_negatives_are_the_next_rows_in_training_alone(contexts: int, mixes: bool) -> None:
-    model = shaken(partial(MADE, contexts=contexts))
+    model = perturbed(partial(MADE, contexts=contexts))
     assert model.mixes_rows_in_training == mixes
-    text = text_for(model)[:, :16]
+    text = random_text(model)[:, :16]
     for training in (True, False):
         model.train(training)
         for neighbour, expected in ((1, mixes and training), (2, False)):
@@ -210,19 +210,19 @@ def test_d_grows_by_its_schedule() -> None:
         model.set_progress(step, 100)
         contexts.append(model.diagnostics(model.init_state(1))["contexts"])
     assert contexts == [1, 1, 2, 2, 3, 3]
-    shaken_model = shaken(partial(MADE, contexts={0: 1, 0.5: 2})).train()
-    text, outputs = text_for(shaken_model)[:, :16], []
+    model = perturbed(partial(MADE, contexts={0: 1, 0.5: 2})).train()
+    text, outputs = random_text(model)[:, :16], []
     for step in (0, 60):
-        shaken_model.set_progress(step, 100)
-        outputs.append(shaken_model(text)[0])
-    fixed = [shaken(partial(MADE, contexts=d)).train()(text)[0] for d in (1, 2)]
+        model.set_progress(step, 100)
+        outputs.append(model(text)[0])
+    fixed = [perturbed(partial(MADE, contexts=d)).train()(text)[0] for d in (1, 2)]
     assert_close(outputs, fixed)
 
 
 def test_more_contexts_than_rows_is_one_clear_line() -> None:
     """Also when the schedule would come to it much later; evaluation doesn't ask."""
     model = MADE(contexts={0: 1, 0.9: 4})
-    text = text_for(model)
+    text = random_text(model)
     with pytest.raises(UserError, match="contexts: expected at most the 3 rows of a batch, found 4"):
         model.train()(text)
     model.eval()(text)

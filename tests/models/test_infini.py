@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.laws import law_cases
-from zoo.contract import shaken
 from zoo.errors import UserError
+from zoo.law_tools import perturbed
 from zoo.models.infini import GATES_RATE, Infini
 from zoo.models.published import infini
 from zoo.optim import Optim
@@ -83,7 +83,7 @@ def test_gates_have_a_gradient_from_birth(rule: Any) -> None:
 
 @torch.no_grad()
 def test_what_is_reported() -> None:
-    model = shaken(partial(Infini, **NANO)).eval()
+    model = perturbed(partial(Infini, **NANO)).eval()
     for gate, value in zip(model.gates(), (-2.0, 3.0), strict=True):
         gate.fill_(value)
     _, state = model(text(32))
@@ -107,7 +107,7 @@ def test_bytes_of_state(rows: int) -> None:
 @torch.no_grad()
 def test_what_was_read_far_back_is_still_there() -> None:
     """Seven segments later: as far as no window of this depth reaches."""
-    model, tokens = shaken(partial(Infini, **NANO)).eval(), text(8 * 8)
+    model, tokens = perturbed(partial(Infini, **NANO)).eval(), text(8 * 8)
     changed = tokens.clone()
     changed[:, :8] = (changed[:, :8] + 1) % 23
     assert (model(tokens)[0] - model(changed)[0])[:, -8:].abs().max() > 1e-4

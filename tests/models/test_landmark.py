@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.laws import law_cases
-from zoo.contract import shaken
 from zoo.errors import UserError
+from zoo.law_tools import perturbed
 from zoo.models.landmark import Landmark
 from zoo.models.published import landmark
 from zoo.module import Batch
@@ -78,7 +78,7 @@ def text(model: Landmark, segments: float, rows: int = 2, seed: int = 0) -> Tens
 
 @torch.no_grad()
 def test_in_train_mode_each_segment_is_a_text_of_its_own() -> None:
-    model = shaken(SMALL).eval()
+    model = perturbed(SMALL).eval()
     tokens = text(model, 2.5)
     _, state = model(text(model, 3.25, seed=1))
     before = tree_map(Tensor.clone, state)
@@ -130,7 +130,7 @@ def test_landmarks_stand_after_every_mem_freq_tokens_of_a_row() -> None:
 
 @torch.no_grad()
 def test_more_landmarks_in_some_rows_of_a_short_segment() -> None:
-    model = shaken(SMALL).eval()
+    model = perturbed(SMALL).eval()
     begun: list[State] = [model.init_state(1)]
     for length in (13, 26, 1, 2):
         begun.append(model(text(model, 3, rows=1, seed=length)[:, :length])[1])
@@ -151,7 +151,7 @@ def test_more_landmarks_in_some_rows_of_a_short_segment() -> None:
 @torch.no_grad()
 def test_a_fact_is_found_however_far_it_lies_and_forgotten_behind_the_bank() -> None:
     """What is said depends on a block as long as it is in the bank, and no longer: one layer retrieves."""
-    model = shaken(partial(Landmark, **SHAPE, mem_freq=3, capacity=36, topk=12)).eval()
+    model = perturbed(partial(Landmark, **SHAPE, mem_freq=3, capacity=36, topk=12)).eval()
     tokens = text(model, 5, rows=1)
     changed = tokens.clone()
     changed[:, :3] = (changed[:, :3] + 1) % model.vocab_size

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.laws import law_cases
-from zoo.contract import shaken
 from zoo.errors import UserError
+from zoo.law_tools import perturbed
 from zoo.models.megalodon import Megalodon
 from zoo.models.published import megalodon
 from zoo.state import nbytes, replace_rows
@@ -53,7 +53,7 @@ def test_bytes_of_state(rows: int) -> None:
 @torch.no_grad()
 def test_continuing_rows_in_the_middle_of_their_chunks() -> None:
     """Rows that began 0, 3 and 8 tokens ago go on together as each would alone."""
-    model = shaken(partial(Megalodon, **NANO)).eval()
+    model = perturbed(partial(Megalodon, **NANO)).eval()
     texts = torch.randint(23, (3, 40), generator=torch.Generator().manual_seed(0))
     state = model.init_state(3)
     for length, row in ((5, 1), (3, 0)):

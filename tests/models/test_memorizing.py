@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.laws import law_cases
-from zoo.contract import shaken
+from zoo.law_tools import perturbed
 from zoo.memory.retrieval import memorizing_attention
 from zoo.models.memorizing import Memorizing
 from zoo.models.transformer import Transformer
@@ -50,7 +50,7 @@ def text(segments: int, rows: int = 2, seed: int = 0) -> Tensor:
 
 def test_it_reaches_back_as_far_as_the_bank() -> None:
     """One layer with a bank, whose inputs know nothing of it: what the bank has dropped is forgotten."""
-    model, tokens = shaken(partial(MODEL, capacity=24, neighbours=24)).eval(), text(6)
+    model, tokens = perturbed(partial(MODEL, capacity=24, neighbours=24)).eval(), text(6)
     for segment in range(5):  # the last one reads segments 2 .. 4
         changed = tokens.clone()
         changed[:, segment * 8 : segment * 8 + 8] = text(1, seed=9)
@@ -60,14 +60,14 @@ def test_it_reaches_back_as_far_as_the_bank() -> None:
 
 def test_a_segment_is_read_before_it_is_written() -> None:
     """In the first one there is nothing to find: with the gate shut it is said what any memory would say."""
-    model = shaken(MODEL).eval()
-    twin = shaken(partial(MODEL, neighbours=1)).eval()
+    model = perturbed(MODEL).eval()
+    twin = perturbed(partial(MODEL, neighbours=1)).eval()
     assert_close(model(text(1))[0], twin(text(1))[0])
     assert (model(text(2))[0] - twin(text(2))[0]).abs().max() > 1e-6
 
 
 def test_gates_that_are_shut_leave_a_transformer_on_unit_keys() -> None:
-    model = shaken(MODEL).eval()
+    model = perturbed(MODEL).eval()
     (memory,) = model.memories()
     with torch.no_grad():
         memory.gate.fill_(-1e9)
@@ -124,7 +124,7 @@ def test_few_queries_at_a_time_say_and_learn_the_same(monkeypatch: pytest.Monkey
     results = []
     for at_once in (2**26, 2 * 4 * 4 * 4 * 3):
         monkeypatch.setattr(memorizing_attention, "MAX_GATHERED", at_once)
-        model = shaken(MODEL).train()
+        model = perturbed(MODEL).train()
         logits, state = model(text(3))
         logits.square().sum().backward()
         results.append([logits, *(w.grad for w in model.parameters()), *leaves(detach(state))[:-3]])
@@ -133,7 +133,7 @@ def test_few_queries_at_a_time_say_and_learn_the_same(monkeypatch: pytest.Monkey
 
 def test_dropout_in_both_softmaxes() -> None:
     """In training alone."""
-    model = shaken(partial(MODEL, dropout=0.5))
+    model = perturbed(partial(MODEL, dropout=0.5))
     (memory,) = model.memories()
     memory.dropout.p = 0.5  # the law's model has it off
     _, state = model(text(2))
@@ -147,7 +147,7 @@ def test_dropout_in_both_softmaxes() -> None:
 
 @torch.no_grad()
 def test_what_is_reported() -> None:
-    model = shaken(partial(MODEL, memory_layers=[0, 1])).eval()
+    model = perturbed(partial(MODEL, memory_layers=[0, 1])).eval()
     for memory, value in zip(model.memories(), (-2.0, 3.0), strict=True):
         memory.gate.fill_(value)
     low, high = (1 / (1 + torch.tensor(-value).exp().item()) for value in (-2.0, 3.0))
@@ -157,7 +157,7 @@ def test_what_is_reported() -> None:
 
 @torch.no_grad()
 def test_recall_is_reported_where_it_is_not_certain() -> None:
-    model = shaken(partial(MODEL, capacity=512, block=8, backend="faiss", index="ivf")).eval()
+    model = perturbed(partial(MODEL, capacity=512, block=8, backend="faiss", index="ivf")).eval()
     _, state = model(text(40))
     assert 0.5 < model.diagnostics(state)["recall"] <= 1
     assert "recall" not in model.diagnostics(model.init_state(2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.contract import shaken
+from zoo.law_tools import perturbed
 from zoo.models.armt import ARMT, AssociativeBlock
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
@@ -29,7 +29,7 @@ def text(time: int, rows: int = 2, seed: int = 0) -> Tensor:
 
 def read(build: Callable[[], SequenceModule], tokens: Tensor) -> Tensor:
     with torch.no_grad():
-        return shaken(build).eval()(tokens)[0]
+        return perturbed(build).eval()(tokens)[0]
 
 
 def same(actual: Tensor, expected: Tensor) -> None:
@@ -144,7 +144,7 @@ def test_transformer_xl_reaches_a_memory_further_in_each_layer() -> None:
 @torch.no_grad()
 def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
     """Through a plain transformer's layers over [M ; x ; M], with M the output of the last segment's copy."""
-    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3)).eval()
+    model = perturbed(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3)).eval()
     tokens, memory = text(2 * SEGMENT + 1), model.memory.expand(2, -1, -1)
     outputs = []
     for piece in tokens.split(SEGMENT, dim=1):
@@ -164,7 +164,7 @@ def test_rmt_reads_a_segment_between_two_copies_of_its_memory() -> None:
 
 
 def test_rmt_learns_its_first_memory_from_the_first_segment() -> None:
-    model = shaken(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3))
+    model = perturbed(partial(RMT, **SHAPE, segment_len=SEGMENT, memory_tokens=3))
     model(text(SEGMENT))[0].square().sum().backward()
     assert model.memory.grad is not None
     assert model.memory.grad.abs().amin(1).gt(0).all()
@@ -214,7 +214,7 @@ def test_armts_memory_tokens_have_the_tables_last_positions_or_those_behind_the_
 @torch.no_grad()
 def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens() -> None:
     """One segment, empty cache, one slot: [M ; x ; M] read by Transformer-XL's own body, causally."""
-    model = shaken(
+    model = perturbed(
         partial(RMTXL, **SHAPE, segment_len=SEGMENT, memory_len=6, memory_tokens=1, same_length=False)
     ).eval()
     tokens = text(SEGMENT)

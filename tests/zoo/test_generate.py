@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
-from zoo.contract import shaken
 from zoo.generate import Reader, generate, greedy, sampler
+from zoo.law_tools import perturbed
 from zoo.memory.attention.core import Attention
 from zoo.models.armt import ARMT
 from zoo.models.blocks import Block, FeedForward
@@ -31,7 +31,7 @@ BUILDS = pytest.mark.parametrize("build", [Honest, Recurrent])
 
 
 def ready(build: Callable[[], SequenceModule]) -> SequenceModule:
-    return shaken(build).eval()
+    return perturbed(build).eval()
 
 
 def text(time: int, rows: int = 2) -> Tensor:
@@ -116,7 +116,7 @@ def test_a_users_pick_gets_the_logits_and_decides(build: Callable[[], SequenceMo
 
 
 def test_generating_leaves_gradients_on_and_the_mode_as_it_was() -> None:
-    model = shaken(Honest).train()
+    model = perturbed(Honest).train()
     next(generate(model, text(4)))
     assert model.training
     assert torch.is_grad_enabled()

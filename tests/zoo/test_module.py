@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
-from zoo.contract import shaken
+from zoo.law_tools import perturbed
 from zoo.models.armt import ARMT
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
@@ -50,7 +50,7 @@ def window(seed: int, fresh: list[bool], share: float = 0.5) -> Batch:
 
 @BUILDS
 def test_the_loss_is_the_mean_over_the_targets(build: Callable[[], SequenceModule]) -> None:
-    model, batch = shaken(build), window(0, [True] * ROWS)
+    model, batch = perturbed(build), window(0, [True] * ROWS)
     outputs, _ = model.compute_loss(batch, None)
     logits = model(batch.tokens)[0].detach()
     total, num_targets = 0.0, 0
@@ -72,7 +72,7 @@ def test_the_loss_is_the_mean_over_the_targets(build: Callable[[], SequenceModul
 
 @BUILDS
 def test_a_window_without_targets_has_no_loss_and_no_gradient(build: Callable[[], SequenceModule]) -> None:
-    model = shaken(build)
+    model = perturbed(build)
     outputs, state = model.compute_loss(window(0, [True] * ROWS, share=0.0), None)
     outputs["loss"].backward()
     assert outputs["loss"].item() == 0
@@ -83,7 +83,7 @@ def test_a_window_without_targets_has_no_loss_and_no_gradient(build: Callable[[]
 
 @BUILDS
 def test_fresh_rows_start_anew_and_the_others_continue(build: Callable[[], SequenceModule]) -> None:
-    model = shaken(build)
+    model = perturbed(build)
     first, second = window(0, [True] * ROWS, 1.0), window(1, [False, True, False], 1.0)
     state = model.compute_loss(first, None)[1]
     nats = model.compute_loss(second, state)[0]["nats"]
@@ -99,7 +99,7 @@ def test_fresh_rows_start_anew_and_the_others_continue(build: Callable[[], Seque
 @BUILDS
 def test_the_carried_state_is_detached_from_the_window_before(build: Callable[[], SequenceModule]) -> None:
     """Truncated back-propagation: a step's gradient is its own window's, from a constant state."""
-    model = shaken(build)
+    model = perturbed(build)
     state = model.compute_loss(window(0, [True] * ROWS), None)[1]
     assert not any(leaf.requires_grad for leaf in leaves(state))
     batch = window(1, [False] * ROWS)
@@ -116,7 +116,7 @@ def test_the_loss_of_low_precision_logits_is_in_float32() -> None:
     model = Honest().bfloat16()
     outputs, _ = model.compute_loss(window(0, [True] * ROWS), None)
     assert outputs["loss"].dtype == outputs["nats"].dtype == torch.float32
-    assert shaken(Honest).compute_loss(window(0, [True] * ROWS), None)[0]["loss"].dtype == torch.float64
+    assert perturbed(Honest).compute_loss(window(0, [True] * ROWS), None)[0]["loss"].dtype == torch.float64
 
 
 def test_a_training_step_sets_the_progress_and_carries_the_state() -> None:
@@ -126,7 +126,7 @@ def test_a_training_step_sets_the_progress_and_carries_the_state() -> None:
         def set_progress(self, step: int, steps: int) -> None:
             calls.append((step, steps))
 
-    model = shaken(Scheduled)
+    model = perturbed(Scheduled)
     model.trainer = trainer = SimpleNamespace(global_step=4, max_steps=9)  # type: ignore[assignment]
     batches = [window(at, [at == 0] * ROWS) for at in range(2)]
     state = None
@@ -140,7 +140,7 @@ def test_a_training_step_sets_the_progress_and_carries_the_state() -> None:
 
 
 def test_validation_starts_from_nothing_and_never_touches_the_training_state() -> None:
-    model = shaken(Honest)
+    model = perturbed(Honest)
     model.train_state = saved = model.compute_loss(window(0, [True] * ROWS), None)[1]
     before = [leaf.clone() for leaf in leaves(saved)]
     batches = [window(at, [False] * ROWS) for at in (1, 2)]  # none fresh: the hook empties the state
@@ -157,7 +157,7 @@ def test_validation_starts_from_nothing_and_never_touches_the_training_state() -
 
 
 def test_an_interrupted_validation_leaves_no_state_to_the_next() -> None:
-    model = shaken(Honest)
+    model = perturbed(Honest)
     model.validation_step(window(0, [True] * ROWS), 0)
     assert model.val_state is not None
     model.on_validation_epoch_start()
@@ -214,7 +214,7 @@ def test_the_optimiser_gets_the_groups() -> None:
 
 def test_a_text_is_folded_in_segments() -> None:
     """Against a loop over hand-cut pieces."""
-    model = shaken(Honest)
+    model = perturbed(Honest)
     tokens = torch.randint(VOCAB, (2, 2 * SEGMENT + 1))
     state, outputs = model.init_state(2), list[Tensor]()
     for start in range(0, 2 * SEGMENT + 1, SEGMENT):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from zoo import contract
+from zoo import contract, law_tools
 from zoo.errors import one_line
 from zoo.module import SequenceModule
 from zoo.train.commands.cli import command
@@ -61,7 +61,9 @@ def raised_by_law(error: Exception) -> bool:
     """True for an assertion of a law itself, False for one of the model's."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__"))
-    return isinstance(error, AssertionError) and module.startswith((contract.__name__, "torch.testing"))
+    return isinstance(error, AssertionError) and module.startswith(
+        (contract.__name__, law_tools.__name__, "torch.testing")
+    )
 
 
 def innermost_line(error: Exception, package: str) -> str:

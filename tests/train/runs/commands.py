@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.train.conftest import Completed, Workspace
-from zoo.contract import text_for
+from zoo.law_tools import random_text
 from zoo.module import SequenceModule
 
 
@@ -35,5 +35,5 @@ def refused(ended: Completed) -> str:
 
 @torch.no_grad()
 def assert_same(first: SequenceModule, second: SequenceModule) -> None:
-    text = text_for(first)
+    text = random_text(first)
     assert torch.equal(first(text)[0], second(text)[0])

@@ -1,0 +1,223 @@
+"""Tools of the laws in zoo/contract.py: a perturbed model, random texts, states, gradients, comparisons."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.module import SequenceModule
+from zoo.state import (
+    State,
+    contents,
+    from_leaves,
+    lazy_field_names,
+    leaves,
+    named_leaves,
+    reset_rows,
+    tree_map,
+)
+
+BATCH_SIZE, SEGMENTS = 3, 4
+TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
+
+Model = TypeVar("Model", bound=SequenceModule)
+
+
+# -- model and texts
+
+
+def perturbed(build: Callable[[], Model]) -> Model:
+    """The model in float64, built from seed 0, dropout off, noise on every parameter."""
+    torch.manual_seed(0)
+    model = build().double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator, dtype=torch.float64), alpha=0.1)
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return model
+
+
+def random_text(
+    model: SequenceModule, segments: int = SEGMENTS, rows: int = BATCH_SIZE, seed: int = 0
+) -> Tensor:
+    """A random text (rows, segments * segment_len)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.vocab_size, (rows, segments * model.segment_len), generator=generator)
+
+
+def different_text(model: SequenceModule, tokens: Tensor) -> Tensor:
+    """A text that differs from `tokens` at every position."""
+    return (tokens + 1) % model.vocab_size
+
+
+def memory_cuts(model: SequenceModule) -> tuple[int, int]:
+    """Where the laws about memory cut a text: at a segment boundary, and inside a segment, where blocks and
+    chunks are open that are empty at a boundary."""
+    return 2 * model.segment_len, 2 * model.segment_len + max(1, model.segment_len - 3)
+
+
+def streaming_cuts(model: SequenceModule, length: int) -> list[int]:
+    """Positions at which a text may be cut in two: every segment boundary.
+
+    For a model that `cuts_anywhere` also the first tokens, every offset in the second segment, and the last
+    token.
+    """
+    size = model.segment_len
+    cuts = {*range(size, length, size)}
+    if model.cuts_anywhere:
+        cuts |= {1, 2, 3, *range(size, 2 * size), length - 1}
+    return sorted(cut for cut in cuts if cut < length)
+
+
+def carried_and_mixed_states(model: SequenceModule) -> tuple[State, State]:
+    """The state after a text, and the same state with its first row reset."""
+    _, state = model(random_text(model, seed=1)[:, : memory_cuts(model)[1]])
+    return state, reset_rows(state, model.init_state(BATCH_SIZE), torch.tensor([True, False, False]))
+
+
+# -- states and gradients
+
+
+def float_leaves(state: State) -> list[tuple[str, Tensor]]:
+    """The non-empty floating and complex tensors of a state, by name."""
+    return [
+        (name, leaf)
+        for name, leaf in named_leaves(state)
+        if leaf.numel() and (leaf.is_floating_point() or leaf.is_complex())
+    ]
+
+
+def swapped_states(state: State, counterpart: State) -> Iterator[tuple[str, State]]:
+    """For each leaf that differs between the two: its name, and `state` with that leaf from `counterpart`."""
+    names, old, new = [name for name, _ in named_leaves(state)], leaves(state), leaves(counterpart)
+    for i, name in enumerate(names):
+        if not torch.equal(old[i], new[i]):
+            yield name, from_leaves(state, [*old[:i], new[i], *old[i + 1 :]])
+
+
+def unwritten_leaves(initial: State, states: list[State]) -> set[str]:
+    """Names of the leaves of lazy fields that none of these states has changed, except for fields in which no
+    leaf has changed."""
+    result: set[str] = set()
+    current = [dict(named_leaves(state)) for state in states]
+    for field in lazy_field_names(initial):
+        field_leaves = {name: leaf for name, leaf in float_leaves(initial) if name.startswith(f"{field}.")}
+        unwritten = {
+            name
+            for name, leaf in field_leaves.items()
+            if all(torch.equal(leaf, after[name]) for after in current)
+        }
+        if len(unwritten) < len(field_leaves):
+            result |= unwritten
+    return result
+
+
+def read_with_gradients(
+    model: SequenceModule,
+    read: Callable[[Tensor, State], tuple[Tensor, State]],
+    tokens: Tensor,
+    state: State | None,
+) -> dict[str, list[Tensor]]:
+    """Logits, state, and gradients of their weighted sum in the weights and in the state passed in."""
+    start = None if state is None else tree_map(_as_input, state)
+    with torch.enable_grad():
+        logits, after = read(tokens, start)
+        results = [part for part in (logits, *leaves(after)) if part.requires_grad]
+        total = torch.stack([weighted_sum(part) for part in results]).sum()
+        inputs = [*model.parameters(), *([] if start is None else leaves(start))]
+        grads = gradients(total, inputs)
+    filled = [torch.zeros_like(x) if grad is None else grad for x, grad in zip(inputs, grads, strict=True)]
+    return {"logits": [logits], "state": contents(after), "gradients": filled}
+
+
+def _as_input(leaf: Tensor) -> Tensor:
+    differentiable = leaf.is_floating_point() or leaf.is_complex()
+    return leaf.detach().clone().requires_grad_() if differentiable else leaf
+
+
+def gradient_runs_through(leaf: Tensor, logits: Tensor, embeddings: list[Tensor]) -> bool:
+    """True if the gradient of a sum of `logits` runs through this leaf of the state into the embeddings."""
+    (grad,) = gradients(weighted_sum(logits), [leaf])
+    if grad is None or not grad.any():
+        return False
+    table_grads = gradients(weighted_sum(leaf * grad.conj()), embeddings)
+    return not embeddings or any(grad is not None and bool(grad.any()) for grad in table_grads)
+
+
+def weighted_sum(tensor: Tensor) -> Tensor:
+    """A scalar in which every entry has a different weight."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return (real.flatten() * torch.linspace(1, 2, real.numel(), dtype=real.dtype)).sum()
+
+
+def gradients(total: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of `total`, None for inputs on which it doesn't depend."""
+    differentiable = [tensor for tensor in inputs if tensor.requires_grad]
+    if not differentiable or not total.requires_grad:
+        return [None] * len(inputs)
+    grads = iter(torch.autograd.grad(total, differentiable, allow_unused=True, retain_graph=True))
+    return [next(grads) if tensor.requires_grad else None for tensor in inputs]
+
+
+# -- comparisons
+
+
+def assert_close(actual: Tensor | list[Tensor], expected: Tensor | list[Tensor], label: str) -> None:
+    """Raises AssertionError unless both are equal up to rounding; its message starts with `label`."""
+    torch.testing.assert_close(
+        actual, expected, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda detail: f"{label}: {detail}"
+    )
+
+
+def is_close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= TOLERANCE)
+
+
+def assert_bitwise_equal(actual: object, expected: object, label: str) -> None:
+    """As `assert_close`, but without any tolerance."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=lambda detail: f"{label}: {detail}")
+
+
+def assert_finite(tensor: Tensor, label: str) -> None:
+    non_finite = int((~tensor.isfinite()).sum())
+    assert not non_finite, (
+        f"{label}: expected finite values, found {non_finite} of {tensor.numel()} not finite"
+    )
+
+
+def assert_same_dtypes(state: State, initial: State) -> None:
+    for (name, leaf), (_, start) in zip(named_leaves(state), named_leaves(initial), strict=True):
+        assert leaf.dtype == start.dtype, f"state `{name}`: expected {start.dtype}, found {leaf.dtype}"
+
+
+def modes_agree(model: SequenceModule) -> bool:
+    """True if train mode computes the same as eval mode, bit for bit.
+
+    Compared are the logits, states and gradients of `forward` and `fold`.  A separate code path for training
+    would round differently, so that equal bits are evidence of one path.
+    """
+    try:
+        evaluated, trained = (_sample_outputs(copy.deepcopy(model).train(mode)) for mode in (False, True))
+    except Exception:  # each law raises it again
+        return False
+    return len(evaluated) == len(trained) and all(map(torch.equal, evaluated, trained))
+
+
+@torch.no_grad()
+def _sample_outputs(model: SequenceModule) -> list[Tensor]:
+    """Logits, states and gradients of a full text, of one token and of a text with a short last segment,
+    from fresh, carried and mixed states."""
+    text, (carried, mixed) = random_text(model), carried_and_mixed_states(model)
+    logits, state = model(text)
+    outputs = [logits, *contents(state), *contents(carried), model(text[:, :1], carried)[0]]
+    ragged = text[:, : model.segment_len + 1]
+    for read in (model.fold, model.forward):
+        outputs += [
+            tensor for part in read_with_gradients(model, read, ragged, mixed).values() for tensor in part
+        ]
+    return outputs
