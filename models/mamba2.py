@@ -4,9 +4,9 @@ Dao & Gu 2024, arXiv:2405.21060; the mixer: memory/state_space/mamba2_mixer.py, 
 memory/state_space/ssd.py.
 
     x += mamba2(norm(x))        (x += swiglu(norm(x)), with `mlp_width`)        logits = E norm(x)
-    mamba2: S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,  y_t = S_t C_t + D x_t,  per head, A a number
+    mamba2: h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t,  per head, A a number
 
-Carried from segment to segment: in every block each head's S (head_dim, states), and the last `conv_size -
+Carried from segment to segment: in every block each head's h (head_dim, states), and the last `conv_size -
 1` inputs of its short convolution.
 Differs from the paper: initial weights are those of all models here, except for A, D, dt and the convolution.
 """

@@ -1,4 +1,4 @@
-"""The inputs of Mamba's two recurrences, under the papers' letters, for their loops, fast forms and kernels.
+"""The inputs of the recurrences of Mamba and Mamba-2, in the papers' letters.
 
 dt <- softplus(dt + dt_bias), within dt_limit        y <- y + D x        y <- y silu(z)
 """
@@ -16,7 +16,7 @@ Inputs = TypeVar("Inputs", "ScanInputs", "SSDInputs")
 
 @dataclass(frozen=True, eq=False)
 class ScanInputs:
-    """Of Mamba's selective scan; channel e belongs to group e // (channels / groups)."""
+    """Inputs of Mamba's selective scan; channel e belongs to group e // (channels / groups)."""
 
     u: Float[Tensor, "rows time channels"]
     dt: Float[Tensor, "rows time channels"]
@@ -35,14 +35,14 @@ class ScanInputs:
 
 @dataclass(frozen=True, eq=False)
 class SSDInputs:
-    """Of Mamba-2's recurrence; head h belongs to group h // (heads / groups)."""
+    """Inputs of Mamba-2's recurrence; head i belongs to group i // (heads / groups)."""
 
     x: Float[Tensor, "rows time heads head_dim"]
     dt: Float[Tensor, "rows time heads"]
     A: Float[Tensor, " heads"]
     B: Float[Tensor, "rows time groups states"]
     C: Float[Tensor, "rows time groups states"]
-    state: Float[Tensor, "rows heads head_dim states"]  # S before the first token
+    state: Float[Tensor, "rows heads head_dim states"]  # h before the first token
     D: Float[Tensor, "heads ..."] | None = None  # per head, or per head and channel
     z: Float[Tensor, "rows time heads head_dim"] | None = None
     dt_bias: Float[Tensor, " heads"] | None = None

@@ -5,7 +5,7 @@ Dao & Gu 2024, arXiv:2405.21060, section 7.1.
     z0, x0, z, xBC, dt = W_in u        x, B, C = silu(conv(xBC))
     y = RMSNorm(ssd(x, dt, A = -exp(A_log), B, C, D) silu(z))        out = W_out [silu(z0) x0 ; y]
 
-Carried: the convolution's last K-1 inputs (x, B and C), and every head's S.
+Carried: the convolution's last K-1 inputs (x, B and C), and every head's h.
 Differs from the paper: nothing.
 """
 
@@ -29,7 +29,7 @@ GatedNorm = Literal["after_gate", "before_gate", "none"]
 
 class Mamba2State(NamedTuple):
     conv: Float[Tensor, "rows earlier channels"]  # the convolution's last K-1 inputs: x, B and C
-    ssm: Float[Tensor, "rows heads head_dim states"]  # S, in float32 at least
+    ssm: Float[Tensor, "rows heads head_dim states"]  # h, in float32 at least
 
 
 class Mamba2Mixer(Mixer):

@@ -46,7 +46,7 @@ def selective_scan_loop(
 def selective_scan(
     inputs: ScanInputs, *, backend: Backend = "torch"
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows channels states"]]:
-    """`selective_scan_loop`, faster, with gradients through both states.
+    """`selective_scan_loop`, faster, with gradients through the initial and the final state.
 
     Everything is computed in the state's dtype, also under autocast.
     """
