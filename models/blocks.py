@@ -32,10 +32,10 @@ def make_norm(kind: Norm, width: int) -> nn.Module:
     return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width, eps=1e-5)
 
 
-def sinusoid(distances: Int[Tensor, " time"], width: int, like: Tensor) -> Float[Tensor, "time width"]:
+def sinusoid(distances: Int[Tensor, " time"], width: int, reference: Tensor) -> Float[Tensor, "time width"]:
     """[sin(t w_0) .. sin(t w_{D/2-1}), cos(t w_0) ..] with w_n = 10000^(-2n/D): sines, then cosines."""
-    rates = 10000.0 ** (-torch.arange(0, width, 2, device=like.device, dtype=like.dtype) / width)
-    angles = distances.to(like.dtype)[:, None] * rates
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=reference.device, dtype=reference.dtype) / width)
+    angles = distances.to(reference.dtype)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -136,12 +136,12 @@ class TransformerXL(SequenceModule):
             after.append(memory)
         return self.dropout(h), tuple(after)
 
-    def relative_positions(self, segment_len: int, like: Tensor) -> Float[Tensor, "distances width"]:
+    def relative_positions(self, segment_len: int, reference: Tensor) -> Float[Tensor, "distances width"]:
         """R for the distances memory + segment - 1 .. 0."""
-        distances = torch.arange(self.memory_len + segment_len - 1, -1, -1, device=like.device)
+        distances = torch.arange(self.memory_len + segment_len - 1, -1, -1, device=reference.device)
         if self.clamp_len > 0:
             distances = distances.clamp(max=self.clamp_len)
-        return self.dropout(sinusoid(distances, self.width, like))
+        return self.dropout(sinusoid(distances, self.width, reference))
 
     def init_decode_cache(self, state: State) -> Any:
         """Every layer's memory, projected once."""

@@ -160,9 +160,9 @@ def rotary(
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
-def alibi_slopes(heads: int, like: Tensor) -> Float[Tensor, " heads"]:
+def alibi_slopes(heads: int, reference: Tensor) -> Float[Tensor, " heads"]:
     """Slopes 2^(-8h/H) for h = 1..H (arXiv:2108.12409, section 3)."""
-    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=like.device, dtype=like.dtype) / heads)
+    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=reference.device, dtype=reference.dtype) / heads)
 
 
 def repeat_kv(x: Float[Tensor, "*axes"], groups: int, dim: int = 1) -> Float[Tensor, "*repeated"]:

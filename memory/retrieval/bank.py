@@ -1,7 +1,8 @@
-"""The kNN memory: the last `capacity` tokens' keys and values of each row and head, by inner product.
+"""The kNN memory: keys and values of each row's and head's last `capacity` tokens, searched by inner product.
 
 Wu et al. 2022, arXiv:2203.08913 (Memorizing Transformers), section 3; Tworkowski et al. 2023,
-arXiv:2307.03170 (Focused Transformer), section 3; Bertsch et al. 2023, arXiv:2305.01625 (Unlimiformer), 2.
+arXiv:2307.03170 (Focused Transformer), section 3; Bertsch et al. 2023, arXiv:2305.01625 (Unlimiformer),
+section 2.
 
     N_i = the k slots j with the largest q_i k_j
     y_i = softmax over [local ; N_i] of (scale q_i k_j) applied to v_j
@@ -20,21 +21,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.retrieval.faiss_index import Kind
-from zoo.memory.retrieval.ring_buffer import gather_entries, touched_pieces, write_entries
+from zoo.memory.retrieval.ring_buffer import gather_entries, touched_blocks, write_entries
 from zoo.memory.retrieval.search import IndexCache, search_exact
 from zoo.state import special_fields
 
 Backend = Literal["torch", "faiss"]
-ROUNDING = 1e-5  # relative error of a score, which depends on the order of its sum
+SCORE_RTOL = 1e-5  # relative rounding error of a score, which depends on the order of its sum
 
-_stamps = torch.Generator().manual_seed(secrets.randbits(62))  # apart from torch's, which models draw from
+_stamp_rng = torch.Generator().manual_seed(secrets.randbits(62))  # leaves torch's generator to the models
 
 
 @special_fields(lazy=("keys", "values"), identity=("stamp", "stamp_before"))
 class Bank(NamedTuple):
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]
     values: tuple[Float[Tensor, "rows heads block value_width"], ...]  # () if computed from the keys
-    length: Int[Tensor, " rows"]  # tokens stored since the row was fresh; token t lies in slot t % capacity
+    length: Int[Tensor, " rows"]  # tokens added since the row was fresh, evicted ones included, so that it
+    # may exceed the capacity; token t is in slot t % capacity
     stamp: Int[Tensor, " rows"]  # random, new at every write, 0 when empty: identifies an index of this bank
     stamp_before: Int[Tensor, " rows"]
 
@@ -71,16 +73,17 @@ class KNNMemory(nn.Module):
         self.dtype = None if dtype is None else torch.bfloat16
         self.index_cache = IndexCache(index, capacity) if backend == "faiss" else None
 
-    def init_state(self, rows: int, like: Tensor) -> Bank:
-        """An empty bank on the device of `like`, and in its dtype unless `dtype` is set."""
+    def init_state(self, rows: int, reference: Tensor) -> Bank:
+        """An empty bank on the device of `reference`, and in its dtype unless `dtype` is set."""
 
-        def empty(width: int) -> tuple[Tensor, ...]:
-            zeros = like.new_zeros((rows, self.heads, self.block, width), dtype=self.dtype or like.dtype)
+        def zero_blocks(width: int) -> tuple[Tensor, ...]:
+            shape = (rows, self.heads, self.block, width)
+            zeros = reference.new_zeros(shape, dtype=self.dtype or reference.dtype)
             return (zeros,) * (self.capacity // self.block)  # never changed in place, so shared
 
-        count = torch.zeros(rows, dtype=torch.long, device=like.device)
-        values = empty(self.value_width) if self.value_width else ()
-        return Bank(empty(self.key_width), values, count, count, count)
+        count = torch.zeros(rows, dtype=torch.long, device=reference.device)
+        values = zero_blocks(self.value_width) if self.value_width else ()
+        return Bank(zero_blocks(self.key_width), values, count, count, count)
 
     def add(
         self,
@@ -89,12 +92,12 @@ class KNNMemory(nn.Module):
         values: Float[Tensor, "rows heads time value_width"] | None = None,
         detach: bool = True,
     ) -> Bank:
-        """The bank with these tokens behind its newest, the oldest overwritten; without gradient, unless
-        `detach` is False."""
+        """The bank with these tokens appended, evicting the oldest; without gradient, unless `detach` is
+        False."""
         if not keys.shape[2]:
             return bank
         start, end = bank.length, bank.length + keys.shape[2]
-        touched = touched_pieces(bank.keys, start, end)
+        touched = touched_blocks(bank.keys, start, end)
 
         def write(ring: tuple[Tensor, ...], new: Tensor) -> tuple[Tensor, ...]:
             return write_entries(ring, new.detach() if detach else new, start, end, touched)
@@ -103,7 +106,7 @@ class KNNMemory(nn.Module):
             write(bank.keys, keys),
             () if values is None else write(bank.values, values),
             end,
-            torch.randint(1, 2**62, bank.stamp.shape, generator=_stamps).to(bank.stamp.device),
+            torch.randint(1, 2**62, bank.stamp.shape, generator=_stamp_rng).to(bank.stamp.device),
             bank.stamp,
         )
 
@@ -118,7 +121,7 @@ class KNNMemory(nn.Module):
         return self.index_cache.search(queries, bank.keys, bank.length, stamps, self.topk, self.training)
 
     @torch.no_grad()
-    def recall(self, bank: Bank) -> float | None:
+    def index_recall(self, bank: Bank) -> float | None:
         """`recall_at_k` of the index for a few queries of the last search; None where search is exact or the
         bank is empty."""
         if self.index_cache is None or self.index_cache.recent_queries is None or not bank.length.any():
@@ -143,22 +146,22 @@ def recall_at_k(
     length: Int[Tensor, " rows"],
     slots: Int[Tensor, "rows heads time neighbours"],
 ) -> float:
-    """The share of the true nearest keys that are in these slots; keys with equal scores count as well."""
+    """The share of the true nearest keys that are in these slots; keys that tie with the k-th count."""
     nearest = search_exact(queries, blocks, length, slots.shape[-1])
     queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
 
-    def scores(slots: Tensor, empty: float) -> Tensor:
+    def scores(slots: Tensor, fill_value: float) -> Tensor:
         keys = gather_entries(blocks, slots).to(queries.dtype)
-        return (keys @ queries[..., None])[..., 0].masked_fill(slots < 0, empty)
+        return (keys @ queries[..., None])[..., 0].masked_fill(slots < 0, fill_value)
 
-    least = scores(nearest, torch.inf).amin(-1, keepdim=True)
-    hits = scores(slots, -torch.inf) >= least - ROUNDING * least.abs()
+    kth_score = scores(nearest, torch.inf).amin(-1, keepdim=True)
+    hits = scores(slots, -torch.inf) >= kth_score - SCORE_RTOL * kth_score.abs()
     return int((hits & (slots >= 0)).sum()) / int((nearest >= 0).sum())
 
 
 def recall_diagnostics(memories: Iterable[KNNMemory], banks: Iterable[Bank]) -> dict[str, float]:
-    """The mean `recall` of a model's memories for its diagnostics; empty where none is approximate."""
-    recalls = [memory.recall(bank) for memory, bank in zip(memories, banks, strict=True)]
+    """The mean `index_recall` of a model's memories for its diagnostics; empty where none is approximate."""
+    recalls = [memory.index_recall(bank) for memory, bank in zip(memories, banks, strict=True)]
     measured = [recall for recall in recalls if recall is not None]
     return {"recall": sum(measured) / len(measured)} if measured else {}
 
@@ -175,11 +178,11 @@ def attend(
     bias: Float[Tensor, "*any_rows time local"] | None = None,
 ) -> Float[Tensor, "rows heads time value_width"]:
     """One softmax over local and retrieved keys; `bias` is added to the local scores."""
-    local = q @ keys.mT * scale
-    local = (local if bias is None else local + bias).masked_fill(~mask, -torch.inf)
-    retrieved = (retrieved_keys @ q[..., None])[..., 0] * scale
-    retrieved = retrieved.masked_fill(~retrieved_mask, -torch.inf)
-    local_weights, retrieved_weights = (
-        torch.cat([local, retrieved], dim=-1).softmax(-1).tensor_split([keys.shape[2]], dim=-1)
-    )
+    local_scores = q @ keys.mT * scale
+    local_scores = local_scores if bias is None else local_scores + bias
+    local_scores = local_scores.masked_fill(~mask, -torch.inf)
+    retrieved_scores = (retrieved_keys @ q[..., None])[..., 0] * scale
+    retrieved_scores = retrieved_scores.masked_fill(~retrieved_mask, -torch.inf)
+    weights = torch.cat([local_scores, retrieved_scores], dim=-1).softmax(-1)
+    local_weights, retrieved_weights = weights.tensor_split([keys.shape[2]], dim=-1)
     return local_weights @ values + (retrieved_weights[..., None, :] @ retrieved_values)[..., 0, :]

@@ -42,7 +42,7 @@ from zoo.memory.retrieval.landmark_bank import (
 from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]
-MAX_GATHERED = 2**26  # numbers of retrieved keys in memory at once: queries are read in pieces
+MAX_GATHERED = 2**26  # elements of retrieved keys in memory at once: queries are processed in batches
 
 
 class DecodeCache(NamedTuple):
@@ -61,7 +61,7 @@ def masked_softmax(
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
 
 
-def grouped_softmax_reference(
+def grouped_softmax_loop(
     scores: Float[Tensor, "*rows time keys"], landmarks: Bool[Tensor, "*rows_or_one keys"]
 ) -> tuple[Float[Tensor, "*rows time keys"], Float[Tensor, "*rows time keys"]]:
     """a and p above, for landmarks at any positions; the queries are at the last of the keys' positions."""
@@ -131,11 +131,11 @@ class LandmarkAttention(Attention):
     def init_state(self, rows: int) -> BankState:
         """Zeros that take no memory until the first write."""
         zero, heads = self.qkv.weight.new_zeros(()), (rows, self.heads)
-        size = math.gcd(self.blocks, max(1, self.segment // self.block))  # whole segments fill whole pieces
-        piece = zero.expand(*heads, size, self.block, self.head_dim)
+        size = math.gcd(self.blocks, max(1, self.segment // self.block))  # segments fill entire ring blocks
+        ring_block = zero.expand(*heads, size, self.block, self.head_dim)
         open_block = zero.expand(*heads, self.block - 1, self.head_dim)
         length = torch.zeros(rows, dtype=torch.long, device=zero.device)
-        ring = (piece,) * (self.blocks // size)
+        ring = (ring_block,) * (self.blocks // size)
         return BankState(ring, ring, open_block, open_block, length)
 
     def forward(
@@ -208,8 +208,8 @@ class LandmarkAttention(Attention):
         ids = self.choose_blocks(rotated_q, state)
         size = max(1, MAX_GATHERED // max(1, ids[:, :, 0].numel() * self.block * self.head_dim))
         y = [
-            self._attend_retrieved(state, rotated, *piece)
-            for piece in zip(
+            self._attend_retrieved(state, rotated, *batch)
+            for batch in zip(
                 *(part.split(size, dim=2) for part in (q, rotated_q, ids, positions, mask)), strict=True
             )
         ]
@@ -251,7 +251,7 @@ class LandmarkAttention(Attention):
         """The blocks of the bank that each query reads, as indices into `state.keys`, the oldest first; -1,
         before them, where the bank has fewer."""
         dtype = torch.promote_types(state.open_keys.dtype, torch.float32)  # rounded scores would tie
-        landmarks = oldest_first(tuple(piece[..., -1:, :] for piece in state.closed_keys), state.num_closed)
+        landmarks = oldest_first(tuple(blocks[..., -1:, :] for blocks in state.closed_keys), state.num_closed)
         landmarks = landmarks.squeeze(3).flip(2).to(dtype)  # newest first: max takes the first of equals
         age = torch.arange(self.blocks, device=q.device)
         ranks = (self.topk - age).clamp(min=0)  # 0 for all blocks older than the newest `topk`

@@ -2,7 +2,8 @@
 
 Mohtashami & Jaggi 2023, arXiv:2305.16300, section 3.2; used by memory/retrieval/landmark_attention.py.
 
-Closed blocks are the entries of a ring buffer (memory/retrieval/ring_buffer.py).  A row's local context is
+A block is the paper's, `mem_freq` tokens and their landmark.  Closed blocks are the entries of a ring buffer
+(memory/retrieval/ring_buffer.py), whose blocks are called ring blocks here.  A row's local context is
 its open block followed by the new tokens, in whole blocks.
 Differs from the paper: nothing.
 """
@@ -14,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.chunked import gather_slots
-from zoo.memory.retrieval.ring_buffer import oldest_first, touched_pieces, write_entries
+from zoo.memory.retrieval.ring_buffer import oldest_first, touched_blocks, write_entries
 from zoo.state import special_fields
 
-Ring = tuple[Float[Tensor, "rows heads piece block head_dim"], ...]
+Ring = tuple[Float[Tensor, "rows heads ring_block block head_dim"], ...]
 
 
 @special_fields(lazy=("closed_keys", "closed_values"))
@@ -83,7 +84,7 @@ def append(state: BankState, local: LocalContext, time: int) -> BankState:
     positions = open_start[:, None] + torch.arange(block - 1, device=end.device)
     past_end = (positions >= (state.open_length + time)[:, None])[:, None, :, None]
     index = positions.clamp(max=local.keys.shape[2] - 1)[:, None, :, None]
-    touched = touched_pieces(state.closed_keys, closed, num_closed)
+    touched = touched_blocks(state.closed_keys, closed, num_closed)
 
     def write(context: Tensor, ring: Ring) -> tuple[Ring, Tensor]:
         context = context.to(state.open_keys.dtype)
@@ -106,12 +107,18 @@ class SelectedBlocks(NamedTuple):
 
 def gather_blocks(state: BankState, ids: Int[Tensor, "rows heads time topk"]) -> SelectedBlocks:
     """The blocks with these indices in `state.keys`: 0 the oldest, -1 none."""
-    (rows, heads), piece, num_pieces = ids.shape[:2], state.closed_keys[0].shape[2], len(state.closed_keys)
-    slots = (state.num_closed.view(-1, 1, 1, 1) + ids.clamp(min=0)) % (num_pieces * piece)
+    (rows, heads), ring_block, num_ring_blocks = (
+        ids.shape[:2],
+        state.closed_keys[0].shape[2],
+        len(state.closed_keys),
+    )
+    slots = (state.num_closed.view(-1, 1, 1, 1) + ids.clamp(min=0)) % (num_ring_blocks * ring_block)
     head = torch.arange(rows * heads, device=ids.device).view(rows, heads, 1, 1)
-    size = max(1, rows * heads * piece)  # blocks in one piece of all rows and heads
-    distinct, indices = (slots // piece * size + head * piece + slots % piece).unique(return_inverse=True)
-    parts = (distinct % size).split((distinct // size).bincount(minlength=num_pieces).tolist())
+    size = max(1, rows * heads * ring_block)  # closed blocks in one ring block of all rows and heads
+    distinct, indices = (slots // ring_block * size + head * ring_block + slots % ring_block).unique(
+        return_inverse=True
+    )
+    parts = (distinct % size).split((distinct // size).bincount(minlength=num_ring_blocks).tolist())
     keys, values = (
         torch.cat([blocks.flatten(0, 2)[part] for blocks, part in zip(ring, parts, strict=True)])
         for ring in (state.closed_keys, state.closed_values)

@@ -51,15 +51,15 @@ def attend_retrieved(
     scale: Float[Tensor, " heads"],
     dropout: float = 0.0,
 ) -> Float[Tensor, "rows heads time head_dim"]:
-    """Attention over the nearest keys of the bank, in pieces of queries that limit the gathered keys; the
+    """Attention over the nearest keys of the bank, in batches of queries that limit the gathered keys; the
     backward pass gathers them again."""
     slots, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
     size = max(1, MAX_GATHERED // max(1, slots[:, :, :1].numel() * q.shape[3]))
     attend = partial(_attend_slots, knn, bank, dropout=dropout)
     if size < q.shape[2]:
         attend = partial(checkpoint, attend, use_reentrant=False)
-    pieces = zip(scaled.split(size, dim=2), slots.split(size, dim=2), strict=True)
-    return torch.cat([attend(*piece) for piece in pieces], dim=2)
+    batches = zip(scaled.split(size, dim=2), slots.split(size, dim=2), strict=True)
+    return torch.cat([attend(*batch) for batch in batches], dim=2)
 
 
 def _attend_slots(

@@ -1,8 +1,9 @@
-"""A ring buffer in pieces: each row's last `capacity` entries, entry n of a row in slot n % capacity.
+"""A ring buffer in blocks: each row's last `capacity` entries, entry n of a row in slot n % capacity.
 
-A ring is a tuple of equal tensors, its pieces; their third axes, one after another, are its slots.  Nothing
-is changed in place: a write makes anew only the pieces that receive an entry and shares all others with the
-ring before it, so that it costs the same at any capacity.  Rows may have stored different numbers of entries.
+A ring is a tuple of blocks, tensors of equal shape; their third axes, concatenated, are its slots.  Nothing
+is changed in place: a write copies only the blocks that receive an entry and shares all others with the
+previous ring, so that its cost doesn't depend on the capacity.  Rows may have stored different numbers of
+entries.
 """
 
 import torch
@@ -10,19 +11,19 @@ import torch.nn.functional as F
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-Ring = tuple[Shaped[Tensor, "rows heads piece *entry"], ...]
+Ring = tuple[Shaped[Tensor, "rows heads block *entry"], ...]
 
 
-def touched_pieces(ring: Ring, start: Int[Tensor, " rows"], end: Int[Tensor, " rows"]) -> set[int]:
-    """Indices of the pieces into which some row writes when its entries `start` .. `end` - 1 are stored."""
+def touched_blocks(ring: Ring, start: Int[Tensor, " rows"], end: Int[Tensor, " rows"]) -> set[int]:
+    """Indices of the blocks that storing each row's entries `start` .. `end` - 1 changes."""
     touched: set[int] = set()
     if not ring:
         return touched
-    piece, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
+    block, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
     for first, stop in set(zip(start.tolist(), end.tolist(), strict=True)):
         first = max(first, stop - capacity)  # earlier entries would be overwritten at once
         if first < stop:
-            touched |= {index % len(ring) for index in range(first // piece, (stop - 1) // piece + 1)}
+            touched |= {index % len(ring) for index in range(first // block, (stop - 1) // block + 1)}
     return touched
 
 
@@ -33,17 +34,17 @@ def write_entries(
     end: Int[Tensor, " rows"],
     touched: set[int],
 ) -> Ring:
-    """The ring with each row's entries `start` .. `end` - 1, which come first in `entries`; what follows them
-    there is ignored.  `touched` are the pieces that `touched_pieces` names."""
+    """The ring with each row's entries `start` .. `end` - 1, which are the first of `entries`; the rest is
+    ignored.  `touched` is the result of `touched_blocks`."""
     if not ring:
         return ring
-    piece, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
+    block, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
     entries = entries.to(ring[0].dtype)
 
     def write(index: int) -> Tensor:
-        slots = torch.arange(index * piece, (index + 1) * piece, device=entries.device)
+        slots = torch.arange(index * block, (index + 1) * block, device=entries.device)
         newest = end[:, None] - 1 - (end[:, None] - 1 - slots) % capacity  # the last entry of each slot
-        offset = (newest - start[:, None]).view(len(end), 1, piece, *[1] * (entries.ndim - 3))
+        offset = (newest - start[:, None]).view(len(end), 1, block, *[1] * (entries.ndim - 3))
         return torch.where(offset >= 0, entries.take_along_dim(offset.clamp(min=0), 2), ring[index])
 
     return tuple(write(index) if index in touched else old for index, old in enumerate(ring))
@@ -58,21 +59,21 @@ def oldest_first(ring: Ring, length: Int[Tensor, " rows"]) -> Shaped[Tensor, "ro
 
 
 def gather_entries(
-    ring: tuple[Shaped[Tensor, "rows heads piece width"], ...],
+    ring: tuple[Shaped[Tensor, "rows heads block width"], ...],
     slots: Int[Tensor, "rows heads time neighbours"],
 ) -> Shaped[Tensor, "rows heads time neighbours width"]:
     """The entries in these slots of each row and head; zeros where a slot is -1.
 
-    Of a ring much smaller than the result a copy is made; otherwise each piece is read by itself."""
-    rows, heads, piece, width = ring[0].shape
+    A ring much smaller than the result is copied into one table; otherwise each block is read separately."""
+    rows, heads, block, width = ring[0].shape
     head = torch.arange(rows * heads, device=slots.device).view(rows, heads, 1, 1)
-    if 4 * piece * len(ring) <= slots[0, 0].numel():
+    if 4 * block * len(ring) <= slots[0, 0].numel():
         table = torch.cat(ring, dim=2).flatten(0, 2)
-        entries = F.embedding(head * piece * len(ring) + slots.clamp(min=0), table)
+        entries = F.embedding(head * block * len(ring) + slots.clamp(min=0), table)
         absent = (slots < 0)[..., None]
         return entries.masked_fill_(absent, 0) if absent.is_cuda or absent.any() else entries
-    flat = (head * piece + slots % piece).flatten()
-    order = (slots // piece).flatten().sort(stable=True)  # -1 // piece is -1: those come first
+    flat = (head * block + slots % block).flatten()
+    order = (slots // block).flatten().sort(stable=True)  # -1 // block is -1: those come first
     counts = torch.bincount(order.values + 1, minlength=len(ring) + 1).tolist()
     absent, *parts = order.indices.split(counts)
     entries = ring[0].new_zeros(len(flat), width)
@@ -80,7 +81,7 @@ def gather_entries(
         for old, part in zip(ring, parts, strict=True):
             entries.index_copy_(0, part, old.flatten(0, 2).index_select(0, flat[part]))
         return entries.view(*slots.shape, width)
-    # a gradient would be copied for every piece that is written in place
+    # a gradient would be copied for every block that is written in place
     sorted_entries = [entries[: len(absent)]]
     sorted_entries += [old.flatten(0, 2)[flat[part]] for old, part in zip(ring, parts, strict=True)]
     rank = torch.empty_like(flat).scatter_(0, order.indices, torch.arange(len(flat), device=slots.device))

@@ -28,14 +28,14 @@ def search_exact(
     length: Int[Tensor, " rows"],
     neighbours: int,
 ) -> Int[Tensor, "rows heads time neighbours"]:
-    """Slots of the nearest keys, piece after piece of the bank: its scores are never all in memory."""
+    """Slots of the nearest keys; scores are computed for a batch of keys at a time, to limit memory."""
     dtype = torch.promote_types(queries.dtype, torch.float32)
     best = queries.new_full((*queries.shape[:3], neighbours), -torch.inf, dtype=dtype)
     best_slots, start = torch.full_like(best, -1, dtype=torch.long), 0
     shortest, longest = length.aminmax()
     size = max(1, MAX_SCORES // max(1, best[..., 0].numel()))
     with torch.autocast(queries.device.type, enabled=False):
-        for keys in _pieces(blocks, size):
+        for keys in _key_batches(blocks, size):
             if start >= longest:
                 break
             scores = queries.to(dtype) @ keys.to(dtype).mT
@@ -44,7 +44,7 @@ def search_exact(
                 empty = torch.arange(start, end, device=queries.device) >= length[:, None]
                 scores.masked_fill_(empty[:, None, None], -torch.inf)
             top, slots = _largest(scores, neighbours)
-            if start:  # of equal scores, those of earlier pieces have the lower slots
+            if start:  # of equal scores, those of earlier batches have the lower slots
                 top, slots = torch.cat([best, top], dim=-1), torch.cat([best_slots, slots + start], dim=-1)
                 top, order = _largest(top, neighbours)
                 slots = slots.gather(-1, order)
@@ -68,8 +68,8 @@ def search_exact_reference(
     return slots.masked_fill(best == -torch.inf, -1)
 
 
-def _pieces(blocks: tuple[Tensor, ...], size: int) -> Iterator[Tensor]:
-    """The keys in pieces of about `size`: long blocks are cut, short ones joined."""
+def _key_batches(blocks: tuple[Tensor, ...], size: int) -> Iterator[Tensor]:
+    """The keys in batches of about `size`: long blocks are cut, short ones joined."""
     pending: list[Tensor] = []
     for part in (part for block in blocks for part in block.split(size, dim=2)):
         if pending and sum(earlier.shape[2] for earlier in pending) + part.shape[2] > size:

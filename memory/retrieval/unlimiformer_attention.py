@@ -105,13 +105,13 @@ class UnlimiformerAttention(Attention):
         flat = [rearrange(part, "b h t ... -> b (h t) ...") for part in (z, local, offset)]
         slots = self.knn.search(flat[0][:, None], bank)[:, 0]
         size = max(1, MAX_GATHERED // max(1, len(slots) * slots.shape[2] * z.shape[3]))
-        pieces = [
-            checkpoint(self.joint_softmax, bank, *piece, use_reentrant=False)  # gathered again in backward
-            for piece in zip(*(part.split(size, dim=1) for part in (*flat, slots)), strict=True)
+        outputs = [
+            checkpoint(self.joint_softmax, bank, *batch, use_reentrant=False)  # gathered again in backward
+            for batch in zip(*(part.split(size, dim=1) for part in (*flat, slots)), strict=True)
         ]
         weights, context, mass = (
             rearrange(torch.cat(part, dim=1), "b (h t) ... -> b h t ...", h=self.heads)
-            for part in zip(*pieces, strict=True)
+            for part in zip(*outputs, strict=True)
         )
         return (
             weights @ repeat_kv(v, self.groups)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.retrieval.landmark_attention import BankState, grouped_softmax_reference
+from zoo.memory.retrieval.landmark_attention import BankState, grouped_softmax_loop
 from zoo.models.published import landmark
 from zoo.models.published.landmark import LandmarkInTable
 
@@ -25,7 +25,7 @@ def check_softmax(case: Case) -> None:
     """`landmark/grouped_softmax`: any flags, also blocks that are empty."""
     scores, flags = case.read("in/scores").clone().requires_grad_(), case.read("in/is_landmark")
     flags = flags[:, None]
-    weights, p = grouped_softmax_reference(scores, flags)
+    weights, p = grouped_softmax_loop(scores, flags)
     (weights * case.read("in/cotangent")).sum().backward()
     gates = p.new_zeros(*p.shape[:-1], case.config["max_groups_for_softmax"])
     for row, flagged in enumerate(flags[:, 0]):

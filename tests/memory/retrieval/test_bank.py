@@ -183,7 +183,7 @@ def test_stamps_leave_torchs_random_numbers_alone() -> None:
 def test_recall_is_the_share_of_the_true_neighbours() -> None:
     knn = KNNMemory(512, 2, 6, 0, 8, backend="faiss", index="ivf")
     bank = add(knn, knn.init_state(2, torch.empty(0)), 600)
-    assert knn.recall(bank) is None  # before the first search
+    assert knn.index_recall(bank) is None  # before the first search
     queries = randn(5, 2, 2, 16, 6)
     knn.search(queries, bank)
     recent = queries[:1].expand(2, -1, -1, -1)
@@ -191,8 +191,8 @@ def test_recall_is_the_share_of_the_true_neighbours() -> None:
     for indexes in knn.index_cache.rows.values() if knn.index_cache else ():
         for index in indexes.heads:
             index.index.nprobe = 1
-    recall = knn.recall(bank)
+    recall = knn.index_recall(bank)
     assert recall == pytest.approx(overlap(expected, knn.search(recent, bank)))
     assert recall < 0.9
-    assert knn.recall(knn.init_state(4, torch.empty(0))) is None  # an empty bank
-    assert KNNMemory(8, 1, 2).recall(KNNMemory(8, 1, 2).init_state(1, torch.empty(0))) is None
+    assert knn.index_recall(knn.init_state(4, torch.empty(0))) is None  # an empty bank
+    assert KNNMemory(8, 1, 2).index_recall(KNNMemory(8, 1, 2).init_state(1, torch.empty(0))) is None

@@ -19,7 +19,7 @@ from tests.memory.retrieval.landmarks import (
 from zoo.memory.retrieval import landmark_attention
 from zoo.memory.retrieval.landmark_attention import (
     grouped_softmax,
-    grouped_softmax_reference,
+    grouped_softmax_loop,
 )
 from zoo.state import leaves, replace_rows, reset_rows, take_rows, tree_map
 
@@ -34,7 +34,7 @@ def test_the_grouped_softmax_is_its_definition(block: int, begin: int, time: int
     cotangent = torch.randn(2, 3, time, keys, dtype=torch.float64)
     landmarks = torch.arange(end) % block == block - 1
     valid_scores = scores[..., :end].clone().requires_grad_()
-    expected, _ = grouped_softmax_reference(valid_scores, landmarks)
+    expected, _ = grouped_softmax_loop(valid_scores, landmarks)
     (expected_grad,) = torch.autograd.grad((expected * cotangent[..., :end]).sum(), [valid_scores])
 
     scores.requires_grad_()
@@ -56,7 +56,7 @@ def test_the_softmax_of_an_empty_mask_is_zero_and_has_a_gradient() -> None:
     scores = torch.tensor([[-800.0, 3.0, -801.0, 900.0, 800.0]], dtype=torch.float64).expand(5, 5).clone()
     scores.requires_grad_()
     landmarks = torch.tensor([True, False, False, True, False])
-    weights, _ = grouped_softmax_reference(scores, landmarks)
+    weights, _ = grouped_softmax_loop(scores, landmarks)
     assert not weights[0].any()
     assert not weights[:, landmarks].any()
     assert weights[4, 1].item() == pytest.approx(1)
@@ -85,7 +85,7 @@ def test_blocks_are_chosen_by_their_landmarks_alone() -> None:
     state = random_state(layer, [40 * BLOCK])
     q = torch.randn(1, HEADS, 6, WIDTH // HEADS, dtype=torch.float64)
     changed_keys = tree_map(
-        lambda piece: torch.cat([piece[..., :-1, :] + 1, piece[..., -1:, :]], 3), state.closed_keys
+        lambda keys: torch.cat([keys[..., :-1, :] + 1, keys[..., -1:, :]], 3), state.closed_keys
     )
     changed = state._replace(closed_keys=changed_keys)
     assert torch.equal(layer.choose_blocks(q, changed), layer.choose_blocks(q, state))
@@ -129,13 +129,13 @@ def test_only_selection_by_head_depends_on_later_tokens() -> None:
         assert torch.equal(before, after) == (selection != "head")
 
 
-@pytest.mark.parametrize("pieces", [1, 30, 10**6])
+@pytest.mark.parametrize("batch_size", [1, 30, 10**6])
 @torch.no_grad()
-def test_queries_are_read_in_pieces(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_are_read_in_batches(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = make_layer(), random_stream(SEGMENT)
     state = random_state(layer, [40, 5])
     expected, _ = layer(x, state)
-    monkeypatch.setattr(landmark_attention, "MAX_GATHERED", pieces * HEADS * BLOCK)
+    monkeypatch.setattr(landmark_attention, "MAX_GATHERED", batch_size * HEADS * BLOCK)
     torch.testing.assert_close(layer(x, state)[0], expected)
 
 
@@ -178,7 +178,7 @@ def test_rows_of_different_lengths_do_not_affect_one_another() -> None:
     fresh = torch.tensor([False, True, False, True, False, False])
     y, _ = layer(x, replace_rows(batch, layer.init_state(6), fresh))
     torch.testing.assert_close(y[fresh], layer(x[fresh], layer.init_state(2))[0])
-    infinite = batch._replace(closed_values=tree_map(lambda piece: piece + torch.inf, batch.closed_values))
+    infinite = batch._replace(closed_values=tree_map(lambda values: values + torch.inf, batch.closed_values))
     restarted = reset_rows(infinite, layer.init_state(6), fresh)
     assert restarted.closed_values is infinite.closed_values  # not cleared in a fresh row, and not read
     torch.testing.assert_close(layer(x, restarted)[0][fresh], y[fresh])
@@ -213,7 +213,7 @@ def test_the_first_tokens_of_a_block_may_be_missing() -> None:
     positions = torch.arange(7)
     q, k = layer.positions.rotate(q, positions), layer.positions.rotate(k, positions)
     landmarks = (offset[:, None] + positions) % BLOCK == BLOCK - 1
-    weights, _ = grouped_softmax_reference(q @ k.mT / 2, landmarks[:, None])
+    weights, _ = grouped_softmax_loop(q @ k.mT / 2, landmarks[:, None])
     torch.testing.assert_close(y, layer.out_proj((weights @ v).transpose(1, 2).flatten(2)))
 
 

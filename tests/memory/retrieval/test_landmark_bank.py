@@ -73,7 +73,7 @@ def test_a_segment_costs_what_it_reads_and_writes_in_any_bank() -> None:
 
 
 @torch.no_grad()
-def test_a_new_state_shares_all_pieces_but_the_written_ones() -> None:
+def test_a_new_state_shares_all_ring_blocks_but_the_written_ones() -> None:
     layer = make_layer(blocks=12)
     state = random_state(layer, [12 * BLOCK] * 2)
     for time, written in ((2, []), (3, [0]), (9, [0]), (13, [0, 1]), (30, [0, 1, 2, 3])):

@@ -1,33 +1,33 @@
-"""The ring buffer against lists of entries: what is stored, which pieces are new, what is read."""
+"""The ring buffer against lists of entries: what is stored, which blocks are new, what is read."""
 
 import pytest
 import torch
 
-from zoo.memory.retrieval.ring_buffer import gather_entries, oldest_first, touched_pieces, write_entries
+from zoo.memory.retrieval.ring_buffer import gather_entries, oldest_first, touched_blocks, write_entries
 
 CAPACITY, WIDTH = 6, 2
 
 
-@pytest.mark.parametrize("piece", [1, 2, 6])
+@pytest.mark.parametrize("block", [1, 2, 6])
 @pytest.mark.parametrize("entry", [(WIDTH,), (3, WIDTH)], ids=str)
-def test_each_row_stores_its_last_entries_and_shares_untouched_pieces(
-    piece: int, entry: tuple[int, ...]
+def test_each_row_stores_its_last_entries_and_shares_untouched_blocks(
+    block: int, entry: tuple[int, ...]
 ) -> None:
     """Rows write different numbers of entries at different positions, some more than the capacity."""
     random = torch.Generator().manual_seed(0)
-    ring = tuple(torch.zeros(3, 2, piece, *entry) for _ in range(CAPACITY // piece))
+    ring = tuple(torch.zeros(3, 2, block, *entry) for _ in range(CAPACITY // block))
     stored: list[list[torch.Tensor]] = [[], [], []]
     length = torch.zeros(3, dtype=torch.long)
     for counts in ([1, 0, 4], [2, 2, 2], [0, 0, 0], [9, 1, 6], [1, 1, 1]):
         entries = torch.randn(3, 2, 9, *entry, generator=random)
         end = length + torch.tensor(counts)
-        touched = touched_pieces(ring, length, end)
+        touched = touched_blocks(ring, length, end)
         after = write_entries(ring, entries, length, end, touched)
         assert [new is not old for new, old in zip(after, ring, strict=True)] == [
             index in touched for index in range(len(ring))
         ]
         slots = {entry % CAPACITY for row in range(3) for entry in range(int(length[row]), int(end[row]))}
-        assert touched == {slot // piece for slot in slots}
+        assert touched == {slot // block for slot in slots}
         ring, length = after, end
         for row, count in enumerate(counts):
             stored[row] += entries[row, :, :count].unbind(1)

@@ -15,7 +15,7 @@ from zoo.memory.retrieval.search import search_exact, search_exact_reference
 def test_exact_search_is_the_definition(
     capacity: int, block: int, max_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In pieces of any size; small integers have many ties, of which the lowest slots come first."""
+    """In batches of any size; small integers have many ties, of which the lowest slots come first."""
     monkeypatch.setattr(search, "MAX_SCORES", max_scores)
     random = torch.Generator().manual_seed(0)
     blocks = torch.randint(-2, 3, (3, 2, capacity, 2), generator=random).float().split(block, dim=2)
