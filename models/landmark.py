@@ -9,9 +9,10 @@ memory/retrieval/landmark_attention.py.
 In train mode each segment is read alone and all segments of a window are one batch: nothing is carried, read
 or written.  In eval mode each segment also retrieves `topk` blocks.  Carried then, per layer: the last
 `capacity` tokens' blocks of keys and values, and the block that a short segment left open.  Layers below
-`retrieve_from_layer` have no bank: in layer 0 all old landmarks have the same key, and none can be preferred.
+`retrieve_from_layer` have no bank.  Layer 0 can't use one: there a landmark's key comes from the landmark
+embedding alone and all old blocks share a position, so that their landmarks tie for every query.
 Differs from the paper: the body is LLaMA-shaped by default (the paper trains a GPT-2-like one from scratch);
-a training context starts a block, where the published code cuts a stream anywhere.
+every training segment starts with a new block, where the published code cuts its stream at any token.
 """
 
 from typing import Any, Unpack
@@ -26,10 +27,10 @@ from zoo.module import Batch
 from zoo.state import State, take_rows, tree_map
 
 
-def check(
+def validate(
     segment_len: int, depth: int, mem_freq: int, capacity: int, topk: int, retrieve_from_layer: int
 ) -> None:
-    """Raises ValueError for settings that don't go together."""
+    """Raises ValueError for settings that are out of range or don't fit one another."""
     if mem_freq < 1 or segment_len % mem_freq:
         raise ValueError(f"segment_len {segment_len} is not a multiple of mem_freq {mem_freq}")
     if capacity < mem_freq:
@@ -62,15 +63,15 @@ class Landmark(Decoder):
         interleaved: bool = False,
         **options: Unpack[DecoderOptions],
     ) -> None:
-        check(segment_len, depth, mem_freq, capacity, topk, retrieve_from_layer)
+        validate(segment_len, depth, mem_freq, capacity, topk, retrieve_from_layer)
 
         def mixer(layer: int) -> LandmarkAttention:
             return LandmarkAttention(
                 width,
                 heads,
-                segment=segment_len + segment_len // mem_freq,
-                block=mem_freq + 1,
-                blocks=capacity // mem_freq if layer >= retrieve_from_layer else 0,
+                segment_len=segment_len + segment_len // mem_freq,
+                block_len=mem_freq + 1,
+                num_blocks=capacity // mem_freq if layer >= retrieve_from_layer else 0,
                 topk=topk,
                 selection=selection,
                 interleaved=interleaved,
@@ -80,12 +81,13 @@ class Landmark(Decoder):
         mixers = map(mixer, range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
         self.mem_freq = mem_freq
-        if selection == "head":  # depends on a segment's later tokens
-            self.decodes = False
-        self.landmark = nn.Parameter(torch.randn(width) * width**-0.5)  # an embedding's deviation
+        if selection == "head":
+            self.decodes = False  # the selection depends on a segment's later tokens
+        # like an embedding: standard deviation 1 / sqrt(width)
+        self.landmark = nn.Parameter(torch.randn(width) * width**-0.5)
 
-    def marker(self) -> Float[Tensor, " width"]:
-        """The embedding of a landmark."""
+    def landmark_embedding(self) -> Float[Tensor, " width"]:
+        """The embedding that stands at every landmark of the stream."""
         return self.landmark
 
     def segment(
@@ -93,13 +95,13 @@ class Landmark(Decoder):
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         rows, time = tokens.shape
         offset = tokens.new_zeros(rows) if self.training else state[0].open_length
-        landmarks = time // self.mem_freq  # the same in every row, wherever its block is open
+        num_landmarks = time // self.mem_freq  # in `time` tokens at any offset, if mem_freq divides `time`
         if time % self.mem_freq and rows:
-            per_row = (offset + time) // self.mem_freq
-            landmarks = int(per_row[0])
-            if (per_row != landmarks).any():
-                return self._segment_in_groups(tokens, state, per_row != landmarks)
-        x, positions = self.insert_landmarks(tokens, offset, time + landmarks)
+            landmarks_per_row = (offset + time) // self.mem_freq
+            num_landmarks = int(landmarks_per_row[0])
+            if (landmarks_per_row != num_landmarks).any():
+                return self._segment_in_groups(tokens, state, landmarks_per_row != num_landmarks)
+        x, positions = self.insert_landmarks(tokens, offset, time + num_landmarks)
         x, state = self.body(x, state)
         return self.head(x.take_along_dim(positions[..., None], dim=1)), state
 
@@ -115,8 +117,8 @@ class Landmark(Decoder):
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         offset, body_cache = cache
         time = tokens.shape[1]
-        landmarks = (int(offset[0]) + time) // self.mem_freq if len(offset) else 0
-        x, positions = self.insert_landmarks(tokens, offset, time + landmarks)
+        num_landmarks = (int(offset[0]) + time) // self.mem_freq if len(offset) else 0
+        x, positions = self.insert_landmarks(tokens, offset, time + num_landmarks)
         x, body_cache = self.decode_body(x, body_cache)
         logits = self.head(x.take_along_dim(positions[..., None], dim=1))
         return logits, ((offset + time) % self.mem_freq, body_cache)
@@ -124,25 +126,28 @@ class Landmark(Decoder):
     def insert_landmarks(
         self, tokens: Int[Tensor, "rows time"], offset: Int[Tensor, " rows"], length: int
     ) -> tuple[Float[Tensor, "rows stream width"], Int[Tensor, "rows time"]]:
-        """Embeddings of the stream, `length` long, which starts at an offset in a block; and the positions of
-        the tokens in it."""
-        time, block = tokens.shape[1], self.mem_freq + 1
-        in_stream = offset[:, None] + torch.arange(length, device=tokens.device)
-        index = (torch.arange(length, device=tokens.device) - in_stream // block).clamp(max=time - 1)
+        """Embeddings of `length` tokens and landmarks, and the positions of the tokens among them.
+
+        A row's first token is token number `offset` of its block.
+        """
+        time, block_len = tokens.shape[1], self.mem_freq + 1
+        position = torch.arange(length, device=tokens.device)
+        stream_offset = offset[:, None] + position  # from the start of the first block
+        source_index = (position - stream_offset // block_len).clamp(max=time - 1)
         x = torch.where(
-            (in_stream % block == self.mem_freq)[..., None],
-            self.marker(),
-            self.embed(tokens.take_along_dim(index, dim=1)),
+            (stream_offset % block_len == self.mem_freq)[..., None],
+            self.landmark_embedding(),
+            self.embed(tokens.take_along_dim(source_index, dim=1)),
         )
-        order = torch.arange(time, device=tokens.device)
-        return x, order + (offset[:, None] + order) // self.mem_freq
+        token_index = torch.arange(time, device=tokens.device)
+        return x, token_index + (offset[:, None] + token_index) // self.mem_freq
 
     def _segment_in_groups(
-        self, tokens: Int[Tensor, "rows time"], state: State, in_first: Bool[Tensor, " rows"]
+        self, tokens: Int[Tensor, "rows time"], state: State, mask: Bool[Tensor, " rows"]
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """`segment` for two groups of rows, where a short segment has more landmarks in some rows than in
-        others."""
-        groups = [group.nonzero()[:, 0] for group in (in_first, ~in_first)]
+        """`segment` for the rows in the mask and for the rest separately: the number of landmarks is the same
+        within a group, and differs between the two."""
+        groups = [group.nonzero()[:, 0] for group in (mask, ~mask)]
         inverse = torch.cat(groups).argsort()
         outputs = [self.segment(tokens[rows], take_rows(state, rows)) for rows in groups]
         logits, states = zip(*outputs, strict=True)

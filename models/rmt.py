@@ -24,7 +24,7 @@ from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
 
 class RMTState(NamedTuple):
-    memory: Float[Tensor, "rows slots width"]  # the last segment's memory tokens
+    memory: Float[Tensor, "rows memory width"]  # the last segment's memory tokens
 
 
 class RMT(Decoder):
@@ -65,7 +65,7 @@ class RMT(Decoder):
             **options,
         )
         self.memory_tokens = memory_tokens
-        # the deviation of embeddings (the published code's rule)
+        # same standard deviation as the embeddings, as in the published code
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
         if memory_attention == "block":  # a mask that counts positions from the end
             self.decodes = False

@@ -22,7 +22,7 @@ from zoo.models.transformer_xl import TransformerXL, XLOptions
 
 
 class RMTXLState(NamedTuple):
-    memory: Float[Tensor, "rows slots width"]
+    memory: Float[Tensor, "rows memory width"]
     layers: tuple[RecurrenceState, ...]
 
 
@@ -55,7 +55,7 @@ class RMTXL(TransformerXL):
         for part in self.modules():
             if isinstance(part, RelativeAttention):
                 part.wrapped = wrapped
-        # the standard deviation of the embeddings beside it
+        # same standard deviation as the scaled embeddings
         scale = self.embed.weight.std().detach() * width**0.5
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * scale)
         self.remembers = True

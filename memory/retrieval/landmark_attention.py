@@ -12,11 +12,12 @@ landmarks score highest, ties to the newest.  Positions are stingy: the newest `
 the positions just before the open block, all older blocks share those before them; retrieved blocks keep
 their order.
 
-Carried, in eval mode alone: the last `blocks` closed blocks and the open one, keys without positions, without
-gradient (memory/retrieval/landmark_bank.py).  `head` selects for all queries of a segment together, so that
-an earlier query depends on later ones: it is the paper's option, and it breaks causality by definition.
-Differs from the paper, whose code fails or overlaps positions with `topk` blocks or fewer: they keep their
-positions, and missing ones are masked.
+Carried, in eval mode alone: the last `num_blocks` closed blocks and the open one, keys without positions,
+without gradient (memory/retrieval/landmark_bank.py).  `head` selects for all queries of a segment together,
+so that an earlier query depends on later ones: it is the paper's option, and it breaks causality by
+definition.
+Differs from the paper: with `topk` blocks in the bank or fewer, where its code fails or gives two blocks the
+same positions, blocks keep their positions and missing blocks are masked.
 """
 
 import math
@@ -101,10 +102,10 @@ def grouped_softmax(
 
 
 class LandmarkAttention(Attention):
-    """Attention over a stream of tokens with a landmark after every `block - 1` of them.
+    """Attention over a stream of tokens with a landmark after every `block_len - 1` of them.
 
-    `segment` and `block` are lengths with landmarks.  A bank of 0 `blocks` is none: the layer reads its
-    segment and the open block.  Rotary positions rotate the features (i, i + K/2), or `interleaved`
+    `segment_len` and `block_len` include landmarks.  With `num_blocks` 0 there is no bank: the layer reads
+    its segment and the open block.  Rotary positions rotate the features (i, i + K/2), or `interleaved`
     (2i, 2i + 1).
     """
 
@@ -113,9 +114,9 @@ class LandmarkAttention(Attention):
         width: int,
         heads: int,
         *,
-        segment: int,
-        block: int,
-        blocks: int,
+        segment_len: int,
+        block_len: int,
+        num_blocks: int,
         topk: int,
         selection: Selection = "token_and_head",
         interleaved: bool = False,
@@ -123,19 +124,20 @@ class LandmarkAttention(Attention):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(width, heads, bias=bias, dropout=dropout)
-        self.segment, self.block, self.blocks, self.topk = segment, block, blocks, min(topk, blocks)
-        self.selection = selection
+        self.segment_len, self.block_len, self.num_blocks = segment_len, block_len, num_blocks
+        self.topk, self.selection = min(topk, num_blocks), selection
         if interleaved:
             self.positions = InterleavedRope()
 
     def init_state(self, rows: int) -> BankState:
         """Zeros that take no memory until the first write."""
         zero, heads = self.qkv.weight.new_zeros(()), (rows, self.heads)
-        size = math.gcd(self.blocks, max(1, self.segment // self.block))  # segments fill entire ring blocks
-        ring_block = zero.expand(*heads, size, self.block, self.head_dim)
-        open_block = zero.expand(*heads, self.block - 1, self.head_dim)
+        blocks_per_segment = max(1, self.segment_len // self.block_len)
+        size = math.gcd(self.num_blocks, blocks_per_segment)  # a segment fills entire ring blocks
+        ring_block = zero.expand(*heads, size, self.block_len, self.head_dim)
+        open_block = zero.expand(*heads, self.block_len - 1, self.head_dim)
         length = torch.zeros(rows, dtype=torch.long, device=zero.device)
-        ring = (ring_block,) * (self.blocks // size)
+        ring = (ring_block,) * (self.num_blocks // size)
         return BankState(ring, ring, open_block, open_block, length)
 
     def forward(
@@ -144,11 +146,11 @@ class LandmarkAttention(Attention):
         """Read a segment of any length, or many whole ones; in train mode the state is neither read nor
         written."""
         if self.training:
-            segment = min(self.segment, x.shape[1])
-            y = self.attend_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment))
-            return rearrange(y, "(b n) s d -> b (n s) d", n=x.shape[1] // segment), state
+            segment_len = min(self.segment_len, x.shape[1])
+            y = self.attend_alone(rearrange(x, "b (n s) d -> (b n) s d", s=segment_len))
+            return rearrange(y, "(b n) s d -> b (n s) d", n=x.shape[1] // segment_len), state
         outputs = []
-        for q, k, v in zip(*(part.split(self.segment, dim=2) for part in self.project(x)), strict=True):
+        for q, k, v in zip(*(part.split(self.segment_len, dim=2) for part in self.project(x)), strict=True):
             y, local = self._attend_bank(q, k, v, state)
             state = append(state, local, q.shape[2])
             outputs.append(y)
@@ -159,15 +161,15 @@ class LandmarkAttention(Attention):
     ) -> Float[Tensor, "rows time width"]:
         """Read segments without a bank; the first `offset` tokens of a row's first block are missing."""
         q, k, v = self.project(x)
-        num_blocks = -(-x.shape[1] // self.block) + (offset is not None)
+        num_blocks = -(-x.shape[1] // self.block_len) + (offset is not None)
         offset = torch.zeros(len(x), dtype=torch.long, device=x.device) if offset is None else offset
-        positions = torch.arange(num_blocks * self.block, device=x.device).expand(len(x), -1)
+        positions = torch.arange(num_blocks * self.block_len, device=x.device).expand(len(x), -1)
         k, v = (gather_slots(part, part[:, :, :0], offset, positions) for part in (k, v))
         queries = (offset[:, None] + torch.arange(x.shape[1], device=x.device))[:, None]
         q, k = self.positions.rotate(q, queries), self.positions.rotate(k, positions[:, None])
         causal = positions[:, None, None] <= queries[..., None]
         mask = (positions >= offset[:, None])[:, None, None] & causal
-        return self._merge_heads(self._weights(self._scores(q, k), mask, queries // self.block) @ v)
+        return self._merge_heads(self._weights(self._scores(q, k), mask, queries // self.block_len) @ v)
 
     def _merge_heads(self, y: Float[Tensor, "rows heads time head_dim"]) -> Float[Tensor, "rows time width"]:
         return self.out_proj(rearrange(y, "b h t k -> b t (h k)"))
@@ -177,7 +179,7 @@ class LandmarkAttention(Attention):
 
     def _weights(self, scores: Tensor, mask: Tensor, query_block: Tensor) -> Tensor:
         """The grouped softmax, with the blocks' keys one after another in the last axis."""
-        scores, mask = (part.unflatten(-1, (-1, self.block)) for part in (scores, mask))
+        scores, mask = (part.unflatten(-1, (-1, self.block_len)) for part in (scores, mask))
         return self.dropout(grouped_softmax(scores, mask, query_block).to(scores.dtype)).flatten(-2)
 
     def init_decode_cache(self, state: BankState) -> DecodeCache:
@@ -196,17 +198,17 @@ class LandmarkAttention(Attention):
     def _attend_bank(self, q: Tensor, k: Tensor, v: Tensor, state: BankState) -> tuple[Tensor, LocalContext]:
         """The last queries of a segment over its keys, causally, and the state; and the local context."""
         local = local_context(state, k, v)
-        start = (self.topk + 1) * self.block  # rotary position of the open block
+        start = (self.topk + 1) * self.block_len  # rotary position of the open block
         time = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)
         positions = (state.open_length[:, None] + time)[:, None]  # of the queries, as `local.positions`
         mask = local.positions[:, None, None] <= positions[..., None]
         rotated_q = self.positions.rotate(q, start + positions)
         rotated = local._replace(keys=self.positions.rotate(local.keys, start + local.positions[:, None]))
-        if not self.blocks:
-            weights = self._weights(self._scores(rotated_q, rotated.keys), mask, positions // self.block)
+        if not self.num_blocks:
+            weights = self._weights(self._scores(rotated_q, rotated.keys), mask, positions // self.block_len)
             return weights @ local.values, local
         ids = self.choose_blocks(rotated_q, state)
-        size = max(1, MAX_GATHERED // max(1, ids[:, :, 0].numel() * self.block * self.head_dim))
+        size = max(1, MAX_GATHERED // max(1, ids[:, :, 0].numel() * self.block_len * self.head_dim))
         y = [
             self._attend_retrieved(state, rotated, *batch)
             for batch in zip(
@@ -226,22 +228,22 @@ class LandmarkAttention(Attention):
         mask: Bool[Tensor, "rows 1 time local"],
     ) -> Float[Tensor, "rows heads time head_dim"]:
         """Queries, at `positions` of the local context, over it and over the blocks `ids` of the bank."""
-        block, topk = self.block, self.topk
+        block_len, topk = self.block_len, self.topk
         # rotated by its distance to the start of a block, a query meets keys rotated inside their blocks
-        ranks = torch.arange(topk, device=q.device) + (ids >= self.blocks - topk).long()
-        distance = (topk + 1) * block + positions[..., None] - ranks * block
+        ranks = torch.arange(topk, device=q.device) + (ids >= self.num_blocks - topk).long()
+        distance = (topk + 1) * block_len + positions[..., None] - ranks * block_len
         q_by_block = self.positions.rotate(q[:, :, :, None].expand(-1, -1, -1, topk, -1), distance)
         selected = gather_blocks(state, ids)
-        inside = torch.arange(block, device=q.device)
+        inside = torch.arange(block_len, device=q.device)
         keys = self.positions.rotate(selected.keys.to(q.dtype), inside)[selected.indices]
         absent = (ids < 0)[..., None, None]  # whose values may be infinite, and 0 times that isn't 0
         values = selected.values.to(rotated.values.dtype)[selected.indices].masked_fill(absent, 0)
         retrieved_scores = self._scores(q_by_block[..., None, :], keys).flatten(-3)
         scores = torch.cat([retrieved_scores, self._scores(rotated_q, rotated.keys)], dim=-1)
-        retrieved_mask = (ids >= 0).repeat_interleave(block, dim=-1)
+        retrieved_mask = (ids >= 0).repeat_interleave(block_len, dim=-1)
         mask = torch.cat([retrieved_mask, mask.expand(*ids.shape[:3], -1)], dim=-1)
-        weights = self._weights(scores, mask, topk + positions // block)
-        retrieved, local = weights.tensor_split([topk * block], dim=-1)
+        weights = self._weights(scores, mask, topk + positions // block_len)
+        retrieved, local = weights.tensor_split([topk * block_len], dim=-1)
         return (retrieved[..., None, :] @ values.flatten(-3, -2)).squeeze(-2) + local @ rotated.values
 
     @torch.no_grad()
@@ -253,10 +255,10 @@ class LandmarkAttention(Attention):
         dtype = torch.promote_types(state.open_keys.dtype, torch.float32)  # rounded scores would tie
         landmarks = oldest_first(tuple(blocks[..., -1:, :] for blocks in state.closed_keys), state.num_closed)
         landmarks = landmarks.squeeze(3).flip(2).to(dtype)  # newest first: max takes the first of equals
-        age = torch.arange(self.blocks, device=q.device)
+        age = torch.arange(self.num_blocks, device=q.device)
         ranks = (self.topk - age).clamp(min=0)  # 0 for all blocks older than the newest `topk`
         with torch.autocast(q.device.type, enabled=False):
-            rotated = self.positions.rotate(landmarks, ranks * self.block + self.block - 1)
+            rotated = self.positions.rotate(landmarks, ranks * self.block_len + self.block_len - 1)
             scores = self._scores(q.to(dtype), rotated)
         stored = (age < state.num_closed[:, None])[:, None, None]
         if self.selection != "token_and_head":
@@ -265,6 +267,6 @@ class LandmarkAttention(Attention):
         scores, chosen = scores.masked_fill(~stored, -torch.inf), []
         for _ in range(self.topk):
             best, index = scores.max(-1, keepdim=True)
-            chosen.append((self.blocks - 1 - index).masked_fill(best == -torch.inf, -1))
+            chosen.append((self.num_blocks - 1 - index).masked_fill(best == -torch.inf, -1))
             scores.scatter_(-1, index, -torch.inf)
         return torch.cat(chosen, dim=-1).sort(-1).values.expand(*q.shape[:3], -1)

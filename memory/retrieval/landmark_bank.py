@@ -30,19 +30,19 @@ class BankState(NamedTuple):
     length: Int[Tensor, " rows"]  # tokens read since the row was fresh, landmarks included
 
     @property
-    def block(self) -> int:
+    def block_len(self) -> int:
         """Tokens of a block, its landmark included."""
         return self.open_keys.shape[2] + 1
 
     @property
     def num_closed(self) -> Int[Tensor, " rows"]:
         """Blocks closed since the row was fresh."""
-        return self.length // self.block
+        return self.length // self.block_len
 
     @property
     def open_length(self) -> Int[Tensor, " rows"]:
         """Tokens of the open block."""
-        return self.length % self.block
+        return self.length % self.block_len
 
     @property
     def keys(self) -> Float[Tensor, "rows heads blocks block head_dim"]:
@@ -69,8 +69,8 @@ def local_context(
     v: Float[Tensor, "rows heads time head_dim"],
 ) -> LocalContext:
     """The local context of a segment's keys, without positions, and values."""
-    num_blocks = -(-(state.block - 1 + k.shape[2]) // state.block)
-    positions = torch.arange(num_blocks * state.block, device=k.device).expand(len(k), -1)
+    num_blocks = -(-(state.block_len - 1 + k.shape[2]) // state.block_len)
+    positions = torch.arange(num_blocks * state.block_len, device=k.device).expand(len(k), -1)
     keys = gather_slots(k, state.open_keys, state.open_length, positions)
     return LocalContext(positions, keys, gather_slots(v, state.open_values, state.open_length, positions))
 
@@ -78,10 +78,10 @@ def local_context(
 @torch.no_grad()
 def append(state: BankState, local: LocalContext, time: int) -> BankState:
     """The state after the `time` new tokens of a local context: blocks that they close go into the bank."""
-    block, end = state.block, state.length + time
-    closed, num_closed = state.num_closed, end // block
-    open_start = (num_closed - closed) * block  # in the local context
-    positions = open_start[:, None] + torch.arange(block - 1, device=end.device)
+    block_len, end = state.block_len, state.length + time
+    closed, num_closed = state.num_closed, end // block_len
+    open_start = (num_closed - closed) * block_len  # in the local context
+    positions = open_start[:, None] + torch.arange(block_len - 1, device=end.device)
     past_end = (positions >= (state.open_length + time)[:, None])[:, None, :, None]
     index = positions.clamp(max=local.keys.shape[2] - 1)[:, None, :, None]
     touched = touched_blocks(state.closed_keys, closed, num_closed)
@@ -89,7 +89,7 @@ def append(state: BankState, local: LocalContext, time: int) -> BankState:
     def write(context: Tensor, ring: Ring) -> tuple[Ring, Tensor]:
         context = context.to(state.open_keys.dtype)
         open_tokens = context.take_along_dim(index, 2).masked_fill(past_end, 0)
-        blocks = context.unflatten(2, (-1, block))
+        blocks = context.unflatten(2, (-1, block_len))
         return write_entries(ring, blocks, closed, num_closed, touched), open_tokens
 
     closed_keys, open_keys = write(local.keys, state.closed_keys)

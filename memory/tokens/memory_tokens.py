@@ -19,7 +19,7 @@ MemoryAttention = Literal["causal", "block"]
 
 
 def surround(
-    memory: Float[Tensor, "rows slots width"], x: Float[Tensor, "rows time width"]
+    memory: Float[Tensor, "rows memory width"], x: Float[Tensor, "rows time width"]
 ) -> Float[Tensor, "rows augmented width"]:
     """The segment with the memory before and after it."""
     memory = memory.to(x.dtype)

@@ -67,7 +67,7 @@ class LandmarkInTable(Landmark):
         self.landmark_id, self.llama = landmark_id, llama
         del self.landmark
 
-    def marker(self) -> Float[Tensor, " width"]:
+    def landmark_embedding(self) -> Float[Tensor, " width"]:
         return self.embed.weight[self.landmark_id]
 
     def read_window(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocab"]:

@@ -87,14 +87,14 @@ class Choices:
             mixer.choose_blocks = partial(self.hear, layer, mixer.choose_blocks)
 
     def hear(self, layer: int, choose: Callable[..., Tensor], q: Tensor, state: BankState) -> Tensor:
-        (self.closed,) = {read // self.mixers[layer].block for read in state.length.tolist()}
+        (self.closed,) = {read // self.mixers[layer].block_len for read in state.length.tolist()}
         self.recorded[layer] = choose(q, state)
         return self.recorded[layer]
 
     def named(self, layer: int, base: int | None = None) -> dict[str, Tensor]:
         """Under the files' names; `base` is where the open block stands, if not behind `topk + 1` blocks."""
         mixer, ids = self.mixers[layer], self.recorded[layer]
-        block, size = mixer.block, mixer.blocks
+        block, size = mixer.block_len, mixer.num_blocks
         stored = min(self.closed, size)
         topk = min(mixer.topk, stored)
         assert (ids >= 0).sum(-1).eq(topk).all()

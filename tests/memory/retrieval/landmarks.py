@@ -14,7 +14,9 @@ WIDTH, HEADS, BLOCK, SEGMENT = 8, 2, 3, 9
 
 def make_layer(blocks: int = 7, topk: int = 2, **options: Any) -> LandmarkAttention:
     torch.manual_seed(0)
-    layer = LandmarkAttention(WIDTH, HEADS, segment=SEGMENT, block=BLOCK, blocks=blocks, topk=topk, **options)
+    layer = LandmarkAttention(
+        WIDTH, HEADS, segment_len=SEGMENT, block_len=BLOCK, num_blocks=blocks, topk=topk, **options
+    )
     return layer.double().eval()
 
 

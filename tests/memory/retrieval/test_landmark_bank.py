@@ -55,7 +55,8 @@ def storages(state: BankState) -> dict[int, int]:
 def new_bytes(blocks: int) -> tuple[int, int, int]:
     """With a full bank: bytes that the state after a segment doesn't share with the one before it, bytes of
     storage that a short segment allocates, and bytes of the state."""
-    layer = LandmarkAttention(WIDTH, HEADS, segment=34, block=17, blocks=blocks, topk=2).double().eval()
+    layer = LandmarkAttention(WIDTH, HEADS, segment_len=34, block_len=17, num_blocks=blocks, topk=2)
+    layer.double().eval()
     state, x = random_state(layer, [17 * blocks] * 2), random_stream(2)
     with Watch() as watch:
         _, after = layer(x, state)
