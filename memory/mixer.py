@@ -1,4 +1,4 @@
-"""The base of every mechanism in this room: a module that mixes positions and may carry a state."""
+"""The base class of sequence mixers: modules that mix positions and may carry a state."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,15 @@ from zoo.state import State
 
 
 class Mixer(DecodeRule, nn.Module):
-    """(x, state) -> (y, state): reads x after the tokens that the state has seen, and returns the state
-    after both.
+    """(x, state) -> (y, state): y is the output at x's tokens, which continue the text summarised by the
+    state; the returned state includes them.
 
     A mixer without memory carries the empty tuple.
     """
 
     decodes: bool = False
-    """`decode` reads less than the open segment's inputs.  False: it is the one below (see DecodeRule)."""
+    """True if the class has a cache smaller than the open segment's inputs.  False: `decode` is the generic
+    one below (see DecodeRule)."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -37,17 +38,17 @@ class Mixer(DecodeRule, nn.Module):
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        """Continue an open segment.
+        """Continue an open segment: y for the new tokens x, and the extended cache.
 
-        This is the definition, right for every causal mixer: the cache holds the segment's inputs so far,
-        which are read again with x behind them.  An override returns the same from a smaller cache.
+        This generic form is correct for every causal mixer: the cache holds the segment's inputs so far, and
+        the mixer is run again on them and x.  An override returns the same from a smaller cache.
         """
         state, inputs = cache
         inputs = x if inputs is None else torch.cat([inputs, x], dim=1)
         y, _ = self(inputs, state)
         return y[:, -x.shape[1] :], (state, inputs)
 
-    if TYPE_CHECKING:  # at run time nn.Module's own, which calls forward
+    if TYPE_CHECKING:  # typed for the checker; at run time nn.Module's __call__ runs forward
 
         def __call__(
             self, x: Float[Tensor, "rows time width"], state: State

@@ -19,7 +19,7 @@ from zoo.state import State
 
 
 class AttentionOptions(TypedDict, total=False):
-    """The options of `Attention`, as its subclasses pass them on."""
+    """Options of `Attention`, for subclasses that pass them through."""
 
     kv_heads: int | None
     head_dim: int | None
@@ -32,10 +32,10 @@ class AttentionOptions(TypedDict, total=False):
 
 
 class Attention(Mixer):
-    """Multi-head causal attention within a segment, `kv_heads` shared by groups of queries' heads.
+    """Multi-head causal attention within a segment; with `kv_heads` < `heads`, grouped-query attention.
 
-    `rotated` is the number of features of a head that rotary positions rotate, by default all; `out_bias` is
-    `bias` by default.
+    `rotated` is the number of a head's features that rotary positions rotate, all by default.  `out_bias`
+    defaults to `bias`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Attention(Mixer):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         if heads % self.kv_heads:
             raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
-        self.groups = heads // self.kv_heads  # query heads for each key head
+        self.groups = heads // self.kv_heads  # query heads per key head
         self.positions = build_positions(position, self.head_dim, base=rope_base, rotated=rotated)
         self.dropout = nn.Dropout(dropout)
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
@@ -82,7 +82,7 @@ class Attention(Mixer):
         Float[Tensor, "rows kv_heads time head_dim"],
         Float[Tensor, "rows kv_heads time head_dim"],
     ]:
-        """All queries' heads, then the keys', then the values'."""
+        """Split a projection whose features are the query heads, then the key heads, then the value heads."""
         qkv = rearrange(qkv, "b t (h k) -> b h t k", k=self.head_dim)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         return q, k, v
@@ -96,12 +96,12 @@ class Attention(Mixer):
         k_positions: Int[Tensor, " keys"],
         mask: Bool[Tensor, "*masks time keys"],
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """Softmax attention of rotated queries and keys; a query without any key to attend to yields 0."""
+        """Softmax attention of rotated queries and keys; 0 for a query whose keys are all masked."""
         dropout = self.dropout.p if self.training else 0.0
         return self.positions.attend(q, k, v, q_positions, k_positions, mask, dropout)
 
     def segment_mask(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
-        """True where a query of a segment attends to a key: causal here."""
+        """True where a query of a segment may attend to a key: the causal mask."""
         return torch.ones(time, time, dtype=torch.bool, device=device).tril()
 
     def forward(
@@ -119,7 +119,7 @@ class Attention(Mixer):
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        """From the rotated keys and the values of the segment so far."""
+        """The cache is (rotated keys, values) of the segment so far, () at its start."""
         q, k, v = self.project(x)
         start = cache[0].shape[2] if cache else 0
         positions = torch.arange(start + x.shape[1], device=x.device)

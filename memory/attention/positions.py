@@ -1,13 +1,14 @@
-"""Positions: how the scores of an attention depend on where its queries and keys are.
+"""Position encodings: how attention scores depend on the positions of queries and keys.
 
 Rotary positions (RoPE): Su et al. 2021, arXiv:2104.09864; linear biases (ALiBi): Press et al. 2022,
 arXiv:2108.12409; grouped queries: Ainslie et al. 2023, arXiv:2305.13245.
 
     score_ij = rotate(q_i, i) rotate(k_j, j) / sqrt(K) + bias_ij
-    y_i = sum_j softmax_j(score_ij) v_j      over the j that the mask shows
+    y_i = sum_j softmax_j(score_ij) v_j      over the unmasked j
 
-An attention rotates its queries and keys and passes them, with their positions, to `attend`, or to `scores`
-for a softmax over further keys; so rotated keys can be cached.  A kind may have weights: it is a module.
+An attention layer first calls `rotate` on queries and keys, so that rotated keys can be cached.  It then
+passes them with their positions to `attend`, or to `scores` if its softmax includes further keys.  Encodings
+are modules since they may have weights.
 """
 
 from typing import ClassVar, Literal
@@ -19,19 +20,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Position = Literal["rope", "alibi", "learned", "none"]
-"""`learned` positions are added to the embeddings: attention has none."""
+"""`learned` positions are added to the embeddings by the decoder; attention then has none."""
 
 
 class Positions(nn.Module):
-    """No positions, and the interface of every kind.
+    """No position encoding, and the interface of all encodings.
 
-    A kind whose bias depends on positions alone overrides `rotate` and `bias`.  One whose bias depends on
-    scores, or whose scores are no product of rotated queries and keys, overrides `bias` or `scores` and sets
-    `fused = False`.
+    An encoding overrides `rotate`, or `bias` if the bias depends only on queries and positions.  One whose
+    bias depends on the scores, or whose scores aren't products of rotated queries and keys, overrides `bias`
+    or `scores` and sets `fused = False`.
     """
 
     fused: ClassVar[bool] = True
-    """`bias` needs no scores, so that `attend` is one fused kernel."""
+    """True if `bias` doesn't depend on scores, so that `attend` can use one fused kernel."""
 
     def rotate(
         self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
@@ -46,7 +47,7 @@ class Positions(nn.Module):
         k_positions: Int[Tensor, "*k_rows keys"],
         scores: Float[Tensor, "rows heads time keys"] | None = None,
     ) -> Float[Tensor, "*bias_rows heads time keys"] | None:
-        """Added to the scores; `scores` are -inf where masked, and None if `fused`."""
+        """A term added to the scores, None for none.  `scores` are -inf where masked; None if `fused`."""
         return None
 
     def scores(
@@ -57,7 +58,7 @@ class Positions(nn.Module):
         k_positions: Int[Tensor, "*k_rows keys"],
         mask: Bool[Tensor, "*masks time keys"],
     ) -> Float[Tensor, "rows heads time keys"]:
-        """The softmax's logits, from rotated queries and keys; -inf where masked."""
+        """Inputs of the softmax, from rotated queries and keys; -inf where masked."""
         scores = q @ repeat_kv(k, q.shape[1] // k.shape[1]).mT * q.shape[-1] ** -0.5
         scores = scores.masked_fill(~mask, -torch.inf)
         bias = self.bias(q, q_positions, k_positions, None if self.fused else scores)
@@ -73,7 +74,7 @@ class Positions(nn.Module):
         mask: Bool[Tensor, "*masks time keys"],
         dropout: float = 0.0,
     ) -> Float[Tensor, "rows heads time value_width"]:
-        """Softmax attention of rotated queries and keys; a query without any key to attend to yields 0."""
+        """Softmax attention of rotated queries and keys; 0 for a query whose keys are all masked."""
         v = repeat_kv(v, q.shape[1] // v.shape[1])
         if self.fused:
             k = repeat_kv(k, q.shape[1] // k.shape[1])
@@ -132,9 +133,9 @@ class Alibi(Positions):
 def build_positions(
     position: Position, head_dim: int, *, base: float = 10000.0, rotated: int | None = None
 ) -> Positions:
-    """The object that a configuration's `position` names; `base` and `rotated` are those of `rope`.
+    """The encoding for a configuration's `position`; `base` and `rotated` apply to `rope` only.
 
-    ValueError if the features that `rope` rotates are no pairs.
+    ValueError if the number of features that `rope` rotates isn't even, or exceeds head_dim.
     """
     if position in ("none", "learned"):
         return Positions()
@@ -151,7 +152,7 @@ def rotary(
 ) -> Float[Tensor, "*rows time head_dim"]:
     """Rotate the pairs (i, i + K/2) by the angle position * base^(-2i/K) (arXiv:2104.09864, eq. 34)."""
     half = x.shape[-1] // 2
-    # an angle in bf16 is noise after a few hundred positions
+    # in bf16 an angle would be pure rounding error after a few hundred positions
     dtype = torch.promote_types(x.dtype, torch.float32)
     frequencies = base ** -(torch.arange(half, device=x.device, dtype=dtype) / half)
     angles = positions.to(dtype)[..., None] * frequencies
@@ -166,5 +167,5 @@ def alibi_slopes(heads: int, reference: Tensor) -> Float[Tensor, " heads"]:
 
 
 def repeat_kv(x: Float[Tensor, "*axes"], groups: int, dim: int = 1) -> Float[Tensor, "*repeated"]:
-    """The key and value heads along `dim`, each once for every query head of its group."""
+    """Repeat each key or value head along `dim` once per query head of its group."""
     return x if groups == 1 else x.repeat_interleave(groups, dim)
