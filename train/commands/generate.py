@@ -21,7 +21,7 @@ from pathlib import Path
 
 from zoo.errors import UserError
 from zoo.train.commands.cli import boolean, command, integer, number, one_of, parse
-from zoo.train.evaluation.sampling import GenerateOptions, generate_text
+from zoo.train.evaluation.text_generation import GenerateOptions, generate_text
 
 
 @command

@@ -1,8 +1,9 @@
-"""Loaders: every row of a batch is a stream of text, resumed where the batch before stopped.
+"""Loaders: row i of every batch is the next window of stream i, where the previous batch stopped.
 
-A document begins at the start of a window and flags its row fresh; the rest of its last window is padding
-(token 0, target IGNORE).  Every rank tracks the positions of all streams and reads the documents of its own
-rows only, so that all ranks yield the same number of batches and hold the same state.
+A stream is an endless text, one document after the other; a rank's batch has a row for each of its batch_size
+streams.  A document begins at the start of a window and flags its row fresh; the rest of its last window is
+padding (token 0, target IGNORE).  Every rank tracks the cursors of all streams and reads the documents of its
+rows only, so that all ranks yield the same number of batches and save the same state.
 """
 
 import heapq
@@ -19,7 +20,7 @@ from zoo.train.tasks.base import Dataset
 
 
 class Span(NamedTuple):
-    """What one row of a batch reads: positions start..stop-1 of a document."""
+    """The content of one row of a batch: positions start..stop-1 of a document."""
 
     document: int
     start: int
@@ -47,15 +48,15 @@ def _count_windows(dataset: Dataset, seq_len: int) -> Int64[np.ndarray, " docume
     return -(-dataset.lengths // seq_len)
 
 
-class Remainder(NamedTuple):
-    """The part of a document that a stream has yet to read: positions position..end-1."""
+class StreamCursor(NamedTuple):
+    """A stream's next position in the chunk of a document that it reads: start..end-1 are unread."""
 
     document: int
-    position: int
+    start: int
     end: int
 
 
-_NO_DOCUMENT = Remainder(-1, 0, 0)  # a stream between two documents
+_NO_DOCUMENT = StreamCursor(-1, 0, 0)  # of a stream between two chunks
 
 
 class TrainLoader:
@@ -64,12 +65,12 @@ class TrainLoader:
     A stream whose document ends takes the next one from the queue, across passes, so that none is ever idle.
     A document longer than a stream's share of a pass is cut, at multiples of seq_len, into chunks that
     several streams read at the same time: otherwise all streams of a one-text corpus would read the same
-    bytes.  A chunk begins fresh, its first token is the symbol before it, and every target still counts once
-    per pass.
+    bytes.  A chunk starts with an empty state, but its first input is the last symbol of the preceding chunk,
+    so that no target is lost at the cut: every target counts once per pass.
 
     `len` is a nominal epoch, the batches it takes to read one pass; each `iter` yields that many, and the
     next one continues from there.  After `load_state_dict` the first `iter` yields the rest of the epoch (all
-    of a new one if nothing is left), which is what Lightning counts on.
+    of a new one if nothing is left), as Lightning expects.
     """
 
     def __init__(
@@ -88,9 +89,9 @@ class TrainLoader:
             self._chunk_start + share * seq_len, dataset.lengths[self._chunk_document]
         )
         self._length = -(-int(windows.sum()) // num_streams)
-        self._pass_index = self._queue_position = self._batches_yielded = 0
+        self._pass_index = self._queue_index = self._batches_yielded = 0
         self._queue = self._shuffled_chunks()
-        self._streams = [_NO_DOCUMENT] * num_streams
+        self._cursors = [_NO_DOCUMENT] * num_streams
         self._resumed = False
 
     def __len__(self) -> int:
@@ -107,67 +108,67 @@ class TrainLoader:
 
     def _next_batch(self) -> Batch:
         spans = []
-        for i, stream in enumerate(self._streams):
-            fresh = stream == _NO_DOCUMENT
-            document, start, end = self._next_chunk() if fresh else stream
+        for i, cursor in enumerate(self._cursors):
+            fresh = cursor == _NO_DOCUMENT
+            document, start, end = self._next_chunk() if fresh else cursor
             stop = min(start + self.seq_len, end)
             spans.append(Span(document, start, stop, fresh))
-            self._streams[i] = Remainder(document, stop, end) if stop < end else _NO_DOCUMENT
-        rows = spans[self.rank * self.batch_size :][: self.batch_size]
-        return _collate(self.dataset, self.seq_len, rows)
+            self._cursors[i] = StreamCursor(document, stop, end) if stop < end else _NO_DOCUMENT
+        rank_spans = spans[self.rank * self.batch_size :][: self.batch_size]
+        return _collate(self.dataset, self.seq_len, rank_spans)
 
-    def _next_chunk(self) -> Remainder:
-        """The next chunk of the queue, unread; after the last one the next pass is shuffled."""
-        if self._queue_position == len(self._queue):
-            self._pass_index, self._queue_position = self._pass_index + 1, 0
+    def _next_chunk(self) -> StreamCursor:
+        """A cursor at the start of the queue's next chunk; after the last one the next pass is shuffled."""
+        if self._queue_index == len(self._queue):
+            self._pass_index, self._queue_index = self._pass_index + 1, 0
             self._queue = self._shuffled_chunks()
-        chunk = self._queue[self._queue_position]
-        self._queue_position += 1
-        return Remainder(
+        chunk = self._queue[self._queue_index]
+        self._queue_index += 1
+        return StreamCursor(
             int(self._chunk_document[chunk]), int(self._chunk_start[chunk]), int(self._chunk_end[chunk])
         )
 
     def _shuffled_chunks(self) -> Int64[np.ndarray, " chunks"]:
-        # Raw numbers: NumPy never changes their stream, but may change that of its shuffles between versions.
+        # NumPy's raw random numbers stay the same between versions; its shuffles may not
         raw = np.random.PCG64([self.seed, self._pass_index]).random_raw(len(self._chunk_document))
         return np.argsort(raw, kind="stable").astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, the same on every rank: position in the queue, (document, next position,
-        end) of every stream, and the batches yielded in this epoch."""
+        """Numbers and lists, the same on every rank: the pass and the index in its queue, the cursor of every
+        stream, and the batches yielded in this epoch."""
         return {
-            **self._identity(),
+            **self._data_and_settings(),
             "pass": self._pass_index,
-            "position": self._queue_position,
-            "lanes": [list(stream) for stream in self._streams],
+            "position": self._queue_index,
+            "lanes": [list(cursor) for cursor in self._cursors],
             "given": self._batches_yielded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of `state_dict`.
 
-        UserError: it belongs to other documents, batch_size, seq_len or seed, or no such position exists.
+        UserError: it belongs to other documents, batch_size, seq_len or seed, or a cursor is out of range.
         """
-        self._check_identity(state)
-        self._check_position(state)
-        self._pass_index, self._queue_position = state["pass"], state["position"]
+        self._check_data_and_settings(state)
+        self._check_cursors(state)
+        self._pass_index, self._queue_index = state["pass"], state["position"]
         self._batches_yielded = state["given"]
-        self._streams = [Remainder(*stream) for stream in state["lanes"]]
+        self._cursors = [StreamCursor(*cursor) for cursor in state["lanes"]]
         self._queue = self._shuffled_chunks()
         self._resumed = True
 
-    def _identity(self) -> dict[str, int]:
-        """The settings and data that a state belongs to."""
+    def _data_and_settings(self) -> dict[str, int]:
+        """Seed, sizes and totals that must be equal for a saved state to be resumed."""
         return {
             "seed": self.seed,
-            "rows_of_all_ranks": len(self._streams),
+            "rows_of_all_ranks": len(self._cursors),
             "window": self.seq_len,
             "documents": len(self.dataset.lengths),
             "positions": int(self.dataset.lengths.sum()),
         }
 
-    def _check_identity(self, state: dict[str, Any]) -> None:
-        expected = self._identity()
+    def _check_data_and_settings(self, state: dict[str, Any]) -> None:
+        expected = self._data_and_settings()
         changed = [key for key in expected if state.get(key) != expected[key]]
         if changed:
             raise _cannot_resume(
@@ -175,31 +176,31 @@ class TrainLoader:
                 ", ".join(f"{key}={state.get(key)}" for key in changed),
             )
 
-    def _check_position(self, state: dict[str, Any]) -> None:
+    def _check_cursors(self, state: dict[str, Any]) -> None:
         limits = {"pass": 2**63, "position": len(self._queue), "given": self._length}
         for key, most in limits.items():
             if type(state.get(key)) is not int or not 0 <= state[key] <= most:
                 raise _cannot_resume(f"{key} from 0 to {most}", repr(state.get(key)))
-        streams = state.get("lanes")
+        cursors = state.get("lanes")
         if (
-            not isinstance(streams, list)
-            or len(streams) != len(self._streams)
-            or not all(map(self._is_valid_stream, streams))
+            not isinstance(cursors, list)
+            or len(cursors) != len(self._cursors)
+            or not all(map(self._is_valid_cursor, cursors))
         ):
-            raise _cannot_resume("lanes that end inside documents", f"{streams!r:.200}")
+            raise _cannot_resume("lanes with a position inside a document each", f"{cursors!r:.200}")
 
-    def _is_valid_stream(self, stream: Any) -> bool:
+    def _is_valid_cursor(self, cursor: Any) -> bool:
         if not (
-            isinstance(stream, list) and len(stream) == 3 and all(type(field) is int for field in stream)
+            isinstance(cursor, list) and len(cursor) == 3 and all(type(field) is int for field in cursor)
         ):
             return False
-        document, position, end = stream
+        document, start, end = cursor
         if document == _NO_DOCUMENT.document:
-            return Remainder(*stream) == _NO_DOCUMENT
+            return StreamCursor(*cursor) == _NO_DOCUMENT
         if not 0 <= document < len(self.dataset.lengths):
             return False
         length = int(self.dataset.lengths[document])
-        return 0 < position < end <= length and position % self.seq_len == 0
+        return 0 < start < end <= length and start % self.seq_len == 0
 
 
 def _cannot_resume(expected: str, actual: str) -> UserError:
@@ -207,10 +208,10 @@ def _cannot_resume(expected: str, actual: str) -> UserError:
 
 
 class EvalLoader:
-    """Evaluation: every document once, uncut, in order, each in the row that is free first.
+    """Evaluation: every document once, uncut, in order, each in the row with the fewest windows so far.
 
-    No more rows than documents, so that a single long text isn't read beside empty rows; a row without
-    documents left is padding until all are read.  The targets don't depend on batch_size or ranks.
+    There are no more rows than documents, so that a single long text isn't read beside empty rows; a row
+    without documents left is padding until all are read.  The targets don't depend on batch_size or ranks.
     """
 
     def __init__(
@@ -220,12 +221,12 @@ class EvalLoader:
         batch_size = min(batch_size, -(-len(windows) // world))
         self.dataset, self.seq_len = dataset, seq_len
         documents_of_row: list[list[int]] = [[] for _ in range(batch_size * world)]
-        free = [(0, row) for row in range(batch_size * world)]  # heap: batches until a row is free
+        loads = [(0, row) for row in range(batch_size * world)]  # heap of each row's windows
         for document, size in enumerate(windows.tolist()):
-            busy, row = free[0]
+            load, row = loads[0]
             documents_of_row[row].append(document)
-            heapq.heapreplace(free, (busy + size, row))
-        self._length = max(busy for busy, _ in free)
+            heapq.heapreplace(loads, (load + size, row))
+        self._length = max(load for load, _ in loads)
         self._documents_of_row = documents_of_row[rank * batch_size : (rank + 1) * batch_size]
 
     def __len__(self) -> int:

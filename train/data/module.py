@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class DataModule(L.LightningDataModule):
-    """Endless training streams, and evaluation that reads every document once."""
+    """A task's loaders: endless streams to train on, and every document once to evaluate."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class DataModule(L.LightningDataModule):
             multiples = " or ".join(str(length) for length in (below, below + segment_len) if length)
             raise UserError(
                 f"data.seq_len: expected a multiple of segment_len={segment_len}, found {seq_len}; "
-                f"take {multiples}"
+                f"use {multiples}"
             )
         self.task, self.batch_size, self.seq_len, self.seed = task, batch_size, seq_len, seed
         self.val_bytes = val_bytes
@@ -73,7 +73,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def val_text(self) -> bytes:
-        """The bytes of that dataset; empty in a task without bytes."""
+        """The bytes of `val_dataset`; empty in a task without bytes."""
         dataset = self.val_dataset()
         return b"".join(dataset.text(document) or b"" for document in range(len(dataset.lengths)))
 

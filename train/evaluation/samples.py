@@ -27,10 +27,10 @@ def evaluate_samples(
 ) -> Iterator[EvalResult]:
     """Yields a result per cell; `length` is the task's configured one, of which 4x is a multiple."""
     cells = list(grid(task, options, length))
-    for index, axes in enumerate(cells, 1):
-        cell_task = task.at(**task_axes(axes))
+    for index, point in enumerate(cells, 1):
+        cell_task = task.at(**task_axes(point))
         split = cell_task.split(options.split)
-        dataset = Subset(split, sample_count(split, options, bool(axes), cell_task.name))
+        dataset = Subset(split, sample_count(split, options, bool(point), cell_task.name))
         tokens, samples = int(dataset.lengths.sum()), len(dataset.lengths)
         peak = Peak(model.device)
         with progress_bar(tokens) as advance:
@@ -38,15 +38,15 @@ def evaluate_samples(
             hits = sample_hits(reader, dataset)
         cost_fields = cost(tokens, hits.seconds, peak)
         groups = group_shares(cell_task, split, hits)
-        exact = share(int((hits.hits == hits.targets).sum()), samples)
-        cell = ", ".join(f"{name} {short(value)}" for name, value in axes.items()) or cell_task.name
+        exact = share(int((hits.correct == hits.num_targets).sum()), samples)
+        cell = ", ".join(f"{name} {short(value)}" for name, value in point.items()) or cell_task.name
         log(f"[{index}/{len(cells)}] {cell}: {exact['hits']} of {exact['of']}, {hits.seconds:.1f} s")
         yield {
-            "axes": axes,
+            "axes": point,
             "samples": samples,
             "exact": exact,
-            "targets": share(int(hits.hits.sum()), int(hits.targets.sum())),
-            "groups": {name: members for name, members in groups.items() if name not in axes},
+            "targets": share(int(hits.correct.sum()), int(hits.num_targets.sum())),
+            "groups": {name: members for name, members in groups.items() if name not in point},
             **mean_scores(cell_task, split, hits),
             "reference": {name: float(value) for name, value in cell_task.baselines(dataset).items()},
             "tokens": tokens,
@@ -58,20 +58,20 @@ def evaluate_samples(
 
 
 def grid(task: Task, options: EvalOptions, length: int | None) -> Iterator[dict[str, Number]]:
-    """The axes of every cell; an axis left out has its default points if the task has it."""
+    """The point of every cell, by axis; an axis left out has its default points if the task accepts them."""
     lengths, depths = options.lengths, options.depths
     if lengths is None:
         defaults = DEFAULT_LENGTHS if length is not None else []
-        lengths = [word for word in defaults if has_axis(task, "length", parse_length(word, length, task))]
+        lengths = [word for word in defaults if accepts(task, "length", parse_length(word, length, task))]
     if depths is None:
-        depths = DEFAULT_DEPTHS if has_axis(task, "depth", DEFAULT_DEPTHS[0]) else []
-    axes: dict[str, list[Number]] = {}
+        depths = DEFAULT_DEPTHS if accepts(task, "depth", DEFAULT_DEPTHS[0]) else []
+    points: dict[str, list[Number]] = {}  # by axis
     if lengths:
-        axes["length"] = list(dict.fromkeys(parse_length(word, length, task) for word in lengths))
+        points["length"] = list(dict.fromkeys(parse_length(word, length, task) for word in lengths))
     if depths:
-        axes["depth"] = list(dict.fromkeys(depths))
-    for point in itertools.product(*axes.values()):
-        yield dict(zip(axes, point, strict=True))
+        points["depth"] = list(dict.fromkeys(depths))
+    for point in itertools.product(*points.values()):
+        yield dict(zip(points, point, strict=True))
 
 
 def parse_length(word: str, length: int | None, task: Task) -> int:
@@ -83,7 +83,8 @@ def parse_length(word: str, length: int | None, task: Task) -> int:
     return round(float(word[:-1]) * length)
 
 
-def has_axis(task: Task, axis: str, value: Number) -> bool:
+def accepts(task: Task, axis: str, value: Number) -> bool:
+    """True if the task has this axis and can take this value on it."""
     try:
         task.at(**task_axes({axis: value}))
     except UserError:
@@ -91,9 +92,9 @@ def has_axis(task: Task, axis: str, value: Number) -> bool:
     return True
 
 
-def task_axes(axes: dict[str, Number]) -> dict[str, float]:
-    """The axes in the task's units: a depth is a share, not per cent."""
-    return {name: value / 100 if name == "depth" else float(value) for name, value in axes.items()}
+def task_axes(point: dict[str, Number]) -> dict[str, float]:
+    """A point in the task's units: a depth is a share, not per cent."""
+    return {axis: value / 100 if axis == "depth" else float(value) for axis, value in point.items()}
 
 
 def sample_count(split: Dataset, options: EvalOptions, has_axes: bool, task: str) -> int:
@@ -115,12 +116,13 @@ def sample_count(split: Dataset, options: EvalOptions, has_axes: bool, task: str
 
 
 def group_shares(task: Task, split: Dataset, hits: SampleHits) -> dict[str, list[dict[str, Any]]]:
-    """Shares by every label that the task gives its samples."""
+    """Shares of every group of samples, by the names and labels of `Task.groups`."""
     totals: dict[str, dict[Any, list[int]]] = {}
-    for document, (targets, hit) in enumerate(zip(hits.targets.tolist(), hits.hits.tolist(), strict=True)):
+    counts = zip(hits.num_targets.tolist(), hits.correct.tolist(), strict=True)
+    for document, (num_targets, correct) in enumerate(counts):
         for name, value in task.groups(split, document).items():
             total = totals.setdefault(name, {}).setdefault(value, [0, 0, 0, 0])
-            for i, count in enumerate((int(hit == targets), 1, hit, targets)):
+            for i, count in enumerate((int(correct == num_targets), 1, correct, num_targets)):
                 total[i] += count
     return {
         name: [
@@ -132,7 +134,7 @@ def group_shares(task: Task, split: Dataset, hits: SampleHits) -> dict[str, list
 
 
 def mean_scores(task: Task, split: Dataset, hits: SampleHits) -> dict[str, dict[str, float]]:
-    """Means of the scores that the task gives its samples, under "scores"; empty where it gives none."""
+    """Means over samples of the task's further scores, under the key "scores"; empty if it has none."""
     scores = [task.scores(split, document, mask) for document, mask in enumerate(hits.masks)]
     means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
     return {"scores": means} if means else {}

@@ -1,8 +1,8 @@
 """Streams documents through a trained model and adds up hits by sample, or losses by position.
 
 A document is read window after window with carried state, so memory doesn't depend on its length.  Targets
-are teacher-forced: a sample counts as exact when all its targets are hit, which is when greedy decoding would
-have written its answer.
+are teacher-forced: a sample counts as exact when all its targets are hit, as greedy decoding would then
+generate its answer.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ OnProgress = Callable[[int], None]
 
 
 class StreamReader(NamedTuple):
-    """Reads a dataset with carried state; batch size and window length change the speed and no number."""
+    """Reads a dataset with carried state; batch size and window length change the speed, but no result."""
 
     model: SequenceModule
     batch_size: int = 16
@@ -76,10 +76,10 @@ def _read_segments_apart(model: SequenceModule, batch: Batch) -> dict[str, Tenso
 
 
 class SampleHits(NamedTuple):
-    """Targets of every sample, hits among them, and a mask of the hits in the order of the targets."""
+    """Targets of every sample, those predicted correctly, and a mask of these in the order of the targets."""
 
-    targets: Int64[np.ndarray, " samples"]
-    hits: Int64[np.ndarray, " samples"]
+    num_targets: Int64[np.ndarray, " samples"]
+    correct: Int64[np.ndarray, " samples"]
     masks: list[Bool[np.ndarray, " targets"]]
     seconds: float
 
@@ -93,8 +93,8 @@ def sample_hits(reader: StreamReader, dataset: Dataset) -> SampleHits:
             if span is not None and is_target[row].any():  # few windows of a long sample have targets
                 parts[span.document].append(hit[row][is_target[row]])
     masks = [np.concatenate(part) for part in parts]
-    targets, hits = np.array([(len(mask), mask.sum()) for mask in masks], np.int64).T
-    return SampleHits(targets, hits, masks, time.perf_counter() - start)
+    num_targets, correct = np.array([(len(mask), mask.sum()) for mask in masks], np.int64).T
+    return SampleHits(num_targets, correct, masks, time.perf_counter() - start)
 
 
 class PositionLosses(NamedTuple):
@@ -134,7 +134,7 @@ def position_losses(
 
 
 class SlidingWindows(Dataset):
-    """The same documents cut into windows of `context` positions, each `stride` after the one before.
+    """The same documents cut into windows of `context` positions, each `stride` after the previous one.
 
     Every position is a target once: all positions of a document's first window, and those of each later
     window that no earlier one contained.  So a target has at least context - stride positions before it in

@@ -13,7 +13,7 @@ from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.load import load_run, silence_lightning
 from zoo.train.runs.provenance import commit
-from zoo.train.tasks.lm import END, VOCABULARY
+from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 FORMAT, VERSION = "zoo", 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -33,7 +33,7 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
     metrics = read_json(metrics_path) if metrics_path.exists() else None
     weights, tied = untied(model.state_dict())
     blob = save(weights, metadata={"format": "pt"})
-    of_bytes = cfg.task.vocab_size == VOCABULARY
+    of_bytes = cfg.task.vocab_size == VOCAB_SIZE
     config = {
         "format": FORMAT,
         "version": VERSION,

@@ -35,8 +35,8 @@ from jaxtyping import Float64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
+from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
-from zoo.train.tasks.haystack import BackgroundText, CyclicText, HaystackDataset, SplicedText
 from zoo.train.tasks.lm import END
 
 MIN_SENTENCE = 40  # bytes of a sentence of background
@@ -143,7 +143,7 @@ class Babilong(SampleTask):
         return {"task": unwrap(dataset, BabilongDataset).task_and_answer(document)[0]}
 
 
-class BabilongDataset(HaystackDataset):
+class BabilongDataset(SplicedDataset):
     """Samples drawn when they are read, each from a separate generator; tasks and questions take turns."""
 
     def __init__(self, task: Babilong, split: Split) -> None:

@@ -20,7 +20,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Symbols = Int64[np.ndarray, " _"]
 
-BLOCK = 4096  # symbols drawn together: one far inside a long sample costs no more than the first
+BLOCK = 4096  # symbols drawn together: a symbol late in a long sample costs no more than the first
 
 EDGES = [0, 512, 2048, 8192, 32768, 131072]  # of the buckets of positions in a document
 RANGES = list(zip(EDGES, [*EDGES[1:], None], strict=True))
@@ -28,7 +28,7 @@ BUCKETS = [f"{low}-{high or 'end'}" for low, high in RANGES]
 
 
 def sample_rng(seed: int, split: Split, *index: int) -> np.random.Generator:
-    """The generator of one sample, or of a block of it; without an index, that of its whole split."""
+    """The generator of one sample, or of a block of it; without an index, that of its split."""
     return np.random.Generator(np.random.Philox([seed, SPLITS.index(split), *index]))
 
 
@@ -112,7 +112,7 @@ class Task(ABC):
         return {}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        """Labels of a document, by axis: accuracy is reported for each of them too."""
+        """A document's labels, such as its length, by name: accuracy is also reported for every label."""
         return {}
 
     def scores(self, dataset: Dataset, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:
@@ -141,7 +141,8 @@ class Task(ABC):
 
 
 class SampleDataset(Dataset):
-    """A sample is a line of n + 1 symbols: tokens s0 … s(n-1), targets s1 … sn.
+    """A sample is a line of n + 1 symbols (entries of the vocabulary): as inputs they are the tokens
+    s0 … s(n-1), as labels the targets s1 … sn.
 
     The last `num_targets` symbols are targets.
     """

@@ -1,4 +1,4 @@
-"""Induction heads: recall the token that followed the special one, long ago.
+"""Induction heads: recall the token that followed the special one, far back in the sequence.
 
 Gu & Dao 2023, arXiv:2312.00752, section 4.1.2.
 
@@ -25,6 +25,8 @@ from zoo.train.tasks.base import (
     read_blocks,
     sample_rng,
 )
+
+POSITION_BLOCK = -1  # index of the generator for the special token's position; blocks of tokens start at 0
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ class InductionDataset(SampleDataset):
 
     def special_position(self, document: int) -> int:
         """The first position of the special token: any but the last three."""
-        return int(self._block_rng(document, -1).integers(self.task.length - 2))
+        return int(self._block_rng(document, POSITION_BLOCK).integers(self.task.length - 2))
 
     def answer(self, document: int) -> int:
-        """The token after it."""
+        """The token after the first special one."""
         block, offset = divmod(self.special_position(document) + 1, BLOCK)
         return int(self._draw_block(document, block)[offset])
 
@@ -90,5 +92,5 @@ class InductionDataset(SampleDataset):
         return self._block_rng(document, block).integers(self.task.vocab_size - 1, size=BLOCK)
 
     def _block_rng(self, document: int, block: int) -> np.random.Generator:
-        """Generator of a block of random tokens; -1: of the special token's position."""
+        """Generator of a block of random tokens, or with POSITION_BLOCK of the special token's position."""
         return sample_rng(self.task.seed, self.split, document, block + 1)

@@ -36,7 +36,7 @@ from zoo.train.tasks.listops_language import (
     IDS,
     OPEN,
     OPERATORS,
-    VOCABULARY,
+    VOCAB_SIZE,
     direct_digits,
     distinct_trees,
     evaluate,
@@ -65,10 +65,10 @@ class Listops(SampleTask):
     eval_samples: int = 2_000
     seed: int = 0
     folder: str | Path | None = None
-    vocab_size: int = VOCABULARY
+    vocab_size: int = VOCAB_SIZE
 
     def __post_init__(self) -> None:
-        self.check_sizes(VOCABULARY)
+        self.check_sizes(VOCAB_SIZE)
         min_length, max_length, max_depth = self.min_length, self.max_length, self.max_depth
         if max_depth < 2 or min_length < 0 or max_length < max(min_length + 2, 5):
             raise UserError(
@@ -87,7 +87,7 @@ class Listops(SampleTask):
         has no digits, the same as root operator).
         """
         train = self._splits["train"]
-        counts = np.zeros((VOCABULARY, 10), np.int64)
+        counts = np.zeros((VOCAB_SIZE, 10), np.int64)
         np.add.at(counts, (train.roots, train.answers), 1)
         constant, by_root = int(counts.sum(0).argmax()), counts.argmax(1)
         hits = np.zeros(3)

@@ -23,7 +23,7 @@ from zoo.errors import UserError
 log = logging.getLogger(__name__)
 
 OPERATORS = ("MAX", "MIN", "MED", "SM")
-OPEN, CLOSE, END, VOCABULARY = 10, 14, 15, 16  # digits are themselves; OPEN + i opens OPERATORS[i]
+OPEN, CLOSE, END, VOCAB_SIZE = 10, 14, 15, 16  # digits are themselves; OPEN + i opens OPERATORS[i]
 IDS = {str(digit): digit for digit in range(10)} | {f"[{name}": OPEN + i for i, name in enumerate(OPERATORS)}
 IDS |= {"]": CLOSE, "X": CLOSE}  # many readers of these files replace ] by X
 MAX_ARGUMENTS = 10

@@ -25,8 +25,8 @@ from zoo.train.corpora.documents import Documents, count_words
 from zoo.train.corpora.splits import WIKITEXT
 from zoo.train.tasks.base import Dataset, Split, Task
 
-END = 256  # opens a document as its first input and closes it as its last target
-VOCABULARY = 257
+END = 256  # a document's first input and its last target
+VOCAB_SIZE = 257
 CHUNK = 1 << 20  # positions of a document read together
 
 
@@ -43,12 +43,12 @@ class LanguageModelling(Task):
 
     corpus: str
     root: str | Path
-    vocab_size: int = VOCABULARY
+    vocab_size: int = VOCAB_SIZE
 
     def __post_init__(self) -> None:
-        if self.vocab_size != VOCABULARY:
+        if self.vocab_size != VOCAB_SIZE:
             raise UserError(
-                f"task lm: expected vocab_size {VOCABULARY} (256 bytes and an end symbol), "
+                f"task lm: expected vocab_size {VOCAB_SIZE} (256 bytes and an end symbol), "
                 f"found {self.vocab_size}"
             )
         _ = self.documents  # a missing corpus is an error now, not at the first step

@@ -1,7 +1,7 @@
 """Needles in a haystack: numbers hidden in books, to be recalled by name at the end.
 
 Hsieh et al. 2024, arXiv:2404.06654 (RULER), tasks niah_single_2, niah_multikey_1, niah_multivalue and
-niah_multiquery, word for word, after the END that opens any document of task lm:
+niah_multiquery, word for word, after END, the first input of every document (as in task lm):
 
     A special magic number is hidden within the following text. …
     book  One of the special magic numbers for KEY is: VALUE.  book
@@ -16,7 +16,7 @@ multiquery    `needles`, each of another key        all values, in the order of 
 `distractors` more hide keys that no question is about.  Values have seven digits; several are answered as
 `1234567, 7654321`.  The targets are the answer's bytes.  Needles go between sentences, at different ones
 of 40 depths from 0 to 1, in shares of the sentences; `depth` sets that of a single one.  `length` counts
-bytes, and so positions, of a complete sample; the book takes those that the rest leaves.
+bytes, and so positions, of a complete sample; the book fills what all other parts leave of it.
 
 Scored by complete answers, and by the mean share of values in them (`share_of_values`, `score`).
 
@@ -35,8 +35,8 @@ from jaxtyping import Bool
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
+from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
-from zoo.train.tasks.haystack import CyclicText, HaystackDataset, SplicedText
 from zoo.train.tasks.lm import END
 
 DIGITS = 7
@@ -68,8 +68,8 @@ NOUNS = str.split("""
 LONGEST_KEY = max(map(len, ADJECTIVES)) + 1 + max(map(len, NOUNS))
 
 
-class Sample(NamedTuple):
-    """The random parts of a sample."""
+class SampleParams(NamedTuple):
+    """The random parameters of a sample, from which its symbols follow."""
 
     needles: list[tuple[str, int]]  # keys and values, in the order of the text
     depths: list[float]  # of the needles
@@ -146,7 +146,7 @@ class Needle(SampleTask):
         return self.values_per_key * self.num_queries
 
     @property
-    def num_others(self) -> int:
+    def num_unqueried(self) -> int:
         """Needles that are no part of the answer."""
         return self.num_needles + self.distractors - self.num_answers
 
@@ -159,26 +159,26 @@ class Needle(SampleTask):
     def min_length(self) -> int:
         """Positions of a sample without book, at most (keys differ in length)."""
         key = "k" * LONGEST_KEY
-        needles = (self.num_answers + self.num_others) * (len(needle(key, 0)) + 1)
-        return needles + sum(map(len, self.prompt([key] * self.num_queries))) + self.num_targets
+        needles = (self.num_answers + self.num_unqueried) * (len(needle(key, 0)) + 1)
+        return needles + sum(map(len, self.opening_and_question([key] * self.num_queries))) + self.num_targets
 
     def split(self, name: Split) -> "NeedleDataset":
         return NeedleDataset(self, name)
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """Shares of targets, commas and spaces among them: digits guessed (the first is never 0); and the
-        value of any needle copied, ignoring its key."""
+        """Expected shares of targets hit, commas and spaces included: `chance` guesses digits (the first is
+        never 0), `any needle` copies the value of a random needle."""
         separators = self.num_targets - DIGITS * self.num_answers
         chance = (separators + self.num_answers * (1 / 9 + (DIGITS - 1) / 10)) / self.num_targets
-        right = 1 / (self.num_answers + self.num_others)
-        if right == 1:
+        correct_needle = 1 / (self.num_answers + self.num_unqueried)
+        if correct_needle == 1:
             return {"chance": chance}
-        return {"chance": chance, "any needle": right + (1 - right) * chance}
+        return {"chance": chance, "any needle": correct_needle + (1 - correct_needle) * chance}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        """Length; and depth to the next tenth, if there is one needle only."""
+        """Length; and depth to the nearest tenth, if there is one needle only."""
         labels: dict[str, str | int | float] = {"length": int(dataset.lengths[document])}
-        depths = unwrap(dataset, NeedleDataset).sample(document).depths
+        depths = unwrap(dataset, NeedleDataset).params(document).depths
         if len(depths) == 1:
             labels["depth"] = round(depths[0], 1)
         return labels
@@ -187,14 +187,14 @@ class Needle(SampleTask):
         """The share of values that were hit, if there are several."""
         return {} if self.num_answers == 1 else {"values found": share_of_values(hits)}
 
-    def prompt(self, queries: Sequence[str]) -> tuple[bytes, bytes]:
+    def opening_and_question(self, queries: Sequence[str]) -> tuple[bytes, bytes]:
         """The opening before the book, and the question after it up to the answer."""
         opening, question = ONE_VALUE if self.num_answers == 1 else SEVERAL_VALUES
         query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
         return opening.encode(), question.format(query=query).encode()
 
 
-class NeedleDataset(HaystackDataset):
+class NeedleDataset(SplicedDataset):
     """Samples drawn when they are read, each from a separate generator."""
 
     def __init__(self, task: Needle, split: Split) -> None:
@@ -204,10 +204,10 @@ class NeedleDataset(HaystackDataset):
         if split == "train" and task.lengths == "uniform":
             self.lengths = self.rng().integers(task.min_length, task.length + 1, size=len(self.lengths))
 
-    def sample(self, document: int) -> Sample:
+    def params(self, document: int) -> SampleParams:
         """Drawn in this order, so that all but depth is the same at every length and depth."""
         task, rng = self.task, self.rng(document)
-        num_keys = task.num_queries + task.num_others
+        num_keys = task.num_queries + task.num_unqueried
         key_ids = rng.choice(len(ADJECTIVES) * len(NOUNS), num_keys, replace=False)
         keys = [f"{ADJECTIVES[key // len(NOUNS)]}-{NOUNS[key % len(NOUNS)]}" for key in key_ids.tolist()]
         queries = keys[: task.num_queries]
@@ -219,25 +219,25 @@ class NeedleDataset(HaystackDataset):
             depths = np.sort(rng.choice(DEPTHS, len(needle_keys), replace=False)).tolist()
         else:
             depths = [task.depth]
-        return Sample([(needle_keys[i], values[i]) for i in order], depths, queries, start)
+        return SampleParams([(needle_keys[i], values[i]) for i in order], depths, queries, start)
 
     def splice(self, document: int) -> SplicedText:
-        sample = self.sample(document)
-        opening, question = self.task.prompt(sample.queries)
-        question += SEPARATOR.join(map(str, sample.answers())).encode()
-        needles = [needle(key, value) for key, value in sample.needles]
+        params = self.params(document)
+        opening, question = self.task.opening_and_question(params.queries)
+        question += SEPARATOR.join(map(str, params.answers())).encode()
+        needles = [needle(key, value) for key, value in params.needles]
         prompt_len = len(opening) + len(question) + sum(len(line) + 1 for line in needles)
         book_len = int(self.lengths[document]) - prompt_len
-        offsets = self.source.sentence_edges(sample.start, book_len, sample.depths)
+        offsets = self.source.sentence_edges(params.start, book_len, params.depths)
         parts: list[bytes | range] = [opening]
-        for begin, end, line in zip([0, *offsets], offsets, needles, strict=False):
+        for start, end, line in zip([0, *offsets], offsets, needles, strict=False):
             spaced_line = b" " + line if end == book_len else line + b" "
-            parts += [range(sample.start + begin, sample.start + end), spaced_line]
-        rest = range(sample.start + offsets[-1], sample.start + book_len)
+            parts += [range(params.start + start, params.start + end), spaced_line]
+        rest = range(params.start + offsets[-1], params.start + book_len)
         return SplicedText(self.source, [*parts, rest, question])
 
     def answers(self, document: int) -> list[str]:
-        return [str(value) for value in self.sample(document).answers()]
+        return [str(value) for value in self.params(document).answers()]
 
 
 def needle(key: str, value: int) -> bytes:

@@ -1,7 +1,7 @@
 """Passkey retrieval: a number of five digits, hidden in filler text, has to be recalled at the end.
 
 Mohtashami & Jaggi 2023, arXiv:2305.16300, section 4.2.  `form: bytes` is their prompt, five parts joined by
-newlines, after the END that opens any document of task lm; then a space and the key, the target:
+newlines, after END, the first input of every document (as in task lm); then a space and the key, the target:
 
     There is an important info hidden …
     filler[:p]
@@ -9,18 +9,17 @@ newlines, after the END that opens any document of task lm; then a space and the
     filler[:n-p]
     What is the pass key? The pass key is
 
-`form: compact` has the same structure in 28 symbols: ten digits, a marker, a query mark and 16 tokens of
+`form: compact` has the same structure in 28 symbols: ten digits, a marker, a query mark and 16 symbols of
 filler:
 
     filler[:p]  MARKER K  filler[:n-p]  QUERY K
 
-`length` counts the positions of a complete sample; the filler, n bytes or tokens, takes those that the
-prompt leaves.  The depth of a sample is p / n.  Fillers: `original`, the same sentences over and over, from
-the first one again after the key; `books`, a span of a corpus, of the same split; `random`, random words or
-tokens.
+`length` counts the positions of a complete sample; n, the symbols of filler, is `length` less all other
+parts.  The depth of a sample is p / n.  Fillers: `original`, the same sentences over and over, from the first
+one again after the key; `books`, a span of a corpus, of the same split; `random`, random words or symbols.
 
 Differs from the paper: K has always five digits (10000..99999: a guess is right once in 90,000), and `length`
-counts all tokens, not the filler's characters.
+counts all positions, not the filler's characters.
 """
 
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
+from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import (
     BLOCK,
     Dataset,
@@ -43,27 +43,27 @@ from zoo.train.tasks.base import (
     sample_rng,
     unwrap,
 )
-from zoo.train.tasks.haystack import CyclicText
 from zoo.train.tasks.lm import END
 
 DIGITS = 5
-TASK = (
+INSTRUCTION = (
     b"There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     b"I will quiz you about the important information there."
 )
-KEY = b"The pass key is %05d. Remember it. %05d is the pass key."
+KEY_TEMPLATE = b"The pass key is %05d. Remember it. %05d is the pass key."
 QUESTION = b"What is the pass key? The pass key is"
 FILLER = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-MARKER, QUERY, FIRST_FILLER = 10, 11, 12  # of the compact form; digits are themselves
-VOCABULARY = {"bytes": END + 1, "compact": 28}
+MARKER, QUERY, FIRST_FILLER = 10, 11, 12  # of the compact form, in which a digit is its value
+PARAMS_BLOCK = -1  # index of the generator for a sample's parameters; blocks of random filler start at 0
+VOCAB_SIZES = {"bytes": END + 1, "compact": 28}
 ORIGINAL_FILLER: dict[str, Symbols] = {
     "bytes": np.frombuffer(FILLER, np.uint8).astype(np.int64),
-    "compact": np.arange(FIRST_FILLER, VOCABULARY["compact"]),
+    "compact": np.arange(FIRST_FILLER, VOCAB_SIZES["compact"]),
 }
 
 
-class Sample(NamedTuple):
-    """The random numbers of a sample."""
+class SampleParams(NamedTuple):
+    """The random parameters of a sample, from which its symbols follow."""
 
     key: int
     filler_len: int  # symbols
@@ -96,7 +96,7 @@ class Passkey(SampleTask):
     vocab_size: int = END + 1
 
     def __post_init__(self) -> None:
-        self.check_sizes(VOCABULARY[self.form])
+        self.check_sizes(VOCAB_SIZES[self.form])
         if self.length < self.min_length:
             raise UserError(
                 f"task.length: expected at least {self.min_length} (a sample without filler), "
@@ -110,7 +110,7 @@ class Passkey(SampleTask):
     @cached_property
     def min_length(self) -> int:
         """Positions of a sample without filler."""
-        return sum(map(len, self.prompt(0))) - 1
+        return sum(map(len, self.literal_parts(0))) - 1
 
     def split(self, name: Split) -> Dataset:
         return PasskeyDataset(self, name)
@@ -120,19 +120,19 @@ class Passkey(SampleTask):
         return {"chance": (1 / 9 + (DIGITS - 1) / 10) / DIGITS}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        """Length, and depth to the next tenth."""
-        sample = unwrap(dataset, PasskeyDataset).sample(document)
-        depth = round(sample.key_offset / max(1, sample.filler_len), 1)
+        """Length, and depth to the nearest tenth."""
+        params = unwrap(dataset, PasskeyDataset).params(document)
+        depth = round(params.key_offset / max(1, params.filler_len), 1)
         return {"length": int(dataset.lengths[document]), "depth": depth}
 
-    def prompt(self, key: int) -> tuple[Symbols, Symbols, Symbols]:
-        """The opening, the line with the key, and the question with its answer."""
+    def literal_parts(self, key: int) -> tuple[Symbols, Symbols, Symbols]:
+        """A sample without filler: the opening, the line with the key, and the question with the answer."""
         digits = np.frombuffer(b"%05d" % key, np.uint8).astype(np.int64)
         if self.form == "compact":
             digits -= ord("0")
             opening = np.empty(0, np.int64)
             return opening, np.concatenate([[MARKER], digits]), np.concatenate([[QUERY], digits])
-        lines = [TASK + b"\n", b"\n" + KEY % (key, key) + b"\n", b"\n" + QUESTION + b" "]
+        lines = [INSTRUCTION + b"\n", b"\n" + KEY_TEMPLATE % (key, key) + b"\n", b"\n" + QUESTION + b" "]
         opening, key_line, question = (np.frombuffer(line, np.uint8).astype(np.int64) for line in lines)
         return np.concatenate([[END], opening]), key_line, np.concatenate([question, digits])
 
@@ -152,9 +152,9 @@ class PasskeyDataset(SampleDataset):
         if task.filler == "books":
             self.books = CyclicText(open_corpus(task.corpus, task.root).split(split))
 
-    def sample(self, document: int) -> Sample:
+    def params(self, document: int) -> SampleParams:
         """Drawn in this order, so that key and filler are the same at every length and depth."""
-        rng = self._block_rng(document, -1)
+        rng = self._block_rng(document, PARAMS_BLOCK)
         key = int(rng.integers(10 ** (DIGITS - 1), 10**DIGITS))
         start = int(rng.integers(1 if self.books is None else len(self.books)))
         filler_len = int(self.lengths[document]) - self.task.min_length
@@ -162,43 +162,43 @@ class PasskeyDataset(SampleDataset):
             key_offset = int(rng.integers(filler_len + 1))
         else:
             key_offset = round(self.task.depth * filler_len)
-        return Sample(key, filler_len, key_offset, start)
+        return SampleParams(key, filler_len, key_offset, start)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
-        sample = self.sample(document)
-        opening, key_line, question = self.task.prompt(sample.key)
-        before_key = range(sample.key_offset)
-        after_key = range(sample.key_offset, sample.filler_len)
+        params = self.params(document)
+        opening, key_line, question = self.task.literal_parts(params.key)
+        before_key = range(params.key_offset)
+        after_key = range(params.key_offset, params.filler_len)
         if self.task.filler == "original":  # from its first sentence again
             after_key = range(len(after_key))
         symbols, offset = [], 0
         for part in (opening, before_key, key_line, after_key, question):
-            inside = part[max(0, start - offset) : max(0, stop - offset)]
+            overlap = part[max(0, start - offset) : max(0, stop - offset)]
             offset += len(part)
-            if isinstance(inside, range):
-                inside = self._filler(document, sample, inside) if inside else np.empty(0, np.int64)
-            symbols.append(inside)
+            if isinstance(overlap, range):
+                overlap = self._filler(document, params, overlap) if overlap else np.empty(0, np.int64)
+            symbols.append(overlap)
         return np.concatenate(symbols)
 
-    def _filler(self, document: int, sample: Sample, span: range) -> Symbols:
-        """A span of a sample's endless filler."""
+    def _filler(self, document: int, params: SampleParams, span: range) -> Symbols:
+        """Symbols of a span of a sample's endless filler."""
         if self.books is not None:
-            return self.books.read(sample.start + span.start, len(span)).astype(np.int64)
+            return self.books.read(params.start + span.start, len(span)).astype(np.int64)
         if self.task.filler == "random":
             return read_blocks(span.start, span.stop, partial(self._random_block, document))
         cycle = ORIGINAL_FILLER[self.task.form]
         return cycle[np.arange(span.start, span.stop) % len(cycle)]
 
     def _random_block(self, document: int, block: int) -> Symbols:
-        """Uniform tokens of filler; in bytes, words of 2 to 9 letters."""
+        """Uniform symbols of filler; in bytes, words of 2 to 9 letters."""
         rng = self._block_rng(document, block)
         if self.task.form == "compact":
-            return rng.integers(FIRST_FILLER, VOCABULARY["compact"], size=BLOCK)
+            return rng.integers(FIRST_FILLER, VOCAB_SIZES["compact"], size=BLOCK)
         letters = rng.integers(ord("a"), ord("z") + 1, size=BLOCK)
         word_ends = np.cumsum(rng.integers(3, 11, size=BLOCK // 3)) - 1
         letters[word_ends[word_ends < BLOCK]] = ord(" ")
         return letters
 
     def _block_rng(self, document: int, block: int) -> np.random.Generator:
-        """Generator of a block of random filler; -1: of the other random numbers of a sample."""
+        """Generator of a block of random filler, or with PARAMS_BLOCK of a sample's parameters."""
         return sample_rng(self.task.seed, self.split, document, block + 1)

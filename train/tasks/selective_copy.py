@@ -69,8 +69,8 @@ class SelectiveCopyDataset(Dataset):
         targets = np.full(stop - start, IGNORE, np.int64)
         answer_positions = np.arange(length - count, length)
         for row, row_positions in ((tokens, positions), (targets, answer_positions)):
-            inside = (row_positions >= start) & (row_positions < stop)
-            row[row_positions[inside] - start] = symbols[inside]
+            in_window = (row_positions >= start) & (row_positions < stop)
+            row[row_positions[in_window] - start] = symbols[in_window]
         return tokens, targets
 
     def sample(self, document: int) -> tuple[Symbols, Symbols]:

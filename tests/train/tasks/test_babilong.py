@@ -19,8 +19,8 @@ from zoo.train.data.module import DataModule
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.babilong import Babilong
+from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import SPLITS, Split, Subset
-from zoo.train.tasks.haystack import CyclicText
 
 
 @pytest.fixture

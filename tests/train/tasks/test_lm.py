@@ -182,9 +182,9 @@ def test_fewer_positions_than_a_step_reads_are_a_warning(task, caplog):
 
 
 def test_impossible_settings_are_refused(task, tmp_path):
-    with pytest.raises(UserError, match="multiple of segment_len=64, found 100; take 64 or 128"):
+    with pytest.raises(UserError, match="multiple of segment_len=64, found 100; use 64 or 128"):
         DataModule(task, 2, 100, 64, seed=0)
-    with pytest.raises(UserError, match=r"multiple of segment_len=64, found 10; take 64$"):
+    with pytest.raises(UserError, match=r"multiple of segment_len=64, found 10; use 64$"):
         DataModule(task, 2, 10, 64, seed=0)
     with pytest.raises(UserError, match="at least 1, found 0 and 64"):
         DataModule(task, 0, 64, 64, seed=0)

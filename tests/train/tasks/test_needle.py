@@ -21,8 +21,8 @@ from zoo.train.evaluation.samples import evaluate_samples
 from zoo.train.evaluation.streaming import StreamReader, sample_hits
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
+from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import SPLITS, Subset
-from zoo.train.tasks.haystack import CyclicText
 from zoo.train.tasks.needle import Needle, NeedleDataset, score, share_of_values
 
 KINDS = ("single", "multikey", "multivalue", "multiquery")
@@ -134,12 +134,12 @@ def test_depth_is_a_share_of_the_sentences(depth: float, books: str) -> None:
 
 def test_forty_depths_are_uniform(books: str) -> None:
     dataset = Needle(length=600, corpus=books).split("train")
-    depths_of = [dataset.sample(document).depths for document in range(2000)]
+    depths_of = [dataset.params(document).depths for document in range(2000)]
     assert {len(depths) for depths in depths_of} == {1}
     depths, counts = np.unique(np.array(depths_of), return_counts=True)
     np.testing.assert_array_equal(depths, np.round(np.linspace(0, 100, num=40)).astype(int) / 100)
     assert ((counts - 50) ** 2 / 50).sum() < 82  # chi-square, 39 degrees of freedom, p = 0.0001
-    forty = Needle("multikey", needles=40, length=4000, corpus=books).split("train").sample(0).depths
+    forty = Needle("multikey", needles=40, length=4000, corpus=books).split("train").params(0).depths
     np.testing.assert_array_equal(forty, depths)
 
 

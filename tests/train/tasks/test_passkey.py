@@ -118,7 +118,7 @@ def test_a_window_is_a_slice_of_the_sample(form: Any, filler: Any, books: str) -
     dataset = Passkey(length=length, form=form, filler=filler, corpus=books).split("test")
     assert isinstance(dataset, PasskeyDataset)
     for document in range(3):
-        key = dataset.sample(document).key_offset
+        key = dataset.params(document).key_offset
         near_key = [key - 1, key, key + 3, key + 160]
         edges = {0, 7, *near_key, BLOCK + 1, 2 * BLOCK, length - 3, length - 1, length}
         check_windows(dataset, document, pairwise(sorted(edge for edge in edges if 0 <= edge <= length)))

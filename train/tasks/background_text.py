@@ -1,4 +1,5 @@
-"""Haystacks: sentences of a corpus, and samples of bytes in which lines are hidden among them."""
+"""Background text of the needle and BABILong tasks, and of passkeys in books: a corpus read as one cyclic
+text, its sentences, and samples of bytes in which lines are spliced into it."""
 
 import re
 from abc import abstractmethod
@@ -28,7 +29,7 @@ Bytes = UInt8[np.ndarray, " _"]
 
 
 class CyclicText:
-    """All documents of a corpus in a row, the first again after the last: filler without end."""
+    """All documents of a corpus one after the other, the first again after the last: endless filler."""
 
     def __init__(self, documents: Documents) -> None:
         self.documents = documents
@@ -52,16 +53,16 @@ class CyclicText:
     def sentence_ends(self, start: int, size: int) -> Iterator[int]:
         """Ends of sentences in the `size` bytes from `start` on, as offsets from `start`: those strictly
         between 0 and `size`."""
-        pending, offset = b"", 0  # bytes that are read but not searched yet, and their offset
-        while (end := offset + len(pending)) < size:
-            pending += self.read(start + end, min(BLOCK, size - end)).tobytes()
-            complete = len(pending)
-            if offset + len(pending) < size:  # a sentence end may continue in the next block
-                complete = len(pending.rstrip(END_BYTES))
-            for match in SENTENCE_END.finditer(pending, 0, complete):
+        unsearched, offset = b"", 0  # bytes that are read but not searched yet, and their offset
+        while (end := offset + len(unsearched)) < size:
+            unsearched += self.read(start + end, min(BLOCK, size - end)).tobytes()
+            complete = len(unsearched)
+            if offset + len(unsearched) < size:  # a sentence end may continue in the next block
+                complete = len(unsearched.rstrip(END_BYTES))
+            for match in SENTENCE_END.finditer(unsearched, 0, complete):
                 if offset + match.end() < size:
                     yield offset + match.end()
-            pending, offset = pending[complete:], offset + complete
+            unsearched, offset = unsearched[complete:], offset + complete
 
     def sentence_edges(self, start: int, size: int, depths: Sequence[float | int]) -> list[int]:
         """Edges of sentences in the `size` bytes from `start` on, as offsets from `start`: for every depth in
@@ -81,7 +82,7 @@ class Cursor(NamedTuple):
 
     position: int  # in the cyclic text
     lookahead: int  # bytes from there on that are searched for sentences; 0: to be set
-    unbroken: bool  # no sentence end found in the lookahead yet
+    unbroken: bool  # no sentence end in the lookahead so far
     remaining: int  # bytes of background from there on
 
 
@@ -109,7 +110,7 @@ class BackgroundText:
         return (sentence for _, sentence in self._scan(self._cursors[0]))
 
     def offsets(self, indices: Sequence[int]) -> list[int]:
-        """Bytes before sentences, by their indices; index num_sentences is the end."""
+        """Bytes before sentences, by their indices; index num_sentences stands for the end."""
         offsets, requested = {self.num_sentences: self.size}, set(indices)
         for index, (cursor, _) in enumerate(self._scan(self._cursors[0])):
             if index in requested:
@@ -124,8 +125,8 @@ class BackgroundText:
             offset = self.size - cursor.remaining
             if offset >= stop:
                 break
-            if inside := sentence[max(0, start - offset) : stop - offset]:
-                parts.append(self.source.read(inside.start, len(inside)))
+            if overlap := sentence[max(0, start - offset) : stop - offset]:
+                parts.append(self.source.read(overlap.start, len(overlap)))
         text = np.concatenate(parts)
         if size and stop == self.size:
             text[-1] = ord(" ")
@@ -136,18 +137,19 @@ class BackgroundText:
         position, lookahead, unbroken, remaining = cursor
         while remaining > 0:
             lookahead = lookahead or max(MIN_LOOKAHEAD, 2 * remaining)
-            begin = 0
+            sentence_start = 0
             for end in chain(self.source.sentence_ends(position, lookahead), [lookahead]):
                 if end == lookahead and not unbroken:  # the sentence may continue after the lookahead
                     break
-                if end - begin >= self.min_sentence:
-                    sentence = range(position + begin, position + min(end, begin + remaining))
-                    yield Cursor(position + begin, lookahead - begin, unbroken, remaining), sentence
+                if end - sentence_start >= self.min_sentence:
+                    first, stop = position + sentence_start, position + min(end, sentence_start + remaining)
+                    sentence = range(first, stop)
+                    yield Cursor(first, lookahead - sentence_start, unbroken, remaining), sentence
                     remaining -= len(sentence)
                     if not remaining:
                         return
-                begin, unbroken = end, False
-            position, lookahead, unbroken = position + begin, 0, True
+                sentence_start, unbroken = end, False
+            position, lookahead, unbroken = position + sentence_start, 0, True
             searched = position - self.start
             if remaining == self.size and searched > len(self.source) + 2 * MIN_LOOKAHEAD:
                 raise UserError(
@@ -189,8 +191,8 @@ class SplicedText:
         return np.concatenate(texts)
 
 
-class HaystackDataset(SampleDataset):
-    """Samples of bytes after the END that opens any document of task lm, drawn when they are read."""
+class SplicedDataset(SampleDataset):
+    """Samples of bytes after END, every document's first input as in task lm; drawn when they are read."""
 
     def __init__(self, seed: int, split: Split, source: CyclicText) -> None:
         self.source, self.seed, self.split = source, seed, split

@@ -14,7 +14,7 @@ from zoo.errors import UserError
 from zoo.generate import Pick, generate, sampler
 from zoo.module import SequenceModule
 from zoo.train.runs.load import load_run, silence_lightning
-from zoo.train.tasks.lm import END, VOCABULARY
+from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 
 class GenerateOptions(NamedTuple):
@@ -34,7 +34,7 @@ def generate_text(options: GenerateOptions) -> Iterator[tuple[int, str]]:
     silence_lightning()
     cfg, model, _ = load_run(options.run, options.checkpoint, options.overrides)
     vocab_size = int(cfg.task.vocab_size)
-    is_bytes = vocab_size == VOCABULARY
+    is_bytes = vocab_size == VOCAB_SIZE
     prompt = encode_prompt(options.prompt) if is_bytes else parse_prompt(options.prompt, vocab_size)
     if options.echo:
         yield 0, options.prompt.decode("utf-8", "replace") + ("" if is_bytes else " ")

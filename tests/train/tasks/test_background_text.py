@@ -7,8 +7,8 @@ import pytest
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
-from zoo.train.tasks import haystack
-from zoo.train.tasks.haystack import MIN_LOOKAHEAD, BackgroundText, CyclicText, SplicedText
+from zoo.train.tasks import background_text
+from zoo.train.tasks.background_text import MIN_LOOKAHEAD, BackgroundText, CyclicText, SplicedText
 
 TEXT = (
     "Mr. Owl woke at noon! “Who is there?” he asked.\n\n"
@@ -37,9 +37,9 @@ def test_the_first_document_follows_the_last(tmp_path: Path) -> None:
             assert read(source, range(start, start + size)) == expected
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, haystack.BLOCK])
+@pytest.mark.parametrize("block", [1, 2, 5, background_text.BLOCK])
 def test_sentence_ends(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haystack, "BLOCK", block)
+    monkeypatch.setattr(background_text, "BLOCK", block)
     source = cyclic_text(tmp_path, TEXT)
     edges = [0, *source.sentence_ends(0, len(source)), len(source)]
     assert [read(source, range(start, stop)) for start, stop in pairwise(edges)] == [
@@ -75,8 +75,8 @@ def test_sentences_are_long_enough_and_fit(start: int, size: int, tmp_path: Path
 def test_a_background_is_the_same_in_any_reads(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(haystack, "BLOCK", 7)
-    monkeypatch.setattr(haystack, "CURSOR_SPACING", 100)
+    monkeypatch.setattr(background_text, "BLOCK", 7)
+    monkeypatch.setattr(background_text, "CURSOR_SPACING", 100)
     source = cyclic_text(tmp_path, TEXT)
     background = BackgroundText(source, 3, size, 18)
     spans = list(background.sentences())
