@@ -1,4 +1,4 @@
-"""Checks that runs compare: the same task, data, budget and tokens."""
+"""Checks that runs are comparable: the same task, data, budget and tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from zoo.train.comparison.groups import Run, full_settings
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
-TOKENS_TOLERANCE = 0.05  # of tokens seen: the share of padding depends on seed and window
+TOKENS_TOLERANCE = 0.05  # of tokens seen, which don't count padding: its share depends on seed and window
 POSITION_FACTORS = (
     "steps",
     "data.batch_size",
@@ -21,21 +21,21 @@ POSITION_FACTORS = (
 
 def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
     """Describes the differences of the allowed kinds; UserError where runs differ in any other kind."""
-    mismatches = {kind: describe(runs) for kind, describe in KINDS.items()}
+    mismatches = {kind: describe_kind(runs) for kind, describe_kind in KINDS.items()}
     if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
         descriptions = "; ".join(f"in {kind}: {'; '.join(mismatches[kind])}" for kind in refused)
         mix = ",".join([*allowed, *refused])
-        raise UserError(f"compare: the runs differ {descriptions}. mix={mix} compares them all the same")
+        raise UserError(f"compare: the runs differ {descriptions}. mix={mix} compares them anyway")
     return [line for lines in mismatches.values() for line in lines]
 
 
-def task_mismatch(runs: list[Run]) -> list[str]:
-    """Tasks, or else their versions, code and settings."""
-    if names := mismatch("task", runs, lambda run: run.config["names.task"]):
+def describe_task(runs: list[Run]) -> list[str]:
+    """One line if the tasks differ; otherwise one for each difference in version, code and settings."""
+    if names := describe_fact("task", runs, lambda run: run.config["names.task"]):
         return [names]
     facts = [task_facts(run) for run in runs]
     keys = dict.fromkeys(key for fact in facts for key in fact)
-    lines = [mismatch_of_values(key, runs, [fact.get(key, NOT_SET) for fact in facts]) for key in keys]
+    lines = [describe_values(key, runs, [fact.get(key, NOT_SET) for fact in facts]) for key in keys]
     return [line for line in lines if line]
 
 
@@ -50,36 +50,39 @@ def task_facts(run: Run) -> dict[str, Any]:
     return facts
 
 
-def data_mismatch(runs: list[Run]) -> list[str]:
-    """Held-out bytes and fingerprints, and of older runs, which have none, the corpus by its name."""
+def describe_data(runs: list[Run]) -> list[str]:
+    """Differences in the number of held-out bytes and in the fingerprints of the texts.
+
+    Older runs have no fingerprint; where there are any, the names of all corpora are compared too.
+    """
     fingerprinted = [run for run in runs if "data_fingerprint" in run.metrics]
-    lines = [mismatch("bytes held out", runs, lambda run: run.metrics.get("val_bytes", NOT_SET))]
+    lines = [describe_fact("bytes held out", runs, lambda run: run.metrics.get("val_bytes", NOT_SET))]
     if len(fingerprinted) < len(runs):
-        lines.append(mismatch("corpus", runs, lambda run: run.config.get("data.corpus", NOT_SET)))
-    lines.append(mismatch("fingerprint", fingerprinted, lambda run: run.metrics["data_fingerprint"]))
+        lines.append(describe_fact("corpus", runs, lambda run: run.config.get("data.corpus", NOT_SET)))
+    lines.append(describe_fact("fingerprint", fingerprinted, lambda run: run.metrics["data_fingerprint"]))
     return [line for line in lines if line]
 
 
-def budget_mismatch(runs: list[Run]) -> list[str]:
-    """Sizes and budgets, or else parameters that are further apart than a budget allows."""
+def describe_budget(runs: list[Run]) -> list[str]:
+    """Differences in size and budget; if there are none, parameters further apart than a budget allows."""
     lines = [
-        mismatch("size", runs, lambda run: run.config["names.size"]),
-        mismatch("budget", runs, lambda run: run.config.get("size.budget", NOT_SET)),
+        describe_fact("size", runs, lambda run: run.config["names.size"]),
+        describe_fact("budget", runs, lambda run: run.config.get("size.budget", NOT_SET)),
     ]
     if not any(lines) and runs[0].config.get("size.budget") is not None:
-        lines.append(metric_range(runs, "parameters", budget.BUDGET_TOLERANCE))
+        lines.append(describe_spread(runs, "parameters", budget.BUDGET_TOLERANCE))
     return [line for line in lines if line]
 
 
-def tokens_mismatch(runs: list[Run]) -> list[str]:
-    """Positions read in training, or else tokens seen."""
-    line = mismatch("positions read", runs, positions_read)
-    line = line or metric_range(runs, "tokens_seen", TOKENS_TOLERANCE)
+def describe_tokens(runs: list[Run]) -> list[str]:
+    """The difference in positions read in training; if there is none, in tokens seen."""
+    line = describe_fact("positions read", runs, positions_read)
+    line = line or describe_spread(runs, "tokens_seen", TOKENS_TOLERANCE)
     return [line] if line else []
 
 
 def positions_read(run: Run) -> int:
-    """Positions that training read."""
+    """Positions that training read, padding and positions without a target included."""
     product = 1
     for key in POSITION_FACTORS:
         product *= int(run.config.get(key, 1))
@@ -87,23 +90,23 @@ def positions_read(run: Run) -> int:
 
 
 KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
-    "task": task_mismatch,
-    "data": data_mismatch,
-    "budget": budget_mismatch,
-    "tokens": tokens_mismatch,
+    "task": describe_task,
+    "data": describe_data,
+    "budget": describe_budget,
+    "tokens": describe_tokens,
 }
-"""Differences that runs may have only if allowed, as lines of text."""
+"""For each kind of `mix=`: a function that describes how runs differ in it, [] where they don't."""
 
 
 # -- descriptions
 
 
-def mismatch(name: str, runs: list[Run], fact: Callable[[Run], Any]) -> str:
-    """One line with the values of a fact and the runs that have each; "" where all runs have the same."""
-    return mismatch_of_values(name, runs, [fact(run) for run in runs])
+def describe_fact(name: str, runs: list[Run], fact: Callable[[Run], Any]) -> str:
+    """One line with every value of a fact and the runs that have it; "" where all runs have the same."""
+    return describe_values(name, runs, [fact(run) for run in runs])
 
 
-def mismatch_of_values(name: str, runs: list[Run], values: list[Any]) -> str:
+def describe_values(name: str, runs: list[Run], values: list[Any]) -> str:
     names: dict[str, list[str]] = {}
     for value, run in zip(values, runs, strict=True):
         names.setdefault(format_value(value), []).append(run.name)
@@ -112,7 +115,7 @@ def mismatch_of_values(name: str, runs: list[Run], values: list[Any]) -> str:
     return f"{name}: {', '.join(f'{value} ({list_names(group)})' for value, group in names.items())}"
 
 
-def metric_range(runs: list[Run], key: str, tolerance: float) -> str:
+def describe_spread(runs: list[Run], key: str, tolerance: float) -> str:
     """The least and the greatest value of a metric and their runs; "" where they differ by the tolerance at
     most."""
     least, greatest = (pick(runs, key=lambda run: run.metrics[key]) for pick in (min, max))

@@ -57,7 +57,7 @@ def compare(
 
     `baseline` is the label of a group, `loss` the held-out loss to which steps are counted, `mix` the kinds
     of settings in which runs may differ, `command` the command line for the report.
-    Raises UserError where there are no runs, or some that don't compare.
+    Raises UserError where there are no runs, or some that aren't comparable.
     """
     finished, unfinished = folders(paths)
     if unfinished:

@@ -39,8 +39,8 @@ def matching_entries(groups: list[RunGroup]) -> list[dict[str, list[EvalEntry]]]
 def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Shares], int]:
     """Shares by length for each label, and the number of cells left out.
 
-    Averages over different depths don't compare: of a length those cells count that were measured by every
-    run that was evaluated at this length.
+    Averages over different depths aren't comparable: at each length only those cells count that were measured
+    by all runs evaluated at this length.
     """
     with_length = {
         label: [[result for result in run if "length" in result["axes"]] for run in seeds]

@@ -1,7 +1,7 @@
 """Notes below a comparison: how to read its numbers."""
 
 from zoo.train.comparison.columns import score_format
-from zoo.train.comparison.comparable import metric_range
+from zoo.train.comparison.comparable import describe_spread
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.runs import budget
 
@@ -25,7 +25,7 @@ def notes(comparison: Comparison) -> list[str]:
 def parameters_note(comparison: Comparison) -> str:
     if all(run.config.get("size.budget") is not None for run in comparison.runs):
         return ""
-    sizes = metric_range(comparison.runs, "parameters", budget.BUDGET_TOLERANCE)
+    sizes = describe_spread(comparison.runs, "parameters", budget.BUDGET_TOLERANCE)
     return f"The size has no budget, the models aren't equally large: {sizes}." if sizes else ""
 
 
@@ -46,7 +46,7 @@ def machines_note(comparison: Comparison) -> str:
     keys = ("device", "threads", "torch")
     machines = sorted({tuple(run.metrics.get(key) for key in keys) for run in comparison.runs}, key=str)
     lines = [f"{device}, {threads} threads, torch {torch}" for device, threads, torch in machines]
-    start = "Measured on" if len(lines) == 1 else "Speeds don't compare, measured on"
+    start = "Measured on" if len(lines) == 1 else "Speeds aren't comparable, measured on"
     return f"{start} {'; '.join(lines)}."
 
 

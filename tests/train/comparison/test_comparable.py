@@ -1,4 +1,4 @@
-"""Runs that don't compare: other tasks, data, budgets or tokens."""
+"""Runs that aren't comparable: other tasks, data, budgets or tokens."""
 
 import re
 from pathlib import Path
