@@ -10,13 +10,13 @@ configs/task and so on.  Any further folder is given on the command line:
 
     python -m zoo.train "hydra.searchpath=[file://my_configs]" model=mine
 
-All of them are searched after the zoo's configs, which therefore can't be shadowed.
+All of them are searched after the zoo's configs, which therefore can't be shadowed.  zoo.trust decides which
+of their classes a run's files may have built.
 """
 
 import importlib.util
 import logging
 import math
-import re
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
@@ -101,20 +101,6 @@ def choices(group: str, search: str = "") -> list[Choice]:
             if file.name.endswith(".yaml"):
                 result.append(Choice(file.name.removesuffix(".yaml"), owner, file.read_text("utf-8")))
     return result
-
-
-def trusted(target: str) -> bool:
-    """True if files of a run may have this class built: it belongs to the zoo or to an installed plug-in, or
-    is named by a yaml file in the working directory."""
-    packages = {"zoo", *(point.value.partition(".")[0] for point in entry_points(group=ENTRY_POINTS))}
-    return target.partition(".")[0] in packages or target in local_targets()
-
-
-def local_targets() -> set[str]:
-    """Classes that yaml files in the working directory name."""
-    folder = local_configs()
-    texts = [path.read_text("utf-8", "replace") for path in folder.glob("*/*.yaml")] if folder else []
-    return {name for text in texts for name in re.findall(r"^\s*_target_:\s*['\"]?([\w.]+)", text, re.M)}
 
 
 def register() -> None:

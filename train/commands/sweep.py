@@ -52,9 +52,9 @@ KEYS = {
     **dict.fromkeys(AXES, distinct),
 }
 REFUSED = {
-    "seed": "take seeds=",
-    "run_dir": "take runs=",
-    "resume": "a dead run is resumed by itself",
+    "seed": "use seeds=",
+    "run_dir": "use runs=",
+    "resume": "zoo sweep resumes unfinished runs",
 }
 
 
@@ -64,4 +64,4 @@ def arguments(words: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     axes = [[f"{axis}={name}" for name in options.pop(axis)] for axis in [*options] if axis in AXES]
     combinations = itertools.product(*axes, options.pop("seeds", [0]))
     matrix = [[*names, *others, f"seed={seed}"] for *names, seed in combinations]
-    return SweepOptions(**options), matrix
+    return SweepOptions(options.pop("jobs", None), **options), matrix

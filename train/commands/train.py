@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from zoo import plugins
+from zoo import plugins, trust
 from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import stop, user_message
 from zoo.train.runs import folder
@@ -120,18 +120,13 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: list[str]) -> DictConfig:
     path = run_dir / "config.yaml"
     try:
         stored: Any = OmegaConf.merge(OmegaConf.structured(Config), load_stored(path))
-        targets = {f"{group}._target_": str(stored[group]["_target_"]) for group in ("model", "task")}
+        targets = trust.run_targets(stored)
     except Exception as error:
         raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error
     assert isinstance(stored, DictConfig)
     if missing := OmegaConf.missing_keys(stored):
         raise UserError(f"resume: {path} is no run's config: {', '.join(sorted(missing))} missing")
-    for key, target in targets.items():
-        if not plugins.trusted(target) and f"{key}={target}" not in overrides:
-            raise UserError(
-                f"resume: {path} names a class of no installed plug-in: {target}; "
-                f"if you trust it, add {key}={target}"
-            )
+    trust.check_targets(targets, overrides, f"resume: {path}")
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if override == f"{key}={targets.get(key)}":

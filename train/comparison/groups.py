@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo import plugins
+from zoo import trust
 from zoo.errors import UserError
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import Estimate, estimate
@@ -193,7 +193,7 @@ def full_settings(run: Run) -> dict[str, Any]:
 @functools.cache
 def constructor_defaults(target: Any) -> dict[str, Any] | None:
     """Defaults of a class's arguments by name; None where it is missing or not trusted to be imported."""
-    if not isinstance(target, str) or not plugins.trusted(target):
+    if not isinstance(target, str) or not trust.is_trusted(target):
         return None
     try:
         module, _, name = target.rpartition(".")

@@ -4,7 +4,7 @@ import shlex
 
 from omegaconf import OmegaConf
 
-from zoo import plugins
+from zoo import trust
 from zoo.train.comparison.groups import Run, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
@@ -38,7 +38,7 @@ def sweep_command(group: RunGroup) -> str:
 def is_solved(run: Run) -> bool:
     """True if the run's free width follows from its budget, and wasn't set by hand."""
     free, target = run.config.get("model.free"), run.config["model._target_"]
-    if free is None or run.config.get("size.budget") is None or not plugins.trusted(target):
+    if free is None or run.config.get("size.budget") is None or not trust.is_trusted(target):
         return False
     stored = load_stored(run.folder / "config.yaml")
     stored.model[free] = None

@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.state import from_leaves, leaves, tree_map
 from zoo.train.loop.metrics import Metrics
-from zoo.train.runs.checkpoint import VERSION, random_states, set_random_states
+from zoo.train.runs.checkpoint import VERSION, rng_states, set_rng_states
 from zoo.train.runs.files import write_text
 
 
@@ -107,7 +107,7 @@ class ExactResume(L.Callback):
         state = pl_module.train_state
         this_rank = {
             "carried": None if state is None else [leaf.cpu().clone() for leaf in leaves(state)],
-            "random": random_states(),
+            "random": rng_states(),
         }
         ranks: list[Any] = [this_rank] * trainer.world_size
         if trainer.world_size > 1:
@@ -133,7 +133,7 @@ class ExactResume(L.Callback):
             initial_state = pl_module.init_state(self.batch_size)
             state = from_leaves(initial_state, saved["carried"])
             pl_module.train_state = tree_map(lambda leaf, like: leaf.to(like.device), state, initial_state)
-        set_random_states(saved["random"])
+        set_rng_states(saved["random"])
 
 
 class WriteResumedConfig(L.Callback):

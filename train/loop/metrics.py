@@ -1,12 +1,14 @@
 """Measurements of a run and their TensorBoard tags: the same for every model, x = tokens seen.
 
-Tokens seen, loss and bits per byte count targets only (not IGNORE), over all ranks.
+All counts are of loss targets, over all ranks: `tokens_seen` and `tokens_per_s` count only positions whose
+target isn't IGNORE, and losses are means over these.  In a task of samples, where only answers are targets,
+both are far smaller than the positions that the model reads.
 """
 
 import math
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -41,27 +43,36 @@ class RunningSums:
 class Metrics(L.Callback):
     """Counts, averages and logs; `latest` holds the last value of every tag."""
 
-    SAVED = ("tokens_seen", "train_s", "wall_s", "pending", "pending_s", "latest", "validated_step")
-    """Attributes that a checkpoint holds, under these names."""
+    STATE_KEYS: ClassVar = {
+        "tokens_seen": "tokens_seen",
+        "train_s": "train_s",
+        "wall_s": "wall_s",
+        "pending": "since_last_log",
+        "pending_s": "seconds_since_last_log",
+        "latest": "latest",
+        "validated_step": "last_val_step",
+    }
+    """Attributes that a checkpoint holds, by their keys in it."""
 
     def __init__(self, task: Task, log_every: int, val_every: int) -> None:
         self.task, self.log_every, self.val_every = task, log_every, val_every
-        self.validated_step = 0
+        self.last_val_step = 0
         self.latest: dict[str, float] = {}
-        self.tokens_seen = 0.0
+        self.tokens_seen = 0.0  # targets only
         self.train_s = 0.0  # seconds of training steps, without validation and checkpoints
-        self.pending = [0.0, 0.0, 0.0]  # tokens, nats and bytes since the last logged value
-        self.pending_s = 0.0
+        self.since_last_log = [0.0, 0.0, 0.0]  # targets, nats and bytes
+        self.seconds_since_last_log = 0.0
         self.grad_norm: Tensor | float = math.nan
         self.learning_rate = math.nan  # of the last step
-        self.wall_s, self.since = 0.0, time.perf_counter()  # of all the processes that trained this run
+        self.wall_s, self.wall_start = 0.0, time.perf_counter()  # of all the processes that trained this run
         self._train_sums, self._val_sums = RunningSums(), RunningSums()
         self._step_start, self._logged_step = 0.0, -1
-        self._train_diagnostics: Collection[str] = ()
-        self._position = torch.zeros(0, dtype=torch.long)  # in each row's document, of its next token
+        self._train_diagnostic_tags: Collection[str] = ()
+        self._position = torch.zeros(0, dtype=torch.long)  # of each row's next token in its document
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.tokens_seen and not self.pending[0]:  # the logger purges what was logged at just this step
+        resumes_at_log = self.tokens_seen and not self.since_last_log[0]
+        if resumes_at_log:  # the logger purges what was logged at this step
             training = {tag: value for tag, value in self.latest.items() if not tag.startswith("val/")}
             self._log(trainer, training)
 
@@ -70,7 +81,7 @@ class Metrics(L.Callback):
 
     def validation_is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
-        return step != self.validated_step and (step % self.val_every == 0 or step == trainer.max_steps)
+        return step != self.last_val_step and (step % self.val_every == 0 or step == trainer.max_steps)
 
     # -- training
 
@@ -84,7 +95,7 @@ class Metrics(L.Callback):
     ) -> None:
         num_targets = (batch.targets != IGNORE).sum()
         self._train_sums.add(num_targets, outputs["nats"].sum(), self.task.byte_count(batch.targets))
-        self.pending_s += time.perf_counter() - self._step_start
+        self.seconds_since_last_log += time.perf_counter() - self._step_start
         step = trainer.global_step
         due = step % self.log_every == 0 or step == trainer.max_steps
         if due and step != self._logged_step:  # a step may be several batches
@@ -94,29 +105,29 @@ class Metrics(L.Callback):
     def _log_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
         self._collect_train_sums(trainer)
-        (tokens, nats, bytes_), seconds = self.pending, self.pending_s
-        self.pending, self.pending_s = [0.0, 0.0, 0.0], 0.0
+        (targets, nats, bytes_), seconds = self.since_last_log, self.seconds_since_last_log
+        self.since_last_log, self.seconds_since_last_log = [0.0, 0.0, 0.0], 0.0
         self.train_s += seconds
-        values = {"train/loss": nats / max(tokens, 1)}
+        values = {"train/loss": nats / max(targets, 1)}
         if bytes_:
             values["train/bits_per_byte"] = nats / math.log(2) / bytes_
         values |= {
             "train/learning_rate": self.learning_rate,
             "train/grad_norm": float(self.grad_norm),
-            "cost/tokens_per_s": tokens / max(seconds, 1e-9),
+            "cost/tokens_per_s": targets / max(seconds, 1e-9),
             "cost/peak_gib": peak_memory_bytes(pl_module.device) / 2**30,
             "cost/state_bytes": state_bytes(pl_module),
             "cost/parameters": pl_module.count_parameters(),
         }
         diagnostics = _diagnostics(pl_module, pl_module.train_state)
-        self._train_diagnostics = diagnostics.keys()
+        self._train_diagnostic_tags = diagnostics.keys()
         self._log(trainer, values | diagnostics)
 
     def _collect_train_sums(self, trainer: L.Trainer) -> None:
-        """Add the sums since the last call to `tokens_seen` and `pending`; all ranks together."""
+        """Add the sums since the last call to `tokens_seen` and `since_last_log`; all ranks together."""
         if totals := self._train_sums.pop_totals(trainer):
             self.tokens_seen += totals[0]
-            self.pending = [old + new for old, new in zip(self.pending, totals, strict=True)]
+            self.since_last_log = [old + new for old, new in zip(self.since_last_log, totals, strict=True)]
 
     # -- validation
 
@@ -140,30 +151,31 @@ class Metrics(L.Callback):
         self._position = torch.where(batch.fresh, 0, self._position)
         positions = self._position[:, None] + torch.arange(seq_len, device=device)
         self._position = self._position + seq_len
-        bucket = torch.bucketize(positions, torch.tensor(EDGES[1:], device=device), right=True)[targets_mask]
+        edges = torch.tensor(EDGES[1:], device=device)
+        bucket_index = torch.bucketize(positions, edges, right=True)[targets_mask]
         nats, hits = outputs["nats"].float(), (outputs["hits"] & targets_mask).sum()
-        by_bucket = [
-            torch.zeros(len(EDGES), device=device).index_add_(0, bucket, values[targets_mask])
+        nats_by_bucket, targets_by_bucket = (
+            torch.zeros(len(EDGES), device=device).index_add_(0, bucket_index, values[targets_mask])
             for values in (nats, torch.ones_like(nats))
-        ]
+        )
         num_bytes = self.task.byte_count(batch.targets)
-        self._val_sums.add(targets_mask.sum(), nats.sum(), num_bytes, hits, *by_bucket)
+        self._val_sums.add(targets_mask.sum(), nats.sum(), num_bytes, hits, nats_by_bucket, targets_by_bucket)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
-        self.validated_step = trainer.global_step
-        self._collect_train_sums(trainer)  # tokens_seen is the x of what is logged
-        tokens, nats, bytes_, hits, *by_bucket = self._val_sums.pop_totals(trainer)
-        values = {"val/loss": nats / max(tokens, 1), "val/accuracy": hits / max(tokens, 1)}
+        self.last_val_step = trainer.global_step
+        self._collect_train_sums(trainer)  # tokens_seen is the x of the logged values
+        targets, nats, bytes_, hits, *bucket_totals = self._val_sums.pop_totals(trainer)
+        values = {"val/loss": nats / max(targets, 1), "val/accuracy": hits / max(targets, 1)}
         if bytes_:
             values["val/bits_per_byte"] = nats / math.log(2) / bytes_
-        losses, counts = by_bucket[: len(EDGES)], by_bucket[len(EDGES) :]
-        for bucket, loss, count in zip(BUCKETS, losses, counts, strict=True):
+        bucket_nats, bucket_targets = bucket_totals[: len(EDGES)], bucket_totals[len(EDGES) :]
+        for bucket, total, count in zip(BUCKETS, bucket_nats, bucket_targets, strict=True):
             if count:
-                values[f"val/loss_by_position/{bucket}"] = loss / count
+                values[f"val/loss_by_position/{bucket}"] = total / count
         if pl_module.val_state is not None:  # of memories that stay empty in training
             diagnostics = _diagnostics(pl_module, pl_module.val_state)
-            values |= {tag: v for tag, v in diagnostics.items() if tag not in self._train_diagnostics}
+            values |= {tag: v for tag, v in diagnostics.items() if tag not in self._train_diagnostic_tags}
         self._log(trainer, values)
 
     # -- both
@@ -177,22 +189,26 @@ class Metrics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._collect_train_sums(trainer)
-        self.wall()
-        checkpoint["metrics"] = self.saved()
+        self.update_wall_time()
+        checkpoint["metrics"] = self.state()
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        for name in self.SAVED:
-            setattr(self, name, checkpoint["metrics"][name])
+        for key, attribute in self.STATE_KEYS.items():
+            setattr(self, attribute, checkpoint["metrics"][key])
 
-    def saved(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.SAVED}
+    def state(self) -> dict[str, Any]:
+        """The part of a checkpoint that `on_load_checkpoint` restores."""
+        return {key: getattr(self, attribute) for key, attribute in self.STATE_KEYS.items()}
 
-    def wall(self) -> float:
-        """Seconds spent on this run; those of processes that were killed up to their last checkpoint."""
+    def update_wall_time(self) -> float:
+        """Adds the seconds since the last call to `wall_s`, and returns it.
+
+        Of processes that were killed it counts the time up to their last checkpoint.
+        """
         now = time.perf_counter()
-        self.wall_s, self.since = self.wall_s + now - self.since, now
+        self.wall_s, self.wall_start = self.wall_s + now - self.wall_start, now
         return self.wall_s
 
 

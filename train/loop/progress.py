@@ -2,9 +2,9 @@
 
 progress.json is written with every line, and on a terminal as often:
 
-* `step`, `steps`: optimiser steps done, and of the whole run
+* `step`, `steps`: optimiser steps done, and those of the entire run
 * `time`: when it was written, in UTC
-* `loss`, `tokens_per_s`: of training as last logged, null before the first time
+* `loss`, `tokens_per_s`: of training as last logged, null before the first time; only loss targets count
 * `val`: of the last validation `loss`, `accuracy` and, for text, `bits_per_byte`; empty before the first
 """
 

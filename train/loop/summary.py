@@ -29,7 +29,7 @@ def summary(
     metrics: Metrics,
     curve: ValidationCurve,
 ) -> dict[str, Any]:
-    """The entries of metrics.json."""
+    """The entries of metrics.json; `tokens_seen` and `tokens_per_s` count loss targets only."""
     return {
         **names(cfg),
         "seed": cfg.seed,

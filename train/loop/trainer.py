@@ -28,7 +28,7 @@ from zoo.train.loop.summary import print_summary, summary
 from zoo.train.loop.tensorboard import RunLogger, position_figure, start_logs
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
-from zoo.train.runs.checkpoint import AtomicCheckpointIO, check_weights, read_checkpoint
+from zoo.train.runs.checkpoint import AtomicCheckpointIO, matching_weights, read_checkpoint
 from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
@@ -67,7 +67,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     checkpoint = read_unfinished(cfg, run_dir, last, model) if resumes else None
     tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
-    metrics.since = start
+    metrics.wall_start = start
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
     curve = ValidationCurve(metrics)
     trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve)
@@ -75,7 +75,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if checkpoint:
         loop = trainer.fit_loop.state_dict()
         sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
-        check_progress(model, cfg.data.batch_size, loop, metrics.saved(), checkpoint, last, sharded)
+        check_progress(model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, sharded)
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # known before the ranks are launched
         write_text(run_dir / "config.yaml", config)
@@ -91,7 +91,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     # before training: its sources may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
     trainer.fit(model, data, ckpt_path=last if checkpoint else None)
-    results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.wall()}
+    results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.update_wall_time()}
     if trainer.is_global_zero:
         step = int(metrics.tokens_seen)
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
@@ -104,7 +104,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 def read_unfinished(cfg: DictConfig, run_dir: Path, path: Path, model: SequenceModule) -> dict[str, Any]:
     """The run's last checkpoint; UserError if it isn't this model's, or has no step left to do."""
     checkpoint = read_checkpoint(path)
-    check_weights(model, checkpoint, path)
+    checkpoint["state_dict"] = matching_weights(model, checkpoint["state_dict"], path)
     step = checkpoint["global_step"]
     if step > cfg.steps or (step == cfg.steps and (run_dir / "metrics.json").exists()):
         raise UserError(f"resume: the run has done {step} of {cfg.steps} steps; steps=… makes it longer")
@@ -134,7 +134,7 @@ def make_trainer(
             val_check_interval=sys.maxsize,  # Checkpoints decides when
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # our loaders divide their lanes among the ranks
+            use_distributed_sampler=False,  # our loaders divide their streams among the ranks
             logger=logger,
             callbacks=[  # in this order: measured, then saved, then perhaps stopped
                 metrics,

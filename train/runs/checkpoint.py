@@ -1,4 +1,4 @@
-"""Checkpoint files: written completely or not at all, loaded only as plain data."""
+"""Checkpoint files: written completely or not at all, loaded only as tensors and plain Python data."""
 
 import math
 import pickle
@@ -19,11 +19,19 @@ from zoo.module import SequenceModule
 from zoo.train.runs.files import replacing
 
 VERSION = 1
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "metrics")
+REQUIRED_KEYS = (
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "callbacks",
+    "global_step",
+    "metrics",
+)
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a temporary file and renames it; loads nothing but plain data."""
+    """Writes a temporary file and renames it; loads nothing but tensors and plain Python data."""
 
     def __init__(self, weight_names: Collection[str] = ()) -> None:
         self.weight_names = weight_names  # of the model that loads
@@ -33,8 +41,10 @@ class AtomicCheckpointIO(CheckpointIO):
             with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            advice = "the one before is whole" if Path(path).exists() else "there is none before it"
-            raise UserError(f"can't save {path}: {_system_error(error)}; {advice}") from error
+            previous = "the previous checkpoint is intact"
+            if not Path(path).exists():
+                previous = "there is no previous one"
+            raise UserError(f"can't save {path}: {_system_error(error)}; {previous}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -57,33 +67,37 @@ def _system_error(error: BaseException) -> str:
     return str(error)
 
 
-RENAMED_WEIGHTS = {"enter": "in_proj", "out": "out_proj"}
-"""Modules by their former names."""
+RENAMED_MODULES = {"enter": "in_proj", "out": "out_proj"}
+"""Today's name of a module, by the name that it has in earlier checkpoints."""
 
 
 def update_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """The weights of a checkpoint under the names of a model's; only what the model lacks is renamed."""
+    """Replaces former names of modules by today's in a checkpoint's weights; `names` are the model's.
+
+    A name is replaced only if the model lacks it, has the new one, and the checkpoint lacks the new one.
+    """
 
     def update(name: str) -> str:
-        renamed = ".".join(RENAMED_WEIGHTS.get(part, part) for part in name.split("."))
+        renamed = ".".join(RENAMED_MODULES.get(part, part) for part in name.split("."))
         return renamed if name not in names and renamed in names and renamed not in weights else name
 
     return {update(name): weight for name, weight in weights.items()}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of the zoo, on the CPU; UserError for a file that is missing, damaged or foreign."""
+    """A checkpoint of the zoo, on the CPU; UserError for a file that is missing, damaged or not a
+    checkpoint of the zoo."""
     if not path.is_file():
         raise UserError(f"expected a checkpoint at {path}, found none")
     checkpoint = _load(path)
-    header = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
-    if not isinstance(header, dict) or header.get("version") != VERSION:
+    metadata = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("version") != VERSION:
         raise UserError(
             f"expected a checkpoint of the zoo, version {VERSION}, at {path}, found another kind of file"
         )
-    if missing := [part for part in PARTS if part not in checkpoint]:
+    if missing := [key for key in REQUIRED_KEYS if key not in checkpoint]:
         raise UserError(f"{path} is no complete checkpoint: {', '.join(missing)} missing")
-    if not _has_weights(checkpoint["state_dict"]) or not _has_step(checkpoint):
+    if not _has_weights(checkpoint["state_dict"]) or not _has_progress(checkpoint):
         raise UserError(f"{path} is no complete checkpoint: expected weights by name, and steps and tokens")
     return checkpoint
 
@@ -96,10 +110,10 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols
             content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors and plain data; it is not loaded") from error
+        raise UserError(f"{path} holds more than tensors and plain Python data; it is not loaded") from error
     except Exception as error:  # a flipped bit can make zipfile and torch raise anything
         raise UserError(
-            f"expected a checkpoint of the zoo at {path}, found a damaged or foreign file"
+            f"expected a checkpoint of the zoo at {path}, found a damaged or unrelated file"
         ) from error
     if damaged:
         raise UserError(f"{path} is damaged: the checksum of {damaged} doesn't match")
@@ -112,19 +126,18 @@ def _has_weights(weights: Any) -> bool:
     )
 
 
-def _has_step(checkpoint: dict[str, Any]) -> bool:
-    """True if the checkpoint counts steps and tokens."""
+def _has_progress(checkpoint: dict[str, Any]) -> bool:
+    """True if the checkpoint has valid counts of steps and of tokens seen."""
     step, metrics = checkpoint["global_step"], checkpoint["metrics"]
     tokens_seen = metrics.get("tokens_seen") if isinstance(metrics, dict) else None
     counts_tokens = isinstance(tokens_seen, (int, float)) and 0 <= tokens_seen < math.inf
     return isinstance(step, int) and step >= 0 and counts_tokens
 
 
-def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path) -> None:
-    """Raises UserError unless the checkpoint's weights are this model's, name by name and shape by shape;
-    former names are updated in the checkpoint."""
-    weights = update_weight_names(checkpoint["state_dict"], model.state_dict().keys())
-    checkpoint["state_dict"] = weights
+def matching_weights(model: SequenceModule, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights by this model's names; UserError unless they fit it, name by name and shape by
+    shape."""
+    weights = update_weight_names(weights, model.state_dict().keys())
     expected_shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(expected_shapes.keys() | shapes.keys()):
@@ -135,11 +148,14 @@ def check_weights(model: SequenceModule, checkpoint: dict[str, Any], path: Path)
             )
     for name, expected in model.state_dict().items():
         weight = weights[name]
-        if expected.is_floating_point() != weight.is_floating_point() or weight.layout != torch.strided:
+        if weight.layout != torch.strided:
+            raise UserError(f"{path}: weight {name} expected as a dense tensor, found {weight.layout}")
+        if expected.is_floating_point() != weight.is_floating_point():
             raise UserError(f"{path}: weight {name} expected as {expected.dtype}, found {weight.dtype}")
+    return weights
 
 
-def random_states() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
     """RNG states of Python, NumPy, torch and this rank's GPU, in types that a safe checkpoint may hold."""
     kind, keys, *rest = np.random.get_state()
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else list[Tensor]()
@@ -151,7 +167,7 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def set_random_states(states: dict[str, Any]) -> None:
+def set_rng_states(states: dict[str, Any]) -> None:
     version, inner, gauss = states["python"]
     random.setstate((version, tuple(inner), gauss))
     kind, keys, *rest = states["numpy"]

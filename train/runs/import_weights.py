@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from zoo import plugins
+from zoo import plugins, trust
 from zoo.errors import UserError
 from zoo.train.runs import build, checkpoint
-from zoo.train.runs.checkpoint import check_weights
+from zoo.train.runs.checkpoint import matching_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
 from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_text
@@ -55,7 +55,7 @@ def import_run(options: Mapping[str, str]) -> Path:
     check_finite(run.weights)
     model = build.model(run.cfg)
     content: dict[str, Any] = {
-        "state_dict": run.weights,
+        "state_dict": matching_weights(model, run.weights, files[0]),
         "pytorch-lightning_version": lightning.__version__,
         "optimizer_states": [],
         "lr_schedulers": [],
@@ -65,7 +65,6 @@ def import_run(options: Mapping[str, str]) -> Path:
         "metrics": {"tokens_seen": run.progress["tokens_seen"]},
         "zoo": {"version": checkpoint.VERSION, "ranks": []},
     }
-    check_weights(model, content, files[0])
     with atomic_folder(run_dir) as folder:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
         if run.metrics is not None:
@@ -92,18 +91,13 @@ def from_zoo(files: list[Path], config: dict[str, Any], options: Mapping[str, st
         settings = update_names({**config["run"], "model": config["model"], "task": config["task"]})
         progress = {key: int(config[key]) for key in ("step", "tokens_seen")}
         tied, digest = dict(config["weights"]["tied"]), str(config["weights"]["sha256"])
-        targets = {f"{group}._target_": str(settings[group]["_target_"]) for group in ("model", "task")}
+        targets = trust.run_targets(settings)
         groups = [settings[group] for group in ("names", "data", "task")]
         if min(progress.values()) < 0 or not all(isinstance(group, dict) for group in groups):
             raise ValueError("a setting of the wrong kind")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"import: {CONFIG} is no complete one of zoo export: {error!r}") from error
-    for key, target in targets.items():
-        if not plugins.trusted(target) and options.get(key) != target:
-            raise UserError(
-                f"import: {CONFIG} names a class of no installed plug-in: {target}; if you trust it, add "
-                f"{key}={target}"
-            )
+    trust.check_targets(targets, [f"{key}={value}" for key, value in options.items()], f"import: {CONFIG}")
     weights = read_exported_weights(files, digest, tied)
     cfg = plain_config(settings)
     cfg.data.root = ROOT

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from zoo import plugins
+from zoo import plugins, trust
 from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.train.runs import build
-from zoo.train.runs.checkpoint import check_weights, read_checkpoint
+from zoo.train.runs.checkpoint import matching_weights, read_checkpoint
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.stored import load_stored
@@ -46,8 +46,7 @@ def load_run(
     model = build.model(cfg)
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     content = read_checkpoint(path)
-    check_weights(model, content, path)
-    model.load_state_dict(content["state_dict"])
+    model.load_state_dict(matching_weights(model, content["state_dict"], path))
     progress = {"step": int(content["global_step"]), "tokens_seen": int(content["metrics"]["tokens_seen"])}
     return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), progress
 
@@ -59,16 +58,12 @@ def read_run_config(run_dir: Path, overrides: tuple[str, ...]) -> DictConfig:
         raise no_run(run_dir)
     try:
         cfg = load_stored(path)
-        targets = {f"{group}._target_": str(cfg[group]["_target_"]) for group in ("model", "task")}
+        targets = trust.run_targets(cfg)
         to_dict(cfg)
         cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
     except Exception as error:  # yaml and the file system raise many kinds
         raise UserError(f"{path} is no run's config: {one_line(error)}") from error
-    for key, target in targets.items():
-        if not plugins.trusted(target) and f"{key}={target}" not in overrides:
-            raise UserError(
-                f"{path} names a class of no installed plug-in: {target}; if you trust it, add {key}={target}"
-            )
+    trust.check_targets(targets, overrides, str(path))
     return cfg
 
 

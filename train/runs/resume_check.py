@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.state import leaves
-from zoo.train.runs.checkpoint import random_states, set_random_states
+from zoo.train.runs.checkpoint import rng_states, set_rng_states
 
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
 
@@ -160,15 +160,15 @@ def numbers_example(saved: Any) -> dict[str, float]:
 
 
 def ranks_example(model: SequenceModule, batch_size: int, saved: Any) -> list[Any]:
-    """The carried state of each rank; its random states are checked by setting them."""
+    """The carried state of each rank; its RNG states are checked by setting them."""
     expect(isinstance(saved, list) and len(saved) > 0, "a list of ranks", saved)
-    current = random_states()
+    current = rng_states()
     try:
         for rank in saved:
-            set_random_states(rank["random"])
-            is_random_state = [state.dtype == torch.uint8 for state in rank["random"]["cuda"]]
-            expect(all(is_random_state), "random states of a GPU", rank["random"]["cuda"])
+            set_rng_states(rank["random"])
+            is_rng_state = [state.dtype == torch.uint8 for state in rank["random"]["cuda"]]
+            expect(all(is_rng_state), "RNG states of a GPU", rank["random"]["cuda"])
     finally:
-        set_random_states(current)
+        set_rng_states(current)
     state = leaves(model.init_state(batch_size))
     return [{"carried": None if rank["carried"] is None else state} for rank in saved]

@@ -112,7 +112,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged header leads to many kinds
         raise UserError(
-            f"expected safetensors in {path}, found a damaged or foreign file: {first_line(error)}"
+            f"expected safetensors in {path}, found a damaged or unrelated file: {first_line(error)}"
         ) from error
 
 
@@ -123,7 +123,7 @@ def read_pickled(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors and plain data, or is damaged; it is not loaded"
+            f"{path} holds more than tensors and plain Python data, or is damaged; it is not loaded"
         ) from error
     except Exception as error:
-        raise UserError(f"expected weights in {path}, found a damaged or foreign file") from error
+        raise UserError(f"expected weights in {path}, found a damaged or unrelated file") from error

@@ -30,7 +30,8 @@ AXES = ("model", "task", "size")
 class SweepOptions:
     """The keys of `zoo sweep` itself."""
 
-    jobs: int | None = None
+    max_parallel: int | None = None
+    """The key jobs=."""
     runs: str = "runs"
     results: str = "results/runs"
     keep: str = ""
@@ -68,7 +69,7 @@ def make_job(words: list[str], runs: Path) -> Job:
     )
 
 
-def config_mismatch(job: Job, folder: Path, finished: bool) -> str:
+def describe_mismatch(job: Job, folder: Path, finished: bool) -> str:
     """Describes how the run in a folder differs from the job; "" where it doesn't.
 
     A setting that is newer than the run counts as its default.

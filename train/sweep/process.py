@@ -58,7 +58,7 @@ class RunProcess:
         return self.process.poll()
 
     def stop(self) -> None:
-        """Ask it to finish its step, save and leave; a second time, to leave at once."""
+        """Signal it to finish its step, save and exit; called again, to exit at once."""
         if self.exit_code is None:
             self.process.send_signal(signal.SIGTERM)
 

@@ -1,4 +1,8 @@
-"""The scheduler of a sweep: skips finished runs, starts, watches, resumes and stops the others."""
+"""The scheduler of a sweep: skips finished runs, starts and watches the others, and stops them on a signal.
+
+A job whose process dies is `failed` and isn't restarted.  Unfinished runs are resumed when the same
+`zoo sweep` is invoked again.
+"""
 
 import contextlib
 import signal
@@ -8,49 +12,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo import plugins
+from zoo import trust
 from zoo.errors import UserError, one_line
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.sweep.display import Display
 from zoo.train.sweep.job import Job
-from zoo.train.sweep.plan import AXES, SweepOptions, config_mismatch
+from zoo.train.sweep.plan import AXES, SweepOptions, describe_mismatch
 from zoo.train.sweep.process import RunProcess, try_lock
 from zoo.train.sweep.resources import Resources
 
-KEPT_FILES = ("config.yaml", "metrics.json", "evaluation.json")
-PAUSE = 0.2  # seconds between two steps of the scheduler
+COPIED_FILES = ("config.yaml", "metrics.json", "evaluation.json")
+POLL_INTERVAL = 0.2  # seconds between two steps of the scheduler
 
 
 class Sweep:
+    """Runs jobs as processes, at most one per slot of the machine's resources, and displays their states."""
+
     def __init__(self, jobs: list[Job], options: SweepOptions) -> None:
         """UserError: a folder of results that doesn't exist, or too few GPUs."""
         self.jobs, self.keep = jobs, options.keep
-        self.resources = Resources(jobs, options.jobs)
+        self.resources = Resources(jobs, options.max_parallel)
         self.display = Display(jobs)
         self.finished = finished_runs(options.results)
-        self.signal = 0
+        self.stop_signal = 0
 
     def run(self) -> int:
         """Runs until every job is done, failed or stopped; the exit code."""
         for job in self.jobs:
-            self.skip_if_done(job)
+            self.mark_if_done_or_failed(job)
         with self.handle_signals(), self.display.live() as refresh:
             while self.step():
                 refresh()
-                time.sleep(PAUSE)
-        self.display.summary(interrupted=bool(self.signal))
-        if self.signal:
-            return 128 + self.signal
+                time.sleep(POLL_INTERVAL)
+        self.display.summary(interrupted=bool(self.stop_signal))
+        if self.stop_signal:
+            return 128 + self.stop_signal
         return int(any(job.state != "done" for job in self.jobs))
 
     def step(self) -> bool:
         """Collects processes that have ended and starts jobs in free slots; False once none is left."""
         for job in self.jobs:
             if job.process is not None and job.process.exit_code is not None:
-                self.finish(job, job.process)
+                self.handle_exit(job, job.process)
         waiting = [job for job in self.jobs if job.is_waiting]
-        if self.signal:
+        if self.stop_signal:
             for job in waiting:
                 job.state = "stopped"
             waiting = []
@@ -64,32 +70,36 @@ class Sweep:
 
     # -- one job
 
-    def skip_if_done(self, job: Job) -> bool:
-        """True if nothing is left to train: done, here or among the results, or the folder is taken."""
+    def mark_if_done_or_failed(self, job: Job) -> bool:
+        """Marks a job that has nothing to train, and returns True for it.
+
+        It is done if its folder or the results hold the finished run, and failed if its folder holds another
+        run or can't be read.
+        """
         try:
             if (job.folder / "config.yaml").is_file():
                 finished = (job.folder / "metrics.json").is_file()
-                if mismatch := config_mismatch(job, job.folder, finished):
-                    note = f"{job.folder} holds another run: {mismatch} (move it, or take other runs=)"
+                if mismatch := describe_mismatch(job, job.folder, finished):
+                    note = f"{job.folder} holds another run: {mismatch} (move it, or use another runs=)"
                     self.display.report(job, "failed", note)
                     return True
                 if finished:
                     self.complete(job, job.folder)
                     return True
-            return self.skip_if_in_results(job)
+            return self.mark_if_in_results(job)
         except UserError as error:
             self.display.report(job, "failed", one_line(error))
             return True
 
-    def skip_if_in_results(self, job: Job) -> bool:
+    def mark_if_in_results(self, job: Job) -> bool:
         identity = {key: job.config[key] for key in (*(f"names.{axis}" for axis in AXES), "seed")}
         for folder, config in self.finished.items():
             if all(config.get(key) == value for key, value in identity.items()):
-                mismatch = config_mismatch(job, folder, finished=True)
+                mismatch = describe_mismatch(job, folder, finished=True)
                 if not mismatch:
                     self.complete(job, folder)
                     return True
-                job.note = f"{folder} doesn't count: {mismatch}"
+                job.note = f"{folder} isn't reused: {mismatch}"
         return False
 
     def start(self, job: Job, slot: int) -> None:
@@ -99,19 +109,19 @@ class Sweep:
                 if job.state != "elsewhere":
                     self.display.report(job, "elsewhere", "another process trains it")
                 return
-            if self.skip_if_done(job):
+            if self.mark_if_done_or_failed(job):
                 return
             resumes = (job.folder / "config.yaml").is_file()
-            words = resume_words(job) if resumes else [*job.words, f"run_dir={job.folder}"]
-            job.process = RunProcess(job.folder, words, self.resources.environment(slot), slot, lock)
+            arguments = resume_arguments(job) if resumes else [*job.words, f"run_dir={job.folder}"]
+            job.process = RunProcess(job.folder, arguments, self.resources.environment(slot), slot, lock)
         self.display.report(job, "running", "resumed" if resumes else "")
 
-    def finish(self, job: Job, process: RunProcess) -> None:
-        """Takes over the outcome of a process that has ended."""
+    def handle_exit(self, job: Job, process: RunProcess) -> None:
+        """Sets the state of a job whose process has ended: done, stopped or failed."""
         job.finished_seconds, job.process = job.seconds, None
         if process.exit_code == 0 and (job.folder / "metrics.json").is_file():
             self.complete(job, job.folder)
-        elif self.signal:
+        elif self.stop_signal:
             saved = (job.folder / "checkpoints" / "last.ckpt").is_file()
             self.display.report(job, "stopped", "saved" if saved else "nothing saved yet")
         else:
@@ -122,8 +132,9 @@ class Sweep:
         job.result_folder, job.result = folder, read_json(folder / "metrics.json")
         self.display.report(job, "done", f"in {folder}")
         if self.keep and folder == job.folder:
-            copy = Path(self.keep) / folder.relative_to(folder.parents[2])
-            for name in KEPT_FILES:
+            runs_root = folder.parents[2]  # above task/model/size-seed
+            copy = Path(self.keep) / folder.relative_to(runs_root)
+            for name in COPIED_FILES:
                 if (folder / name).is_file():
                     write_text(copy / name, (folder / name).read_text())
 
@@ -144,8 +155,8 @@ class Sweep:
                 signal.signal(signum, handler)
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
-        """Every run finishes its step, saves and leaves; at a second signal it leaves at once."""
-        self.signal = signum
+        """Every run finishes its step, saves and exits; at a second signal it exits at once."""
+        self.stop_signal = signum
         for job in self.jobs:
             if job.process is not None:
                 job.process.stop()
@@ -161,9 +172,9 @@ def finished_runs(results: str) -> dict[Path, dict[str, Any]]:
     return {folder: read_config(folder) for folder in folders(paths)[0]}
 
 
-def resume_words(job: Job) -> list[str]:
-    """Command line that resumes a run; it names classes that aren't trusted, as the sweep's did."""
+def resume_arguments(job: Job) -> list[str]:
+    """The command line that resumes a run; untrusted classes are named again, as for `zoo sweep` itself."""
     local = [word for word in job.words if word.startswith(("hydra.searchpath=", "data.root="))]
     targets = {f"{group}._target_": job.config[f"{group}._target_"] for group in ("model", "task")}
-    trust = [f"{key}={target}" for key, target in targets.items() if not plugins.trusted(target)]
-    return [f"resume={job.folder}", *local, *trust]
+    repeated = [f"{key}={target}" for key, target in targets.items() if not trust.is_trusted(target)]
+    return [f"resume={job.folder}", *local, *repeated]

@@ -62,9 +62,9 @@ def test_the_tensors_bytes_are_checked(zoo: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: os.truncate(path, path.stat().st_size // 2), "damaged or foreign"),
-        (lambda path: os.truncate(path, 0), "damaged or foreign"),
-        (lambda path: path.write_text("a note"), "damaged or foreign"),
+        (lambda path: os.truncate(path, path.stat().st_size // 2), "damaged or unrelated"),
+        (lambda path: os.truncate(path, 0), "damaged or unrelated"),
+        (lambda path: path.write_text("a note"), "damaged or unrelated"),
         (lambda path: path.unlink(), "expected a checkpoint"),
         (lambda path: torch.save({"weights": torch.zeros(3)}, path), "found another kind of file"),
         (lambda path: torch.save([1, 2], path), "found another kind of file"),
@@ -84,7 +84,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("form", ["zip", "pickle", "legacy"])
-def test_a_foreign_pickle_is_never_run(zoo: Any, form: str) -> None:
+def test_a_pickle_that_is_no_checkpoint_is_never_run(zoo: Any, form: str) -> None:
     zoo.train_whole()
     path = zoo.folder / "whole/checkpoints/last.ckpt"
     content = zoo.checkpoint("whole") | {"bomb": Bomb()}
@@ -92,7 +92,7 @@ def test_a_foreign_pickle_is_never_run(zoo: Any, form: str) -> None:
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    check_refused(zoo, "more than tensors and plain data" if form == "zip" else "damaged or foreign")
+    check_refused(zoo, "more than tensors and plain Python data" if form == "zip" else "damaged or unrelated")
     assert not os.path.exists("exploded")
 
 
@@ -191,10 +191,10 @@ train.main()
     assert ended.stderr.startswith("error: can't save ")
     assert "last.ckpt: File too large; " in ended.stderr
     if when == "first":
-        assert ended.stderr.endswith("there is none before it\n")
+        assert ended.stderr.endswith("there is no previous one\n")
         assert os.listdir("run/checkpoints") == []
     else:
-        assert ended.stderr.endswith("the one before is whole\n")
+        assert ended.stderr.endswith("the previous checkpoint is intact\n")
         assert zoo.checkpoint("run")["global_step"] == 4
     assert zoo.run("resume=run").code == 0
 

@@ -117,7 +117,7 @@ def test_a_base_with_a_window(zoo: Any) -> None:
 def test_a_damaged_base(zoo: Any, base: Path) -> None:
     last = base / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:200])
-    with pytest.raises(UserError, match="damaged or foreign"):
+    with pytest.raises(UserError, match="damaged or unrelated"):
         build.model(compose([*WORDS]))
     last.unlink()
     with pytest.raises(UserError, match="expected a checkpoint at"):

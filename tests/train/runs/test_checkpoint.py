@@ -1,4 +1,4 @@
-"""Weights of checkpoints that were written when a model's modules had other names."""
+"""Weights of checkpoints: modules with their former names, and weights that don't fit the model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from zoo.module import SequenceModule
 from zoo.plugins import choices
 from zoo.train.runs import build
 from zoo.train.runs.checkpoint import (
-    PARTS,
-    RENAMED_WEIGHTS,
+    RENAMED_MODULES,
+    REQUIRED_KEYS,
     VERSION,
     AtomicCheckpointIO,
-    check_weights,
+    matching_weights,
     update_weight_names,
 )
 from zoo.train.runs.config import compose
 
-FORMER = {new: old for old, new in RENAMED_WEIGHTS.items()}
+FORMER = {new: old for old, new in RENAMED_MODULES.items()}
 
 
 def with_former_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -37,18 +37,17 @@ def test_a_checkpoint_with_the_former_names_is_loaded(name: str) -> None:
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     former = with_former_names(expected)
     assert former.keys() != expected.keys()
-    checkpoint: dict[str, Any] = {"state_dict": former}
-    check_weights(model, checkpoint, Path("last.ckpt"))
+    weights = matching_weights(model, former, Path("last.ckpt"))
     for weight in model.parameters():
         nn.init.zeros_(weight)
-    model.load_state_dict(checkpoint["state_dict"])
+    model.load_state_dict(weights)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
 
 def test_a_resumed_run_reads_the_former_names(tmp_path: Path) -> None:
     weights = {"stack.0.mixer.out_proj.weight": torch.ones(2), "embed.weight": torch.zeros(3)}
-    checkpoint: dict[str, Any] = dict.fromkeys(PARTS, ())
+    checkpoint: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, ())
     checkpoint |= {"global_step": 1, "metrics": {"tokens_seen": 8}, "zoo": {"version": VERSION}}
     checkpoint["state_dict"] = with_former_names(weights)
     files = AtomicCheckpointIO(weights.keys())
@@ -77,11 +76,24 @@ class Own(SequenceModule):
 def test_a_users_own_modules_keep_their_names() -> None:
     weights = Own().state_dict()
     assert update_weight_names(weights, weights.keys()) == weights
-    checkpoint = {"state_dict": {name.replace("out", "outer"): weight for name, weight in weights.items()}}
+    renamed = {name.replace("out", "outer"): weight for name, weight in weights.items()}
     with pytest.raises(UserError, match=r"weight out\.bias expected \(2,\), found absent"):
-        check_weights(Own(), checkpoint, Path("last.ckpt"))
+        matching_weights(Own(), renamed, Path("last.ckpt"))
 
 
 def test_nothing_is_renamed_onto_a_weight_that_exists() -> None:
     weights = {"out.weight": torch.zeros(1), "out_proj.weight": torch.ones(1)}
     assert update_weight_names(weights, ["out_proj.weight"]) == weights
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.zeros(2).to_sparse(), "expected as a dense tensor, found torch.sparse_coo"),
+        (torch.zeros(2, dtype=torch.long), "expected as torch.float32, found torch.int64"),
+    ],
+)
+def test_a_weight_of_another_layout_or_type(weight: Tensor, message: str) -> None:
+    weights = {**Own().state_dict(), "out.bias": weight}
+    with pytest.raises(UserError, match=f"weight out.bias {message}"):
+        matching_weights(Own(), weights, Path("last.ckpt"))

@@ -148,7 +148,7 @@ class TouchesFile:
         return Path.touch, (Path("it-ran"),)
 
 
-def foreign(path: Path) -> None:
+def unrelated(path: Path) -> None:
     torch.save({"weights": TouchesFile()}, path / "model.pt")
 
 
@@ -183,10 +183,22 @@ def remove_weights(folder: Path) -> None:
             ("format=mamba", "config=elsewhere.json"),
             "config.json at elsewhere.json, found none",
         ),
-        (spoil("model.safetensors", lambda b: b[:-8]), ("format=mamba",), "found a damaged or foreign file"),
-        (spoil("model.safetensors", lambda b: b"\xff" * 40), ("format=mamba",), "damaged or foreign file"),
-        (spoil("model.safetensors", lambda b: b""), ("format=mamba",), "found a damaged or foreign file"),
-        (foreign, ("format=mamba", "from=there/model.pt"), "holds more than tensors and plain data"),
+        (
+            spoil("model.safetensors", lambda b: b[:-8]),
+            ("format=mamba",),
+            "found a damaged or unrelated file",
+        ),
+        (
+            spoil("model.safetensors", lambda b: b"\xff" * 40),
+            ("format=mamba",),
+            "damaged or unrelated file",
+        ),
+        (
+            spoil("model.safetensors", lambda b: b""),
+            ("format=mamba",),
+            "found a damaged or unrelated file",
+        ),
+        (unrelated, ("format=mamba", "from=there/model.pt"), "holds more than tensors and plain Python data"),
         (remove_weights, ("format=mamba",), "expected one file of weights in there, found none"),
     ],
 )

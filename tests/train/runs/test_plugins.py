@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zoo import plugins
+from zoo import plugins, trust
 from zoo.train.commands import evaluate as command
 from zoo.train.commands.sweep import arguments
 from zoo.train.evaluation import evaluate
@@ -256,9 +256,9 @@ def test_the_folder_shadows_nothing_and_trusts_only_what_it_names(zoo: Any, loca
     assert "_target_: zoo.models.rmt.RMT" in ended.out, ended
     owners = [choice.owner for choice in plugins.choices("model") if choice.name == "rmt"]
     assert owners == ["zoo", "configs"]
-    assert plugins.trusted(f"{local_configs}.counter.Counter")
-    assert not plugins.trusted(f"{local_configs}.counter.Last")
-    assert not plugins.trusted("os.system")
+    assert trust.is_trusted(f"{local_configs}.counter.Counter")
+    assert not trust.is_trusted(f"{local_configs}.counter.Last")
+    assert not trust.is_trusted("os.system")
 
 
 def test_folders_named_configs_that_are_no_plug_in(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_folders_named_configs_that_are_no_plug_in(zoo: Any, monkeypatch: pytest
     (zoo.folder / "configs").mkdir()
     (zoo.folder / "configs/app.yaml").write_text("_target_: antigravity.Model\n")
     assert plugins.local_configs() is None
-    assert not plugins.trusted("antigravity.Model")
+    assert not trust.is_trusted("antigravity.Model")
     monkeypatch.chdir(Path(__file__).parents[3])
     assert plugins.local_configs() is None
 

@@ -53,7 +53,7 @@ class SweepRunner:
         self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
         (folder / "fake_training.py").write_text(FAKE_TRAINING)
         monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(folder / "fake_training.py")))
-        monkeypatch.setattr(scheduler, "PAUSE", 0.02)
+        monkeypatch.setattr(scheduler, "POLL_INTERVAL", 0.02)
 
     def jobs(self, *words: str) -> list[Job]:
         options, matrix = arguments([*WORDS, *words])

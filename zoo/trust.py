@@ -1,0 +1,42 @@
+"""The rule of trust: which classes the files of a run may have imported and built.
+
+A run's config.yaml names its model's and its task's class, and to build one is to run its code.  Trusted are
+classes of the zoo and of installed plug-ins, classes that a yaml file in the working directory names, and
+those that the user repeats on the command line (model._target_=CLASS).
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.plugins import ENTRY_POINTS, local_configs
+
+
+def is_trusted(target: str) -> bool:
+    """True if this class may be built without a word of the user's."""
+    packages = {"zoo", *(point.value.partition(".")[0] for point in entry_points(group=ENTRY_POINTS))}
+    return target.partition(".")[0] in packages or target in local_targets()
+
+
+def local_targets() -> set[str]:
+    """Classes that yaml files in the working directory name."""
+    folder = local_configs()
+    texts = [path.read_text("utf-8", "replace") for path in folder.glob("*/*.yaml")] if folder else []
+    return {name for text in texts for name in re.findall(r"^\s*_target_:\s*['\"]?([\w.]+)", text, re.M)}
+
+
+def run_targets(config: Mapping[Any, Any]) -> dict[str, str]:
+    """The classes that a run's settings name, by their keys: "model._target_" and "task._target_"."""
+    return {f"{group}._target_": str(config[group]["_target_"]) for group in ("model", "task")}
+
+
+def check_targets(targets: Mapping[str, str], overrides: Collection[str], source: str) -> None:
+    """Raises UserError unless every class is trusted or repeated by an override; `source` names the file."""
+    for key, target in targets.items():
+        if not is_trusted(target) and f"{key}={target}" not in overrides:
+            raise UserError(
+                f"{source} names a class of no installed plug-in: {target}; "
+                f"if you trust it, add {key}={target}"
+            )
