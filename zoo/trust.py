@@ -2,7 +2,7 @@
 
 A run's config.yaml names its model's and its task's class, and to build one is to run its code.  Trusted are
 classes of the zoo and of installed plug-ins, classes that a yaml file in the working directory names, and
-those that the user repeats on the command line (model._target_=CLASS).
+those that the command line names again (model._target_=CLASS).
 """
 
 import re
@@ -15,7 +15,7 @@ from zoo.plugins import ENTRY_POINTS, local_configs
 
 
 def is_trusted(target: str) -> bool:
-    """True if this class may be built without a word of the user's."""
+    """True if this class may be built although the command line doesn't name it."""
     packages = {"zoo", *(point.value.partition(".")[0] for point in entry_points(group=ENTRY_POINTS))}
     return target.partition(".")[0] in packages or target in local_targets()
 
@@ -33,7 +33,7 @@ def run_targets(config: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_targets(targets: Mapping[str, str], overrides: Collection[str], source: str) -> None:
-    """Raises UserError unless every class is trusted or repeated by an override; `source` names the file."""
+    """Raises UserError unless every class is trusted or named by an override; `source` names the file."""
     for key, target in targets.items():
         if not is_trusted(target) and f"{key}={target}" not in overrides:
             raise UserError(

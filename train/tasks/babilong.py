@@ -7,13 +7,14 @@ Kuratov et al. 2024, arXiv:2406.10149; facts and questions of bAbI, Weston et al
 
 A question of a story takes all facts before it and no other question.  Background is sentences of a corpus,
 of the same split, from a random one on, without those under 40 bytes (some 10 tokens of GPT-2) and with the
-last one cut: all of `length` that the rest leaves.  Every fact goes to a uniformly drawn gap between
-sentences, several to the same one if it so happens; facts keep their order.  A sample is bytes after the END
-that opens any document of task lm; `length` counts its positions.  Where facts and question need more, the
-sample has that length and no background: with length=1 it is plain bAbI.
+last one cut; it fills what facts and question leave of `length`.  Every fact goes to a random gap between
+sentences, uniformly drawn, and several may share a gap; facts keep their order.  A sample is bytes after END,
+the first input of every document (as in task lm); `length` counts its positions.  Where facts and question
+need more, the sample has that length and no background: with length=1 it is plain bAbI.
 
-The targets are the answer's bytes.  Its first ones give the rest away: a predictor that knows the words and
-reads nothing gets 87 % of the bytes, but 19 % of the words, which are what counts (`baselines`).
+The targets are the answer's bytes, of which the first determine most of the others: a predictor that knows
+the answers' words and reads no sample gets 87 % of the bytes right, but 19 % of the words (`baselines`).
+So judge a model by its words, the exact samples.
 
 The files are found in `folder` under their published names: qa1_single-supporting-fact_train.txt,
 …_test.txt.  The last tenth of the training stories is for validation.  All tasks have as many samples.

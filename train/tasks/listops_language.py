@@ -51,9 +51,8 @@ def evaluate(tokens: str | Sequence[str | int] | Integer[np.ndarray, " n"] | Int
     ids = [IDS.get(symbol, -1) if isinstance(symbol, str) else int(symbol) for symbol in symbols]
     if ids and ids[-1] == END:
         del ids[-1]
-    open_lists: list[list[int]] = [
-        []
-    ]  # of each the operator, then the values so far; the first has the result
+    # of each open list the operator, then its values so far; the first holds the result
+    open_lists: list[list[int]] = [[]]
     for position, token in enumerate(ids):
         if open_lists[0]:
             raise UserError(

@@ -14,9 +14,9 @@ multivalue    `needles`, all of one key             all values, in the order of 
 multiquery    `needles`, each of another key        all values, in the order of the question's keys
 
 `distractors` more hide keys that no question is about.  Values have seven digits; several are answered as
-`1234567, 7654321`.  The targets are the answer's bytes.  Needles go between sentences, at different ones
-of 40 depths from 0 to 1, in shares of the sentences; `depth` sets that of a single one.  `length` counts
-bytes, and so positions, of a complete sample; the book fills what all other parts leave of it.
+`1234567, 7654321`.  The targets are the answer's bytes.  Needles go between sentences, each at another
+of 40 depths from 0 to 1, as shares of the sentences; `depth` sets the depth of a single needle.  `length`
+counts bytes, and so positions, of a complete sample; the book fills what all other parts leave of it.
 
 Scored by complete answers, and by the mean share of values in them (`share_of_values`, `score`).
 
