@@ -50,7 +50,7 @@ def test_what_is_written_trains_resumes_and_holds_the_laws(
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
 
     given = ["gated_thing.model.GatedThing", "depth=1", "width=16", "mlp_width=16"]
-    assert check.check(check.builder(given)) == 0
+    assert check.check(check.model_builder(given)) == 0
     assert capsys.readouterr().out.endswith("every law holds\n")
 
 
