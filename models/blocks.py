@@ -34,13 +34,15 @@ def make_norm(kind: Norm, width: int) -> nn.Module:
 
 def sinusoid(distances: Int[Tensor, " time"], width: int, reference: Tensor) -> Float[Tensor, "time width"]:
     """[sin(t w_0) .. sin(t w_{D/2-1}), cos(t w_0) ..] with w_n = 10000^(-2n/D): sines, then cosines."""
-    rates = 10000.0 ** (-torch.arange(0, width, 2, device=reference.device, dtype=reference.dtype) / width)
-    angles = distances.to(reference.dtype)[:, None] * rates
+    frequencies = 10000.0 ** (
+        -torch.arange(0, width, 2, device=reference.device, dtype=reference.dtype) / width
+    )
+    angles = distances.to(reference.dtype)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def output_projection(embed: nn.Embedding, tied: bool) -> nn.Linear:
-    """From the width to logits, without bias; `tied`: by the embedding's matrix."""
+    """From the width to logits, without bias; `tied` shares the embedding's matrix."""
     head = nn.Linear(embed.embedding_dim, embed.num_embeddings, bias=False)
     if tied:
         head.weight = embed.weight
@@ -48,7 +50,7 @@ def output_projection(embed: nn.Embedding, tied: bool) -> nn.Linear:
 
 
 class FeedForward(nn.Module):
-    """W_2 act(W_1 x), or gated, W_2 (act(W_g x) * W_1 x), for SwiGLU and GeGLU (Shazeer 2020,
+    """W_2 act(W_1 x); gated: W_2 (act(W_g x) * W_1 x), for SwiGLU and GeGLU (Shazeer 2020,
     arXiv:2002.05202)."""
 
     def __init__(
@@ -76,7 +78,7 @@ class FeedForward(nn.Module):
 
 
 class Block(Mixer):
-    """Pre-norm residual block: x += mixer(norm(x)), then x += mlp(norm(x)) where there is one."""
+    """Pre-norm residual block: x += mixer(norm(x)), then x += mlp(norm(x)) if it has an mlp."""
 
     def __init__(
         self, mixer: Mixer, mlp: nn.Module | None, width: int, norm: Norm = "rms", dropout: float = 0.0
@@ -111,8 +113,9 @@ class Block(Mixer):
 
 
 def layers_with_memory(depth: int, requested: object) -> list[int]:
-    """The layers with a kNN memory: the requested ones, by default one at three quarters of the depth, the
-    9th of 12 in the Memorizing Transformer.  ValueError unless they are a list of some of 0 .. depth - 1."""
+    """The layers with a kNN memory: the requested ones, by default one at three quarters of the depth, as the
+    9th of 12 in the Memorizing Transformer.  Raises ValueError unless `requested` is a non-empty list of
+    layers 0 .. depth - 1."""
     if requested is None:
         return [(3 * depth - 1) // 4]
     layers = list(requested) if isinstance(requested, Sequence) else []
@@ -122,7 +125,7 @@ def layers_with_memory(depth: int, requested: object) -> list[int]:
 
 
 class Stack(nn.ModuleList):
-    """Blocks in a row; the state is the tuple of their states."""
+    """Blocks applied one after another; the state is the tuple of their states."""
 
     if TYPE_CHECKING:
 
@@ -156,10 +159,10 @@ class Stack(nn.ModuleList):
 
 @torch.no_grad()
 def init_weights(model: nn.Module, depth: int) -> None:
-    """The initial weights of all architectures, which therefore start alike.
+    """Initial weights, the same distribution for all architectures.
 
-    Embeddings have variance 1/D; every matrix 1/width_in, over 2 depth if it ends a branch (`out_proj`),
-    so that the residual stream doesn't grow with depth; biases are 0, norms 1.
+    Embeddings have variance 1/D; every matrix 1/width_in, 1/(2 depth width_in) at the end of a residual
+    branch (`out_proj`), so that the residual stream doesn't grow with depth; biases are 0, norms 1.
     """
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding):

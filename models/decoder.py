@@ -23,7 +23,7 @@ from zoo.state import State
 
 
 class BaseOptions(TypedDict, total=False):
-    """Settings that every decoder passes through to `Decoder`, whose defaults hold."""
+    """Options that every decoder passes through to `Decoder`; their defaults are those of `Decoder`."""
 
     norm: Norm
     tied: bool
@@ -31,14 +31,14 @@ class BaseOptions(TypedDict, total=False):
 
 
 class DecoderOptions(BaseOptions, total=False):
-    """Further settings, of decoders whose feed-forwards are free; `bias` is also that of their attention."""
+    """Options of decoders that let the user choose the feed-forward; `bias` also applies to the attention."""
 
     activation: Activation
     bias: bool
 
 
 def attention_options(options: Mapping[str, object]) -> dict[str, Any]:
-    """Those of a decoder's options that its attention takes, too."""
+    """The subset of a decoder's options that its attention layers take as well."""
     shared = ("kv_heads", "position", "rope_base", "bias", "dropout")
     return {name: options[name] for name in shared if name in options}
 
@@ -46,9 +46,10 @@ def attention_options(options: Mapping[str, object]) -> dict[str, Any]:
 class Decoder(SequenceModule):
     """Token embedding, a block with a feed-forward around each mixer, a last norm, the output projection.
 
-    `mixers` may be a generator: each is followed by its feed-forward in the order of random draws.  With
-    `mlp_width` 0 there are no feed-forwards.  `positions` > 0 adds a learned table of that many positions,
-    counted from the start of each call of `body`; `wrap` makes of each block what the stack holds.
+    `mixers` may be a generator: mixers and feed-forwards are then created, and draw initial weights, in
+    alternation.  With `mlp_width` 0 there are no feed-forwards.  `positions` > 0 adds a learned table of that
+    many positions, counted from the start of each call of `body`.  `wrap` is applied to each block before it
+    enters the stack.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Decoder(SequenceModule):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """By `blocks.init_weights`; positions like embeddings."""
+        """Initialise by `blocks.init_weights`, and learned positions like embeddings."""
         init_weights(self, len(self.stack))
         if self.positions is not None:
             nn.init.normal_(self.positions, std=self.width**-0.5)
@@ -92,14 +93,14 @@ class Decoder(SequenceModule):
         return self.stack.init_state(rows)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices decay, except those that a module names in `undecayed`; the rest doesn't."""
+        """Weight decay applies to matrices, except those listed in a module's `undecayed`."""
         undecayed = {
             id(getattr(part, name)) for part in self.modules() for name in getattr(part, "undecayed", ())
         }
         matrices, rest = super().parameter_groups()
         decaying = [weight for weight in matrices["params"] if id(weight) not in undecayed]
-        spared = [weight for weight in matrices["params"] if id(weight) in undecayed]
-        return [{**matrices, "params": decaying}, {**rest, "params": rest["params"] + spared}]
+        exempt = [weight for weight in matrices["params"] if id(weight) in undecayed]
+        return [{**matrices, "params": decaying}, {**rest, "params": rest["params"] + exempt}]
 
     def body(
         self, x: Float[Tensor, "rows time width"], state: State
@@ -117,7 +118,7 @@ class Decoder(SequenceModule):
         return self.head(x), state
 
     def init_decode_cache(self, state: State) -> Any:
-        """The number of positions that `decode_body` has read, and the blocks' caches."""
+        """(number of tokens in the cache, the blocks' caches)."""
         return 0, self.stack.init_decode_cache(state)
 
     def decode(
@@ -129,7 +130,7 @@ class Decoder(SequenceModule):
     def decode_body(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        """`body`, behind the positions in the cache."""
+        """`body` for the tokens after those in the cache."""
         length, blocks = cache
         if self.positions is not None:
             x = x + self.positions[length : length + x.shape[1]]

@@ -1,6 +1,6 @@
-"""Hybrids: decoders whose blocks hold mixers of several kinds, in a pattern.
+"""Hybrids: decoders whose blocks have mixers of several kinds, in a repeating pattern.
 
-Every mixer takes any number of tokens and continues at any of them.
+Every mixer accepts any number of tokens, and a text may be cut at any token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,10 @@ Mixers = Mapping[str, Callable[[], Mixer]]
 
 
 class Hybrid(Decoder):
-    """`pattern` is repeated over the depth (see `pattern_layers`); `mixers` makes a mixer of each kind."""
+    """A decoder whose layers have the kinds in `pattern`, in order (see `pattern_layers`).
+
+    `mixers` has a factory per kind.
+    """
 
     learns_through_memory = True
     cuts_anywhere = True
@@ -37,11 +40,11 @@ class Hybrid(Decoder):
 
 
 def pattern_layers(pattern: Sequence[Kind], depth: int) -> list[Kind]:
-    """The kind of each layer: the pattern over and over, cut at `depth`; kinds that the cut would leave out
-    altogether come last, so that no size is without them."""
-    for spare in range(depth + 1):
-        layers = [pattern[layer % len(pattern)] for layer in range(depth - spare)]
+    """The kind of each layer: the pattern, repeated and cut off at `depth`.  Kinds that would then be absent
+    replace the last layers, so that a shallow model has all of them.  ValueError if they don't fit."""
+    for num_replaced in range(depth + 1):
+        layers = [pattern[layer % len(pattern)] for layer in range(depth - num_replaced)]
         missing = [kind for kind in dict.fromkeys(pattern) if kind not in layers]
-        if len(missing) == spare:
+        if len(missing) == num_replaced:
             return layers + missing
     raise ValueError(f"{depth} blocks can't hold each of {', '.join(dict.fromkeys(pattern))}")

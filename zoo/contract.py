@@ -26,7 +26,7 @@ from zoo.law_tools import (
     assert_close,
     assert_finite,
     assert_same_dtypes,
-    carried_and_mixed_states,
+    continued_states,
     different_text,
     float_leaves,
     gradient_runs_through,
@@ -203,12 +203,12 @@ def gradient_reach(model: SequenceModule) -> None:
 
 
 def parallel_equals_fold(model: SequenceModule) -> None:
-    """`forward` has the logits, the state and the gradients of the fold of `segment`, from an initial, a
-    carried and a mixed state."""
+    """`forward` has the logits, the state and the gradients of the fold of `segment`, from an initial
+    state, from that after a text, and from the same with a row reset."""
     text, size = random_text(model), model.segment_len
-    carried, mixed = carried_and_mixed_states(model)
+    after_text, partly_reset = continued_states(model)
     ragged = text[:, : 3 * size - min(3, size - 1)]
-    cases = (ragged, mixed), (ragged, carried), (text, None)
+    cases = (ragged, partly_reset), (ragged, after_text), (text, None)
     is_fold = type(model).forward is SequenceModule.forward and model.parallel == "none"
     for tokens, state in cases[:1] if is_fold else cases:
         expected = read_with_gradients(model, model.fold, tokens, state)

@@ -1,4 +1,4 @@
-"""Continuing a text token by token, in memory that doesn't grow with it."""
+"""Generation: a text continued token by token, in memory that doesn't grow with its length."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +10,8 @@ from torch import Tensor
 from zoo.module import SequenceModule
 from zoo.state import State
 
-AT_ONCE = 4096
-"""Tokens of whole segments that are read in one call, so that a long prompt needs no more memory."""
+MAX_TOKENS_PER_CALL = 4096
+"""A longer prompt is read in several calls, which bounds memory; a call has at least one segment."""
 
 Pick = Callable[[Float[Tensor, "rows vocab"]], Int[Tensor, " rows"]]
 
@@ -22,8 +22,8 @@ def greedy(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
 
 
 def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Pick:
-    """Draws from softmax(logits / temperature), cut to the fewest tokens that have `top_p` of it (Holtzman et
-    al. 2020, arXiv:1904.09751); a temperature of 0 is `greedy`."""
+    """Samples from softmax(logits / temperature), restricted to the fewest tokens whose probabilities sum to
+    `top_p` (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); a temperature of 0 is `greedy`."""
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if not 0 < top_p <= 1:
@@ -33,11 +33,13 @@ def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Gener
 
     def pick(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = logits - logits.amax(-1, keepdim=True)  # or a tiny temperature makes them infinite
-        shares, tokens = (logits / max(temperature, 1e-30)).softmax(-1).sort(-1, descending=True)
-        before = shares.cumsum(-1) - shares
-        shares = shares.masked_fill(before >= top_p, 0.0)
-        rank = torch.multinomial(shares, 1, generator=generator)
+        logits = logits - logits.amax(
+            -1, keepdim=True
+        )  # a tiny temperature would make positive ones infinite
+        probs, tokens = (logits / max(temperature, 1e-30)).softmax(-1).sort(-1, descending=True)
+        mass_before = probs.cumsum(-1) - probs  # of all more probable tokens
+        probs = probs.masked_fill(mass_before >= top_p, 0.0)
+        rank = torch.multinomial(probs, 1, generator=generator)
         return tokens.gather(-1, rank)[:, 0]
 
     return pick
@@ -46,51 +48,53 @@ def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Gener
 class Reader:
     """Reads a text in pieces of any length and predicts the token after each.
 
-    A model that `cuts_anywhere` just continues.  Any other reads its open segment again from the state before
-    it, which is the definition of continuing it; or continues from a cache where it `decodes`, and reads the
-    segment again once, when it is complete, for the state after it.
+    A model that `cuts_anywhere` continues from its state.  Any other reads its open segment again from the
+    state before it, which is the definition of continuing it.  If the model `decodes`, it uses a cache
+    instead and reads the segment again only once, when it is complete, for the state after it.
     """
 
     def __init__(self, model: SequenceModule, rows: int) -> None:
         self.model = model
         self.state: State = model.init_state(rows)  # after the last closed segment
-        self.open = torch.empty(rows, 0, dtype=torch.long, device=model.device)  # read, but not yet closed
-        self.cache: Any = None  # of the open segment, if the model has one
+        self.open_tokens = torch.empty(
+            rows, 0, dtype=torch.long, device=model.device
+        )  # tokens read since then
+        self.cache: Any = None  # of the open segment, if the model `decodes`
 
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows vocab"]:
         """Logits for the token after the last one read, without gradient."""
         segment_len = self.model.segment_len
-        at_once = max(1, AT_ONCE // segment_len) * segment_len
+        max_tokens = max(1, MAX_TOKENS_PER_CALL // segment_len) * segment_len
         if self.model.cuts_anywhere:
-            for piece in tokens.split(at_once, dim=1):
+            for piece in tokens.split(max_tokens, dim=1):
                 logits, self.state = self.model(piece, self.state)
             return logits[:, -1]
         new = tokens.shape[1]
-        tokens = torch.cat([self.open, tokens], dim=1)
+        tokens = torch.cat([self.open_tokens, tokens], dim=1)
         end = tokens.shape[1] // segment_len * segment_len
-        for piece in tokens[:, :end].split(at_once, dim=1) if end else ():
+        for piece in tokens[:, :end].split(max_tokens, dim=1) if end else ():
             logits, self.state = self.model(piece, self.state)
             self.cache = None
-        self.open = tokens[:, end:]
-        if self.open.shape[1]:
-            logits = self._read_open(min(new, self.open.shape[1]))
+        self.open_tokens = tokens[:, end:]
+        if self.open_tokens.shape[1]:
+            logits = self._read_open(min(new, self.open_tokens.shape[1]))
         return logits[:, -1]
 
     def _read_open(self, new: int) -> Float[Tensor, "rows time vocab"]:
-        """Logits of the open segment's last `new` tokens, which the cache lacks, or of all its tokens."""
+        """Logits of the open segment's last `new` tokens, by the cache, or of all its tokens without one."""
         if self.cache is None and self.model.decodes:
             self.cache = self.model.init_decode_cache(self.state)
         if self.cache is None:
-            return self.model(self.open, self.state)[0]
-        logits, self.cache = self.model.decode(self.open[:, -new:], self.cache)
+            return self.model(self.open_tokens, self.state)[0]
+        logits, self.cache = self.model.decode(self.open_tokens[:, -new:], self.cache)
         return logits
 
 
 def generate(
     model: SequenceModule, prompt: Int[Tensor, "rows time"], pick: Pick = greedy
 ) -> Iterator[Int[Tensor, " rows"]]:
-    """The tokens after the prompt, one at a time and without end; `pick` chooses each from its logits."""
+    """Endless iterator over the tokens after the prompt; `pick` selects each from its logits."""
     reader = Reader(model, len(prompt))
     tokens = prompt
     while True:

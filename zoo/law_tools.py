@@ -74,7 +74,7 @@ def streaming_cuts(model: SequenceModule, length: int) -> list[int]:
     return sorted(cut for cut in cuts if cut < length)
 
 
-def carried_and_mixed_states(model: SequenceModule) -> tuple[State, State]:
+def continued_states(model: SequenceModule) -> tuple[State, State]:
     """The state after a text, and the same state with its first row reset."""
     _, state = model(random_text(model, seed=1)[:, : memory_cuts(model)[1]])
     return state, reset_rows(state, model.init_state(BATCH_SIZE), torch.tensor([True, False, False]))
@@ -211,13 +211,15 @@ def modes_agree(model: SequenceModule) -> bool:
 @torch.no_grad()
 def _sample_outputs(model: SequenceModule) -> list[Tensor]:
     """Logits, states and gradients of a full text, of one token and of a text with a short last segment,
-    from fresh, carried and mixed states."""
-    text, (carried, mixed) = random_text(model), carried_and_mixed_states(model)
+    from initial, continued and partly reset states."""
+    text, (after_text, partly_reset) = random_text(model), continued_states(model)
     logits, state = model(text)
-    outputs = [logits, *contents(state), *contents(carried), model(text[:, :1], carried)[0]]
+    outputs = [logits, *contents(state), *contents(after_text), model(text[:, :1], after_text)[0]]
     ragged = text[:, : model.segment_len + 1]
     for read in (model.fold, model.forward):
         outputs += [
-            tensor for part in read_with_gradients(model, read, ragged, mixed).values() for tensor in part
+            tensor
+            for part in read_with_gradients(model, read, ragged, partly_reset).values()
+            for tensor in part
         ]
     return outputs

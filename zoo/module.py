@@ -1,7 +1,7 @@
-"""The one interface every architecture implements, and the one training step they all share.
+"""The interface that every architecture implements, and the training step that all of them share.
 
 An author writes `init_state` and `segment` and declares a few traits; the rest is inherited.  Letters used
-for shapes in the whole repository: rows B, time T, segment S, width D, heads H, head width K, memory tokens
+for shapes in the whole repository: rows B, time T, segment S, width D, heads H, head_dim K, memory tokens
 M, vocabulary V.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo.optim import Optim
 from zoo.state import State, detach, reset_rows
 
-IGNORE = -100  # the target of a position without a loss
+IGNORE = -100  # the target of positions without a loss
 
 Parallel = Literal["none", "segments", "segments_as_batch", "any_length"]
 
@@ -31,10 +31,10 @@ class Batch(NamedTuple):
 
 
 class DecodeRule:
-    """Base of SequenceModule and Mixer: a decode cache belongs to the `segment` or `forward` beside it.
+    """Base of SequenceModule and Mixer, which keeps an inherited decode cache from being used wrongly.
 
-    A class that overrides one of these without `init_decode_cache` has `decodes = False`, unless it sets
-    `decodes` itself.
+    A class that overrides `segment` or `forward` but not `init_decode_cache` has `decodes = False`, since the
+    inherited cache belongs to the inherited code; it may set `decodes` itself.
     """
 
     decodes: bool = False
@@ -50,31 +50,31 @@ class SequenceModule(DecodeRule, L.LightningModule, ABC):
     """A language model that reads text segment by segment and hands a state from one to the next.
 
     Reading a long text is the fold of `segment` over it: cutting a call at any segment boundary changes
-    nothing. A call of `segment` closes its segment, a short one is a short segment.  Every further promise
-    is a law in zoo/contract.py.
+    nothing.  Every call of `segment` ends a segment: fewer tokens are a short segment, which the next call
+    doesn't continue.  All further promises are laws in zoo/contract.py.
     """
 
     vocab_size: int
     segment_len: int
     remembers: bool = True
-    """False: every segment starts empty, the forgetting baseline; its state may have no tensors."""
+    """False for a baseline without memory: every segment starts from an empty state."""
     learns_through_memory: bool | tuple[str, ...]
-    """Does the gradient run back through the state into earlier segments (in train mode)?  True, False, or
-    the names of the state's fields that it runs through."""
+    """True if in train mode the gradient runs back through the state into earlier segments; or the names of
+    the state's fields that it runs through."""
     cuts_anywhere: bool = False
-    """A call may end at any token and the next one continues there."""
+    """True if a call may end at any token, also inside a segment, and the next call continues there."""
     mixes_rows_in_training: bool = False
-    """Rows see one another in train mode."""
+    """True if in train mode a row's logits depend on the other rows of the batch."""
     parallel: Parallel = "none"
-    """The inputs that one call of `segment` takes, so that `forward` needs few calls for a long text:
-    `none`: one segment; `segments`: all whole segments of a text, (rows, segments * S);
-    `segments_as_batch`: the same as rows of their own, (rows * segments, S), those of a text in order;
-    `any_length`: a text of any length."""
+    """The longest input of one call of `segment`, so that `forward` needs few calls for a long text:
+    `none`: one segment; `segments`: all full segments of a text, (rows, segments * S); `segments_as_batch`:
+    the same, each segment a separate row, (rows * segments, S), a text's segments in order; `any_length`: a
+    text of any length."""
     decodes: bool = False
-    """There is a cache with which `decode` continues an open segment (see DecodeRule).  False: an open
-    segment is read again from its beginning."""
+    """True if `decode` can continue an open segment from a cache (see DecodeRule); if False, an open segment
+    is read again from its beginning."""
     outside_budget: ClassVar[tuple[str, ...]] = ("embed", "positions", "head")
-    """Parts that a budget of parameters doesn't count: token embedding, position table, output projection."""
+    """Attributes that a parameter budget leaves out: token embedding, position table, output projection."""
 
     optim: Optim
     train_state: State | None = None  # from one training step to the next, detached
@@ -106,7 +106,10 @@ class SequenceModule(DecodeRule, L.LightningModule, ABC):
     def forward(
         self, tokens: Int[Tensor, "rows time"], state: State | None = None
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """The fold, or its form by `parallel`, which equals it, gradients included."""
+        """Read a text of any length: by `fold`, or in fewer calls of `segment` as `parallel` allows.
+
+        Logits, states and gradients equal those of `fold`.
+        """
         if self.parallel == "none":
             return self.fold(tokens, state)
         if state is None:
@@ -127,10 +130,10 @@ class SequenceModule(DecodeRule, L.LightningModule, ABC):
         return logits, state
 
     def init_decode_cache(self, state: State) -> Any:
-        """A cache for `decode`, of the segment after `state`, still empty.
+        """An empty cache for `decode` at the start of the segment after `state`.
 
-        None where this state allows none: the open segment is then read again from its beginning at every
-        piece, which is the definition of continuing it.
+        None if this state allows no cache: the open segment is then read again from its beginning with every
+        new token, which is the definition of continuing it.
         """
         return None
 
@@ -150,14 +153,14 @@ class SequenceModule(DecodeRule, L.LightningModule, ABC):
         ]
 
     def diagnostics(self, state: State) -> dict[str, float]:
-        """Numbers that are worth watching in the carried state, logged under memory/."""
+        """Scalars that describe the carried state, logged under memory/."""
         return {}
 
     def set_progress(self, step: int, steps: int) -> None:
-        """Called before each training step with the progress of training: for schedules alone."""
+        """Called before training step `step` of `steps`; for models with a schedule."""
 
     def count_parameters(self) -> int:
-        """Parameters that the budget counts, tied ones once."""
+        """The number of parameters that the budget counts, tied ones once."""
         outside = {id(w) for part in self.outside_budget for w in _weights(getattr(self, part, None))}
         return sum(weight.numel() for weight in self.parameters() if id(weight) not in outside)
 
@@ -169,7 +172,7 @@ class SequenceModule(DecodeRule, L.LightningModule, ABC):
         Returns the loss in nats per target, `nats` and `hits` (rows, time) (0 and False where there is no
         target), and the state after the window, detached.
         """
-        # Also where no row is fresh: the weights of an initial state have their gradient, 0, on every rank.
+        # Computed even if no row is fresh: so a learned initial state has a gradient (zero) on every rank.
         empty = self.init_state(len(batch.tokens))
         state = empty if state is None else reset_rows(state, empty, batch.fresh)
         logits, state = self(batch.tokens, state)

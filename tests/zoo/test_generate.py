@@ -50,7 +50,7 @@ def test_a_reader_predicts_the_same_for_any_pieces(
     for piece in tokens.split(pieces, dim=1):
         end += piece.shape[1]
         torch.testing.assert_close(reader.read(piece), logits[:, end - 1], rtol=1e-10, atol=1e-10)
-        assert reader.open.shape == (2, 0 if model.cuts_anywhere else end % SEGMENT)
+        assert reader.open_tokens.shape == (2, 0 if model.cuts_anywhere else end % SEGMENT)
 
 
 @BUILDS
@@ -61,8 +61,8 @@ def test_a_reader_needs_no_more_memory_for_a_longer_text(build: Callable[[], Seq
     sizes = []
     for token in text(50 * SEGMENT).split(1, dim=1):
         reader.read(token)
-        sizes.append(nbytes(reader.state) + reader.open.nbytes)
-        assert reader.open.shape[1] < SEGMENT
+        sizes.append(nbytes(reader.state) + reader.open_tokens.nbytes)
+        assert reader.open_tokens.shape[1] < SEGMENT
     assert sizes[SEGMENT:] == sizes[:-SEGMENT]
 
 
@@ -238,7 +238,7 @@ def test_the_memory_of_a_reader_does_not_grow_with_the_text(name: str) -> None:
     for step, piece in enumerate(torch.randint(257, (1, 400)).split(8, dim=1)):
         reader.read(piece)
         storages = [
-            storage.untyped_storage() for storage in tensors((reader.state, reader.open, reader.cache))
+            storage.untyped_storage() for storage in tensors((reader.state, reader.open_tokens, reader.cache))
         ]
         sizes[step] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     assert step == 49
