@@ -37,7 +37,7 @@ CONFIG_GROUPS = ("model", "task", "size", "optim", "trainer", "experiment")
 
 
 class PluginConfigs(SearchPathPlugin):
-    """Appends every plug-in's configs to Hydra's search path, behind the zoo's."""
+    """Appends every plug-in's configs to Hydra's search path, after the zoo's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for point in entry_points(group=ENTRY_POINTS):
@@ -59,7 +59,7 @@ def import_problem(point: EntryPoint) -> str:
 
 
 def local_configs() -> Path | None:
-    """`configs` in the working directory, if it has yaml files of our groups and isn't the zoo's folder."""
+    """`configs` in the working directory, if it has yaml files of CONFIG_GROUPS and isn't the zoo's."""
     try:
         folder = Path.cwd() / "configs"
     except OSError:  # the working directory was deleted
@@ -80,7 +80,7 @@ class Choice(NamedTuple):
 
 
 def config_folders(search: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Owners and their config folders, the first of which wins; `search` is `[file://…,pkg://…]`."""
+    """(owner, config folder) in order of precedence; `search` is hydra.searchpath, `[file://…,pkg://…]`."""
     yield "zoo", files(ENTRY_POINTS)
     for url in filter(None, search.strip("[]").replace(" ", "").split(",")):
         scheme, _, path = url.strip("'\"").rpartition("://")
@@ -93,7 +93,7 @@ def config_folders(search: str = "") -> Iterator[tuple[str, Traversable]]:
 
 
 def choices(group: str, search: str = "") -> list[Choice]:
-    """Every yaml file of a group, shadowed ones included."""
+    """Every yaml file of a group, also those that another of the same name shadows."""
     result = []
     for owner, configs in config_folders(search):
         folder = configs.joinpath(group)
@@ -104,7 +104,7 @@ def choices(group: str, search: str = "") -> list[Choice]:
 
 
 def register() -> None:
-    """Register plug-ins' configs and the arithmetic of our yaml files with Hydra; may be called again."""
+    """Register plug-ins' configs and the resolvers of our yaml files with Hydra; idempotent."""
     Plugins.instance().register(PluginConfigs)
     # Hydra only warns of a search path that doesn't exist, which is a user error.
     warnings.filterwarnings("error", r"provider=hydra\.searchpath", UserWarning)

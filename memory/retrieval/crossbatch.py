@@ -38,19 +38,19 @@ class Contexts(NamedTuple):
 
 
 def context_rows(rows: int, contexts: int, device: torch.device) -> Int[Tensor, "rows contexts"]:
-    """The rows whose contexts each row sees: its own index, then the next d - 1, around the end."""
+    """The rows whose contexts each row attends to: itself and the next d - 1, modulo the batch size."""
     index = torch.arange(rows, device=device)
     return (index[:, None] + index[:contexts]) % rows
 
 
 def earlier_rows(rows: int, reach: int, packing: int = 1, stepping: bool = False) -> Int[Tensor, "rows d"]:
-    """The released code's choice: row b sees the rows b, b-1, .. of one forward, at most `reach` earlier ones
-    (-1 where there is none).  With `stepping` a document fills `packing` rows and each sees further back."""
-    index, most = torch.arange(rows), reach + 1
-    count = torch.full_like(index, most)
+    """The released code's choice: row b attends to rows b, b-1, .. of one forward, at most `reach` earlier
+    ones (-1 for none).  With `stepping` a document fills `packing` rows, and later rows reach further."""
+    index, max_rows = torch.arange(rows), reach + 1
+    count = torch.full_like(index, max_rows)
     if stepping and packing > 1:
-        count = (index % packing * math.ceil(most / (packing - 1)) + 1).clamp(max=most)
-    back = torch.arange(most)
+        count = (index % packing * math.ceil(max_rows / (packing - 1)) + 1).clamp(max=max_rows)
+    back = torch.arange(max_rows)
     return torch.where(back < torch.minimum(count, index + 1)[:, None], index[:, None] - back, -1)
 
 

@@ -5,7 +5,7 @@ lists of keys nearest to the query); Malkov & Yashunin 2016, arXiv:1603.09320 (H
 
 Token t is stored in slot t % capacity and replaces token t - capacity.  `flat` is exact.  `ivf` is flat until
 there are enough keys to train on, and trained again when all its keys have been replaced.  `hnsw` can't
-delete: overwritten keys are skipped, and once they are as many as the stored ones the index is built anew.
+delete: overwritten keys are skipped, and once there are as many of them as stored ones the index is rebuilt.
 Results of `ivf` and `hnsw` depend on when they were trained and built: a run resumed with them isn't bit for
 bit the uninterrupted one.  On a GPU there is only `flat`, filled anew whenever a key is replaced; the others
 search on the CPU, wherever the bank is.
@@ -25,18 +25,18 @@ from zoo.errors import UserError, first_line
 
 Kind = Literal["flat", "ivf", "hnsw"]
 
-TRAINING = 39  # keys per list from which faiss trains without complaint
-MAX_PROBES = 3  # times the root of the number of lists: an IVF search reads no more lists
+MIN_KEYS_PER_LIST = 39  # with fewer, faiss warns when it trains
+MAX_PROBES = 3  # limit of the lists that an IVF search reads, times the root of the number of lists
 TUNING_QUERIES, TARGET_RECALL = 32, 0.97  # an IVF search reads enough lists for this recall on these queries
-TUNINGS = 4  # while as many keys as the bank has slots are written: a text moves to other topics
-LINKS, SEARCH_WIDTH = 32, 512  # of a key in HNSW's graph; candidates of a search (faiss's efSearch)
+TUNINGS = 4  # per `capacity` written keys, since the topics of a text change
+LINKS, SEARCH_WIDTH = 32, 512  # links per key in HNSW's graph; candidates per search (faiss's efSearch)
 GPU_MEMORY = 2**28  # bytes of faiss's temporary memory; its default is a fifth of the GPU
 
 
 @functools.cache
 def load_faiss() -> Any:
-    """The module faiss, imported after torch; UserError where it is missing, or where two of its packages are
-    installed, which fill one folder."""
+    """The module faiss, imported after torch; UserError if it is missing, or if two of its packages are
+    installed, which overwrite each other's files."""
     names = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
     installed = [name for name in names if _installed(name)]
     if len(installed) > 1:
@@ -83,14 +83,14 @@ def _id_pointer(ids: Tensor) -> Any:
     return load_faiss().cast_integer_to_idx_t_ptr(ids.data_ptr())
 
 
-class Flat:
-    """All keys, each at its slot; with `max_keys` keys it gives way to an index of another kind."""
+class FlatIndex:
+    """All keys, each at its slot; from `max_keys` keys on, an index of another kind takes over."""
 
     def __init__(self, width: int, capacity: int, device: torch.device, max_keys: float = math.inf) -> None:
         self.capacity, self.width, self.max_keys, faiss = capacity, width, max_keys, load_faiss()
         self.index = faiss.IndexFlatIP(width)
-        self.replaces = device.type == "cpu"
-        if not self.replaces:
+        self.overwrites = device.type == "cpu"
+        if not self.overwrites:
             if not hasattr(faiss, "StandardGpuResources"):
                 raise UserError(
                     f"backend: expected faiss-gpu for a bank on {device}, found faiss-cpu: pip uninstall -y "
@@ -100,7 +100,7 @@ class Flat:
 
     def outdated(self, length: int) -> bool:
         """True if a row that has stored `length` tokens needs a new index."""
-        if length > self.capacity and not self.replaces:
+        if length > self.capacity and not self.overwrites:
             return True
         return min(length, self.capacity) >= self.max_keys
 
@@ -120,12 +120,12 @@ class Flat:
         return _search(self.index, queries, count)
 
 
-class Lists:
+class IVFIndex:
     """IVF: about 2 sqrt(capacity) lists, of which a search reads the nearest few, at most 3 sqrt(lists).
 
-    Their number is tuned, again and again as keys are written: some of the incoming queries are searched in
-    all lists, then in half as many as the last tuning chose, and in half as many more, .. until their recall
-    is TARGET_RECALL.
+    The number of lists read is tuned repeatedly as keys are written.  A sample of the queries is searched in
+    all lists, then in half as many as the last tuning chose, then in 1.5 times as many, and so on until its
+    recall is TARGET_RECALL.
 
     A list's centre is the mean of its keys, not normalised, so that a query's product with it is its mean
     product with the list's keys.  With centres of length 1, faiss's default for inner products, up to twice
@@ -165,19 +165,19 @@ class Lists:
     def _tune(self, queries: Float[Tensor, "queries width"], count: int) -> None:
         self.untuned = 0
         self.index.nprobe = self.index.nlist
-        least = _search(self.index, queries, count)[0][:, -1:]  # a key with an equal score counts as well
+        kth_score = _search(self.index, queries, count)[0][:, -1:]  # keys that tie with it count
         probes = self.first_probes
         while probes < self.max_probes:
             self.index.nprobe = probes
-            if (_search(self.index, queries, count)[0] >= least).float().mean() >= TARGET_RECALL:
+            if (_search(self.index, queries, count)[0] >= kth_score).float().mean() >= TARGET_RECALL:
                 break
             probes = math.ceil(1.5 * probes)
         self.index.nprobe = min(probes, self.max_probes)
         self.first_probes = max(1, self.index.nprobe // 2)
 
 
-class Graph:
-    """HNSW: its ids count tokens from `first` on, so that the overwritten ones are the lowest."""
+class HNSWIndex:
+    """HNSW: ids are token numbers minus `first`, so that overwritten tokens have the lowest ids."""
 
     def __init__(self, width: int, capacity: int) -> None:
         self.capacity, faiss = capacity, load_faiss()
@@ -205,7 +205,7 @@ class Graph:
 
 def list_count(capacity: int) -> int:
     """The number of lists of an IVF index of this capacity: no more than it can train."""
-    return max(1, min(2 * math.isqrt(capacity), capacity // TRAINING))
+    return max(1, min(2 * math.isqrt(capacity), capacity // MIN_KEYS_PER_LIST))
 
 
 def _search(index: Any, queries: Tensor, count: int, parameters: Any = None) -> tuple[Tensor, Tensor]:
@@ -219,9 +219,9 @@ def _search(index: Any, queries: Tensor, count: int, parameters: Any = None) -> 
 
 def make_index(kind: Kind, width: int, capacity: int, stored: int, device: torch.device) -> Any:
     """An empty index for a bank of `stored` keys."""
-    trainable = TRAINING * list_count(capacity)
+    trainable = MIN_KEYS_PER_LIST * list_count(capacity)
     if kind == "hnsw":
-        return Graph(width, capacity)
+        return HNSWIndex(width, capacity)
     if kind == "ivf" and stored >= trainable:
-        return Lists(width, capacity)
-    return Flat(width, capacity, device, max_keys=float(trainable) if kind == "ivf" else math.inf)
+        return IVFIndex(width, capacity)
+    return FlatIndex(width, capacity, device, max_keys=float(trainable) if kind == "ivf" else math.inf)

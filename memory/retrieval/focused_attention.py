@@ -37,7 +37,7 @@ class FocusedState(NamedTuple):
 
 
 class FocusedAttention(Attention):
-    """Reads one segment of each row, or several: then the segments of a row are rows of x, in their order."""
+    """Reads one or several segments of each row; the segments of a row are consecutive rows of x."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class FocusedAttention(Attention):
     ) -> None:
         super().__init__(width, heads, position=position, rope_base=rope_base, dropout=dropout)
         self.segment_len, self.knn = segment_len, knn
-        self.schedule, self.progress = dict(schedule), 0.0  # the share of training that is done
+        self.schedule, self.progress = dict(schedule), 0.0  # fraction of the training steps done
         self.sharpness = None
-        if normalised:  # at first the logits are as large as those of keys and queries of unit variance
+        if normalised:  # initially the logits have the scale of those of keys and queries with unit variance
             self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_dim) / 2))
 
     @property
@@ -100,9 +100,9 @@ class FocusedAttention(Attention):
     ) -> tuple[Contexts, Int[Tensor, "rows_and_segments d"]]:
         """The contexts of training, and the rows of them that each row sees: the previous segments of d rows.
         UserError if the schedule ever has more contexts than there are rows."""
-        rows, most = len(state.filled), max(self.schedule.values())
-        if most > rows:
-            raise UserError(f"contexts: expected at most the {rows} rows of a batch, found {most}")
+        rows, max_contexts = len(state.filled), max(self.schedule.values())
+        if max_contexts > rows:
+            raise UserError(f"contexts: expected at most the {rows} rows of a batch, found {max_contexts}")
         segments = len(k) // rows
         segment = torch.arange(segments, device=k.device)[:, None]  # a segment sees those of its index
         seen_rows = context_rows(rows, self.num_contexts, k.device)[:, None] * segments + segment
@@ -111,7 +111,7 @@ class FocusedAttention(Attention):
     def attend_memory(
         self, segments: Segments, previous: Contexts, bank: Bank
     ) -> tuple[Float[Tensor, "rows_and_segments heads time head_dim"], Bank]:
-        """In evaluation: segment after segment, each over its row's past, and the bank after them."""
+        """Evaluation: the segments in order, each attending to the bank; y and the final bank."""
         rows, outputs = len(bank.length), []
         parts = [part.unflatten(0, (rows, -1)).unbind(1) for part in (*segments, *previous)]
         for q, k, v, *context in zip(*parts, strict=True):
@@ -123,8 +123,8 @@ class FocusedAttention(Attention):
     def attend_segment(
         self, segment: Segments, previous: Contexts, bank: Bank
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """One segment of each row over itself and the nearest keys of its previous segment and the bank;
-        without a search if all of them are read."""
+        """One segment of each row attends to itself and to the nearest keys of the previous segment and the
+        bank; without a search if `neighbours` covers all of them."""
         q, device = segment.queries, segment.queries.device
         (rows, _, time, _), length = q.shape, previous.keys.shape[2]
         causal = torch.ones(time, time, dtype=torch.bool, device=device).tril().expand(rows, 1, -1, -1)
@@ -157,8 +157,7 @@ class FocusedAttention(Attention):
         return attend(q, keys, values, mask, bank_keys, bank_values, bank_mask, self.head_dim**-0.5)
 
     def write_bank(self, bank: Bank, previous: Contexts) -> Bank:
-        """The bank with each row's previous segment; segments of different lengths are written one length at
-        a time."""
+        """The bank with each row's previous segment added; rows are grouped by their segment's length."""
         for length in previous.length.unique().tolist():
             if length:
                 written = self.knn.add(bank, previous.keys[:, :, :length], previous.values[:, :, :length])

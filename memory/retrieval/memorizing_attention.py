@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 
-MAX_GATHERED = 2**26  # numbers that are gathered from the bank at a time
+MAX_GATHERED = 2**26  # elements gathered from the bank at a time
 
 
 def attend_local(
@@ -74,7 +74,7 @@ def _attend_slots(
     keys, values = keys.detach().to(q.dtype), values.detach().to(q.dtype)
     scores = (keys @ q[..., None])[..., 0]
     mask = slots >= 0
-    scores = scores.masked_fill(~mask & mask.any(-1, keepdim=True), -torch.inf)  # if empty, all values are 0
+    scores = scores.masked_fill(~mask & mask.any(-1, keepdim=True), -torch.inf)  # empty bank: values are 0
     weights = F.dropout(scores.softmax(-1).to(q.dtype), dropout)
     return (weights[..., None, :] @ values)[..., 0, :]
 
@@ -89,7 +89,7 @@ def blend(
 
 
 class MemorizingAttention(Attention):
-    """Reads one segment of each row, or several: then the segments of a row are rows of x, in their order."""
+    """Reads one or several segments of each row; the segments of a row are consecutive rows of x."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class MemorizingAttention(Attention):
     ) -> None:
         super().__init__(width, heads, rope_base=rope_base, dropout=dropout)
         self.knn = knn
-        # at first the logits are as large as those of keys and queries of unit variance
+        # initially the logits have the scale of those of keys and queries with unit variance
         self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_dim) / 2))
         self.gate = nn.Parameter(torch.zeros(heads))  # b
 

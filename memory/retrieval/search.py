@@ -84,10 +84,10 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     best, indices = scores.topk(min(count + 1, scores.shape[-1]))
     if indices.shape[-1] > count:
         last, next_best = best[..., count - 1], best[..., count]
-        torn = (last == next_best) & (last > -torch.inf)  # of equal scores, some are taken and some aren't
+        cut_ties = (last == next_best) & (last > -torch.inf)  # only some of the equal scores are among them
         indices = indices[..., :count]
-        if torn.any():
-            indices[torn] = scores[torn].sort(descending=True, stable=True).indices[:, :count]
+        if cut_ties.any():
+            indices[cut_ties] = scores[cut_ties].sort(descending=True, stable=True).indices[:, :count]
     indices = indices.sort().values
     best, order = scores.gather(-1, indices).sort(descending=True, stable=True)
     return best, indices.gather(-1, order)
@@ -105,10 +105,10 @@ class RowIndexes(NamedTuple):
 
 
 class IndexCache:
-    """The faiss indexes of rows that were lately searched, by their stamps.  A copy of the cache is empty.
+    """The faiss indexes of recently searched rows, by their stamps.  A copy of the cache is empty.
 
     Eviction is by least recent use, separately in training and evaluation, so that an evaluation evicts
-    nothing of training's: each mode keeps twice as many rows as its largest search had.  Where a search
+    nothing that training uses: each mode keeps twice as many rows as its largest search had.  Where a search
     continues some rows of the mode's last search and not others, the others have ended and are evicted at
     once.
     """
@@ -118,7 +118,7 @@ class IndexCache:
         self.kind, self.capacity = kind, capacity
         self.rows: OrderedDict[Key, RowIndexes] = OrderedDict()  # least recently used first
         self.last_search: dict[bool, list[Key]] = {True: [], False: []}  # rows of each mode's last search
-        self.max_rows = {True: 0, False: 0}  # of a search in each mode
+        self.max_rows = {True: 0, False: 0}  # rows of each mode's largest search
         self.recent_queries: Tensor | None = None  # (heads, queries, width), a few of the last search's
         self.lock = threading.Lock()
 

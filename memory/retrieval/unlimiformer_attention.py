@@ -28,11 +28,11 @@ from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.attention.positions import repeat_kv
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 
-MAX_GATHERED = 2**26  # numbers that are gathered from the bank at a time
+MAX_GATHERED = 2**26  # elements gathered from the bank at a time
 
 
 class UnlimiformerAttention(Attention):
-    """Reads one segment of each row, or several: then the segments of a row are rows of x, in their order."""
+    """Reads one or several segments of each row; the segments of a row are consecutive rows of x."""
 
     def __init__(
         self,

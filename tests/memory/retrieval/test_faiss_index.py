@@ -15,7 +15,7 @@ from tests.memory.retrieval.banks import KINDS, add, faiss_only, overlap, randn
 from zoo.errors import UserError
 from zoo.memory.retrieval import faiss_index
 from zoo.memory.retrieval.bank import KNNMemory
-from zoo.memory.retrieval.faiss_index import Flat, Graph, Kind, Lists, list_count, load_faiss
+from zoo.memory.retrieval.faiss_index import FlatIndex, HNSWIndex, IVFIndex, Kind, list_count, load_faiss
 from zoo.memory.retrieval.search import search_exact
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
@@ -49,8 +49,8 @@ def test_ivf_is_exact_until_it_can_train_and_trains_again() -> None:
         bank = add(knn, bank, 16, seed=step)
         slots, expected = knn.search(queries, bank), search_exact(queries, bank.keys, bank.length, 8)
         indexes.append(only_index(knn))
-        assert isinstance(indexes[-1], Flat if bank.length < 234 else Lists)
-        assert isinstance(indexes[-1], Lists) or torch.equal(slots, expected)
+        assert isinstance(indexes[-1], FlatIndex if bank.length < 234 else IVFIndex)
+        assert isinstance(indexes[-1], IVFIndex) or torch.equal(slots, expected)
         assert indexes[-1].index.ntotal == min(256, int(bank.length))
     trained = {id(index) for index in indexes[14:]}
     assert len(trained) == 2  # trained at 240 tokens, and again at 496
@@ -67,7 +67,7 @@ def test_hnsw_skips_overwritten_keys_and_is_built_anew() -> None:
         stored = min(64, int(bank.length))
         expected = [-1] * (64 - stored) + list(range(stored))
         assert all(sorted(nearest.tolist()) == expected for nearest in slots[0, 0])
-        assert isinstance(only_index(knn), Graph)
+        assert isinstance(only_index(knn), HNSWIndex)
         sizes.append(only_index(knn).index.ntotal)
     assert sizes == [16, 32, 48, 64, 80, 96, 112, 128, 64, 80, 96, 112]
 
@@ -116,7 +116,7 @@ def test_faiss_finds_most_of_a_trained_models_neighbours(
 @faiss_only
 @pytest.mark.parametrize(("capacity", "max_share"), [(4096, 0.3), (16_384, 0.2), (65_536, 0.14)])
 def test_an_ivf_search_reads_a_small_share_of_the_lists(capacity: int, max_share: float) -> None:
-    index = Lists(8, capacity).index
+    index = IVFIndex(8, capacity).index
     assert index.nprobe <= max_share * index.nlist
 
 
@@ -130,7 +130,7 @@ def test_ivf_reads_as_few_lists_as_reach_the_recall(trained: tuple[Tensor, Tenso
     clustered += torch.randn(capacity, 16, generator=random)
     probes = []
     for stored, vectors in ((keys, queries), (clustered, clustered)):
-        index = Lists(16, capacity)
+        index = IVFIndex(16, capacity)
         untuned = index.index.nprobe
         index.put(0, stored)
         index.search(vectors[:31], 32)
@@ -147,7 +147,7 @@ def test_ivf_reads_as_few_lists_as_reach_the_recall(trained: tuple[Tensor, Tenso
 @faiss_only
 def test_ivf_is_tuned_again_as_keys_are_written() -> None:
     keys = torch.randn(8192, 8, generator=torch.Generator().manual_seed(0))
-    index, untuned = Lists(8, 4096), []
+    index, untuned = IVFIndex(8, 4096), []
     for first in range(0, 8192, 256):
         index.put(first, keys[first : first + 256])
         index.search(keys[:32].contiguous(), 4)
@@ -212,7 +212,7 @@ def test_flat_on_a_gpu_needs_faiss_for_it(monkeypatch: pytest.MonkeyPatch) -> No
     package = type("faiss", (), {"IndexFlatIP": lambda width: None})
     monkeypatch.setattr(faiss_index, "load_faiss", lambda: package)
     with pytest.raises(UserError, match="expected faiss-gpu for a bank on cuda:0, found faiss-cpu"):
-        Flat(4, 8, torch.device("cuda:0"))
+        FlatIndex(4, 8, torch.device("cuda:0"))
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.memory.retrieval.banks import KINDS, add, faiss_only, overlap, randn
 from zoo.memory.retrieval import search
 from zoo.memory.retrieval.bank import Bank, KNNMemory
-from zoo.memory.retrieval.faiss_index import Flat, Kind
+from zoo.memory.retrieval.faiss_index import FlatIndex, Kind
 from zoo.memory.retrieval.search import search_exact
 from zoo.state import from_leaves, leaves, replace_rows, take_rows
 
@@ -55,13 +55,13 @@ def test_faiss_finds_the_banks_keys_after_any_history(index: Kind) -> None:
 def test_an_index_is_brought_up_to_date_when_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is under the bank's stamp, extended under the previous one, built anew under any other."""
     writes: list[tuple[int, int]] = []
-    put = Flat.put
+    put = FlatIndex.put
 
-    def recorded_put(self: Flat, first: int, keys: Tensor) -> None:
+    def recorded_put(self: FlatIndex, first: int, keys: Tensor) -> None:
         writes.append((first, len(keys)))
         put(self, first, keys)
 
-    monkeypatch.setattr(Flat, "put", recorded_put)
+    monkeypatch.setattr(FlatIndex, "put", recorded_put)
     knn = KNNMemory(64, 1, 4, 0, 3, 8, "faiss")
     queries = randn(9, 1, 1, 2, 4)
 
@@ -218,15 +218,15 @@ def test_threads_search_one_after_another(monkeypatch: pytest.MonkeyPatch) -> No
     knn = KNNMemory(64, 2, 4, 0, 3, 8, "faiss")
     banks = [add(knn, knn.init_state(2, torch.empty(0)), 20 + i, seed=i) for i in range(4)]
     queries, barrier = randn(1, 2, 2, 5, 4), threading.Barrier(2)
-    search_flat: Callable[..., Any] = Flat.search
+    search_flat: Callable[..., Any] = FlatIndex.search
 
-    def waiting_search(self: Flat, *arguments: Any) -> Any:
+    def waiting_search(self: FlatIndex, *arguments: Any) -> Any:
         with contextlib.suppress(threading.BrokenBarrierError):  # the wait timed out, now or before
             barrier.wait(timeout=1.0)
             pytest.fail("two searches at once")
         return search_flat(self, *arguments)
 
-    monkeypatch.setattr(Flat, "search", waiting_search)
+    monkeypatch.setattr(FlatIndex, "search", waiting_search)
 
     def is_exact(bank: Bank) -> bool:
         expected = search_exact(queries, bank.keys, bank.length, 3)
