@@ -10,8 +10,8 @@ Differs from the paper, as its code does: p is real, gamma is scaled by 1/sqrt(N
 
 `ema_loop` is the definition.  `ema` works in chunks: inside a chunk the average is one matrix product, and
 only h passes from chunk to chunk.  Every power of q is computed directly, exp(l log q) with l up to the
-chunk's length and its angle reduced in float64, and nothing is ever divided by one, so that a decay may be as
-strong or as weak as it likes.
+chunk's length and its angle reduced in float64, and never as a quotient of powers, so that decays of any
+strength are accurate.
 """
 
 import math
@@ -29,7 +29,7 @@ CHUNK = 32  # tokens: longer ones cost more multiplications, shorter ones more s
 
 
 class Coefficients(NamedTuple):
-    """The recurrence's coefficients in float64; q by log|q| and its angle, so that powers are exact."""
+    """The recurrence's coefficients in float64; q as log|q| and its angle, so that powers are accurate."""
 
     p: Float[Tensor, "width states"]
     log_abs_q: Float[Tensor, "width states"]  # at most 0
@@ -40,9 +40,9 @@ class Coefficients(NamedTuple):
     def powers(self, length: int, dtype: torch.dtype) -> Complex[Tensor, "width states powers"]:
         """q^0 .. q^length, with real and imaginary parts of `dtype`."""
         exponents = torch.arange(length + 1, device=self.p.device, dtype=torch.float64)
-        size = (self.log_abs_q[..., None] * exponents).to(dtype).exp()
+        magnitude = (self.log_abs_q[..., None] * exponents).to(dtype).exp()
         angle = (self.angle_q[..., None] * exponents).remainder(2 * math.pi).to(dtype)
-        return torch.complex(size * angle.cos(), size * angle.sin())
+        return torch.complex(magnitude * angle.cos(), magnitude * angle.sin())
 
 
 def ema_loop(
@@ -65,36 +65,38 @@ def ema(
     """`ema_loop` in chunks, at the precision of h."""
     rows, time, _ = x.shape
     dtype = h.real.dtype
-    chunk = min(CHUNK, time)
-    chunks = -(-time // chunk)
-    last = time - (chunks - 1) * chunk  # the last chunk's length
-    powers = coefficients.powers(chunk, dtype)
-    p_powers = coefficients.p.to(dtype)[..., None] * powers  # p q^l: a token's share in h, l tokens later
+    size = min(CHUNK, time)
+    num_chunks = -(-time // size)
+    last_size = time - (num_chunks - 1) * size
+    powers = coefficients.powers(size, dtype)
+    p_powers = coefficients.p.to(dtype)[..., None] * powers  # p q^l: a token's weight in h, l tokens later
     gamma = coefficients.gamma.to(h.dtype)[..., None]
 
-    # inside a chunk: y_i += sum_{j <= i} kernel_{i-j} x_j
-    kernel = (gamma * p_powers[..., :chunk]).real.sum(1)
-    kernel = kernel + F.pad(coefficients.omega.to(dtype)[:, None], (0, chunk - 1))
-    inside = F.pad(kernel, (chunk - 1, 0)).unfold(1, chunk, 1).flip(1)  # (width, chunk j, chunk i)
-    pieces = F.pad(x.to(dtype), (0, 0, 0, chunks * chunk - time))
-    pieces = rearrange(pieces, "b (n c) d -> d (b n) c", c=chunk).contiguous()
+    # inside a chunk: y_i += sum_{j <= i} kernel_{i-j} x_j, a product with a Toeplitz matrix
+    kernel = (gamma * p_powers[..., :size]).real.sum(1)
+    kernel = kernel + F.pad(coefficients.omega.to(dtype)[:, None], (0, size - 1))
+    toeplitz = F.pad(kernel, (size - 1, 0)).unfold(1, size, 1).flip(1)  # (width, chunk j, chunk i)
+    x_chunks = F.pad(x.to(dtype), (0, 0, 0, num_chunks * size - time))
+    x_chunks = rearrange(x_chunks, "b (n c) d -> d (b n) c", c=size).contiguous()
 
-    # from chunk to chunk: h after each of them, the last one at its actual length
-    to_end = rearrange(torch.view_as_real(p_powers[..., :chunk].flip(2)), "d s c r -> d c (s r)").contiguous()
-    ends = rearrange(pieces @ to_end, "d (b n) (s r) -> d b n s r", b=rows, r=2)
-    decay, starts = powers[:, None, :, chunk], [h.transpose(0, 1)]
-    for end in torch.view_as_complex(ends).unbind(2)[:-1]:
-        starts.append(decay * starts[-1] + end)
-    last_end = rearrange(pieces, "d (b n) c -> d b n c", b=rows)[:, :, -1, :last] @ to_end[:, chunk - last :]
-    h = powers[:, None, :, last] * starts[-1] + torch.view_as_complex(last_end.unflatten(2, (-1, 2)))
+    # from chunk to chunk: h at the end of each; the last chunk may be shorter
+    end_weights = torch.view_as_real(p_powers[..., :size].flip(2))
+    end_weights = rearrange(end_weights, "d s c r -> d c (s r)").contiguous()
+    chunk_states = rearrange(x_chunks @ end_weights, "d (b n) (s r) -> d b n s r", b=rows, r=2)
+    decay, initial_states = powers[:, None, :, size], [h.transpose(0, 1)]
+    for chunk_state in torch.view_as_complex(chunk_states).unbind(2)[:-1]:
+        initial_states.append(decay * initial_states[-1] + chunk_state)
+    last_x = rearrange(x_chunks, "d (b n) c -> d b n c", b=rows)[:, :, -1, :last_size]
+    last_state = torch.view_as_complex((last_x @ end_weights[:, size - last_size :]).unflatten(2, (-1, 2)))
+    h = powers[:, None, :, last_size] * initial_states[-1] + last_state
 
-    initial = rearrange(torch.view_as_real(torch.stack(starts, dim=2)), "d b n s r -> d (b n) (s r)")
+    initial = rearrange(torch.view_as_real(torch.stack(initial_states, dim=2)), "d b n s r -> d (b n) (s r)")
     # Re(a h) = Re(a*) Re(h) + Im(a*) Im(h)
-    from_start = torch.view_as_real((gamma * powers)[..., 1:].conj().resolve_conj())
-    from_start = rearrange(from_start, "d s c r -> d (s r) c").contiguous()
-    y = torch.baddbmm(pieces @ inside, initial, from_start)
+    state_weights = torch.view_as_real((gamma * powers)[..., 1:].conj().resolve_conj())
+    state_weights = rearrange(state_weights, "d s c r -> d (s r) c").contiguous()
+    y = torch.baddbmm(x_chunks @ toeplitz, initial, state_weights)
     if y.requires_grad:
-        y.register_hook(Tensor.contiguous)  # else its three products copy their gradient channel by channel
+        y.register_hook(Tensor.contiguous)  # otherwise each product copies the gradient channel by channel
     y = rearrange(y, "d (b n) c -> b (n c) d", b=rows)[:, :time]
     return y.to(x.dtype), h.transpose(0, 1)
 
@@ -112,7 +114,7 @@ class ComplexEMA(Mixer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """As the published code draws them: alpha, delta ~ N(0, 0.2); sigmoid(theta) = D^(-j/D) for j = 1..D
+        """As in the published code: alpha, delta ~ N(0, 0.2); sigmoid(theta) = D^(-j/D) for j = 1..D
         in random order; gamma ~ N(0, 1), real; omega ~ N(0, 0.25) within [-1, 1]."""
         for weight in (self.alpha, self.delta):
             nn.init.normal_(weight, std=0.2)
@@ -131,7 +133,7 @@ class ComplexEMA(Mixer):
             weight.double() for weight in (self.alpha, self.delta, self.theta, self.gamma, self.omega)
         )
         p = alpha.sigmoid()
-        one_minus_abs_q = (p * delta.sigmoid()).clamp(max=1 - 2**-53)  # rounded to 1, log|q| were -inf
+        one_minus_abs_q = (p * delta.sigmoid()).clamp(max=1 - 2**-53)  # at 1, log|q| is -inf
         n = torch.arange(1, self.state_size + 1, device=theta.device, dtype=theta.dtype)
         angle_q = n * (theta.sigmoid() * 2 * math.pi / self.state_size)[:, None]
         gamma = torch.view_as_complex(gamma) * self.state_size**-0.5

@@ -3,7 +3,7 @@
 The short convolution in front of every selective scan: Gu & Dao 2023, arXiv:2312.00752, figure 3; in Griffin
 without activation: De et al. 2024, arXiv:2402.19427, section 2.4.
 
-    y_t = b + sum_{j=0..K-1} w_j x_{t-K+1+j}        (w_{K-1} weighs the current token; zeros before the start)
+    y_t = b + sum_{j=0..K-1} w_j x_{t-K+1+j}        (w_{K-1}: the current token; zeros before the start)
 
 Carried: the last K-1 inputs, oldest first.  The published codes keep K of them; the oldest is never used.
 Differs from the papers: nothing.
@@ -23,7 +23,7 @@ Backend = Literal["torch", "causal_conv1d"]
 
 def causal_conv_loop(
     x: Float[Tensor, "rows time channels"],
-    weight: Float[Tensor, "channels taps"],
+    weight: Float[Tensor, "channels conv_size"],
     bias: Float[Tensor, " channels"] | None,
     state: Float[Tensor, "rows earlier channels"],
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:
@@ -39,7 +39,7 @@ def causal_conv_loop(
 
 def causal_conv(
     x: Float[Tensor, "rows time channels"],
-    weight: Float[Tensor, "channels taps"],
+    weight: Float[Tensor, "channels conv_size"],
     bias: Float[Tensor, " channels"] | None,
     state: Float[Tensor, "rows earlier channels"],
     backend: Backend = "torch",
@@ -59,7 +59,7 @@ class _Conv(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         inputs: Float[Tensor, "rows earlier_and_time channels"],
-        weight: Float[Tensor, "channels taps"],
+        weight: Float[Tensor, "channels conv_size"],
         bias: Float[Tensor, " channels"] | None,
     ) -> Float[Tensor, "rows time channels"]:
         ctx.save_for_backward(inputs, weight)
@@ -82,13 +82,13 @@ class _Conv(torch.autograd.Function):
 
 
 def _shifts(inputs: Tensor, weight: Tensor) -> list[Tensor]:
-    """The inputs that w_0 .. w_{K-1} weigh, a view for each."""
+    """For each of w_0 .. w_{K-1}, a view of the inputs that it multiplies."""
     conv_size = weight.shape[1]
     return [inputs[:, k : inputs.shape[1] - conv_size + 1 + k] for k in range(conv_size)]
 
 
 class CausalConv(nn.Module):
-    """The convolution with its weights, drawn as PyTorch's Conv1d draws them: U(-1/sqrt(K), 1/sqrt(K))."""
+    """The convolution with its weights, initialised like PyTorch's Conv1d: U(-1/sqrt(K), 1/sqrt(K))."""
 
     def __init__(self, channels: int, conv_size: int, bias: bool = True, backend: Backend = "torch") -> None:
         super().__init__()

@@ -56,7 +56,7 @@ def _require_gpu(package: str, x: Tensor) -> None:
 
 def causal_conv(
     x: Float[Tensor, "rows time channels"],
-    weight: Float[Tensor, "channels taps"],
+    weight: Float[Tensor, "channels conv_size"],
     bias: Float[Tensor, " channels"] | None,
     state: Float[Tensor, "rows earlier channels"],
 ) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows earlier channels"]]:

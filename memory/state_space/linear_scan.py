@@ -31,9 +31,10 @@ class LinearScan(torch.autograd.Function):
 def _scan(
     a: Float[Tensor, "rows time width"], b: Float[Tensor, "rows time width"], h0: Float[Tensor, "rows width"]
 ) -> Float[Tensor, "rows time width"]:
-    """All chunks of about sqrt(time) tokens at once from zero, then the state that each chunk starts from.
+    """Scan all chunks of about sqrt(time) tokens at once from zero, then add what each chunk's initial state
+    contributes.
 
-    Only products of decays are taken, so one that underflows is the 0 that it should be.
+    Decays are only multiplied, never divided, so that underflow to 0 is harmless.
     """
     time = a.shape[1]
     chunk = max(1, round(time**0.5))
@@ -44,8 +45,8 @@ def _scan(
     for t in range(1, chunk):
         torch.addcmul(b[t], a[t], h[t - 1], out=h[t])
         torch.mul(a[t], product[t - 1], out=product[t])
-    starts = [h0]
-    for decay, addition in zip(product[-1].unbind(1)[:-1], h[-1].unbind(1)[:-1], strict=True):
-        starts.append(torch.addcmul(addition, decay, starts[-1]))
-    h.addcmul_(product, torch.stack(starts, dim=1))
+    initial_states = [h0]
+    for decay, chunk_state in zip(product[-1].unbind(1)[:-1], h[-1].unbind(1)[:-1], strict=True):
+        initial_states.append(torch.addcmul(chunk_state, decay, initial_states[-1]))
+    h.addcmul_(product, torch.stack(initial_states, dim=1))
     return rearrange(h, "c b n w -> b (n c) w")[:, :time]

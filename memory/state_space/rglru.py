@@ -1,4 +1,4 @@
-"""The Real-Gated Linear Recurrent Unit: a diagonal recurrence whose decay each token decides.
+"""The Real-Gated Linear Recurrent Unit: a diagonal recurrence whose decay depends on the token.
 
 De et al. 2024 (Griffin), arXiv:2402.19427, equations 1-4.
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zoo.memory.state_space.linear_scan import LinearScan
 
 EXPONENT = 8.0  # c
-LEAST_4X = 1e-6  # lower bound of 4x in the gradient of sqrt(x)
+MIN_4X = 1e-6  # lower bound of 4x in the gradient of sqrt(x)
 
 
 def rglru_loop(
@@ -50,7 +50,7 @@ def rglru(
 ) -> tuple[Float[Tensor, "rows time width"], Float[Tensor, "rows width"]]:
     """h_t for every token and the last one, from i_t x_t, log a_t and the h before, in that h's dtype.
 
-    `starts` marks first tokens of texts: nothing from before them counts.
+    `starts` marks first tokens of texts, at which the state before them is discarded.
     """
     with torch.autocast(x.device.type, enabled=False):  # a sum over the whole text
         x, log_a, start = x.to(h.dtype), log_a.to(h.dtype), starts[..., None]
@@ -83,7 +83,7 @@ class BoundedSqrt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return grad * (4 * x).clamp(min=LEAST_4X).rsqrt()
+        return grad * (4 * x).clamp(min=MIN_4X).rsqrt()
 
 
 class BlockLinear(nn.Module):

@@ -60,7 +60,7 @@ def selective_scan(
 
 
 def _scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Time first, and groups folded into the rows."""
+    """Call `_Scan` with the time axis first and the groups folded into the rows."""
     rows, groups = len(u), B.shape[2]
     y, h = _Scan.apply(
         *(rearrange(part, "b t (g e) -> t (b g) e", g=groups).contiguous() for part in (u, dt)),
@@ -72,8 +72,8 @@ def _scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> 
 
 
 class _Scan(torch.autograd.Function):
-    """h_t and y_t in one pass, a chunk at a time; backward recomputes each chunk's states from its first one,
-    so that no more than a chunk of them is in memory.
+    """h_t and y_t in one pass, a chunk at a time; backward recomputes each chunk's states from its
+    initial one, so that only one chunk of states is in memory.
 
     With a_t = exp(dt_t A) and G_t = dL/dh_t = C_t gy_t + a_{t+1} G_{t+1}: dL/d(dt_t A) = a_t h_{t-1} G_t.
     Only products of decays appear, never a quotient: nothing can overflow.
@@ -89,24 +89,24 @@ class _Scan(torch.autograd.Function):
         C: Float[Tensor, "time rows states"],
         h: Float[Tensor, "rows states channels"],
     ) -> tuple[Tensor, Tensor]:
-        y, starts, A = torch.empty_like(u), [], A / math.log(2)
+        y, initial_states, A = torch.empty_like(u), [], A / math.log(2)
         a, hs = _buffers(2, u, h)
         for chunk in _chunks(u):
-            starts.append(h)
+            initial_states.append(h)
             n = len(u[chunk])
             h = _states(u[chunk], dt[chunk], A, B[chunk], h, a[:n], hs[:n]).clone()
             torch.matmul(C[chunk, :, None], hs[:n], out=y[chunk, :, None])
-        ctx.save_for_backward(u, dt, A, B, C, *starts)
+        ctx.save_for_backward(u, dt, A, B, C, *initial_states)
         return y, h
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dh: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        u, dt, A, B, C, *starts = ctx.saved_tensors
+        u, dt, A, B, C, *initial_states = ctx.saved_tensors
         du, ddt, dB, dC = (torch.empty_like(part) for part in (u, dt, B, C))
         dA, dy = torch.zeros_like(A), dy.contiguous()
-        buffers = _buffers(3, u, starts[0])
-        for chunk, h in reversed(list(zip(_chunks(u), starts, strict=True))):
+        buffers = _buffers(3, u, initial_states[0])
+        for chunk, h in reversed(list(zip(_chunks(u), initial_states, strict=True))):
             a, hs, g = (buffer[: len(u[chunk])] for buffer in buffers)
             _states(u[chunk], dt[chunk], A, B[chunk], h, a, hs)
             torch.matmul(dy[chunk, :, None], hs.mT, out=dC[chunk, :, None])
@@ -133,7 +133,7 @@ def _chunks(u: Tensor) -> list[slice]:
 
 
 def _buffers(count: int, u: Tensor, h: Tensor) -> list[Tensor]:
-    """(time, rows, states, channels) for the tokens of a chunk."""
+    """Uninitialised tensors (time, rows, states, channels) for the tokens of a chunk."""
     return [h.new_empty(min(CHUNK, len(u)), *h.shape) for _ in range(count)]
 
 

@@ -12,9 +12,10 @@ Differs from the paper, as its code does: the statistics may start with `prior_c
 and variance, and a padding token yields 0 and leaves them unchanged.
 
 `timestep_norm_loop` is the definition.  `timestep_norm` takes two cumulative sums: of mu_t - m_0, and, with
-the means known from it, of s_t + (n_{t-1} / n_t) d_t^2.  Nothing of the second is negative, so v cancels
-nothing, however far the mean lies or drifts; in float64 both sums are exact to about time * 1e-16, relative
-to max |mu_t - m_0| and to v.  The rounding of float32 inputs shows in y: about 2^-23 |m| / sqrt(v).
+the means known from it, of s_t + (n_{t-1} / n_t) d_t^2.  The second has no negative terms, so that v suffers
+no cancellation, however large the mean is or however far it drifts.  In float64 both sums are exact to about
+time * 1e-16, relative to max |mu_t - m_0| and to v.  The rounding of float32 inputs shows in y: about
+2^-23 |m| / sqrt(v).
 """
 
 from typing import NamedTuple
@@ -75,9 +76,9 @@ def timestep_norm(
     divisor = n_t.clamp(min=1)  # only padding so far: the sums are 0
     m_t = m[:, None] + ((mu - m[:, None]) * counted).cumsum(1) / divisor
     d = mu - torch.cat([m[:, None], m_t[:, :-1]], dim=1)
-    deviations = (s + (n_t - 1) / divisor * d.square()) * counted
-    earlier = n[:, None].to(dtype) * v
-    v_t = (earlier[:, None] + deviations.cumsum(1)) / divisor
+    increments = (s + (n_t - 1) / divisor * d.square()) * counted
+    previous_sum = n[:, None].to(dtype) * v
+    v_t = (previous_sum[:, None] + increments.cumsum(1)) / divisor
     if padded is not None:
         v_t = torch.where(n_t > 0, v_t, v[:, None])
     centre, scale = (part.to(grouped.dtype)[..., None] for part in (m_t, (v_t + eps).rsqrt()))
