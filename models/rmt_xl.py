@@ -44,8 +44,8 @@ class RMTXL(TransformerXL):
         wrapped: bool = False,
         **options: Unpack[XLOptions],
     ) -> None:
-        """`write_at_end=false` has the read tokens write too, none after the segment; `read_cache` lets
-        memory tokens see the XL memory."""
+        """With `write_at_end=false` there are no memory tokens after the segment: those before it become the
+        next memory.  `read_cache` lets memory tokens attend to the XL memory."""
         super().__init__(vocab_size, segment_len, depth, width, heads, mlp_width, memory_len, **options)
         if memory_tokens < 1:
             raise ValueError(
@@ -64,17 +64,17 @@ class RMTXL(TransformerXL):
     def init_state(self, rows: int) -> RMTXLState:
         return RMTXLState(self.memory.expand(rows, -1, -1), super().init_state(rows))
 
-    def allowed(self, time: int) -> Bool[Tensor, "time keys"] | None:
-        """The paper's mask: causal, but each block of memory positions sees all of itself, and the XL memory
-        only with `read_cache`.  With `same_length` the published code leaves its mask as it is."""
+    def attention_mask(self, time: int) -> Bool[Tensor, "time keys"] | None:
+        """The paper's mask: causal, except that each block of memory positions attends to all of itself, and
+        to the XL memory only with `read_cache`.  None with `same_length`: the default mask, as published."""
         if self.same_length:
             return None
         cache, memory_tokens = self.memory_len, self.memory_tokens
-        allowed = torch.ones(time, cache + time, dtype=torch.bool, device=self.memory.device).tril(cache)
+        mask = torch.ones(time, cache + time, dtype=torch.bool, device=self.memory.device).tril(cache)
         for block in (slice(0, memory_tokens), slice(time - memory_tokens, time))[: 1 + self.write_at_end]:
-            allowed[block, cache:][:, block] = True
-            allowed[block, :cache] = self.read_cache
-        return allowed
+            mask[block, cache:][:, block] = True
+            mask[block, :cache] = self.read_cache
+        return mask
 
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: RMTXLState
@@ -85,7 +85,7 @@ class RMTXL(TransformerXL):
             if self.write_at_end
             else torch.cat([state.memory.to(x.dtype), x], dim=1)
         )
-        h, layers = self.body(x, state.layers, x.shape[1], self.allowed(x.shape[1]))
+        h, layers = self.body(x, state.layers, x.shape[1], self.attention_mask(x.shape[1]))
         at_tokens = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
         memory = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
         return self.head(at_tokens), RMTXLState(memory.to(self.memory.dtype), layers)

@@ -37,23 +37,23 @@ class XLLayer(nn.Module):
         state: RecurrenceState,
         R: Float[Tensor, "distances width"],
         segment_len: int,
-        allowed: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
-        y, state = self.attention(h, state, R, segment_len, allowed)
-        return self._feed(y), state
+        y, state = self.attention(h, state, R, segment_len, mask)
+        return self._feed_forward(y), state
 
     def decode(
         self, h: Float[Tensor, "rows time width"], cache: OpenSegment
     ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
         y, cache = self.attention.decode(h, cache)
-        return self._feed(y), cache
+        return self._feed_forward(y), cache
 
-    def _feed(self, y: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
+    def _feed_forward(self, y: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
         return y + self.mlp(self.norm(y)) if self.prenorm else self.norm(y + self.mlp(y))
 
 
-def check(width: int, heads: int, memory_len: int, head_dim: int | None, same_length: bool) -> None:
-    """Raises ValueError for settings that don't go together."""
+def validate(width: int, heads: int, memory_len: int, head_dim: int | None, same_length: bool) -> None:
+    """Raises ValueError for settings that are out of range or don't fit one another."""
     if head_dim is None and width % heads:
         raise ValueError(f"width {width} is not a multiple of heads {heads}")
     if width % 2:
@@ -63,7 +63,7 @@ def check(width: int, heads: int, memory_len: int, head_dim: int | None, same_le
 
 
 class XLOptions(TypedDict, total=False):
-    """Settings of every Transformer-XL."""
+    """Options that subclasses of TransformerXL pass through to it."""
 
     head_dim: int | None
     prenorm: bool
@@ -96,7 +96,7 @@ class TransformerXL(SequenceModule):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check(width, heads, memory_len, head_dim, same_length)
+        validate(width, heads, memory_len, head_dim, same_length)
         head_dim = head_dim or width // heads
         self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
         self.memory_len, self.remembers = memory_len, memory_len > 0
@@ -126,13 +126,13 @@ class TransformerXL(SequenceModule):
         x: Float[Tensor, "rows time width"],
         state: State,
         segment_len: int,
-        allowed: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        """All layers over a text of whole segments: a segment's memory is the layer below's past."""
+        """All layers, over a text of full segments; a layer's memory is its inputs in earlier segments."""
         R = self.relative_positions(segment_len, x)
         h, after = self.dropout(x), []
         for layer, memory in zip(self.layers, state, strict=True):
-            h, memory = layer(h, memory, R, segment_len, allowed)
+            h, memory = layer(h, memory, R, segment_len, mask)
             after.append(memory)
         return self.dropout(h), tuple(after)
 

@@ -21,7 +21,7 @@ from zoo.memory.attention.positions import Positions
 
 
 class ChunkState(NamedTuple):
-    keys: Float[Tensor, "rows heads cache head_dim"]  # up to chunk - 1, the chunk's first first, then zeros
+    keys: Float[Tensor, "rows heads cache head_dim"]  # at most chunk - 1, in order, then zeros
     values: Float[Tensor, "rows heads cache value_width"]
     filled: Int[Tensor, " rows"]  # the number of keys in the cache
 
@@ -48,7 +48,7 @@ def attend_in_chunks(
     def fill(new: Tensor, cached: Tensor, slots: Tensor) -> Tensor:
         return gather_slots(new, cached, state.filled, slots)
 
-    if time < end <= chunk:  # no row leaves its open chunk: few queries, many keys
+    if time < end <= chunk:  # every row stays in its open chunk: few queries, many keys
         slots = torch.arange(end, device=q.device).expand(rows, -1)
         keys, values = fill(k, state.keys, slots), fill(v, state.values, slots)
         mask = (slots[:, None] <= token_slots[..., None])[:, None]
@@ -81,7 +81,7 @@ def gather_slots(
     cut: Int[Tensor, " rows"],
     slots: Int[Tensor, "rows slots"],
 ) -> Float[Tensor, "rows heads slots width"]:
-    """The entries in these slots of each row: the cache's before the cut, the new ones from it on.
+    """The entries in these slots of each row: cached ones before the cut, new ones from it on.
 
     Entries past the end are undefined.
     """

@@ -7,7 +7,7 @@ Dai et al. 2019, arXiv:1901.02860, section 3.  With c = [memory ; h], d = i + M 
     memory' = the last M rows of [memory ; h], without gradient
 
 Carried: the layer's inputs h (not its keys, so that they are always read by the current weights), and their
-number.  `same_length` shows each query d < M only; `clamp_len` > 0 takes R_min(d, clamp_len).
+number.  `same_length` limits attention to d < M; `clamp_len` > 0 takes R_min(d, clamp_len).
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 class RecurrenceState(NamedTuple):
     hidden: Float[Tensor, "rows memory width"]  # newest last
-    filled: Int[Tensor, " rows"]  # the number of positions with content, the last ones
+    filled: Int[Tensor, " rows"]  # valid positions, which are the last ones
 
 
 class OpenSegment(NamedTuple):
@@ -29,13 +29,15 @@ class OpenSegment(NamedTuple):
 
     keys: Float[Tensor, "rows heads keys head_dim"]
     values: Float[Tensor, "rows heads keys head_dim"]
-    distances: Float[Tensor, "heads distances head_dim"]  # W_R R, of falling distance, the last is 0
+    distances: Float[Tensor, "heads distances head_dim"]  # W_R R, in order of decreasing distance, to 0
     filled: Int[Tensor, " rows"]  # of the memory
 
 
 def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*heads queries keys"]:
-    """From columns of falling distance (L-1 .. 0, and one spare column) to columns of keys: row i starts i
-    columns further left, which for rows one longer than L is a plain view.  Columns of future keys are noise.
+    """Scores by key from scores by distance, whose columns are L-1 .. 0 and one of padding.
+
+    Each row is shifted by one more column than the row before, which with rows of length L + 1 is a view.
+    Columns of future keys have arbitrary values.
     """
     queries, keys = raw.shape[-2], raw.shape[-1] - 1
     return raw.flatten(-2).narrow(-1, queries - 1, queries * keys).unflatten(-1, (queries, keys))
@@ -61,7 +63,7 @@ class RelativeAttention(nn.Module):
         super().__init__()
         self.width, self.heads, self.head_dim, self.memory_len = width, heads, head_dim, memory_len
         self.prenorm, self.same_length = prenorm, same_length
-        self.wrapped = True  # False: a future key that `mask` shows has distance 0
+        self.wrapped = True  # as published; False: a future key in `mask` has distance 0
         self.content_bias, self.position_bias = content_bias, position_bias  # u, v, shared by all layers
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
         self.relative = nn.Linear(width, heads * head_dim, bias=False)  # W_R
@@ -78,13 +80,13 @@ class RelativeAttention(nn.Module):
         self,
         h: Float[Tensor, "rows time width"],
         state: RecurrenceState,
-        table: Float[Tensor, "distances width"],
+        R: Float[Tensor, "distances width"],
         segment_len: int,
         mask: Bool[Tensor, "segment keys"] | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
         """Read `time` tokens, a multiple of `segment_len`, all segments at once.
 
-        `table` holds R for the distances memory + segment - 1 .. 0; `mask` replaces the causal mask.
+        `R` holds R for the distances memory + segment - 1 .. 0; `mask` replaces the causal mask.
         """
         rows, segments = len(h), h.shape[1] // segment_len
         before = torch.cat([state.hidden.to(h.dtype), h.detach()], dim=1)
@@ -102,11 +104,11 @@ class RelativeAttention(nn.Module):
         )  # (rows, heads, segments, keys, head width)
         k, v = (rearrange(part, "b h n m k -> (b n) h m k") for part in (k, v))
 
-        r = F.pad(self._split(self.relative(table)), (0, 0, 0, 1))  # (heads, keys + 1, head width)
+        r = F.pad(self._split(self.relative(R)), (0, 0, 0, 1))  # (heads, keys + 1, head width)
         scale = self.head_dim**-0.5
         raw = torch.matmul((q + self.position_bias[:, None]) * scale, r.mT)
         position_scores = shift(raw)
-        if mask is not None:  # the causal mask shows no future keys
+        if mask is not None:  # the causal mask excludes future keys
             position_scores = self._with_future_keys(position_scores, raw, state, segments)
         scores = torch.matmul((q + self.content_bias[:, None]) * scale, k.mT) + position_scores
         mask = self.attention_mask(state, segments, segment_len, mask)
@@ -115,12 +117,10 @@ class RelativeAttention(nn.Module):
         y = h + self.dropout(self.out_proj(y))
         return (y if self.prenorm else self.norm(y)), after
 
-    def init_decode_cache(
-        self, state: RecurrenceState, table: Float[Tensor, "distances width"]
-    ) -> OpenSegment:
-        """A cache for `decode`, of the memory alone; `table` as in `forward`, for a full segment."""
-        keys, values = self._memory(state.hidden.to(table.dtype))
-        return OpenSegment(keys, values, self._split(self.relative(table)), state.filled)
+    def init_decode_cache(self, state: RecurrenceState, R: Float[Tensor, "distances width"]) -> OpenSegment:
+        """A cache for `decode`, of the memory alone; `R` as in `forward`, for a full segment."""
+        keys, values = self._memory(state.hidden.to(R.dtype))
+        return OpenSegment(keys, values, self._split(self.relative(R)), state.filled)
 
     def decode(
         self, h: Float[Tensor, "rows time width"], cache: OpenSegment
@@ -151,7 +151,7 @@ class RelativeAttention(nn.Module):
         return [self._split(part) for part in x.chunk(parts, dim=-1)]
 
     def _memory(self, before: Float[Tensor, "rows time width"]) -> list[Tensor]:
-        """Keys and values of earlier segments' hidden states; the gradient reaches the weights alone."""
+        """Keys and values of earlier segments' hidden states; only the weights get a gradient."""
         x = self.norm(before) if self.prenorm else before
         x = F.linear(x, self.qkv.weight[self.heads * self.head_dim :])
         return [self._split(part) for part in x.chunk(2, dim=-1)]
@@ -174,8 +174,8 @@ class RelativeAttention(nn.Module):
         ahead = ahead - self.memory_len
         if not self.wrapped:
             return torch.where(ahead > 0, raw[..., -2:-1], position_scores)
-        starts = torch.arange(segments, device=device) * segment_len
-        empty = (self.memory_len - state.filled[:, None] - starts).clamp(min=0).view(-1, 1, 1)
+        segment_starts = torch.arange(segments, device=device) * segment_len
+        empty = (self.memory_len - state.filled[:, None] - segment_starts).clamp(min=0).view(-1, 1, 1)
         column = torch.where(ahead == 1, keys, (empty + ahead - 2).clamp(min=0))  # column `keys` holds zeros
         column = column[:, None].expand(-1, self.heads, -1, -1)
         return torch.where(ahead > 0, raw.roll(-1, dims=-2).gather(-1, column), position_scores)
@@ -189,7 +189,10 @@ class RelativeAttention(nn.Module):
             distance = torch.arange(segment_len, device=device)[:, None] + memory
             distance = distance - torch.arange(memory + segment_len, device=device)
             mask = (distance >= 0) & ((distance < memory) if self.same_length else True)
-        starts = torch.arange(segments, device=device) * segment_len  # of each segment, in this call
-        stored = torch.arange(memory, device=device) + starts[:, None] >= memory - state.filled[:, None, None]
+        segment_starts = torch.arange(segments, device=device) * segment_len  # of each segment, in this call
+        stored = (
+            torch.arange(memory, device=device) + segment_starts[:, None]
+            >= memory - state.filled[:, None, None]
+        )
         stored = F.pad(stored, (0, segment_len), value=True)  # (rows, segments, keys)
         return rearrange(stored, "b n m -> (b n) 1 1 m") & mask

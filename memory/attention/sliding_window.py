@@ -49,12 +49,12 @@ class WindowAttention(Attention):
     def init_state(self, rows: int) -> WindowState:
         weight = self.qkv.weight
 
-        def empty(length: int) -> Tensor:
+        def zeros(length: int) -> Tensor:
             return weight.new_zeros(rows, self.kv_heads, length, self.head_dim)
 
         cache, sinks = self.window - 1, self.sinks
         length = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        return WindowState(empty(cache), empty(cache), empty(sinks), empty(sinks), length)
+        return WindowState(zeros(cache), zeros(cache), zeros(sinks), zeros(sinks), length)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: WindowState
@@ -70,7 +70,7 @@ class WindowAttention(Attention):
         v: Float[Tensor, "rows kv_heads time head_dim"],
         state: WindowState,
     ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
-        """In chunks of `window` queries, each chunk with the keys that it can see."""
+        """Attention in chunks of `window` queries, each chunk with the keys in its reach."""
         rows, time, cache = len(q), q.shape[2], self.window - 1
         keys, values = (
             torch.cat([old.to(new.dtype), new], 2) for old, new in ((state.keys, k), (state.values, v))
@@ -86,7 +86,7 @@ class WindowAttention(Attention):
         )
 
         chunk = min(self.window, time)
-        padding = -time % chunk  # of the last chunk; its outputs are cut off below
+        padding = -time % chunk  # of the last chunk; its outputs are dropped below
         q, keys, values = (F.pad(part, (0, 0, 0, padding)) for part in (q, keys, values))
         # counted from each chunk's first key: a rotation stays exact however long the text is
         k_positions = torch.arange(cache + chunk, device=q.device)
@@ -112,8 +112,8 @@ class WindowAttention(Attention):
         k_positions: Int[Tensor, " keys"],
         time: int,
         state: WindowState,
-    ) -> Bool[Tensor, "pieces 1 chunk keys"]:
-        """True for the last `window` keys, of the cache and of the call; a sink counts as a sink alone."""
+    ) -> Bool[Tensor, "rows_and_chunks 1 chunk keys"]:
+        """True for the last `window` keys, cached or new, without sinks, which are scored separately."""
         keys, chunk = len(k_positions), len(q_positions)
         distance = q_positions[:, None] - k_positions
         in_window = (distance >= 0) & (distance < self.window)
@@ -138,13 +138,13 @@ class WindowAttention(Attention):
     def _attend_with_sinks(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        local: Float[Tensor, "pieces heads chunk keys"],
-        v_chunks: Float[Tensor, "pieces kv_heads keys head_dim"],
+        local: Float[Tensor, "rows_and_chunks heads chunk keys"],
+        v_chunks: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
         sink_keys: Float[Tensor, "rows kv_heads sinks head_dim"],
         sink_values: Float[Tensor, "rows kv_heads sinks head_dim"],
         state: WindowState,
-    ) -> Float[Tensor, "pieces heads chunk head_dim"]:
-        """One softmax over sinks and window, of the window's scores `local`.
+    ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
+        """One softmax over sinks and window; `local` are the window's scores.
 
         The sinks' distances differ from the window's, so they are scored separately; a query's position
         in the cache stops growing once the cache is full.

@@ -1,5 +1,5 @@
 """Landmark attention as published: epfml/landmark-attention, the GPT-2-like model of lm_benchmark and the
-LLaMA of llama/llama_mem.py, told apart by the names of their weights.
+LLaMA of llama/llama_mem.py, distinguished by the names of their weights.
 
 Both keep the landmark as a row of the embedding table, and its logit among the others.
 """
@@ -175,7 +175,7 @@ def table(model: LandmarkInTable) -> Table:
     """Names of either code; without biases where the model has none."""
     if not model.llama:
         learned = dict(model.named_parameters(remove_duplicate=False))
-        return {theirs: to for theirs, to in GPT.items() if to[0].replace("{i}", "0") in learned}
+        return {name: target for name, target in GPT.items() if target[0].replace("{i}", "0") in learned}
     mixer = next(part for part in model.modules() if isinstance(part, LandmarkAttention))
     block = LLAMA_BLOCK | parts(mixer, "self_attn.{}_proj", "mixer.qkv")
     return {
