@@ -28,7 +28,7 @@ from zoo.state import State
 
 
 def parse_schedule(contexts: object) -> dict[float, int]:
-    """A schedule as {share of training: d from there on}; a single number is one for all of it."""
+    """The schedule as {fraction of training: d from then on}; a single number is a constant d."""
     schedule: Mapping[Any, Any] = contexts if isinstance(contexts, Mapping) else {0.0: contexts}
     shares = all(type(share) in (int, float) and 0 <= share < 1 for share in schedule)
     if not shares or 0 not in schedule or not all(type(d) is int and d > 0 for d in schedule.values()):
@@ -92,7 +92,7 @@ class Focused(Decoder):
             memory.progress = step / max(1, steps)
 
     def diagnostics(self, state: State) -> dict[str, float]:
-        """d, the number of contexts that a segment sees in training; with faiss, its recall."""
+        """d, the number of contexts that a segment attends to in training; with faiss, the index's recall."""
         banks = [layer.bank for layer in state if isinstance(layer, FocusedState)]
         recall = recall_diagnostics([memory.knn for memory in self.memories()], banks)
         return {"contexts": float(self.memories()[0].num_contexts)} | recall

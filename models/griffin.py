@@ -3,7 +3,7 @@
 De et al. 2024, arXiv:2402.19427; RecurrentGemma: Botev et al. 2024, arXiv:2404.07839.
 
     x += temporal(norm(x))        x += W_d (gelu(W_g norm(x)) * W_u norm(x))        logits = E norm(x)
-    temporal: recurrent block, recurrent block, local attention, over and over
+    temporal: recurrent block, recurrent block, local attention, repeated
 
 Recurrent block: memory/state_space/griffin_block.py.  Local attention: one head of keys and values, rotary
 positions on the first half of a head.
@@ -27,8 +27,8 @@ from zoo.state import State
 
 
 class Griffin(Hybrid):
-    """`window` is the number of tokens that attention sees, the current one included; `heads` also that of
-    the blocks of the recurrence's gates."""
+    """`window` is the number of tokens that attention sees, the current one included; `heads` is also the
+    number of blocks in the recurrence's gates."""
 
     def __init__(
         self,

@@ -20,11 +20,11 @@ from torch import Tensor
 from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState, Rule
 from zoo.models.decoder import Decoder, DecoderOptions
 
-GATES_RATE = 10.0  # times the learning rate
+GATE_LR_SCALE = 10.0
 
 
 class Infini(Decoder):
-    """`bias` is the feed-forward's."""
+    """`bias` applies to the feed-forward only."""
 
     learns_through_memory = True
     parallel = "segments"
@@ -48,7 +48,7 @@ class Infini(Decoder):
             return CompressiveAttention(
                 width,
                 heads,
-                segment=segment_len,
+                segment_len=segment_len,
                 rule=rule,
                 head_dim=head_dim,
                 value_width=value_width,
@@ -71,12 +71,12 @@ class Infini(Decoder):
         groups = super().parameter_groups()
         for group in groups:
             group["params"] = [weight for weight in group["params"] if id(weight) not in identities]
-        learning = [gate for gate in gates if gate.requires_grad]
-        return [*groups, {"params": learning, "decays": False, "lr_scale": GATES_RATE}]
+        trainable = [gate for gate in gates if gate.requires_grad]
+        return [*groups, {"params": trainable, "decays": False, "lr_scale": GATE_LR_SCALE}]
 
     @torch.no_grad()
     def diagnostics(self, state: tuple[MemoryState, ...]) -> dict[str, float]:
-        """The gates' openness to the memory (1: only the memory is read), and the mean norm of an M."""
+        """Gate values (1: only the memory is used), and the mean norm of M."""
         gates = torch.stack(self.gates()).sigmoid()
         norms = torch.stack([layer.matrix for layer in state]).norm(dim=(-2, -1))
         return {

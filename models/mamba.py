@@ -4,7 +4,7 @@ Gu & Dao 2023, arXiv:2312.00752; the mixer: memory/state_space/mamba_mixer.py, i
 memory/state_space/selective_scan.py.
 
     x += mamba(norm(x))        (x += swiglu(norm(x)), with `mlp_width`)        logits = E norm(x)
-    mamba: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t,  with dt, B, C made of the token
+    mamba: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t,  y_t = C_t h_t + D u_t,  dt, B, C computed from the token
 
 Carried from segment to segment: in every block the scan's h (channels, states), and the last `conv_size -
 1` inputs of its short convolution.

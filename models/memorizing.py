@@ -69,7 +69,7 @@ class Memorizing(Decoder):
 
     @torch.no_grad()
     def diagnostics(self, state: State) -> dict[str, float]:
-        """The gates' openness to the memory (1: only the memory is read); with faiss, its recall."""
+        """Gate values (1: only the memory is used); with faiss, the index's recall."""
         gates = torch.stack([memory.gate for memory in self.memories()]).sigmoid()
         figures = {"gate": gates.mean(), "gate_min": gates.min(), "gate_max": gates.max()}
         banks = [bank for bank in state if isinstance(bank, Bank)]

@@ -23,7 +23,7 @@ from zoo.module import Parallel
 
 
 class TransformerOptions(DecoderOptions, total=False):
-    """Settings of every transformer."""
+    """Options that subclasses of Transformer pass through to it."""
 
     kv_heads: int | None
     position: Position

@@ -71,12 +71,12 @@ class Unlimiformer(Transformer):
 
     @property
     def forgets(self) -> bool:
-        """In this mode each segment is read alone, as by `transformer`."""
+        """True if in the current mode each segment is read alone, as by `transformer`."""
         return self.training and not self.retrieval_training
 
     @torch.no_grad()
     def diagnostics(self, state: State) -> dict[str, float]:
-        """With faiss, its recall; nothing where nothing is carried."""
+        """With faiss, the index's recall; empty where nothing is carried."""
         if state is None:
             return {}
         memories = [part.knn for part in self.modules() if isinstance(part, UnlimiformerAttention)]

@@ -11,8 +11,8 @@ Munkhdalai, Faruqui & Gopal 2024, arXiv:2404.07143, equations 5-11.  Per head, s
 Carried: M and z without positions, and the number of segments that each row has written.
 
 Of many segments at once z is a sum over the earlier ones, and so is M by the linear rule; by the delta rule
-M <- (I - P) M + sigma(K)^T V with P = sigma(K)^T diag(1 / (sigma(K) z)) sigma(K), and every P is known
-beforehand: one product of (K, K) and (K, V) is all that a segment waits for.
+M <- (I - P) M + sigma(K)^T V with P = sigma(K)^T diag(1 / (sigma(K) z)) sigma(K).  No P depends on M, so that
+only the product P M, (K, K) by (K, V), is computed segment by segment.
 Differs from the paper, which divides by sqrt(D) and doesn't define the empty memory: it is 0, A_mem is 0
 while nothing is written, and the gate is applied nevertheless.
 """
@@ -30,7 +30,7 @@ from zoo.memory.attention.positions import build_positions
 from zoo.memory.mixer import Mixer
 
 Rule = Literal["linear", "delta"]
-LEAST = 1e-15  # of sigma(Q) z: below it a query is far from all keys, and A_mem is 0, not 0 / 0
+MIN_NORMALISER = 1e-15  # if sigma(Q) z is less, the query matches no key, and A_mem is 0 instead of 0 / 0
 
 
 class MemoryState(NamedTuple):
@@ -40,7 +40,7 @@ class MemoryState(NamedTuple):
 
 
 class _Sigma(torch.autograd.Function):
-    """Saves its result alone: the gradient is the same number, and 1 above 0."""
+    """sigma; saves only its result y for backward, since the derivative is min(y, 1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -60,14 +60,14 @@ def sigma(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return y
 
 
-def scales(
+def inverse_normaliser(
     features: Float[Tensor, "*any time head_dim"],
     normaliser: Float[Tensor, "*any head_dim"],
     writes: Int[Tensor, "*any_or_one"],
 ) -> Float[Tensor, "*any time 1"]:
     """1 / (sigma(Q) z), and 0 where the memory is empty."""
     sums = features @ normaliser[..., None]
-    stored = (writes[..., None, None] > 0) & (sums > LEAST)
+    stored = (writes[..., None, None] > 0) & (sums > MIN_NORMALISER)
     return torch.where(stored, sums, torch.inf).reciprocal()
 
 
@@ -82,9 +82,9 @@ def read_and_write_loop(
     matrix, normaliser, writes = state
     outputs = []
     for queries, keys, values in zip(sigma(q).unbind(1), sigma(k).unbind(1), v.unbind(1), strict=True):
-        outputs.append(queries @ matrix * scales(queries, normaliser, writes[:, None]))
+        outputs.append(queries @ matrix * inverse_normaliser(queries, normaliser, writes[:, None]))
         if rule == "delta":
-            values = values - keys @ matrix * scales(keys, normaliser, writes[:, None])
+            values = values - keys @ matrix * inverse_normaliser(keys, normaliser, writes[:, None])
         matrix, normaliser, writes = matrix + keys.mT @ values, normaliser + keys.sum(-2), writes + 1
     return torch.stack(outputs, dim=1), MemoryState(matrix, normaliser, writes)
 
@@ -108,23 +108,23 @@ def read_and_write(
         if rule == "linear":
             matrices = list(accumulate(additions, initial=state.matrix))
         else:
-            projections = (keys.mT @ (keys * scales(keys, before, writes))).unbind(1)  # P
+            projections = (keys.mT @ (keys * inverse_normaliser(keys, before, writes))).unbind(1)  # P
             matrices = [state.matrix]
             for projection, addition in zip(projections, additions, strict=True):
                 matrices.append(matrices[-1] + addition - projection @ matrices[-1])
-        outputs = queries @ torch.stack(matrices[:-1], dim=1) * scales(queries, before, writes)
+        outputs = queries @ torch.stack(matrices[:-1], dim=1) * inverse_normaliser(queries, before, writes)
         return outputs, MemoryState(matrices[-1], normalisers[-1], state.writes + segments)
 
 
 class CompressiveAttention(Mixer):
-    """Reads a segment of any length, or many of length `segment`; no layer has a bias."""
+    """Reads one segment of any length, or several of `segment_len` tokens; no layer has a bias."""
 
     def __init__(
         self,
         width: int,
         heads: int,
         *,
-        segment: int,
+        segment_len: int,
         rule: Rule = "delta",
         head_dim: int | None = None,
         value_width: int | None = None,
@@ -138,7 +138,7 @@ class CompressiveAttention(Mixer):
         self.heads, self.head_dim = heads, head_dim or width // heads
         self.value_width = value_width or self.head_dim
         self.positions = build_positions(position, self.head_dim, base=rope_base)
-        self.segment, self.rule = segment, rule
+        self.segment_len, self.rule = segment_len, rule
         self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)
         self.out_proj = nn.Linear(self.parts[-1], width, bias=False)
@@ -157,7 +157,7 @@ class CompressiveAttention(Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: MemoryState
     ) -> tuple[Float[Tensor, "rows time width"], MemoryState]:
-        segments = max(1, x.shape[1] // self.segment)
+        segments = max(1, x.shape[1] // self.segment_len)
         q, k, v = self.project(rearrange(x, "b (n s) d -> (b n) s d", n=segments))
         queries, keys, values = (rearrange(x, "(b n) h s k -> b n h s k", n=segments) for x in (q, k, v))
         retrieved, state = read_and_write(queries, keys, values, state, self.rule)

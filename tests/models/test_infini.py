@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.laws import law_cases
 from zoo.errors import UserError
 from zoo.law_tools import perturbed
-from zoo.models.infini import GATES_RATE, Infini
+from zoo.models.infini import GATE_LR_SCALE, Infini
 from zoo.models.published import infini
 from zoo.optim import Optim
 from zoo.state import nbytes
@@ -60,7 +60,7 @@ def test_gates_learn_faster_and_do_not_decay() -> None:
         gate.grad = torch.ones_like(gate)
     optimizer.step()
     for gate, old in zip(model.gates(), before, strict=True):
-        torch.testing.assert_close(gate, old - 0.01 * GATES_RATE)  # Adam's first step: the rate itself
+        torch.testing.assert_close(gate, old - 0.01 * GATE_LR_SCALE)  # Adam's first step: the rate itself
 
 
 def test_frozen_gates_are_in_no_group() -> None:

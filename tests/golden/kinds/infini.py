@@ -34,7 +34,7 @@ def same_lengths(lengths: list[int]) -> bool:
 def check_layer(case: Case) -> None:
     """`infini/layer`: one layer from given inputs, segment after segment and all at once."""
     config, lengths = case.config, case.read("in/seg_lens").tolist()
-    layer = CompressiveAttention(**infini.attention_shape(config), segment=max(lengths)).eval()
+    layer = CompressiveAttention(**infini.attention_shape(config), segment_len=max(lengths)).eval()
     names = infini.attention(layer)
     fill(layer, case.weights, names)
     x, cotangent = case.read("in/x").clone().requires_grad_(), case.read("in/cotangent")

@@ -47,9 +47,9 @@ def initial_state(rule: Rule) -> MemoryState:
     return replace_rows(state, empty(), torch.tensor([False, True, False]))
 
 
-def build(rule: Rule = "delta", segment: int = SEGMENT) -> CompressiveAttention:
+def build(rule: Rule = "delta", segment_len: int = SEGMENT) -> CompressiveAttention:
     torch.manual_seed(3)
-    layer = CompressiveAttention(WIDTH, HEADS, segment=segment, rule=rule).double()
+    layer = CompressiveAttention(WIDTH, HEADS, segment_len=segment_len, rule=rule).double()
     torch.nn.init.normal_(layer.gate)
     return layer
 
@@ -200,7 +200,7 @@ def test_the_memory_has_no_positions(rule: Rule) -> None:
 @pytest.mark.parametrize("position", ["rope", "none"])
 @torch.no_grad()
 def test_a_closed_gate_is_attention_and_an_open_one_memory(position: Any) -> None:
-    layer = CompressiveAttention(WIDTH, HEADS, segment=SEGMENT, position=position).double()
+    layer = CompressiveAttention(WIDTH, HEADS, segment_len=SEGMENT, position=position).double()
     local = Attention(WIDTH, HEADS, position=position).double()
     local.load_state_dict({name: x for name, x in layer.state_dict().items() if name != "gate"})
     x = draw(2, 3 * SEGMENT, WIDTH)
@@ -233,7 +233,7 @@ def test_sums_over_a_text_have_float32_at_least(weights: torch.dtype, sums: torc
 @torch.no_grad()
 def test_small_writes_add_up_under_autocast() -> None:
     """600 times the same segment: in bfloat16 the sum would stop growing at 256 times the first."""
-    layer = build("linear", segment=1).float()
+    layer = build("linear", segment_len=1).float()
     token = draw(1, 1, WIDTH).float()
     with torch.autocast("cpu", torch.bfloat16):
         _, once = layer(token, layer.init_state(1))
@@ -265,7 +265,7 @@ def test_the_memory_stays_small_over_many_segments() -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="width 8 is not a multiple of heads 3"):
-        CompressiveAttention(8, 3, segment=4)
+        CompressiveAttention(8, 3, segment_len=4)
     with pytest.raises(ValueError, match="even head width, not 3"):
-        CompressiveAttention(8, 2, segment=4, head_dim=3)
-    CompressiveAttention(8, 2, segment=4, head_dim=3, position="none")
+        CompressiveAttention(8, 2, segment_len=4, head_dim=3)
+    CompressiveAttention(8, 2, segment_len=4, head_dim=3, position="none")
