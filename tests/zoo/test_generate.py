@@ -190,7 +190,7 @@ class Rereading(Reader):
     """The definition."""
 
     def _read_open(self, new: int) -> Tensor:
-        logits: Tensor = self.model(self.open, self.state)[0]
+        logits: Tensor = self.model(self.open_tokens, self.state)[0]
         return logits
 
 
