@@ -45,7 +45,7 @@ class Rereading(Reader):
     """Without a cache: the definition."""
 
     def _read_open(self, new: int) -> torch.Tensor:
-        return self.model(self.open, self.state)[0]
+        return self.model(self.open_tokens, self.state)[0]
 
 
 def per_token(reader: Reader, steps: int) -> float:
