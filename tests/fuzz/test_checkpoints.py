@@ -1,4 +1,4 @@
-"""Checkpoint files: damaged, foreign, or edited with their checksums right.
+"""Checkpoint files: damaged, of other programs, or edited with their checksums right.
 
 A file is loaded as it was written, or refused; nothing in it is ever run.
 """
@@ -111,7 +111,7 @@ class Call:
 
 
 @pytest.mark.parametrize("examples", [30, pytest.param(200, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_foreign_pickles(zoo: Any, fuzzing: Any, examples: int) -> None:
+def test_pickles_of_other_programs(zoo: Any, fuzzing: Any, examples: int) -> None:
     zoo.train_whole()
     Path("bomb.py").write_text("open('exploded', 'w')")
     good = zoo.checkpoint("whole")

@@ -21,7 +21,7 @@ POSITION_FACTORS = (
 
 def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
     """Describes the differences of the allowed kinds; UserError where runs differ in any other kind."""
-    mismatches = {kind: describe_kind(runs) for kind, describe_kind in KINDS.items()}
+    mismatches = {kind: differences(runs) for kind, differences in KINDS.items()}
     if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
         descriptions = "; ".join(f"in {kind}: {'; '.join(mismatches[kind])}" for kind in refused)
         mix = ",".join([*allowed, *refused])
@@ -29,7 +29,7 @@ def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
     return [line for lines in mismatches.values() for line in lines]
 
 
-def describe_task(runs: list[Run]) -> list[str]:
+def task_differences(runs: list[Run]) -> list[str]:
     """One line if the tasks differ; otherwise one for each difference in version, code and settings."""
     if names := describe_fact("task", runs, lambda run: run.config["names.task"]):
         return [names]
@@ -50,7 +50,7 @@ def task_facts(run: Run) -> dict[str, Any]:
     return facts
 
 
-def describe_data(runs: list[Run]) -> list[str]:
+def data_differences(runs: list[Run]) -> list[str]:
     """Differences in the number of held-out bytes and in the fingerprints of the texts.
 
     Older runs have no fingerprint; where there are any, the names of all corpora are compared too.
@@ -63,7 +63,7 @@ def describe_data(runs: list[Run]) -> list[str]:
     return [line for line in lines if line]
 
 
-def describe_budget(runs: list[Run]) -> list[str]:
+def budget_differences(runs: list[Run]) -> list[str]:
     """Differences in size and budget; if there are none, parameters further apart than a budget allows."""
     lines = [
         describe_fact("size", runs, lambda run: run.config["names.size"]),
@@ -74,7 +74,7 @@ def describe_budget(runs: list[Run]) -> list[str]:
     return [line for line in lines if line]
 
 
-def describe_tokens(runs: list[Run]) -> list[str]:
+def tokens_differences(runs: list[Run]) -> list[str]:
     """The difference in positions read in training; if there is none, in tokens seen."""
     line = describe_fact("positions read", runs, positions_read)
     line = line or describe_spread(runs, "tokens_seen", TOKENS_TOLERANCE)
@@ -90,12 +90,12 @@ def positions_read(run: Run) -> int:
 
 
 KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
-    "task": describe_task,
-    "data": describe_data,
-    "budget": describe_budget,
-    "tokens": describe_tokens,
+    "task": task_differences,
+    "data": data_differences,
+    "budget": budget_differences,
+    "tokens": tokens_differences,
 }
-"""For each kind of `mix=`: a function that describes how runs differ in it, [] where they don't."""
+"""For each kind of `mix=` the function that lists how runs differ in it, one line each; [] if they don't."""
 
 
 # -- descriptions

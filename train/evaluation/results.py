@@ -80,7 +80,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def cost(tokens: int, seconds: float, peak: Peak) -> EvalResult:
-    """Speed and peak memory; `peak_so_far` where the system can't forget an earlier peak."""
+    """Speed and peak memory; `peak_so_far` where the system can't reset an earlier peak."""
     fields: EvalResult = {"tokens_per_s": tokens / seconds, "peak_memory_bytes": peak.bytes()}
     return fields | ({"peak_so_far": True} if peak.so_far else {})
 

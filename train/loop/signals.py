@@ -10,7 +10,7 @@ from zoo.train.loop.checkpointing import Checkpoints
 
 
 class InterruptedRunError(Exception):
-    """A signal asked the run to stop; everything is saved."""
+    """A signal stopped the run; everything is saved."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum

@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from zoo.errors import UserError, first_line, nearest
 from zoo.train.runs.stored import load_stored
 
-# Settings that leave a run's results as they are.  The accelerator is one: `auto` is another device on
-# another machine (metrics.json has the device), and CPU and GPU differ in the order of their sums, as numbers
-# of threads do: the result of either is a result of the seed.
+# Settings that leave a run's results unchanged.  The accelerator is among them: `auto` depends on the
+# machine (metrics.json has the device), and CPU and GPU differ only in the order of their sums, as different
+# numbers of threads do.
 NEUTRAL_SETTINGS = (
     "data.root",
     "task.root",

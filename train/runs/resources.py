@@ -34,8 +34,8 @@ def _process_status(key: str) -> int:
 
 
 class Peak:
-    """The largest memory in use since it was made; `so_far` where the system can't forget an earlier peak,
-    which then counts too."""
+    """The largest memory in use since it was made; `so_far` where the system can't reset an earlier peak,
+    which is then included."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.so_far = device, False

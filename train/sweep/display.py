@@ -30,6 +30,8 @@ MAX_ROWS = 30
 
 
 class Display:
+    """Prints the states of a sweep's jobs while it runs, and a summary at its end."""
+
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
         self.console = table_console()
@@ -53,7 +55,7 @@ class Display:
             print("  ".join(part for part in parts if part), flush=True)
 
     def summary(self, interrupted: bool) -> None:
-        """Prints the failed jobs' notes, and the command that comes next."""
+        """Prints the failed jobs' notes, and the command to run next."""
         failed = [job for job in self.jobs if job.state == "failed"]
         for job in failed:
             print(f"failed: {job.name}: {job.note} (see {job.folder / OUTPUT})", file=sys.stderr)
@@ -105,7 +107,7 @@ def job_row(job: Job) -> tuple[str, ...]:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """What a run last wrote of its progress; empty before its first report."""
+    """The content of a run's progress.json; empty before its first report."""
     try:
         progress: dict[str, Any] = read_json(folder / PROGRESS_FILE)
     except UserError:
