@@ -70,8 +70,8 @@ def grid(task: Task, options: EvalOptions, length: int | None) -> Iterator[dict[
         points["length"] = list(dict.fromkeys(parse_length(word, length, task) for word in lengths))
     if depths:
         points["depth"] = list(dict.fromkeys(depths))
-    for point in itertools.product(*points.values()):
-        yield dict(zip(points, point, strict=True))
+    for values in itertools.product(*points.values()):
+        yield dict(zip(points, values, strict=True))
 
 
 def parse_length(word: str, length: int | None, task: Task) -> int:
