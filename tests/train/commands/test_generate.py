@@ -13,7 +13,7 @@ import torch
 from tests.train.conftest import Completed, Workspace
 from zoo.generate import greedy
 from zoo.train.commands import generate as command
-from zoo.train.evaluation import sampling
+from zoo.train.evaluation import text_generation
 from zoo.train.runs.load import load_run
 from zoo.train.tasks.lm import END
 
@@ -145,7 +145,7 @@ def spelled(tokens: list[int], of_bytes: bool = True) -> list[str]:
     def given() -> Iterator[int]:
         yield from tokens
 
-    return [piece for _, piece in sampling.decode_pieces(given(), of_bytes)]
+    return [piece for _, piece in text_generation.decode_pieces(given(), of_bytes)]
 
 
 def test_characters_are_written_when_they_are_whole() -> None:
@@ -158,4 +158,4 @@ def test_characters_are_written_when_they_are_whole() -> None:
 
 def test_only_tokens_of_the_task() -> None:
     logits = torch.tensor([[0.0, 1.0, 9.0]])
-    assert sampling.restrict_vocab(2, greedy)(logits).item() == 1
+    assert text_generation.restrict_vocab(2, greedy)(logits).item() == 1
