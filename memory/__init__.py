@@ -1,5 +1,5 @@
 """Mechanisms that carry information from one segment to the next: (x, state) -> (y, state).
 
-Where a mechanism `f` is computed in a fast form, `f_loop` beside it is its definition, in the plainest code:
-tests hold the fast form, its gradients included, to the loop.
+Where a mechanism `f` is computed in a fast form, `f_loop` beside it is its definition in the plainest code
+(`f_reference` if that isn't a loop).  Tests compare the fast form with it, gradients included.
 """

@@ -2,7 +2,7 @@
 
 causal-conv1d and mamba-ssm (Dao & Gu) are imported on first use, never at a module's top; a missing one is an
 error, never another code path.  Their functions are called, not their modules, which change states in place.
-All take an initial state and return the final one, with gradients through both states.
+All take an initial state and return the final one, with gradients through both of them.
 
 Mamba-1's kernel takes no initial state, and gives its last state no gradient; `with_states` makes up for both
 with N tokens before the text that write the state, and N after it that read it.

@@ -36,7 +36,7 @@ SELECTIONS: dict[str, Selection] = {
     "max_over_heads": "token",
     "max_over_tokens": "head",
 }
-COMPUTED = (".wpe.freqs", ".rotary_emb.inv_freq")  # buffers that some checkpoints hold
+COMPUTED = (".wpe.freqs", ".rotary_emb.inv_freq")  # derived buffers, stored in some checkpoints
 GPT_BLOCK: Table = {
     **affine(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
     **affine(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
@@ -90,8 +90,8 @@ class LandmarkInTable(Landmark):
 def load(weights: Mapping[str, Tensor], config: Config) -> LandmarkInTable:
     """The published model with its weights, in their dtype.
 
-    `mem_cache_size` blocks are kept (LLaMA: `capacity` tokens); a segment is as long as the longest of the
-    config's `segments` or `chunks`, else as `sequence_length` says, else as the LLaMA code's default.
+    The bank has `mem_cache_size` blocks (LLaMA: `capacity` tokens).  A segment is as long as the longest of
+    the config's `segments` or `chunks`; without them `sequence_length`, or the LLaMA code's default.
     """
     weights = {name: weight for name, weight in weights.items() if not name.endswith(COMPUTED)}
     llama = any(".self_attn." in name for name in weights)
@@ -108,7 +108,7 @@ def load(weights: Mapping[str, Tensor], config: Config) -> LandmarkInTable:
 
 def gpt_shape(config: Config) -> dict[str, Any]:
     """The constructor's keywords for lm_benchmark's model."""
-    freq, topk = either(config, "mem_cache_freq", "mem_freq"), number(config, "cache_topk", default=2)
+    freq, topk = first_number(config, "mem_cache_freq", "mem_freq"), number(config, "cache_topk", default=2)
     method = config.get("cache_selection_method", "per_token_and_head")
     if method not in SELECTIONS:
         raise UserError(
@@ -137,16 +137,16 @@ def gpt_shape(config: Config) -> dict[str, Any]:
 
 
 def llama_shape(config: Config) -> dict[str, Any]:
-    """The constructor's keywords for LLaMA, whose bank keeps everything: by default what the paper tried."""
+    """The constructor's keywords for LLaMA, whose published bank is unbounded; by default as tested there."""
     freq, topk = number(config, "mem_freq", default=50), number(config, "cache_top_k", default=4)
     return {
         "landmark_id": number(config, "mem_id", least=0),
-        "vocab_size": either(config, "vocab_size", "vocab"),
+        "vocab_size": first_number(config, "vocab_size", "vocab"),
         "segment_len": segment_len(config, freq, topk),
-        "depth": either(config, "num_hidden_layers", "layers"),
-        "width": either(config, "hidden_size", "hidden"),
-        "heads": either(config, "num_attention_heads", "heads"),
-        "mlp_width": either(config, "intermediate_size", "intermediate"),
+        "depth": first_number(config, "num_hidden_layers", "layers"),
+        "width": first_number(config, "hidden_size", "hidden"),
+        "heads": first_number(config, "num_attention_heads", "heads"),
+        "mlp_width": first_number(config, "intermediate_size", "intermediate"),
         "mem_freq": freq,
         "capacity": max(number(config, "capacity", default=sum(config.get("chunks", ())) or 32_768), freq),
         "topk": topk,
@@ -156,23 +156,23 @@ def llama_shape(config: Config) -> dict[str, Any]:
     }
 
 
-def either(config: Config, *names: str) -> int:
-    """The first of these fields that the config has."""
+def first_number(config: Config, *names: str) -> int:
+    """The value of the first of these fields that the config has."""
     return number(config, next((name for name in names if name in config), names[0]))
 
 
 def segment_len(config: Config, freq: int, topk: int) -> int:
     """Tokens per segment, a multiple of `freq`."""
     block = freq + 1
-    pieces = config.get("segments", config.get("chunks"))
-    if pieces:
-        return -(-max(pieces) // freq) * freq
-    slots = number(config, "sequence_length", default=max(512 - 512 % block - (topk + 1) * block, block))
-    return max(slots // block, 1) * freq
+    lengths = config.get("segments", config.get("chunks"))
+    if lengths:
+        return -(-max(lengths) // freq) * freq
+    stream_len = number(config, "sequence_length", default=max(512 - 512 % block - (topk + 1) * block, block))
+    return max(stream_len // block, 1) * freq
 
 
 def table(model: LandmarkInTable) -> Table:
-    """Names of either code; without biases where the model has none."""
+    """The table for the model's code, without biases if the model has none."""
     if not model.llama:
         learned = dict(model.named_parameters(remove_duplicate=False))
         return {name: target for name, target in GPT.items() if target[0].replace("{i}", "0") in learned}
@@ -207,12 +207,12 @@ def filled(state: BankState) -> tuple[int, int]:
     lengths = state.length.unique().tolist()
     if len(lengths) != 1:
         raise UserError(f"state: expected rows of one length, found {lengths}")
-    closed, still_open = divmod(lengths[0], state.keys.shape[3])
-    return closed, still_open
+    closed, open_len = divmod(lengths[0], state.keys.shape[3])
+    return closed, open_len
 
 
 def ring(state: BankState) -> dict[str, Tensor]:
-    closed, still_open = filled(state)
+    closed, open_len = filled(state)
     size = state.keys.shape[2]
     tensors = {
         f"cache_mem_{kind}": rearrange(bank[:, :, max(size - closed, 0) :], "b h n s k -> b n s h k").roll(
@@ -220,15 +220,15 @@ def ring(state: BankState) -> dict[str, Tensor]:
         )
         for kind, bank in (("k", state.keys), ("v", state.values))
     }
-    if still_open:
+    if open_len:
         tensors |= {
-            f"last_incomplete_{kind}": part[:, :, :still_open]
+            f"last_incomplete_{kind}": part[:, :, :open_len]
             for kind, part in (("k", state.open_keys), ("v", state.open_values))
         }
     return tensors
 
 
 def llama_cache(state: BankState) -> dict[str, Tensor]:
-    closed, still_open = filled(state)
+    closed, open_len = filled(state)
     stored = state.keys[:, :, max(state.keys.shape[2] - closed, 0) :].flatten(2, 3)
-    return {"cache_k_or_incomplete_k": torch.cat([stored, state.open_keys[:, :, :still_open]], dim=2)}
+    return {"cache_k_or_incomplete_k": torch.cat([stored, state.open_keys[:, :, :open_len]], dim=2)}

@@ -53,7 +53,7 @@ def published_gradients(model: SequenceModule, prefix: str = "memory_cell.") -> 
 
 
 def published_state(state: RMTState | RMTXLState) -> dict[str, Tensor]:
-    """`memory_state` (rows, slots, width); on XL `mem_tokens` (slots, rows, width) and `mems{l}`."""
+    """`memory_state` (rows, memory, width); on XL `mem_tokens` (memory, rows, width) and `mems{l}`."""
     if isinstance(state, RMTXLState):
         return {"mem_tokens": state.memory.transpose(0, 1), **transformer_xl.published_state(state.layers)}
     return {"memory_state": state.memory}
