@@ -33,12 +33,16 @@ _stamp_rng = torch.Generator().manual_seed(secrets.randbits(62))  # leaves torch
 
 @special_fields(lazy=("keys", "values"), identity=("stamp", "stamp_before"))
 class Bank(NamedTuple):
+    """Rings of keys and values: token t is in slot t % capacity, so that new tokens evict the oldest.
+
+    `length` counts evicted tokens too: it may exceed the capacity.
+    """
+
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]
     values: tuple[Float[Tensor, "rows heads block value_width"], ...]  # () if computed from the keys
-    length: Int[Tensor, " rows"]  # tokens added since the row was fresh, evicted ones included, so that it
-    # may exceed the capacity; token t is in slot t % capacity
+    length: Int[Tensor, " rows"]  # tokens added since the row was fresh
     stamp: Int[Tensor, " rows"]  # random, new at every write, 0 when empty: identifies an index of this bank
-    stamp_before: Int[Tensor, " rows"]
+    stamp_before: Int[Tensor, " rows"]  # the stamp before the last write
 
 
 class KNNMemory(nn.Module):
