@@ -231,9 +231,8 @@ def build_error(group: str, name: str) -> str:
 
 
 def data() -> Iterator[Finding]:
-    from zoo.train.commands.list import layout_of
     from zoo.train.corpora.cache import cache_folder
-    from zoo.train.corpora.catalog import LAYOUTS
+    from zoo.train.corpora.catalog import LAYOUTS, layout_of
 
     root = Path(os.environ.get("ZOO_DATA", "data"))
     names = [name for name in LAYOUTS if layout_of(name, root)]

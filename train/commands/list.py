@@ -30,7 +30,7 @@ from zoo.module import SequenceModule
 from zoo.plugins import Choice
 from zoo.state import nbytes
 from zoo.train.commands.cli import command
-from zoo.train.corpora.catalog import LAYOUTS
+from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
 from zoo.train.corpora.documents import READABLE
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs import build
@@ -188,16 +188,6 @@ def corpora(words: list[str]) -> Table:
         table.add_row(name, f"yes: {layout}" if layout else f"no: expected {layouts(name)}")
     table.add_row("a path", f"your own file or folder: {READABLE}")
     return table
-
-
-def layouts(name: str) -> str:
-    return " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
-
-
-def layout_of(name: str, root: Path) -> str:
-    """The layout in which a named corpus lies below the root, "" if it doesn't."""
-    present = (layout for layout in LAYOUTS[name] if (root / layout.format("train")).exists())
-    return next(present, "").replace("{}", "{train,valid,test}")
 
 
 TABLES: dict[str, Callable[[list[str]], Table]] = {"models": models, "tasks": tasks, "corpora": corpora}

@@ -80,6 +80,17 @@ class Corpus:
         return self.parts[name]
 
 
+def layouts(name: str) -> str:
+    """The layouts in which a named corpus may lie below the root, in words."""
+    return " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
+
+
+def layout_of(name: str, root: Path) -> str:
+    """The layout in which a named corpus lies below the root, "" if it doesn't."""
+    present = (layout for layout in LAYOUTS[name] if (root / layout.format("train")).exists())
+    return next(present, "").replace("{}", "{train,valid,test}")
+
+
 def open_corpus(name: str, root: str | Path) -> Corpus:
     """A corpus by its name (`stdlib`, or one under `root`) or by the path of a folder or file.
 
