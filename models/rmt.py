@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround
+from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround_with_memory
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
 
@@ -76,7 +76,7 @@ class RMT(Decoder):
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: RMTState
     ) -> tuple[Float[Tensor, "rows time vocab"], RMTState]:
-        x = surround(state.memory, self.embed(tokens))
+        x = surround_with_memory(state.memory, self.embed(tokens))
         x, _ = self.body(x, self.stack.init_state(len(tokens)))
         end = self.memory_tokens + tokens.shape[1]
         return self.head(x[:, self.memory_tokens : end]), RMTState(x[:, end:].to(self.memory.dtype))

@@ -1,13 +1,13 @@
-"""RMT on Transformer-XL: memory tokens around each segment, and the XL memory below them.
+"""RMT on Transformer-XL: memory tokens around each segment, and in every layer Transformer-XL's cache.
 
 Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881: the code behind the paper's tables.
 
     H_0 = [M_s ; sqrt(D) E[w_1 .. w_S] ; M_s]  ->  Transformer-XL  ->  H_L        M_{s+1} = end of H_L
 
-Carried from segment to segment: the memory tokens, with gradient, and in every layer its last `memory_len`
-inputs (those of memory tokens included), without.
-Differs from the paper: a memory position that looks ahead inside its block does so at distance 0; in the
-published code its relative shift wraps around (`wrapped=true`, for the published weights).
+Carried from segment to segment: the memory tokens, with gradient, and the XL cache, in every layer its last
+`memory_len` inputs (those of memory tokens included), without.
+Differs from the paper: a memory token that attends to a later one of its block uses relative distance 0; in
+the published code the relative shift wraps around there (`wrapped=true` reproduces it).
 """
 
 from typing import NamedTuple, Unpack
@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
-from zoo.memory.tokens.memory_tokens import surround
+from zoo.memory.tokens.memory_tokens import surround_with_memory
 from zoo.models.transformer_xl import TransformerXL, XLOptions
 
 
 class RMTXLState(NamedTuple):
     memory: Float[Tensor, "rows memory width"]
-    layers: tuple[RecurrenceState, ...]
+    layers: tuple[RecurrenceState, ...]  # the XL cache of each layer
 
 
 class RMTXL(TransformerXL):
@@ -41,11 +41,11 @@ class RMTXL(TransformerXL):
         memory_tokens: int,
         write_at_end: bool = True,
         read_cache: bool = False,
-        wrapped: bool = False,
+        wrapped: bool = False,  # how a memory token attends ahead, see above
         **options: Unpack[XLOptions],
     ) -> None:
         """With `write_at_end=false` there are no memory tokens after the segment: those before it become the
-        next memory.  `read_cache` lets memory tokens attend to the XL memory."""
+        next memory.  `read_cache` lets memory tokens attend to the XL cache."""
         super().__init__(vocab_size, segment_len, depth, width, heads, mlp_width, memory_len, **options)
         if memory_tokens < 1:
             raise ValueError(
@@ -59,14 +59,16 @@ class RMTXL(TransformerXL):
         scale = self.embed.weight.std().detach() * width**0.5
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * scale)
         self.remembers = True
-        self.learns_through_memory = ("memory",) if write_at_end else ()  # read tokens see no segment
+        # without write tokens, the memory never sees the segment except through the detached cache
+        self.learns_through_memory = ("memory",) if write_at_end else ()
 
     def init_state(self, rows: int) -> RMTXLState:
         return RMTXLState(self.memory.expand(rows, -1, -1), super().init_state(rows))
 
-    def attention_mask(self, time: int) -> Bool[Tensor, "time keys"] | None:
-        """The paper's mask: causal, except that each block of memory positions attends to all of itself, and
-        to the XL memory only with `read_cache`.  None with `same_length`: the default mask, as published."""
+    def attention_mask(self, time: int) -> Bool[Tensor, "augmented keys"] | None:
+        """The paper's mask for `time` positions, of a segment and its memory tokens: causal, except that each
+        block of memory tokens attends to all of itself, and to the XL cache only with `read_cache`.  With
+        `same_length` None: the default mask, as published."""
         if self.same_length:
             return None
         cache, memory_tokens = self.memory_len, self.memory_tokens
@@ -79,12 +81,11 @@ class RMTXL(TransformerXL):
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: RMTXLState
     ) -> tuple[Float[Tensor, "rows time vocab"], RMTXLState]:
-        x = self.read_embeddings(tokens)
-        x = (
-            surround(state.memory, x)
-            if self.write_at_end
-            else torch.cat([state.memory.to(x.dtype), x], dim=1)
-        )
+        x = self.embed_tokens(tokens)
+        if self.write_at_end:
+            x = surround_with_memory(state.memory, x)
+        else:
+            x = torch.cat([state.memory.to(x.dtype), x], dim=1)
         h, layers = self.body(x, state.layers, x.shape[1], self.attention_mask(x.shape[1]))
         at_tokens = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
         memory = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]

@@ -152,18 +152,19 @@ class TransformerXL(SequenceModule):
     def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
-        h, after = self.dropout(self.read_embeddings(tokens)), []
+        h, after = self.dropout(self.embed_tokens(tokens)), []
         layers: Any = zip(self.layers, cache, strict=True)
         for layer, layer_cache in layers:
             h, layer_cache = layer.decode(h, layer_cache)
             after.append(layer_cache)
         return self.head(self.dropout(h)), tuple(after)
 
-    def read_embeddings(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time width"]:
+    def embed_tokens(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time width"]:
+        """sqrt(D) E[w]."""
         return self.embed(tokens) * self.width**0.5
 
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        h, state = self.body(self.read_embeddings(tokens), state, min(tokens.shape[1], self.segment_len))
+        h, state = self.body(self.embed_tokens(tokens), state, min(tokens.shape[1], self.segment_len))
         return self.head(h), state

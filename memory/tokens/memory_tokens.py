@@ -18,7 +18,7 @@ from zoo.memory.attention.core import Attention, AttentionOptions
 MemoryAttention = Literal["causal", "block"]
 
 
-def surround(
+def surround_with_memory(
     memory: Float[Tensor, "rows memory width"], x: Float[Tensor, "rows time width"]
 ) -> Float[Tensor, "rows augmented width"]:
     """The segment with the memory before and after it."""

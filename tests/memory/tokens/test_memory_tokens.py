@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.memory.attention.loops import attention_loop
-from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, block_mask, surround
+from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, block_mask, surround_with_memory
 
 
 @pytest.mark.parametrize("memory_tokens", [1, 2, 3])
@@ -27,7 +27,7 @@ def test_memory_tokens_attend_to_their_whole_block(memory_tokens: int) -> None:
 
 def test_surround_puts_the_memory_on_both_sides_in_the_segments_type() -> None:
     memory, x = torch.randn(2, 3, 4), torch.randn(2, 5, 4).bfloat16()
-    surrounded = surround(memory, x)
+    surrounded = surround_with_memory(memory, x)
     assert surrounded.dtype == torch.bfloat16
     assert torch.equal(surrounded[:, :3], memory.bfloat16())
     assert torch.equal(surrounded[:, 3:8], x)
