@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, Unpack
 
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Backend, KNNMemory, recall_diagnostics
-from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
 from zoo.models.blocks import layers_with_memory
 from zoo.models.decoder import BaseOptions, Decoder, attention_options
@@ -55,13 +55,13 @@ class Focused(Decoder):
         mlp_width: int,
         capacity: int,
         neighbours: int = 32,
-        block: int | None = None,
+        block: int | None = None,  # tokens per block of the bank's ring; None: all of `capacity`
         memory_layers: Sequence[int] | None = None,
         contexts: int | Mapping[int | float, int] = 2,
         normalised: bool = False,
         memory_position: Literal["rope", "none"] = "rope",
         backend: Backend = "torch",
-        index: Kind = "flat",
+        index: IndexType = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
         **options: Unpack[BaseOptions],

@@ -20,7 +20,7 @@ import torch
 
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
-from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.memorizing_attention import MemorizingAttention
 from zoo.models.blocks import layers_with_memory
 from zoo.models.decoder import BaseOptions, Decoder, attention_options
@@ -41,10 +41,10 @@ class Memorizing(Decoder):
         mlp_width: int,
         capacity: int,
         neighbours: int = 32,
-        block: int | None = None,
+        block: int | None = None,  # tokens per block of the bank's ring; None: all of `capacity`
         memory_layers: Sequence[int] | None = None,
         backend: Backend = "torch",
-        index: Kind = "flat",
+        index: IndexType = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
         **options: Unpack[BaseOptions],

@@ -67,8 +67,8 @@ class RMTXL(TransformerXL):
 
     def attention_mask(self, time: int) -> Bool[Tensor, "augmented keys"] | None:
         """The paper's mask for `time` positions, of a segment and its memory tokens: causal, except that each
-        block of memory tokens attends to all of itself, and to the XL cache only with `read_cache`.  With
-        `same_length` None: the default mask, as published."""
+        block of memory tokens attends to all of itself, and to the XL cache only with `read_cache`.  As
+        published, None with `same_length`: the default mask."""
         if self.same_length:
             return None
         cache, memory_tokens = self.memory_len, self.memory_tokens

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
-from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 from zoo.models.blocks import Block
 from zoo.models.decoder import attention_options
@@ -44,11 +44,11 @@ class Unlimiformer(Transformer):
         mlp_width: int,
         capacity: int,
         neighbours: int = 32,
-        block: int | None = None,
+        block: int | None = None,  # tokens per block of the bank's ring; None: all of `capacity`
         layer_begin: int | None = None,
         retrieval_training: bool = False,
         backend: Backend = "torch",
-        index: Kind = "flat",
+        index: IndexType = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         **options: Unpack[TransformerOptions],
     ) -> None:

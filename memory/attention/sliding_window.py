@@ -28,7 +28,7 @@ class WindowState(NamedTuple):
     values: Float[Tensor, "rows heads cache head_dim"]
     sink_keys: Float[Tensor, "rows heads sinks head_dim"]  # the text's first
     sink_values: Float[Tensor, "rows heads sinks head_dim"]
-    length: Int[Tensor, " rows"]  # tokens since the row was fresh
+    length: Int[Tensor, " rows"]  # tokens since the last reset
 
 
 class WindowAttention(Attention):

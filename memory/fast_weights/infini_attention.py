@@ -36,7 +36,7 @@ MIN_NORMALISER = 1e-15  # if sigma(Q) z is less, the query matches no key, and A
 class MemoryState(NamedTuple):
     matrix: Float[Tensor, "rows heads head_dim value_width"]  # M
     normaliser: Float[Tensor, "rows heads head_dim"]  # z
-    writes: Int[Tensor, " rows"]  # segments since the row was fresh
+    writes: Int[Tensor, " rows"]  # segments since the last reset
 
 
 class _Sigma(torch.autograd.Function):

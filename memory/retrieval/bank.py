@@ -7,9 +7,11 @@ section 2.
     N_i = the k slots j with the largest q_i k_j
     y_i = softmax over [local ; N_i] of (scale q_i k_j) applied to v_j
 
-Carried: the bank, rings of equal blocks (memory/retrieval/ring_buffer.py).
-Differs from the papers: nothing.  `backend: torch` searches exactly, `faiss` by
+The joint softmax is the Focused Transformer's and Unlimiformer's; the Memorizing Transformer gates instead
+(memory/retrieval/memorizing_attention.py).  `backend: torch` searches exactly, `faiss` by
 memory/retrieval/faiss_index.py.
+Carried: the bank, rings of equal blocks (memory/retrieval/ring_buffer.py).
+Differs from the papers: see each model's file.
 """
 
 import secrets
@@ -20,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.ring_buffer import gather_entries, touched_blocks, write_entries
 from zoo.memory.retrieval.search import IndexCache, search_exact
 from zoo.state import special_fields
@@ -28,20 +30,23 @@ from zoo.state import special_fields
 Backend = Literal["torch", "faiss"]
 SCORE_RTOL = 1e-5  # relative rounding error of a score, which depends on the order of its sum
 
-_stamp_rng = torch.Generator().manual_seed(secrets.randbits(62))  # leaves torch's generator to the models
+# separate, so that drawing stamps doesn't advance torch's global RNG
+_stamp_rng = torch.Generator().manual_seed(secrets.randbits(62))
 
 
 @special_fields(lazy=("keys", "values"), identity=("stamp", "stamp_before"))
 class Bank(NamedTuple):
     """Rings of keys and values: token t is in slot t % capacity, so that new tokens evict the oldest.
 
-    `length` counts evicted tokens too: it may exceed the capacity.
+    Lazy: a reset row's `length` of 0 marks its old keys and values as invalid, so they aren't cleared.
+    Identity: a row's faiss index belongs to the bank with its stamp, and is extended for the bank that has it
+    as `stamp_before`; stamps are no part of a bank's contents.
     """
 
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]
     values: tuple[Float[Tensor, "rows heads block value_width"], ...]  # () if computed from the keys
-    length: Int[Tensor, " rows"]  # tokens added since the row was fresh
-    stamp: Int[Tensor, " rows"]  # random, new at every write, 0 when empty: identifies an index of this bank
+    length: Int[Tensor, " rows"]  # tokens added since the last reset, evicted ones too: may exceed capacity
+    stamp: Int[Tensor, " rows"]  # a random number, drawn anew at every write; 0 when empty
     stamp_before: Int[Tensor, " rows"]  # the stamp before the last write
 
 
@@ -55,22 +60,22 @@ class KNNMemory(nn.Module):
         key_width: int,
         value_width: int = 0,
         neighbours: int = 32,
-        block: int | None = None,
+        block_size: int | None = None,
         backend: Backend = "torch",
-        index: Kind = "flat",
+        index: IndexType = "flat",
         dtype: str | None = None,
     ) -> None:
         super().__init__()
-        block = block or capacity
-        if capacity < 1 or block < 1 or capacity % block:
-            raise ValueError(f"capacity {capacity} is not a multiple of the block of {block} tokens")
+        block_size = block_size or capacity
+        if capacity < 1 or block_size < 1 or capacity % block_size:
+            raise ValueError(f"capacity {capacity} is not a multiple of the block of {block_size} tokens")
         if neighbours < 1:
             raise ValueError(f"neighbours must be at least 1, not {neighbours}")
         if backend == "torch" and index != "flat":
             raise ValueError(f"index {index} needs backend faiss: torch searches all keys")
         if dtype not in (None, "bfloat16"):
             raise ValueError(f"dtype must be bfloat16, or none for the model's, not {dtype}")
-        self.capacity, self.heads, self.block = capacity, heads, block
+        self.capacity, self.heads, self.block_size = capacity, heads, block_size
         self.key_width, self.value_width = key_width, value_width
         self.neighbours = neighbours
         self.topk = min(neighbours, capacity)  # slots that a search returns
@@ -81,9 +86,9 @@ class KNNMemory(nn.Module):
         """An empty bank on the device of `reference`, and in its dtype unless `dtype` is set."""
 
         def zero_blocks(width: int) -> tuple[Tensor, ...]:
-            shape = (rows, self.heads, self.block, width)
+            shape = (rows, self.heads, self.block_size, width)
             zeros = reference.new_zeros(shape, dtype=self.dtype or reference.dtype)
-            return (zeros,) * (self.capacity // self.block)  # never changed in place, so shared
+            return (zeros,) * (self.capacity // self.block_size)  # never changed in place, so shared
 
         count = torch.zeros(rows, dtype=torch.long, device=reference.device)
         values = zero_blocks(self.value_width) if self.value_width else ()
@@ -118,7 +123,7 @@ class KNNMemory(nn.Module):
     def search(
         self, queries: Float[Tensor, "rows heads time key_width"], bank: Bank
     ) -> Int[Tensor, "rows heads time neighbours"]:
-        """Slots of the nearest keys, the nearest first, at most `capacity`; -1 where fewer are stored."""
+        """Slots of the min(neighbours, capacity) nearest keys, nearest first; -1 where fewer are stored."""
         if self.index_cache is None:
             return search_exact(queries, bank.keys, bank.length, self.topk)
         stamps = torch.stack([bank.stamp, bank.stamp_before], dim=1)
@@ -164,7 +169,8 @@ def recall_at_k(
 
 
 def recall_diagnostics(memories: Iterable[KNNMemory], banks: Iterable[Bank]) -> dict[str, float]:
-    """The mean `index_recall` of a model's memories for its diagnostics; empty where none is approximate."""
+    """The mean `index_recall` of a model's memories, for its diagnostics; an empty dict if every search is
+    exact or every bank is empty."""
     recalls = [memory.index_recall(bank) for memory, bank in zip(memories, banks, strict=True)]
     measured = [recall for recall in recalls if recall is not None]
     return {"recall": sum(measured) / len(measured)} if measured else {}

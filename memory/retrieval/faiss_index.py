@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zoo.errors import UserError, first_line
 
-Kind = Literal["flat", "ivf", "hnsw"]
+IndexType = Literal["flat", "ivf", "hnsw"]
 
 MIN_KEYS_PER_LIST = 39  # with fewer, faiss warns when it trains
 MAX_PROBES = 3  # limit of the lists that an IVF search reads, times the root of the number of lists
@@ -84,7 +84,7 @@ def _id_pointer(ids: Tensor) -> Any:
 
 
 class FlatIndex:
-    """All keys, each at its slot; from `max_keys` keys on, an index of another kind takes over."""
+    """All keys, each at its slot; from `max_keys` keys on, an index of another type takes over."""
 
     def __init__(self, width: int, capacity: int, device: torch.device, max_keys: float = math.inf) -> None:
         self.capacity, self.width, self.max_keys, faiss = capacity, width, max_keys, load_faiss()
@@ -217,11 +217,11 @@ def _search(index: Any, queries: Tensor, count: int, parameters: Any = None) -> 
     return scores, ids
 
 
-def make_index(kind: Kind, width: int, capacity: int, stored: int, device: torch.device) -> Any:
+def make_index(index_type: IndexType, width: int, capacity: int, stored: int, device: torch.device) -> Any:
     """An empty index for a bank of `stored` keys."""
     trainable = MIN_KEYS_PER_LIST * list_count(capacity)
-    if kind == "hnsw":
+    if index_type == "hnsw":
         return HNSWIndex(width, capacity)
-    if kind == "ivf" and stored >= trainable:
+    if index_type == "ivf" and stored >= trainable:
         return IVFIndex(width, capacity)
-    return FlatIndex(width, capacity, device, max_keys=float(trainable) if kind == "ivf" else math.inf)
+    return FlatIndex(width, capacity, device, max_keys=float(trainable) if index_type == "ivf" else math.inf)

@@ -27,7 +27,7 @@ class BankState(NamedTuple):
     closed_values: Ring
     open_keys: Float[Tensor, "rows heads open head_dim"]  # the open block's tokens in order, then zeros
     open_values: Float[Tensor, "rows heads open head_dim"]
-    length: Int[Tensor, " rows"]  # tokens read since the row was fresh, landmarks included
+    length: Int[Tensor, " rows"]  # tokens read since the last reset, landmarks included
 
     @property
     def block_len(self) -> int:
@@ -36,7 +36,7 @@ class BankState(NamedTuple):
 
     @property
     def num_closed(self) -> Int[Tensor, " rows"]:
-        """Blocks closed since the row was fresh."""
+        """Blocks closed since the last reset."""
         return self.length // self.block_len
 
     @property

@@ -19,11 +19,13 @@ def touched_blocks(ring: Ring, start: Int[Tensor, " rows"], end: Int[Tensor, " r
     touched: set[int] = set()
     if not ring:
         return touched
-    block, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
+    block_size, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
     for first, stop in set(zip(start.tolist(), end.tolist(), strict=True)):
         first = max(first, stop - capacity)  # earlier entries would be overwritten at once
         if first < stop:
-            touched |= {index % len(ring) for index in range(first // block, (stop - 1) // block + 1)}
+            touched |= {
+                index % len(ring) for index in range(first // block_size, (stop - 1) // block_size + 1)
+            }
     return touched
 
 
@@ -38,13 +40,13 @@ def write_entries(
     ignored.  `touched` is the result of `touched_blocks`."""
     if not ring:
         return ring
-    block, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
+    block_size, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
     entries = entries.to(ring[0].dtype)
 
     def write(index: int) -> Tensor:
-        slots = torch.arange(index * block, (index + 1) * block, device=entries.device)
+        slots = torch.arange(index * block_size, (index + 1) * block_size, device=entries.device)
         newest = end[:, None] - 1 - (end[:, None] - 1 - slots) % capacity  # the last entry of each slot
-        offset = (newest - start[:, None]).view(len(end), 1, block, *[1] * (entries.ndim - 3))
+        offset = (newest - start[:, None]).view(len(end), 1, block_size, *[1] * (entries.ndim - 3))
         return torch.where(offset >= 0, entries.take_along_dim(offset.clamp(min=0), 2), ring[index])
 
     return tuple(write(index) if index in touched else old for index, old in enumerate(ring))
@@ -52,7 +54,7 @@ def write_entries(
 
 def oldest_first(ring: Ring, length: Int[Tensor, " rows"]) -> Shaped[Tensor, "rows heads capacity *entry"]:
     """A copy of the ring in one tensor, each row's newest entry last; `length` counts the entries that a row
-    has stored since it was fresh."""
+    has stored since its last reset."""
     slots = torch.cat(ring, dim=2)
     order = (length[:, None] + torch.arange(slots.shape[2], device=length.device)) % slots.shape[2]
     return slots.take_along_dim(order.view(len(order), 1, slots.shape[2], *[1] * (slots.ndim - 3)), 2)
@@ -65,15 +67,15 @@ def gather_entries(
     """The entries in these slots of each row and head; zeros where a slot is -1.
 
     A ring much smaller than the result is copied into one table; otherwise each block is read separately."""
-    rows, heads, block, width = ring[0].shape
+    rows, heads, block_size, width = ring[0].shape
     head = torch.arange(rows * heads, device=slots.device).view(rows, heads, 1, 1)
-    if 4 * block * len(ring) <= slots[0, 0].numel():
+    if 4 * block_size * len(ring) <= slots[0, 0].numel():
         table = torch.cat(ring, dim=2).flatten(0, 2)
-        entries = F.embedding(head * block * len(ring) + slots.clamp(min=0), table)
+        entries = F.embedding(head * block_size * len(ring) + slots.clamp(min=0), table)
         absent = (slots < 0)[..., None]
         return entries.masked_fill_(absent, 0) if absent.is_cuda or absent.any() else entries
-    flat = (head * block + slots % block).flatten()
-    order = (slots // block).flatten().sort(stable=True)  # -1 // block is -1: those come first
+    flat = (head * block_size + slots % block_size).flatten()
+    order = (slots // block_size).flatten().sort(stable=True)  # -1 // block_size is -1: those come first
     counts = torch.bincount(order.values + 1, minlength=len(ring) + 1).tolist()
     absent, *parts = order.indices.split(counts)
     entries = ring[0].new_zeros(len(flat), width)

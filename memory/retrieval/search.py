@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.memory.retrieval.faiss_index import Kind, load_faiss, make_index
+from zoo.memory.retrieval.faiss_index import IndexType, load_faiss, make_index
 
 MAX_SCORES = 2**24  # scores that exact search computes at a time
 
@@ -113,9 +113,9 @@ class IndexCache:
     once.
     """
 
-    def __init__(self, kind: Kind, capacity: int) -> None:
+    def __init__(self, index_type: IndexType, capacity: int) -> None:
         load_faiss()
-        self.kind, self.capacity = kind, capacity
+        self.index_type, self.capacity = index_type, capacity
         self.rows: OrderedDict[Key, RowIndexes] = OrderedDict()  # least recently used first
         self.last_search: dict[bool, list[Key]] = {True: [], False: []}  # rows of each mode's last search
         self.max_rows = {True: 0, False: 0}  # rows of each mode's largest search
@@ -123,7 +123,7 @@ class IndexCache:
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
-        return IndexCache, (self.kind, self.capacity)
+        return IndexCache, (self.index_type, self.capacity)
 
     def search(
         self,
@@ -135,7 +135,7 @@ class IndexCache:
         training: bool = False,
     ) -> Int[Tensor, "rows heads time neighbours"]:
         """As `search_exact`; `stamps` are each row's current and previous one, `training` is the mode."""
-        device = queries.device if self.kind == "flat" else torch.device("cpu")
+        device = queries.device if self.index_type == "flat" else torch.device("cpu")
         vectors = queries.detach().to(device, torch.float32).contiguous()
         scores = vectors.new_full((*vectors.shape[:3], neighbours), -torch.inf)
         slots = torch.full_like(scores, -1, dtype=torch.long)
@@ -187,7 +187,9 @@ class IndexCache:
                 or any(index.outdated(length) for index in indexes.heads)
             ):
                 heads, width = blocks[0].shape[0], blocks[0].shape[2]
-                empty = [make_index(self.kind, width, self.capacity, stored, device) for _ in range(heads)]
+                empty = [
+                    make_index(self.index_type, width, self.capacity, stored, device) for _ in range(heads)
+                ]
                 indexes = RowIndexes(empty, length - stored, training)
             if indexes.length < length:
                 new = _token_keys(blocks, indexes.length, length).to(device, torch.float32)

@@ -24,7 +24,7 @@ from zoo.memory.state_space.rglru import RGLRU
 class RecurrentState(NamedTuple):
     conv: Float[Tensor, "rows earlier lru_width"]  # the convolution's last K-1 inputs, oldest first
     h: Float[Tensor, "rows lru_width"]  # in float32 at least
-    length: Int[Tensor, " rows"]  # tokens since the row was fresh
+    length: Int[Tensor, " rows"]  # tokens since the last reset
 
 
 class RecurrentBlock(Mixer):

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from zoo.memory.retrieval.bank import Bank, KNNMemory
-from zoo.memory.retrieval.faiss_index import Kind
+from zoo.memory.retrieval.faiss_index import IndexType
 
-KINDS: tuple[Kind, ...] = ("flat", "ivf", "hnsw")
+INDEX_TYPES: tuple[IndexType, ...] = ("flat", "ivf", "hnsw")
 faiss_only = pytest.mark.usefixtures("faiss")
 
 

@@ -14,10 +14,10 @@ from zoo.memory.retrieval.search import search_exact, search_exact_reference
 from zoo.state import contents, leaves, replace_rows
 
 
-@pytest.mark.parametrize(("capacity", "block"), [(12, None), (12, 4), (12, 1), (6, 3), (5, 5)])
-def test_a_bank_stores_each_rows_last_tokens(capacity: int, block: int | None) -> None:
+@pytest.mark.parametrize(("capacity", "block_size"), [(12, None), (12, 4), (12, 1), (6, 3), (5, 5)])
+def test_a_bank_stores_each_rows_last_tokens(capacity: int, block_size: int | None) -> None:
     """Token t of a row is in slot t % capacity; rows have stored different numbers of tokens."""
-    knn = KNNMemory(capacity, 2, 3, 4, block=block)
+    knn = KNNMemory(capacity, 2, 3, 4, block_size=block_size)
     bank, history = knn.init_state(3, torch.empty(0)), [[], [], []]  # type: ignore[var-annotated]
     for step, time in enumerate((4, 1, 7, 0, 12, 3, 30, 5)):
         if step in (2, 5):  # fresh rows
@@ -66,7 +66,7 @@ def test_stored_tokens_have_a_graph_only_without_detach() -> None:
 
 
 def written_bytes(capacity: int) -> int:
-    knn = KNNMemory(capacity, 2, 8, 8, block=16)
+    knn = KNNMemory(capacity, 2, 8, 8, block_size=16)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 16)
     keys, values = randn(2, 2, 2, 16, 8), randn(3, 2, 2, 16, 8)
     with Watch() as watch:
@@ -80,7 +80,7 @@ def test_writing_costs_the_same_in_any_bank() -> None:
 
 
 def test_a_new_bank_shares_all_blocks_but_those_written() -> None:
-    knn = KNNMemory(64, 2, 8, 8, block=16)
+    knn = KNNMemory(64, 2, 8, 8, block_size=16)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 64)
     after = add(knn, bank, 16)
     for old, new in zip(bank[:2], after[:2], strict=True):
@@ -91,7 +91,7 @@ def test_a_new_bank_shares_all_blocks_but_those_written() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 40])  # fewer reads than the bank has slots, and more
 def test_an_entry_is_gathered_by_its_slot(tokens: int) -> None:
-    knn = KNNMemory(12, 2, 3, 4, block=4)
+    knn = KNNMemory(12, 2, 3, 4, block_size=4)
     bank = add(knn, knn.init_state(3, torch.empty(0)), 12)
     slots = torch.randint(-1, 12, (3, 2, tokens, 5), generator=torch.Generator().manual_seed(0))
     for gathered, blocks in zip(knn.gather(bank, slots), bank[:2], strict=True):
@@ -104,7 +104,7 @@ def test_an_entry_is_gathered_by_its_slot(tokens: int) -> None:
 
 
 def gathered_bytes(capacity: int) -> int:
-    knn = KNNMemory(capacity, 2, 8, 8, block=16)
+    knn = KNNMemory(capacity, 2, 8, 8, block_size=16)
     bank = add(knn, knn.init_state(2, torch.empty(0)), 16)
     slots = torch.randint(-1, capacity, (2, 2, 16, 32), generator=torch.Generator().manual_seed(0))
     with Watch() as watch:
@@ -117,9 +117,9 @@ def test_gathering_costs_the_same_from_any_bank() -> None:
     assert gathered_bytes(4096) < 1.1 * gathered_bytes(256)
 
 
-@pytest.mark.parametrize(("capacity", "block", "tokens"), [(12, 4, 1), (12, 4, 40), (4, None, 2)])
-def test_gathering_is_differentiable(capacity: int, block: int | None, tokens: int) -> None:
-    knn = KNNMemory(capacity, 1, 2, block=block)
+@pytest.mark.parametrize(("capacity", "block_size", "tokens"), [(12, 4, 1), (12, 4, 40), (4, None, 2)])
+def test_gathering_is_differentiable(capacity: int, block_size: int | None, tokens: int) -> None:
+    knn = KNNMemory(capacity, 1, 2, block_size=block_size)
     bank = knn.init_state(2, torch.empty(0, dtype=torch.float64))
     slots = torch.randint(-1, capacity, (2, 1, tokens, 2), generator=torch.Generator().manual_seed(0))
     keys = randn(0, 2, 1, capacity, 2).double().requires_grad_()
@@ -150,7 +150,7 @@ def test_one_softmax_over_local_and_retrieved() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"capacity": 10, "block": 4}, "capacity 10 is not a multiple of the block of 4 tokens"),
+        ({"capacity": 10, "block_size": 4}, "capacity 10 is not a multiple of the block of 4 tokens"),
         ({"capacity": 0}, "capacity 0"),
         ({"neighbours": 0}, "neighbours must be at least 1, not 0"),
         ({"index": "ivf"}, "index ivf needs backend faiss"),

@@ -1,4 +1,4 @@
-"""The three kinds of faiss index: recall, training, tuning and rebuilding; the package and its errors."""
+"""The three types of faiss index: recall, training, tuning and rebuilding; the package and its errors."""
 
 import importlib
 import importlib.metadata
@@ -11,19 +11,19 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from tests.memory.retrieval.banks import KINDS, add, faiss_only, overlap, randn
+from tests.memory.retrieval.banks import INDEX_TYPES, add, faiss_only, overlap, randn
 from zoo.errors import UserError
 from zoo.memory.retrieval import faiss_index
 from zoo.memory.retrieval.bank import KNNMemory
-from zoo.memory.retrieval.faiss_index import FlatIndex, HNSWIndex, IVFIndex, Kind, list_count, load_faiss
+from zoo.memory.retrieval.faiss_index import FlatIndex, HNSWIndex, IndexType, IVFIndex, list_count, load_faiss
 from zoo.memory.retrieval.search import search_exact
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
 
 
 @faiss_only
-@pytest.mark.parametrize("index", KINDS)
-def test_nearest_means_the_largest_inner_product(index: Kind) -> None:
+@pytest.mark.parametrize("index", INDEX_TYPES)
+def test_nearest_means_the_largest_inner_product(index: IndexType) -> None:
     """A long distant key beats a short close one."""
     knn = KNNMemory(200, 1, 4, 0, 1, backend="faiss", index=index)
     keys = torch.nn.functional.normalize(randn(0, 1, 1, 200, 4), dim=-1)
@@ -104,7 +104,7 @@ def trained() -> tuple[Tensor, Tensor]:
     ("index", "capacity"), [("flat", 4096), ("hnsw", 4096), ("ivf", 2048), ("ivf", 4096), ("ivf", 16_384)]
 )
 def test_faiss_finds_most_of_a_trained_models_neighbours(
-    index: Kind, capacity: int, trained: tuple[Tensor, Tensor]
+    index: IndexType, capacity: int, trained: tuple[Tensor, Tensor]
 ) -> None:
     queries, keys = trained[0][:, :, capacity : capacity + 256], trained[1][:, :, :capacity]
     knn = KNNMemory(capacity, 2, 16, 0, 32, 64, "faiss", index)
@@ -217,8 +217,8 @@ def test_flat_on_a_gpu_needs_faiss_for_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.gpu
 @faiss_only
-@pytest.mark.parametrize("index", KINDS)
-def test_search_on_a_gpu(index: Kind) -> None:
+@pytest.mark.parametrize("index", INDEX_TYPES)
+def test_search_on_a_gpu(index: IndexType) -> None:
     """Needs faiss-gpu."""
     knn = KNNMemory(96, 2, 5, 0, 7, 16, "faiss", index)
     bank = knn.init_state(2, torch.empty(0, device="cuda"))

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.memory.retrieval.banks import KINDS, add, faiss_only, overlap, randn
+from tests.memory.retrieval.banks import INDEX_TYPES, add, faiss_only, overlap, randn
 from zoo.memory.retrieval import search
 from zoo.memory.retrieval.bank import Bank, KNNMemory
-from zoo.memory.retrieval.faiss_index import FlatIndex, Kind
+from zoo.memory.retrieval.faiss_index import FlatIndex, IndexType
 from zoo.memory.retrieval.search import search_exact
 from zoo.state import from_leaves, leaves, replace_rows, take_rows
 
 
 @faiss_only
-@pytest.mark.parametrize("index", KINDS)
-def test_faiss_finds_the_banks_keys_after_any_history(index: Kind) -> None:
+@pytest.mark.parametrize("index", INDEX_TYPES)
+def test_faiss_finds_the_banks_keys_after_any_history(index: IndexType) -> None:
     """Writes of any length with and without a search in between, fresh rows, permuted rows and earlier banks:
     always keys of the searched bank, never another row's, and of `flat` exactly the nearest."""
     knn, random = KNNMemory(160, 2, 6, 0, 8, 16, "faiss", index), torch.Generator().manual_seed(0)
@@ -118,7 +118,7 @@ def test_a_copy_has_no_indexes_and_the_cache_is_limited() -> None:
     for twin in (copy.deepcopy(knn), pickle.loads(pickle.dumps(knn))):
         assert twin.index_cache is not None
         assert (len(twin.index_cache.rows), twin.index_cache.recent_queries) == (0, None)
-        assert (twin.index_cache.kind, twin.index_cache.capacity) == ("flat", 32)
+        assert (twin.index_cache.index_type, twin.index_cache.capacity) == ("flat", 32)
     assert knn.state_dict() == {}
 
 
@@ -200,8 +200,8 @@ def test_searching_single_rows_evicts_none_of_the_batchs_indexes(builds: list[in
 
 
 @faiss_only
-@pytest.mark.parametrize("index", KINDS)
-def test_a_checkpoint_has_the_bank_and_no_index(index: Kind) -> None:
+@pytest.mark.parametrize("index", INDEX_TYPES)
+def test_a_checkpoint_has_the_bank_and_no_index(index: IndexType) -> None:
     knn = KNNMemory(32, 2, 4, 4, 3, 8, "faiss", index)
     bank, queries = add(knn, knn.init_state(3, torch.empty(0)), 50), randn(1, 3, 2, 5, 4)
     expected, file = knn.search(queries, bank), io.BytesIO()

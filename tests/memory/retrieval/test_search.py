@@ -29,7 +29,7 @@ def test_exact_search_is_the_definition(
 
 
 def test_the_scores_of_a_long_bank_are_never_all_in_memory() -> None:
-    knn = KNNMemory(2**18, 1, 2, block=2**14)
+    knn = KNNMemory(2**18, 1, 2, block_size=2**14)
     bank = add(knn, knn.init_state(1, torch.empty(0)), 2**18)
     queries = randn(1, 1, 1, 256, 2)
     with Watch() as watch:
