@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import zoo.configs
-from zoo.generate import Reader, generate, sampler
+from zoo.generation import Reader, generate, sampler
 from zoo.module import SequenceModule
 from zoo.train.runs import build
 from zoo.train.runs.config import compose

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.generate import generate, greedy
+from zoo.generation import generate, greedy
 from zoo.law_tools import (
     BATCH_SIZE,
     assert_bitwise_equal,

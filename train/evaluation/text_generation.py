@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.generate import Pick, generate, sampler
+from zoo.generation import Pick, generate, sampler
 from zoo.module import SequenceModule
 from zoo.train.runs.load import load_run, silence_lightning
 from zoo.train.tasks.lm import END, VOCAB_SIZE

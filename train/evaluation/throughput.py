@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from zoo.errors import UserError
-from zoo.generate import generate
+from zoo.generation import generate
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train.runs import build

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train.conftest import Completed, Workspace
-from zoo.generate import greedy
+from zoo.generation import greedy
 from zoo.train.commands import generate as command
 from zoo.train.evaluation import text_generation
 from zoo.train.runs.load import load_run

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
-from zoo.generate import Reader, generate, greedy, sampler
+from zoo.generation import Reader, generate, greedy, sampler
 from zoo.law_tools import perturbed
 from zoo.memory.attention.core import Attention
 from zoo.models.armt import ARMT
