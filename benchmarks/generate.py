@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import zoo.configs
-from zoo.generation import Reader, generate, sampler
+from zoo.generation import Reader, sampler, stream_tokens
 from zoo.module import SequenceModule
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
@@ -89,7 +89,7 @@ def measure(name: str, size: str, lengths: list[int], steps: int) -> str:
 def write(name: str, size: str, tokens: int) -> str:
     model = build.model(compose([f"model={name}", f"size={size}", "task=lm"])).eval()
     pick = sampler(generator=torch.Generator().manual_seed(0))
-    stream, marks, part = generate(model, random_text(model, 1), pick), [], tokens // 10
+    stream, marks, part = stream_tokens(model, random_text(model, 1), pick), [], tokens // 10
     for _ in range(10):
         for _ in range(part):
             next(stream)

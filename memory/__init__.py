@@ -2,4 +2,39 @@
 
 Where a mechanism `f` is computed in a fast form, `f_loop` beside it is its definition in the plainest code
 (`f_reference` if that isn't a loop).  Tests compare the fast form with it, gradients included.
+
+The names below are public, for authors of models (docs/api.md); `__init__.pyi` declares them for static
+checkers.
 """
+
+from zoo.lazy import lazy_names as _lazy_names
+
+_MODULES = {
+    "Alibi": "zoo.memory.attention.positions",
+    "AssociativeMemory": "zoo.memory.fast_weights.associative",
+    "Attention": "zoo.memory.attention.core",
+    "BlockMemoryAttention": "zoo.memory.tokens.memory_tokens",
+    "CausalConv": "zoo.memory.state_space.conv",
+    "ComplexEMA": "zoo.memory.state_space.complex_ema",
+    "CompressiveAttention": "zoo.memory.fast_weights.infini_attention",
+    "FocusedAttention": "zoo.memory.retrieval.focused_attention",
+    "GatedAttention": "zoo.memory.state_space.megalodon_attention",
+    "InterleavedRope": "zoo.memory.attention.positions",
+    "KNNMemory": "zoo.memory.retrieval.bank",
+    "LandmarkAttention": "zoo.memory.retrieval.landmark_attention",
+    "Mamba2Mixer": "zoo.memory.state_space.mamba2_mixer",
+    "MambaMixer": "zoo.memory.state_space.mamba_mixer",
+    "MemorizingAttention": "zoo.memory.retrieval.memorizing_attention",
+    "Mixer": "zoo.memory.mixer",
+    "Positions": "zoo.memory.attention.positions",
+    "RGLRU": "zoo.memory.state_space.rglru",
+    "RecurrentBlock": "zoo.memory.state_space.griffin_block",
+    "RelativeAttention": "zoo.memory.attention.relative",
+    "Rope": "zoo.memory.attention.positions",
+    "TimestepNorm": "zoo.memory.state_space.timestep_norm",
+    "UnlimiformerAttention": "zoo.memory.retrieval.unlimiformer_attention",
+    "WindowAttention": "zoo.memory.attention.sliding_window",
+    "build_positions": "zoo.memory.attention.positions",
+}
+__all__ = list(_MODULES)
+__getattr__, __dir__ = _lazy_names(__name__, _MODULES)

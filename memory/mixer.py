@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.module import DecodeRule
+from zoo.interface import DecodeRule
 from zoo.state import State
 
 

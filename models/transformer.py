@@ -15,11 +15,11 @@ Differs from the papers: nothing.
 
 from typing import Any, Unpack
 
+from zoo.interface import Parallel
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.positions import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
-from zoo.module import Parallel
 
 
 class TransformerOptions(DecoderOptions, total=False):

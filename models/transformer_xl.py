@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.interface import Parallel
 from zoo.memory.attention.relative import OpenSegment, RecurrenceState, RelativeAttention
 from zoo.models.blocks import FeedForward, init_weights, sinusoid
-from zoo.module import Parallel, SequenceModule
+from zoo.module import SequenceModule
 from zoo.state import State
 
 

@@ -1,7 +1,9 @@
-"""The laws of the zoo: what every SequenceModule promises, written as checks that anyone can run.
+"""The laws of the zoo: what every model with memory promises, written as checks that anyone can run.
 
     for name, check in laws(lambda: MyModel(...)):
         check()          # an AssertionError says what is broken, expected and found
+
+They need torch, einops and jaxtyping alone, and hold any nn.Module with the methods of zoo.interface.
 
 They run in float64, dropout off, on a model with noise added to its initial weights (a gate or a matrix that
 starts at zero would hide a dead memory), in eval mode; the laws of `BOTH_MODES` again in train mode, as
@@ -19,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.generation import generate, greedy
+from zoo.generation import greedy, stream_tokens
+from zoo.interface import StatefulLM, stateful
 from zoo.law_tools import (
     BATCH_SIZE,
     assert_bitwise_equal,
@@ -40,14 +43,13 @@ from zoo.law_tools import (
     swapped_states,
     unwritten_leaves,
 )
-from zoo.module import SequenceModule
 from zoo.state import contents, from_leaves, leaves, named_leaves, nbytes, reset_rows, take_rows
 
-Law = Callable[[SequenceModule], None]
-Build = Callable[[], SequenceModule]
+Law = Callable[[StatefulLM], None]
+Build = Callable[[], nn.Module]
 
 
-def shapes(model: SequenceModule) -> None:
+def shapes(model: StatefulLM) -> None:
     """Logits for every token; every state tensor has the rows first and keeps its shape and dtype."""
     text, initial = random_text(model), model.init_state(BATCH_SIZE)
     logits, state = model(text)
@@ -62,7 +64,7 @@ def shapes(model: SequenceModule) -> None:
     assert_same_dtypes(state, initial)
 
 
-def odd_lengths(model: SequenceModule) -> None:
+def odd_lengths(model: StatefulLM) -> None:
     """A text of one token, or with a short last segment, is a text like any other, and can be continued."""
     text = random_text(model)
     logits = model(text)[0]
@@ -73,7 +75,7 @@ def odd_lengths(model: SequenceModule) -> None:
         assert_finite(continued, f"logits of a text that continues one of {length} tokens")
 
 
-def causality(model: SequenceModule) -> None:
+def causality(model: StatefulLM) -> None:
     """Later tokens never change earlier logits."""
     text = random_text(model)
     logits = model(text)[0]
@@ -83,7 +85,7 @@ def causality(model: SequenceModule) -> None:
         assert_close(model(changed)[0][:, :cut], logits[:, :cut], label)
 
 
-def streaming(model: SequenceModule) -> None:
+def streaming(model: StatefulLM) -> None:
     """Cutting a text in two at any segment boundary (anywhere if the model declares it) changes nothing."""
     text = random_text(model)
     logits, end = model(text)
@@ -94,7 +96,7 @@ def streaming(model: SequenceModule) -> None:
         assert_close(contents(state), contents(end), f"the state after a text cut at token {cut}")
 
 
-def purity(model: SequenceModule) -> None:
+def purity(model: StatefulLM) -> None:
     """All memory is in the state: reading changes neither the state passed in nor the module."""
     text = random_text(model)
     next_text = text[:, : 2 * model.segment_len]
@@ -110,7 +112,7 @@ def purity(model: SequenceModule) -> None:
     assert_bitwise_equal(dict(model.state_dict()), dict(weights), "the weights after reading")
 
 
-def memory_is_alive(model: SequenceModule) -> None:
+def memory_is_alive(model: StatefulLM) -> None:
     """Each floating or complex tensor of the state changes the next logits, at some cut, when it alone is
     replaced by its counterpart: the same tensor of the state after a different text.  A model that doesn't
     remember has the same logits after any text.
@@ -140,7 +142,7 @@ def memory_is_alive(model: SequenceModule) -> None:
         )
 
 
-def batch_invariance(model: SequenceModule) -> None:
+def batch_invariance(model: StatefulLM) -> None:
     """A row's logits and state don't depend on the rest of the batch."""
     text = random_text(model)
     logits, state = model(text)
@@ -156,7 +158,7 @@ def batch_invariance(model: SequenceModule) -> None:
         assert_close(contents(compared), contents(take_rows(state, rows)), f"the state of {label}")
 
 
-def fresh_rows_forget(model: SequenceModule) -> None:
+def fresh_rows_forget(model: StatefulLM) -> None:
     """A row reset among continuing ones has the logits of a new text; the others remember."""
     text, rows = random_text(model), torch.tensor([True, False, True])
     next_text = text[:, : 2 * model.segment_len]
@@ -169,7 +171,7 @@ def fresh_rows_forget(model: SequenceModule) -> None:
         )
 
 
-def bounded_state(model: SequenceModule) -> None:
+def bounded_state(model: StatefulLM) -> None:
     """A longer text doesn't make a larger state."""
     short, long = (nbytes(model(random_text(model, segments))[1]) for segments in (2, 6))
     assert short == long, (
@@ -177,7 +179,7 @@ def bounded_state(model: SequenceModule) -> None:
     )
 
 
-def gradient_reach(model: SequenceModule) -> None:
+def gradient_reach(model: StatefulLM) -> None:
     """The gradient of the next segment's loss runs through a tensor of the state back into the embeddings of
     earlier tokens, at some cut, if `learns_through_memory` promises it, and never otherwise."""
     promise, text = model.learns_through_memory, random_text(model)
@@ -202,14 +204,14 @@ def gradient_reach(model: SequenceModule) -> None:
         )
 
 
-def parallel_equals_fold(model: SequenceModule) -> None:
+def parallel_equals_fold(model: StatefulLM) -> None:
     """`forward` has the logits, the state and the gradients of the fold of `segment`, from an initial
     state, from that after a text, and from the same with a row reset."""
     text, size = random_text(model), model.segment_len
     after_text, partly_reset = continued_states(model)
     ragged = text[:, : 3 * size - min(3, size - 1)]
     cases = (ragged, partly_reset), (ragged, after_text), (text, None)
-    is_fold = type(model).forward is SequenceModule.forward and model.parallel == "none"
+    is_fold = type(model).forward is StatefulLM.forward and model.parallel == "none"
     for tokens, state in cases[:1] if is_fold else cases:
         expected = read_with_gradients(model, model.fold, tokens, state)
         actual = read_with_gradients(model, model.forward, tokens, state)
@@ -217,7 +219,7 @@ def parallel_equals_fold(model: SequenceModule) -> None:
             assert_close(actual[part], expected[part], f"{part} of the parallel form")
 
 
-def bf16_is_finite(model: SequenceModule) -> None:
+def bf16_is_finite(model: StatefulLM) -> None:
     """Under bf16 autocast logits, loss and gradients are finite, and the state keeps its dtypes."""
     model.float()
     text = random_text(model, segments=2)
@@ -236,7 +238,7 @@ def bf16_is_finite(model: SequenceModule) -> None:
         assert_finite(leaf, f"state `{name}`")
 
 
-def generation_is_teacher_forcing(model: SequenceModule) -> None:
+def generation_is_teacher_forcing(model: StatefulLM) -> None:
     """Token by token, the logits are those of the finished text read at once."""
     text, size = random_text(model, segments=2), model.segment_len
     for prompt_len, count in ((1, size + 3), (size, 3), (size + 2, size)):
@@ -247,7 +249,7 @@ def generation_is_teacher_forcing(model: SequenceModule) -> None:
             logits.append(next_logits)
             return greedy(next_logits)
 
-        generated = list(itertools.islice(generate(model, prompt, record), count))
+        generated = list(itertools.islice(stream_tokens(model, prompt, record), count))
         tokens = torch.cat([prompt, torch.stack(generated, dim=1)], dim=1)
         expected = model(tokens)[0][:, prompt_len - 1 : -1]
         assert_close(torch.stack(logits, dim=1), expected, "logits of generated tokens")
@@ -291,7 +293,7 @@ def saved_and_loaded(build: Build) -> None:
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     torch.manual_seed(1)
-    twin = build().double().eval()
+    twin = stateful(build()).double().eval()
     twin.load_state_dict(saved["weights"])
     assert_bitwise_equal(twin(text)[0], logits, "logits of the loaded weights")
     loaded_state = from_leaves(twin.init_state(BATCH_SIZE), saved["state"])
@@ -304,7 +306,7 @@ def deterministic_by_seed(build: Build) -> None:
     results = []
     for _ in range(2):
         torch.manual_seed(3)
-        model = build().train()
+        model = stateful(build()).train()
         results.append([*model.state_dict().values(), model(random_text(model, segments=2))[0]])
     assert_bitwise_equal(results[1], results[0], "weights and logits of the same seed")
 
@@ -318,7 +320,7 @@ class LawRunner:
         self.errors: dict[tuple[Law, bool], Exception | None] = {}  # by law and mode
 
     @cached_property
-    def model(self) -> SequenceModule:
+    def model(self) -> StatefulLM:
         return perturbed(self.build)
 
     def check(self, law: Law, training: bool) -> None:
@@ -345,8 +347,12 @@ class LawRunner:
 
 
 def laws(build: Build) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Every law's name and check; each check uses a copy of one model.  Where a model computes the same in
-    both modes, "-train" laws reuse the outcome of eval mode."""
+    """Every law's name and check, for the model that `build` makes: a StatefulLM, or any nn.Module with its
+    methods (zoo.interface.stateful).
+
+    Each check uses a copy of one model.  Where a model computes the same in both modes, "-train" laws reuse
+    the outcome of eval mode.
+    """
     runner = LawRunner(build)
     for law in LAWS:
         yield law.__name__, partial(runner.check, law, training=False)

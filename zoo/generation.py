@@ -1,13 +1,14 @@
 """Generation: a text continued token by token, in memory that doesn't grow with its length."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.module import SequenceModule
+from zoo.interface import StatefulLM, stateful
 from zoo.state import State
 
 MAX_TOKENS_PER_CALL = 4096
@@ -21,7 +22,9 @@ def greedy(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
     return logits.argmax(-1)
 
 
-def sampler(temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None) -> Pick:
+def sampler(
+    temperature: int | float = 1.0, top_p: int | float = 1.0, generator: torch.Generator | None = None
+) -> Pick:
     """Samples from softmax(logits / temperature), restricted to the fewest tokens whose probabilities sum to
     `top_p` (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); a temperature of 0 is `greedy`."""
     if not temperature >= 0:
@@ -53,12 +56,11 @@ class Reader:
     instead and reads the segment again only once, when it is complete, for the state after it.
     """
 
-    def __init__(self, model: SequenceModule, rows: int) -> None:
+    def __init__(self, model: StatefulLM, rows: int) -> None:
         self.model = model
         self.state: State = model.init_state(rows)  # after the last closed segment
-        self.open_tokens = torch.empty(
-            rows, 0, dtype=torch.long, device=model.device
-        )  # tokens read since then
+        device = next(model.parameters()).device
+        self.open_tokens = torch.empty(rows, 0, dtype=torch.long, device=device)  # tokens read since then
         self.cache: Any = None  # of the open segment, if the model `decodes`
 
     @torch.no_grad()
@@ -91,8 +93,8 @@ class Reader:
         return logits
 
 
-def generate(
-    model: SequenceModule, prompt: Int[Tensor, "rows time"], pick: Pick = greedy
+def stream_tokens(
+    model: StatefulLM, prompt: Int[Tensor, "rows time"], pick: Pick = greedy
 ) -> Iterator[Int[Tensor, " rows"]]:
     """Endless iterator over the tokens after the prompt; `pick` selects each from its logits."""
     reader = Reader(model, len(prompt))
@@ -101,3 +103,37 @@ def generate(
         token = pick(reader.read(tokens))
         yield token
         tokens = token[:, None]
+
+
+def generate(
+    model: nn.Module,
+    tokens: Int[Tensor, "rows time"],
+    length: int,
+    *,
+    temperature: int | float = 0.0,
+    top_p: int | float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, "rows length"]:
+    """The `length` tokens with which the model continues each row of `tokens`, read in eval mode.
+
+    `model` is a SequenceModule, or any module that the laws take.  At a temperature of 0 every token is the
+    most probable one; above, it is sampled (see `sampler`), with `generator` for its random numbers.  Raises
+    ValueError for tokens that aren't (rows, time) with at least one token, for one outside the vocabulary,
+    and for a length below 1.
+    """
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ValueError(f"tokens: expected shape (rows, time), found {tuple(tokens.shape)}")
+    if length < 1:
+        raise ValueError(f"length: expected at least 1, found {length}")
+    reader = stateful(model)
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= reader.vocab_size:
+        raise ValueError(f"tokens: expected 0 .. {reader.vocab_size - 1}, found {low if low < 0 else high}")
+    prompt = tokens.to(next(model.parameters()).device)
+    pick = sampler(temperature, top_p, generator)
+    was_training = model.training
+    model.eval()
+    try:
+        return torch.stack(list(itertools.islice(stream_tokens(reader, prompt, pick), length)), dim=1)
+    finally:
+        model.train(was_training)

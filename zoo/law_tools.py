@@ -2,12 +2,11 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.module import SequenceModule
+from zoo.interface import StatefulLM, stateful
 from zoo.state import (
     State,
     contents,
@@ -22,16 +21,14 @@ from zoo.state import (
 BATCH_SIZE, SEGMENTS = 3, 4
 TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
 
-Model = TypeVar("Model", bound=SequenceModule)
-
 
 # -- model and texts
 
 
-def perturbed(build: Callable[[], Model]) -> Model:
+def perturbed(build: Callable[[], nn.Module]) -> StatefulLM:
     """The model in float64, built from seed 0, dropout off, noise on every parameter."""
     torch.manual_seed(0)
-    model = build().double()
+    model = stateful(build()).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -42,26 +39,24 @@ def perturbed(build: Callable[[], Model]) -> Model:
     return model
 
 
-def random_text(
-    model: SequenceModule, segments: int = SEGMENTS, rows: int = BATCH_SIZE, seed: int = 0
-) -> Tensor:
+def random_text(model: StatefulLM, segments: int = SEGMENTS, rows: int = BATCH_SIZE, seed: int = 0) -> Tensor:
     """A random text (rows, segments * segment_len)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(model.vocab_size, (rows, segments * model.segment_len), generator=generator)
 
 
-def different_text(model: SequenceModule, tokens: Tensor) -> Tensor:
+def different_text(model: StatefulLM, tokens: Tensor) -> Tensor:
     """A text that differs from `tokens` at every position."""
     return (tokens + 1) % model.vocab_size
 
 
-def memory_cuts(model: SequenceModule) -> tuple[int, int]:
+def memory_cuts(model: StatefulLM) -> tuple[int, int]:
     """Where the laws about memory cut a text: at a segment boundary, and inside a segment, where blocks and
     chunks are open that are empty at a boundary."""
     return 2 * model.segment_len, 2 * model.segment_len + max(1, model.segment_len - 3)
 
 
-def streaming_cuts(model: SequenceModule, length: int) -> list[int]:
+def streaming_cuts(model: StatefulLM, length: int) -> list[int]:
     """Positions at which a text may be cut in two: every segment boundary.
 
     For a model that `cuts_anywhere` also the first tokens, every offset in the second segment, and the last
@@ -74,7 +69,7 @@ def streaming_cuts(model: SequenceModule, length: int) -> list[int]:
     return sorted(cut for cut in cuts if cut < length)
 
 
-def continued_states(model: SequenceModule) -> tuple[State, State]:
+def continued_states(model: StatefulLM) -> tuple[State, State]:
     """The state after a text, and the same state with its first row reset."""
     _, state = model(random_text(model, seed=1)[:, : memory_cuts(model)[1]])
     return state, reset_rows(state, model.init_state(BATCH_SIZE), torch.tensor([True, False, False]))
@@ -118,7 +113,7 @@ def unwritten_leaves(initial: State, states: list[State]) -> set[str]:
 
 
 def read_with_gradients(
-    model: SequenceModule,
+    model: StatefulLM,
     read: Callable[[Tensor, State], tuple[Tensor, State]],
     tokens: Tensor,
     state: State | None,
@@ -195,7 +190,7 @@ def assert_same_dtypes(state: State, initial: State) -> None:
         assert leaf.dtype == start.dtype, f"state `{name}`: expected {start.dtype}, found {leaf.dtype}"
 
 
-def modes_agree(model: SequenceModule) -> bool:
+def modes_agree(model: StatefulLM) -> bool:
     """True if train mode computes the same as eval mode, bit for bit.
 
     Compared are the logits, states and gradients of `forward` and `fold`.  A separate code path for training
@@ -209,7 +204,7 @@ def modes_agree(model: SequenceModule) -> bool:
 
 
 @torch.no_grad()
-def _sample_outputs(model: SequenceModule) -> list[Tensor]:
+def _sample_outputs(model: StatefulLM) -> list[Tensor]:
     """Logits, states and gradients of a full text, of one token and of a text with a short last segment,
     from initial, continued and partly reset states."""
     text, (after_text, partly_reset) = random_text(model), continued_states(model)

@@ -122,6 +122,8 @@ def nbytes(state: State) -> int:
 
 
 def _named_parts(state: State) -> list[tuple[str, State]]:
+    if not isinstance(state, tuple):
+        raise TypeError(f"a state: expected tensors in NamedTuples and tuples, found {type(state).__name__}")
     names = state._fields if hasattr(state, "_fields") else map(str, range(len(state)))
     return list(zip(names, state, strict=True))
 

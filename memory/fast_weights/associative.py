@@ -34,6 +34,8 @@ def dpfp(x: Float[Tensor, "*rows width"], nu: int) -> Float[Tensor, "*rows featu
 
 
 class AssociativeMemory(nn.Module):
+    """One matrix of fast weights per row, (features, width), read by tokens and written by memory tokens."""
+
     def __init__(self, width: int, key_width: int, nu: int = 3, correction: bool = True) -> None:
         super().__init__()
         self.width, self.nu, self.features = width, nu, 2 * nu * key_width

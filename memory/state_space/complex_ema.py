@@ -102,6 +102,8 @@ def ema(
 
 
 class ComplexEMA(Mixer):
+    """Complex moving averages, `state_size` for each channel."""
+
     def __init__(self, width: int, state_size: int = 16) -> None:
         super().__init__()
         self.width, self.state_size = width, state_size

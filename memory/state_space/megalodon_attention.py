@@ -43,6 +43,8 @@ def gained_rms(
 
 
 class GatedAttention(Mixer):
+    """Attention inside chunks over keys from the moving average of the text, gated; the residual is added."""
+
     def __init__(
         self,
         width: int,

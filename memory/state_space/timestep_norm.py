@@ -90,6 +90,8 @@ def timestep_norm(
 
 
 class TimestepNorm(Mixer):
+    """Normalises each of `groups` groups of features by the mean and variance of the text up to the token."""
+
     def __init__(self, width: int, groups: int, *, eps: float = 1e-5, prior_count: int = 0) -> None:
         super().__init__()
         if width % groups:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zoo.interface import join_segments, split_segments
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.mixer import Mixer
@@ -17,7 +18,7 @@ from zoo.models.blocks import Block, FeedForward, Stack, layers_with_memory, mak
 from zoo.models.decoder import Decoder
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
-from zoo.module import SequenceModule, join_segments, split_segments
+from zoo.module import SequenceModule
 from zoo.state import State
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
-from zoo.generation import Reader, generate, greedy, sampler
+from zoo.generation import Reader, greedy, sampler, stream_tokens
 from zoo.law_tools import perturbed
 from zoo.memory.attention.core import Attention
 from zoo.models.armt import ARMT
@@ -88,7 +88,7 @@ def test_a_model_that_closes_segments_reads_no_complete_segment_twice() -> None:
 @BUILDS
 def test_generate_is_greedy_by_default(build: Callable[[], SequenceModule]) -> None:
     model, tokens = ready(build), text(SEGMENT + 2)
-    tokens_after = list(islice(generate(model, tokens), 2 * SEGMENT))
+    tokens_after = list(islice(stream_tokens(model, tokens), 2 * SEGMENT))
     for token in tokens_after:
         with torch.no_grad():
             assert torch.equal(token, model(tokens)[0][:, -1].argmax(-1))
@@ -106,7 +106,7 @@ def test_a_users_pick_gets_the_logits_and_decides(build: Callable[[], SequenceMo
 
     model, tokens = ready(build), text(3)
     generator = torch.Generator().manual_seed(5)
-    generated = torch.stack(list(islice(generate(model, tokens, sample), 2 * SEGMENT)), dim=1)
+    generated = torch.stack(list(islice(stream_tokens(model, tokens, sample), 2 * SEGMENT)), dim=1)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for at in range(2 * SEGMENT):
@@ -117,7 +117,7 @@ def test_a_users_pick_gets_the_logits_and_decides(build: Callable[[], SequenceMo
 
 def test_generating_leaves_gradients_on_and_the_mode_as_it_was() -> None:
     model = perturbed(Honest).train()
-    next(generate(model, text(4)))
+    next(stream_tokens(model, text(4)))
     assert model.training
     assert torch.is_grad_enabled()
     assert greedy(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]

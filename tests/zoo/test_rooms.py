@@ -33,6 +33,7 @@ INSIDE = {  # of train and memory: folder -> the other folders that it may impor
     "train/comparison": RUN | {"evaluation", "plotting"},
     "train/sweep": RUN | {"plotting"},
     "train/commands": RUN | {"corpora", "data", "loop", "plotting", "evaluation", "comparison", "sweep"},
+    "train/api": RUN | {"loop", "evaluation", "commands"},
     "train": {"commands"},
     "memory": set[str](),
     "memory/attention": {""},

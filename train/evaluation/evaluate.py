@@ -16,7 +16,7 @@ from zoo.train.evaluation.text import evaluate_text
 from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, to_dict
-from zoo.train.runs.load import LOCAL_OVERRIDES, load_run, silence_lightning
+from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
 from zoo.train.runs.provenance import commit, device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
@@ -65,7 +65,7 @@ def evaluate(run_dir: Path, options: EvalOptions | None = None, log: Log = lambd
 
 def load(run_dir: Path, options: EvalOptions) -> Evaluation:
     """Raises UserError for a run that can't be loaded and for a task that its model can't read."""
-    cfg, model, progress = load_run(run_dir, options.checkpoint, options.overrides, options.model)
+    cfg, model, progress = load_trained(run_dir, options.checkpoint, options.overrides, options.model)
     run_model, changed_settings = model, None
     if options.model is not None:
         run_cfg = load_stored(run_dir / "config.yaml")

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.generation import Pick, generate, sampler
+from zoo.generation import Pick, sampler, stream_tokens
 from zoo.module import SequenceModule
-from zoo.train.runs.load import load_run, silence_lightning
+from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 
@@ -32,7 +32,7 @@ class GenerateOptions(NamedTuple):
 def generate_text(options: GenerateOptions) -> Iterator[tuple[int, str]]:
     """Yields the text piece by piece, each with the number of tokens generated so far."""
     silence_lightning()
-    cfg, model, _ = load_run(options.run, options.checkpoint, options.overrides)
+    cfg, model, _ = load_trained(options.run, options.checkpoint, options.overrides)
     vocab_size = int(cfg.task.vocab_size)
     is_bytes = vocab_size == VOCAB_SIZE
     prompt = encode_prompt(options.prompt) if is_bytes else parse_prompt(options.prompt, vocab_size)
@@ -48,7 +48,7 @@ def sample_tokens(
     rng = torch.Generator(model.device).manual_seed(options.seed)
     pick = restrict_vocab(vocab_size, sampler(options.temperature, options.top_p, rng))
     tokens = torch.tensor([prompt], device=model.device)
-    for token in islice(generate(model, tokens, pick), options.tokens):
+    for token in islice(stream_tokens(model, tokens, pick), options.tokens):
         yield int(token)
 
 

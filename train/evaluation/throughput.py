@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from zoo.errors import UserError
-from zoo.generation import generate
+from zoo.generation import stream_tokens
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train.runs import build
@@ -148,7 +148,7 @@ def forward_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], ob
 
 def decode_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
     """One token per row, after a window of text."""
-    stream: Iterator[Any] = generate(model, tokens)
+    stream: Iterator[Any] = stream_tokens(model, tokens)
     return lambda: next(stream)
 
 

@@ -8,6 +8,7 @@ both are far smaller than the positions that the model reads.
 import math
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo.module import IGNORE, SequenceModule
+from zoo.train.runs.history import HistoryWriter
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
 from zoo.train.tasks.base import BUCKETS, EDGES, Task
 
@@ -54,8 +56,8 @@ class Metrics(L.Callback):
     }
     """Attributes that a checkpoint holds, by their keys in it."""
 
-    def __init__(self, task: Task, log_every: int, val_every: int) -> None:
-        self.task, self.log_every, self.val_every = task, log_every, val_every
+    def __init__(self, task: Task, log_every: int, val_every: int, run_dir: Path) -> None:
+        self.task, self.log_every, self.val_every, self.run_dir = task, log_every, val_every, run_dir
         self.last_val_step = 0
         self.latest: dict[str, float] = {}
         self.tokens_seen = 0.0  # targets only
@@ -67,6 +69,7 @@ class Metrics(L.Callback):
         self.wall_s, self.wall_start = 0.0, time.perf_counter()  # of all the processes that trained this run
         self._train_sums, self._val_sums = RunningSums(), RunningSums()
         self._step_start, self._logged_step = 0.0, -1
+        self._history: HistoryWriter | None = None
         self._train_diagnostic_tags: Collection[str] = ()
         self._position = torch.zeros(0, dtype=torch.long)  # of each row's next token in its document
 
@@ -74,10 +77,12 @@ class Metrics(L.Callback):
         resumes_at_log = self.tokens_seen and not self.since_last_log[0]
         if resumes_at_log:  # the logger purges what was logged at this step
             training = {tag: value for tag, value in self.latest.items() if not tag.startswith("val/")}
-            self._log(trainer, training)
+            self._log(trainer, training, "train")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._logged_step = trainer.global_step
+        if trainer.is_global_zero:
+            self._history = HistoryWriter(self.run_dir, trainer.global_step)
 
     def validation_is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step
@@ -121,7 +126,7 @@ class Metrics(L.Callback):
         }
         diagnostics = _diagnostics(pl_module, pl_module.train_state)
         self._train_diagnostic_tags = diagnostics.keys()
-        self._log(trainer, values | diagnostics)
+        self._log(trainer, values | diagnostics, "train")
 
     def _collect_train_sums(self, trainer: L.Trainer) -> None:
         """Add the sums since the last call to `tokens_seen` and `since_last_log`; all ranks together."""
@@ -176,12 +181,14 @@ class Metrics(L.Callback):
         if pl_module.val_state is not None:  # of memories that stay empty in training
             diagnostics = _diagnostics(pl_module, pl_module.val_state)
             values |= {tag: v for tag, v in diagnostics.items() if tag not in self._train_diagnostic_tags}
-        self._log(trainer, values)
+        self._log(trainer, values, "val")
 
     # -- both
 
-    def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
+    def _log(self, trainer: L.Trainer, values: dict[str, float], split: str) -> None:
         self.latest |= values
+        if self._history:
+            self._history.append(split, trainer.global_step, int(self.tokens_seen), values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=int(self.tokens_seen))
 

@@ -66,7 +66,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # without one the run starts anew
     checkpoint = read_unfinished(cfg, run_dir, last, model) if resumes else None
     tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0
-    metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every)
+    metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every, run_dir)
     metrics.wall_start = start
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
     curve = ValidationCurve(metrics)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_text
 from zoo.train.runs.folder import read_json
-from zoo.train.runs.load import load_run, silence_lightning
+from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.provenance import commit
 from zoo.train.tasks.lm import END, VOCAB_SIZE
 
@@ -24,7 +24,7 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
     """Write model.safetensors and config.json; UserError: no run, or something in `to` already."""
     silence_lightning()
     require_empty(to)
-    cfg, model, progress = load_run(run_dir, checkpoint, overrides)
+    cfg, model, progress = load_trained(run_dir, checkpoint, overrides)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for group in ("data", "task"):
         if "root" in settings[group]:

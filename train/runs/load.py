@@ -30,7 +30,7 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
-def load_run(
+def load_trained(
     run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = (), architecture: str | None = None
 ) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
     """A run's configuration, its model in eval mode with a checkpoint's weights, and that checkpoint's `step`

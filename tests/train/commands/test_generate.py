@@ -14,7 +14,7 @@ from tests.train.conftest import Completed, Workspace
 from zoo.generation import greedy
 from zoo.train.commands import generate as command
 from zoo.train.evaluation import text_generation
-from zoo.train.runs.load import load_run
+from zoo.train.runs.load import load_trained
 from zoo.train.tasks.lm import END
 
 
@@ -42,7 +42,7 @@ def test_greedy_text_is_what_the_model_says_of_it(
 ) -> None:
     ended = generate(zoo, capsys, run, "prompt=the ké", "tokens=40", "temperature=0", "echo=false")
     assert ended.code == 0
-    _, model, _ = load_run(Path("whole"))
+    _, model, _ = load_trained(Path("whole"))
     tokens = [END, *"the ké".encode()]
     made: list[int] = []
     while len(made) < 40:

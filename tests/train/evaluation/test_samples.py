@@ -21,7 +21,7 @@ from zoo.train.evaluation.streaming import SampleHits, StreamReader, position_lo
 from zoo.train.loop.trainer import train
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
-from zoo.train.runs.load import load_run
+from zoo.train.runs.load import load_trained
 from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.induction import Induction
 
@@ -30,7 +30,7 @@ TRAIN_FILES = f"{Path(zoo.train.commands.__file__).parents[1]}/*"
 
 def test_streamed_accuracy_equals_that_of_samples_read_at_once(samples_run: Path) -> None:
     entry = evaluate(samples_run, EvalOptions(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
-    cfg, model, _ = load_run(samples_run)
+    cfg, model, _ = load_trained(samples_run)
     assert [result["axes"]["length"] for result in entry["results"]] == [20, 100]
     for result in entry["results"]:
         cfg.task.length = result["axes"]["length"]
@@ -60,7 +60,7 @@ def test_a_ceiling_on_tokens_leaves_at_least_sixteen_samples(samples_run: Path) 
 def test_memory_does_not_grow_with_the_length(
     by: str, samples_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, model, _ = load_run(samples_run)
+    _, model, _ = load_trained(samples_run)
     compute_loss = SequenceModule.compute_loss
     sizes = []
     for windows in (10, 60):
@@ -130,7 +130,7 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
     entry = evaluate(tmp_path, options)
     cells = [tuple(result["axes"].values()) for result in entry["results"]]
     assert cells == [(16, 0), (16, 100), (40, 0), (40, 100)]
-    cfg, model, _ = load_run(tmp_path)
+    cfg, model, _ = load_trained(tmp_path)
     for result in entry["results"]:
         cfg.task.length, cfg.task.depth = result["axes"]["length"], result["axes"]["depth"] / 100
         dataset = build.task(cfg).split("test")

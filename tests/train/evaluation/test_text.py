@@ -16,13 +16,13 @@ from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.evaluation.streaming import PositionLosses, position_losses
 from zoo.train.runs import build
-from zoo.train.runs.load import load_run
+from zoo.train.runs.load import load_trained
 from zoo.train.tasks.lm import END
 
 
 def documents(run_dir: Path) -> list[list[int]]:
     """END, bytes, END of every test document."""
-    dataset = build.task(load_run(run_dir)[0]).split("test")
+    dataset = build.task(load_trained(run_dir)[0]).split("test")
     return [[END, *(dataset.text(i) or b""), END] for i in range(len(dataset.lengths))]
 
 
@@ -38,7 +38,7 @@ def losses_of(model: SequenceModule, line: list[int], start: int, stop: int, fir
 def test_memory_kept_and_reset_by_position(text_run: Path, batch_size: int) -> None:
     edges = [8, 32, 64]
     entry = evaluate(text_run, EvalOptions(batch_size=batch_size, seq_len=32, positions=edges))
-    _, model, _ = load_run(text_run)
+    _, model, _ = load_trained(text_run)
     lines = documents(text_run)
     for memory in ("kept", "reset"):
         losses = []
@@ -70,7 +70,7 @@ def test_memory_kept_and_reset_by_position(text_run: Path, batch_size: int) -> N
 def test_sliding_window(text_run: Path, stride: int, context: int) -> None:
     options = EvalOptions(stride=stride, context=context, batch_size=4, seq_len=16, positions=[30])
     result = result_at(evaluate(text_run, options), memory="sliding", stride=stride, context=context)
-    _, model, _ = load_run(text_run)
+    _, model, _ = load_trained(text_run)
     buckets: tuple[list[float], list[float]] = ([], [])  # before position 30, and from there
     for line in documents(text_run):
         size, position, start = len(line) - 1, 0, 0

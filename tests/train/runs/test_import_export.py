@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.train.conftest import Workspace
 from tests.train.runs.commands import assert_same, call, refused
 from zoo.train.commands import compare, evaluate, export, generate, import_weights
-from zoo.train.runs.load import load_run
+from zoo.train.runs.load import load_trained
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_contents_of_an_export(exported: Path) -> None:
     assert config["metrics"] == json.loads(Path("whole/metrics.json").read_text())
     assert config["commit"] == config["metrics"]["commit"]
     assert str(Path.cwd()) not in json.dumps(config)
-    _, model, _ = load_run(Path("whole"))
+    _, model, _ = load_trained(Path("whole"))
     weights = load_file(exported / "model.safetensors")
     assert config["weights"]["tied"] == {"head.weight": "embed.weight"}
     assert weights.keys() | {"head.weight"} == model.state_dict().keys()
@@ -44,7 +44,7 @@ def test_an_import_of_an_export_is_the_same_run(
     zoo: Workspace, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(zoo, capsys, import_weights.main, "from=out", "run_dir=back").code == 0
-    (_, before, progress), (_, after, same_progress) = load_run(Path("whole")), load_run(Path("back"))
+    (_, before, progress), (_, after, same_progress) = load_trained(Path("whole")), load_trained(Path("back"))
     assert progress == same_progress
     assert_same(before, after)
     assert before.state_dict().keys() == after.state_dict().keys()

@@ -17,7 +17,7 @@ from zoo.errors import UserError
 from zoo.models.published.imported import Imported, formats, loaded, stand_ins
 from zoo.train.commands import evaluate, export, generate, import_weights
 from zoo.train.runs import weight_files
-from zoo.train.runs.load import load_run
+from zoo.train.runs.load import load_trained
 
 FIXTURES = Path(__file__).parents[2] / "golden" / "fixtures"
 CASES = {
@@ -71,7 +71,7 @@ def test_a_published_model_becomes_a_run(
     words = ("from=there", "run_dir=here", f"format={CASES[case]}")
     ended = call(zoo, capsys, import_weights.main, *words)
     assert ended.code == 0, ended.err
-    _, model, progress = load_run(Path("here"))
+    _, model, progress = load_trained(Path("here"))
     assert progress == {"step": 0, "tokens_seen": 0}
     direct = loaded(CASES[case], {name: x.float() for name, x in weights.items()}, config).eval()
     assert isinstance(model, Imported)
@@ -100,7 +100,7 @@ def test_files_of_every_kind(zoo: Workspace, capsys: pytest.CaptureFixture[str])
     for i, source in enumerate(sources):
         ended = call(zoo, capsys, import_weights.main, f"from={source}", f"run_dir=run{i}", "format=mamba")
         assert ended.code == 0, ended.err
-        models.append(load_run(Path(f"run{i}"))[1])
+        models.append(load_trained(Path(f"run{i}"))[1])
     for model in models[1:3]:
         assert_same(models[0], model)
     assert {weight.dtype for weight in models[3].parameters()} == {torch.float32}
@@ -118,7 +118,7 @@ def test_a_published_model_on_a_task(zoo: Workspace, capsys: pytest.CaptureFixtu
     words = ("from=there", "format=transformer_xl", "task=lm", "size=nano", "data.corpus=text")
     ended = call(zoo, capsys, import_weights.main, *words, "run_dir=here", "config.tgt_len=7")
     assert ended.code == 0, ended.err
-    cfg, model, _ = load_run(Path("here"))
+    cfg, model, _ = load_trained(Path("here"))
     assert model.segment_len == 7
     assert cfg.names.model == "transformer_xl"
     ended = call(zoo, capsys, evaluate.main, "run=here", "split=val")
@@ -127,7 +127,7 @@ def test_a_published_model_on_a_task(zoo: Workspace, capsys: pytest.CaptureFixtu
     assert call(zoo, capsys, export.main, "run=here", "to=out").code == 0
     ended = call(zoo, capsys, import_weights.main, "from=out", "run_dir=back")
     assert ended.code == 0, ended.err
-    assert_same(model, load_run(Path("back"))[1])
+    assert_same(model, load_trained(Path("back"))[1])
 
 
 def test_a_published_model_without_a_task(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,4 +251,4 @@ def test_a_config_names_no_code(zoo: Workspace, capsys: pytest.CaptureFixture[st
     path = Path("here/config.yaml")
     path.write_text(path.read_text().replace("format: mamba", "format: os"))
     with pytest.raises(UserError, match="format: expected one of"):
-        load_run(Path("here"))
+        load_trained(Path("here"))

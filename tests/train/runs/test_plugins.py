@@ -222,7 +222,7 @@ def test_a_run_of_local_code_is_evaluated(zoo: Any, local_configs: str) -> None:
     assert zoo.run("model=counter", "steps=1").code == 0
     entry = evaluate.evaluate(*command.arguments(["run=run", "split=val"]), lambda *message: None)
     assert entry
-    cfg, _, far = load.load_run(Path("run"))
+    cfg, _, far = load.load_trained(Path("run"))
     assert (cfg.model["_target_"], far["step"]) == (f"{local_configs}.counter.Counter", 1)
 
 

@@ -1,0 +1,28 @@
+"""Models by their names."""
+
+import torch
+
+from zoo import plugins
+from zoo.module import SequenceModule
+from zoo.train.runs import build
+from zoo.train.runs.config import compose, validate_config
+
+
+def list_models() -> list[str]:
+    """The names that `model=` takes: the zoo's architectures and those of plug-ins, sorted."""
+    return sorted({choice.name for choice in plugins.choices("model")})
+
+
+def build_model(*words: str) -> SequenceModule:
+    """The model that `python -m zoo.train` would train with these words, with its initial weights.
+
+    `zoo.build_model("model=rmt", "size=nano", "seed=3")` is a SequenceModule on the CPU, in train mode:
+    `logits, state = model(tokens)` reads tokens (rows, time) from the initial state.  `seed` (default 0)
+    decides the weights, whatever the state of torch's generator, which stays as it is.  Raises
+    zoo.errors.UserError, whose message is the line that the command prints, for a word that is wrong.
+    """
+    cfg = compose(list(words))
+    validate_config(cfg)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return build.model(cfg)

@@ -1,0 +1,72 @@
+"""Runs: trained, read from their folders, evaluated."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from zoo.errors import UserError
+from zoo.module import SequenceModule
+from zoo.train.commands import evaluate as evaluate_command
+from zoo.train.evaluation.evaluate import evaluate
+from zoo.train.runs.config import to_dict
+from zoo.train.runs.folder import read_json
+from zoo.train.runs.history import Columns, read_history
+from zoo.train.runs.load import load_trained
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run in its folder.  What an attribute needs is read when it is first used."""
+
+    folder: Path
+    model: SequenceModule
+    """In eval mode, with the checkpoint's weights; on the GPU where there is one."""
+    config: dict[str, Any]
+    """The settings of config.yaml, nested: `run.config["optim"]["lr"]`."""
+    step: int
+    """Optimiser steps done by the checkpoint."""
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The results in metrics.json; UserError for a run that isn't finished."""
+        path = self.folder / "metrics.json"
+        if not path.is_file():
+            raise UserError(f"expected metrics.json in {self.folder}, found none: the run isn't finished")
+        metrics: dict[str, Any] = read_json(path)
+        return metrics
+
+    @cached_property
+    def history(self) -> dict[str, Columns]:
+        """What the run logged: {"train": columns, "val": columns}, each {name: values by row}.
+
+        The columns are `step` (of the optimiser), `tokens_seen` (loss targets) and the tags of TensorBoard,
+        `train/loss` (nats per target) or `val/bits_per_byte` say.  Either split is the data of a
+        pandas.DataFrame.  UserError for a run of a version that wrote no history.jsonl.
+        """
+        return read_history(self.folder)
+
+
+def load_run(folder: str | PathLike[str], checkpoint: str = "last") -> Run:
+    """The run in a folder, with the weights of its last or its best checkpoint (by held-out loss).
+
+    Raises zoo.errors.UserError for a folder without a run, another checkpoint than `last` or `best`, and a
+    file that is missing or damaged.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"checkpoint: expected last | best, found {checkpoint}")
+    path = Path(folder)
+    cfg, model, progress = load_trained(path, checkpoint)
+    return Run(path, model, to_dict(cfg), progress["step"])
+
+
+def evaluate_run(run: Run | str | PathLike[str], *words: str) -> dict[str, Any]:
+    """Evaluate a run as `zoo evaluate` does with these words, `"lengths=1x,4x"` say.
+
+    Returns the entry that was added to the run's evaluation.json (docs/evaluating.md): its `results` are a
+    list with one dictionary for each point.  Raises zoo.errors.UserError for a word that is wrong.
+    """
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    run_dir, options = evaluate_command.arguments([f"run={folder}", *words])
+    return evaluate(run_dir, options)
