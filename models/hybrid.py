@@ -1,4 +1,4 @@
-"""Hybrids: decoders whose blocks have mixers of several kinds, in a repeating pattern.
+"""Hybrids: decoders whose blocks have mixers of several types, in a repeating pattern.
 
 Every mixer accepts any number of tokens, and a text may be cut at any token.
 """
@@ -9,14 +9,14 @@ from typing import TypeVar, Unpack
 from zoo.memory.mixer import Mixer
 from zoo.models.decoder import Decoder, DecoderOptions
 
-Kind = TypeVar("Kind", bound=str)
+LayerType = TypeVar("LayerType", bound=str)  # a Literal in each hybrid
 Mixers = Mapping[str, Callable[[], Mixer]]
 
 
 class Hybrid(Decoder):
-    """A decoder whose layers have the kinds in `pattern`, in order (see `pattern_layers`).
+    """A decoder whose layers have the types in `pattern`, in order (see `pattern_layers`).
 
-    `mixers` has a factory per kind.
+    `mixers` has a factory per layer type.
     """
 
     learns_through_memory = True
@@ -35,16 +35,19 @@ class Hybrid(Decoder):
         mlp_width: int,
         **options: Unpack[DecoderOptions],
     ) -> None:
-        layers = (mixers[kind]() for kind in pattern_layers(pattern, depth))
+        layers = (mixers[layer_type]() for layer_type in pattern_layers(pattern, depth))
         super().__init__(vocab_size, segment_len, width, layers, mlp_width=mlp_width, **options)
 
 
-def pattern_layers(pattern: Sequence[Kind], depth: int) -> list[Kind]:
-    """The kind of each layer: the pattern, repeated and cut off at `depth`.  Kinds that would then be absent
-    replace the last layers, so that a shallow model has all of them.  ValueError if they don't fit."""
+def pattern_layers(pattern: Sequence[LayerType], depth: int) -> list[LayerType]:
+    """The type of each layer: the pattern, repeated and cut off at `depth`.  Types that would then be absent
+    replace the last layers, so that a shallow model has all of them.
+
+    Raises ValueError if the pattern has more types than there are layers.
+    """
     for num_replaced in range(depth + 1):
         layers = [pattern[layer % len(pattern)] for layer in range(depth - num_replaced)]
-        missing = [kind for kind in dict.fromkeys(pattern) if kind not in layers]
+        missing = [layer_type for layer_type in dict.fromkeys(pattern) if layer_type not in layers]
         if len(missing) == num_replaced:
             return layers + missing
     raise ValueError(f"{depth} blocks can't hold each of {', '.join(dict.fromkeys(pattern))}")

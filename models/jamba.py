@@ -22,8 +22,8 @@ from zoo.memory.state_space.selective_scan import Backend
 from zoo.models.decoder import BaseOptions, attention_options
 from zoo.models.hybrid import Hybrid, Mixers
 
-Kind = Literal["mamba", "attention"]
-PATTERN: Sequence[Kind] = ("mamba", "mamba", "mamba", "mamba", "attention", "mamba", "mamba", "mamba")
+LayerType = Literal["mamba", "attention"]
+PATTERN: Sequence[LayerType] = ("mamba", "mamba", "mamba", "mamba", "attention", "mamba", "mamba", "mamba")
 
 
 class Jamba(Hybrid):
@@ -39,7 +39,7 @@ class Jamba(Hybrid):
         heads: int,
         mlp_width: int,
         context: int,
-        pattern: Sequence[Kind] = PATTERN,
+        pattern: Sequence[LayerType] = PATTERN,
         kv_heads: int | None = None,
         channels: int | None = None,
         state_size: int = 16,

@@ -20,8 +20,17 @@ from zoo.memory.state_space.ssd import Backend
 from zoo.models.decoder import BaseOptions, attention_options
 from zoo.models.hybrid import Hybrid, Mixers
 
-Kind = Literal["mamba2", "attention"]
-PATTERN: Sequence[Kind] = ("mamba2", "mamba2", "mamba2", "mamba2", "attention", "mamba2", "mamba2", "mamba2")
+LayerType = Literal["mamba2", "attention"]
+PATTERN: Sequence[LayerType] = (
+    "mamba2",
+    "mamba2",
+    "mamba2",
+    "mamba2",
+    "attention",
+    "mamba2",
+    "mamba2",
+    "mamba2",
+)
 
 
 class Mamba2Hybrid(Hybrid):
@@ -37,7 +46,7 @@ class Mamba2Hybrid(Hybrid):
         heads: int,
         mlp_width: int,
         context: int,
-        pattern: Sequence[Kind] = PATTERN,
+        pattern: Sequence[LayerType] = PATTERN,
         kv_heads: int | None = None,
         channels: int | None = None,
         head_dim: int = 64,

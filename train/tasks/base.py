@@ -62,7 +62,7 @@ class Dataset(ABC):
             raise IndexError(f"positions {start}..{stop} of document {document}, which has {length}")
 
 
-Kind = TypeVar("Kind", bound=Dataset)
+DatasetT = TypeVar("DatasetT", bound=Dataset)
 
 
 class Subset(Dataset):
@@ -80,11 +80,11 @@ class Subset(Dataset):
         return self.dataset.text(document)
 
 
-def unwrap(dataset: Dataset, kind: type[Kind]) -> Kind:
-    """The dataset, of a task's own class, that a subset is taken from."""
+def unwrap(dataset: Dataset, dataset_class: type[DatasetT]) -> DatasetT:
+    """The dataset, of this class, that a subset is taken from."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    assert isinstance(dataset, kind)
+    assert isinstance(dataset, dataset_class)
     return dataset
 
 
