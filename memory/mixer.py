@@ -18,38 +18,42 @@ class Mixer(DecodeRule, nn.Module):
     """
 
     decodes: bool = False
-    """True if the class has a cache smaller than the open segment's inputs.  False: `decode` is the generic
-    one below (see DecodeRule)."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if not cls.decodes:
-            cls.init_decode_cache = Mixer.init_decode_cache  # type: ignore[method-assign]
-            cls.decode = Mixer.decode  # type: ignore[method-assign]
+    """True if the class has a cache smaller than the open segment's inputs (see DecodeRule)."""
 
     def init_state(self, rows: int) -> State:
         """The state before the first token: every tensor has the rows first."""
         return ()
 
     def init_decode_cache(self, state: State) -> Any:
-        """An empty cache of the segment after `state`, for `decode`."""
-        return (state, None)
+        """An empty cache of the segment after `state`, for `decode`; only where the class `decodes`."""
+        raise NotImplementedError(f"{type(self).__name__} has no cache of an open segment")
 
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        """Continue an open segment: y for the new tokens x, and the extended cache.
-
-        This generic form is correct for every causal mixer: the cache holds the segment's inputs so far, and
-        the mixer is run again on them and x.  An override returns the same from a smaller cache.
-        """
-        state, inputs = cache
-        inputs = x if inputs is None else torch.cat([inputs, x], dim=1)
-        y, _ = self(inputs, state)
-        return y[:, -x.shape[1] :], (state, inputs)
+        """Continue an open segment: y for the new tokens x, and the extended cache."""
+        raise NotImplementedError(f"{type(self).__name__} has no cache of an open segment")
 
     if TYPE_CHECKING:  # typed for the checker; at run time nn.Module's __call__ runs forward
 
         def __call__(
             self, x: Float[Tensor, "rows time width"], state: State
         ) -> tuple[Float[Tensor, "rows time width"], State]: ...
+
+
+def new_decode_cache(mixer: Mixer, state: State) -> Any:
+    """An empty cache of the segment after `state`, of any mixer, for `decode_step`."""
+    return mixer.init_decode_cache(state) if mixer.decodes else (state, None)
+
+
+def decode_step(
+    mixer: Mixer, x: Float[Tensor, "rows time width"], cache: Any
+) -> tuple[Float[Tensor, "rows time width"], Any]:
+    """`decode` of any causal mixer: one that has no smaller cache keeps its inputs, and reads them again with
+    every new token x."""
+    if mixer.decodes:
+        return mixer.decode(x, cache)
+    state, inputs = cache
+    inputs = x if inputs is None else torch.cat([inputs, x], dim=1)
+    y, _ = mixer(inputs, state)
+    return y[:, -x.shape[1] :], (state, inputs)

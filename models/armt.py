@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
 from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.models.blocks import Block
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 from zoo.state import State
@@ -43,13 +43,13 @@ class AssociativeBlock(Mixer):
         return x, self.memory.write(x[:, -self.memory_tokens :], state)
 
     def init_decode_cache(self, state: AssociativeState) -> Any:
-        return state, self.block.init_decode_cache(())
+        return state, new_decode_cache(self.block, ())
 
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         state, inner = cache
-        x, inner = self.block.decode(x + self.memory.read(x, state), inner)
+        x, inner = decode_step(self.block, x + self.memory.read(x, state), inner)
         return x, (state, inner)
 
 

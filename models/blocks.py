@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.state import State
 
 Norm = Literal["rms", "layer"]
@@ -103,12 +103,12 @@ class Block(Mixer):
         return x if self.mlp is None else x + self.mlp(self.mlp_norm(x))
 
     def init_decode_cache(self, state: State) -> Any:
-        return self.mixer.init_decode_cache(state)
+        return new_decode_cache(self.mixer, state)
 
     def decode(
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        y, cache = self.mixer.decode(self.mixer_norm(x), cache)
+        y, cache = decode_step(self.mixer, self.mixer_norm(x), cache)
         return self._add(x, y), cache
 
 
@@ -145,14 +145,14 @@ class Stack(nn.ModuleList):
 
     def init_decode_cache(self, states: State) -> tuple[Any, ...]:
         """The blocks' caches for `decode` (see Mixer)."""
-        return tuple(block.init_decode_cache(state) for block, state in zip(self, states, strict=True))
+        return tuple(new_decode_cache(block, state) for block, state in zip(self, states, strict=True))
 
     def decode(
         self, x: Float[Tensor, "rows time width"], caches: tuple[Any, ...]
     ) -> tuple[Float[Tensor, "rows time width"], tuple[Any, ...]]:
         after = []
         for block, cache in zip(self, caches, strict=True):
-            x, cache = block.decode(x, cache)
+            x, cache = decode_step(block, x, cache)
             after.append(cache)
         return x, tuple(after)
 
