@@ -1,9 +1,10 @@
 """Loaders: row i of every batch is the next window of stream i, where the previous batch stopped.
 
-A stream is an endless text, one document after the other; a rank's batch has a row for each of its batch_size
-streams.  A document begins at the start of a window and flags its row fresh; the rest of its last window is
-padding (token 0, target IGNORE).  Every rank tracks the cursors of all streams and reads the documents of its
-rows only, so that all ranks yield the same number of batches and save the same state.
+A stream is an endless text, one document (or chunk of one) after the other; a rank's batch has a row for each
+of its batch_size streams.  A document or chunk begins at the start of a window and flags its row fresh; the
+rest of its last window is padding (token 0, target IGNORE).  Every rank tracks the cursors of all streams and
+reads the documents of its rows only, so that all ranks yield the same number of batches and save the same
+state.
 """
 
 import heapq
@@ -25,7 +26,7 @@ class Span(NamedTuple):
     document: int
     start: int
     stop: int
-    fresh: bool
+    fresh: bool  # a document or a chunk of one begins: the row starts from an empty state
 
 
 def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Batch:
@@ -35,59 +36,60 @@ def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Ba
     fresh = np.ones(len(spans), np.bool_)
     for row, span in enumerate(spans):
         if span is not None:
-            size = span.stop - span.start
-            tokens[row, :size], targets[row, :size] = dataset.window(span.document, span.start, span.stop)
+            length = span.stop - span.start
+            window = dataset.window(span.document, span.start, span.stop)
+            tokens[row, :length], targets[row, :length] = window
             fresh[row] = span.fresh
     return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(fresh))
 
 
 def _count_windows(dataset: Dataset, seq_len: int) -> Int64[np.ndarray, " documents"]:
-    """Windows per document.  UserError: a dataset without documents."""
+    """Windows per document.  Raises UserError for a dataset without documents."""
     if not len(dataset.lengths):
         raise UserError("expected at least one document to read, found none")
     return -(-dataset.lengths // seq_len)
 
 
 class StreamCursor(NamedTuple):
-    """A stream's next position in the chunk of a document that it reads: start..end-1 are unread."""
+    """Where a stream is: the next unread position in its chunk (start), and the chunk's end."""
 
     document: int
     start: int
     end: int
 
 
-_NO_DOCUMENT = StreamCursor(-1, 0, 0)  # of a stream between two chunks
+_NO_DOCUMENT = StreamCursor(-1, 0, 0)  # the cursor of a stream that needs a new chunk
 
 
 class TrainLoader:
-    """Training: an endless queue of documents, shuffled in every pass, read by batch_size * world streams.
+    """Training: an endless queue of chunks, shuffled in every pass, read by batch_size * world_size streams.
 
-    A stream whose document ends takes the next one from the queue, across passes, so that none is ever idle.
-    A document longer than a stream's share of a pass is cut, at multiples of seq_len, into chunks that
-    several streams read at the same time: otherwise all streams of a one-text corpus would read the same
-    bytes.  A chunk starts with an empty state, but its first input is the last symbol of the preceding chunk,
-    so that no target is lost at the cut: every target counts once per pass.
+    A chunk is a document, or a part of one that is longer than a stream's share of a pass: such a document is
+    cut at multiples of seq_len, so that several streams read it at the same time; otherwise all streams of a
+    one-text corpus would read the same bytes.  A chunk starts with an empty state, but its first input is the
+    last symbol of the preceding chunk, so that no target is lost at the cut: every target counts once per
+    pass.  A stream whose chunk ends takes the next one from the queue, across passes, so that none is ever
+    idle.
 
-    `len` is a nominal epoch, the batches it takes to read one pass; each `iter` yields that many, and the
-    next one continues from there.  After `load_state_dict` the first `iter` yields the rest of the epoch (all
-    of a new one if nothing is left), as Lightning expects.
+    `len` is the number of batches in one pass (a nominal epoch); each `iter` yields that many, and the next
+    one continues from there.  After `load_state_dict` the first `iter` yields the rest of the epoch (all of a
+    new one if nothing is left), as Lightning expects.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seq_len: int, seed: int, rank: int = 0, world: int = 1
+        self, dataset: Dataset, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         windows = _count_windows(dataset, seq_len)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
         self.rank = rank
-        num_streams = batch_size * world
-        share = max(1, int(windows.sum()) // num_streams)  # windows
-        num_chunks = -(-windows // share)
+        num_streams = batch_size * world_size
+        windows_per_stream = max(1, int(windows.sum()) // num_streams)  # in a pass
+        num_chunks = -(-windows // windows_per_stream)
         self._chunk_document = np.repeat(np.arange(len(windows)), num_chunks)
         first_chunk = np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)
-        self._chunk_start = (np.arange(len(first_chunk)) - first_chunk) * share * seq_len
-        self._chunk_end = np.minimum(
-            self._chunk_start + share * seq_len, dataset.lengths[self._chunk_document]
-        )
+        chunk_len = windows_per_stream * seq_len
+        self._chunk_start = (np.arange(len(first_chunk)) - first_chunk) * chunk_len
+        self._chunk_end = np.minimum(self._chunk_start + chunk_len, dataset.lengths[self._chunk_document])
         self._length = -(-int(windows.sum()) // num_streams)
         self._pass_index = self._queue_index = self._batches_yielded = 0
         self._queue = self._shuffled_chunks()
@@ -134,20 +136,20 @@ class TrainLoader:
         return np.argsort(raw, kind="stable").astype(np.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and lists, the same on every rank: the pass and the index in its queue, the cursor of every
-        stream, and the batches yielded in this epoch."""
+        """Numbers and lists, the same on every rank, under the keys that stored checkpoints have."""
         return {
             **self._data_and_settings(),
             "pass": self._pass_index,
-            "position": self._queue_index,
-            "lanes": [list(cursor) for cursor in self._cursors],
-            "given": self._batches_yielded,
+            "position": self._queue_index,  # chunks taken from this pass's queue
+            "lanes": [list(cursor) for cursor in self._cursors],  # document, start, end of every stream
+            "given": self._batches_yielded,  # in this epoch
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of `state_dict`.
 
-        UserError: it belongs to other documents, batch_size, seq_len or seed, or a cursor is out of range.
+        Raises UserError for a state of other documents, batch_size, seq_len or seed, and for a cursor out of
+        range.
         """
         self._check_data_and_settings(state)
         self._check_cursors(state)
@@ -158,13 +160,14 @@ class TrainLoader:
         self._resumed = True
 
     def _data_and_settings(self) -> dict[str, int]:
-        """Seed, sizes and totals that must be equal for a saved state to be resumed."""
+        """Seed, sizes and totals that must be equal for a saved state to be resumed, under the keys that
+        stored checkpoints have."""
         return {
             "seed": self.seed,
-            "rows_of_all_ranks": len(self._cursors),
+            "rows_of_all_ranks": len(self._cursors),  # streams
             "window": self.seq_len,
             "documents": len(self.dataset.lengths),
-            "positions": int(self.dataset.lengths.sum()),
+            "positions": int(self.dataset.lengths.sum()),  # of all documents
         }
 
     def _check_data_and_settings(self, state: dict[str, Any]) -> None:
@@ -187,7 +190,9 @@ class TrainLoader:
             or len(cursors) != len(self._cursors)
             or not all(map(self._is_valid_cursor, cursors))
         ):
-            raise _cannot_resume("lanes with a position inside a document each", f"{cursors!r:.200}")
+            raise _cannot_resume(
+                "lanes (streams) with a position inside a document each", f"{cursors!r:.200}"
+            )
 
     def _is_valid_cursor(self, cursor: Any) -> bool:
         if not (
@@ -211,17 +216,18 @@ class EvalLoader:
     """Evaluation: every document once, uncut, in order, each in the row with the fewest windows so far.
 
     There are no more rows than documents, so that a single long text isn't read beside empty rows; a row
-    without documents left is padding until all are read.  The targets don't depend on batch_size or ranks.
+    without documents left is padding until all are read.  The set of targets doesn't depend on batch_size or
+    the number of ranks.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seq_len: int, rank: int = 0, world: int = 1
+        self, dataset: Dataset, batch_size: int, seq_len: int, rank: int = 0, world_size: int = 1
     ) -> None:
         windows = _count_windows(dataset, seq_len)
-        batch_size = min(batch_size, -(-len(windows) // world))
+        batch_size = min(batch_size, -(-len(windows) // world_size))
         self.dataset, self.seq_len = dataset, seq_len
-        documents_of_row: list[list[int]] = [[] for _ in range(batch_size * world)]
-        loads = [(0, row) for row in range(batch_size * world)]  # heap of each row's windows
+        documents_of_row: list[list[int]] = [[] for _ in range(batch_size * world_size)]
+        loads = [(0, row) for row in range(batch_size * world_size)]  # heap of each row's windows
         for document, size in enumerate(windows.tolist()):
             load, row = loads[0]
             documents_of_row[row].append(document)

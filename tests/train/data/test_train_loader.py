@@ -153,7 +153,7 @@ def test_a_state_of_other_data_is_refused() -> None:
     ]:
         with pytest.raises(UserError, match=f"expected {message}"):
             loader.load_state_dict(state)
-    three_ranks = TrainLoader(Numbered([9, 30]), 1, 4, seed=5, rank=2, world=3)
+    three_ranks = TrainLoader(Numbered([9, 30]), 1, 4, seed=5, rank=2, world_size=3)
     three_ranks.load_state_dict(state)  # as many rows in all
 
 
