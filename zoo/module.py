@@ -33,6 +33,7 @@ class SequenceModule(StatefulLM, L.LightningModule):
     optim: Optim
     train_state: State | None = None  # from one training step to the next, detached
     val_state: State | None = None  # the same in validation, never shared with training
+    _target_shares: Tensor | None = None  # summed since the last step; None in steps of one window
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser (see zoo.optim): matrices decay, the rest doesn't."""
@@ -73,9 +74,35 @@ class SequenceModule(StatefulLM, L.LightningModule):
         return {"loss": nats.sum() / num_targets, "nats": nats.detach(), "hits": hits}, detach(state)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`compute_loss` of the next window; its loss is weighted where an optimiser step has several."""
         self.set_progress(self.trainer.global_step, self.trainer.max_steps)
         outputs, self.train_state = self.compute_loss(batch, self.train_state)
+        if self._windows_per_step() > 1:
+            share = (batch.targets != IGNORE).to(outputs["loss"].dtype).mean()
+            outputs["loss"] = outputs["loss"] * share
+            self._target_shares = share if self._target_shares is None else self._target_shares + share
         return outputs
+
+    def average_gradients(self) -> None:
+        """Make a step's gradient that of the mean loss over the targets of all its windows together.
+
+        Called once per optimiser step, before clipping.  Windows are of equal size, but not their numbers of
+        targets.  Lightning takes the mean of the windows' gradients, and of the ranks'; so `training_step`
+        weights a window by the share of its positions that are targets, and here the gradient is divided by
+        the mean of these shares.  A step of one window is left as it is.
+        """
+        if self._target_shares is None:
+            return
+        shares = self.trainer.strategy.reduce(self._target_shares, reduce_op="sum")
+        factor = self._windows_per_step() / torch.where(shares > 0, shares, 1)  # no target: gradients of 0
+        for weight in self.parameters():
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
+        self._target_shares = None
+
+    def _windows_per_step(self) -> int:
+        """Batches that Lightning averages into one optimiser step: accumulated ones, of all ranks."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_validation_epoch_start(self) -> None:
         self.val_state = None

@@ -127,7 +127,8 @@ def test_a_training_step_sets_the_progress_and_carries_the_state() -> None:
             calls.append((step, steps))
 
     model = perturbed(Scheduled)
-    model.trainer = trainer = SimpleNamespace(global_step=4, max_steps=9)  # type: ignore[assignment]
+    trainer = SimpleNamespace(global_step=4, max_steps=9, accumulate_grad_batches=1, world_size=1)
+    model.trainer = trainer  # type: ignore[assignment]
     batches = [window(at, [at == 0] * ROWS) for at in range(2)]
     state = None
     for batch in batches:

@@ -1,4 +1,5 @@
-"""Gradient clipping, and an error that names the layer where a gradient is not finite."""
+"""Gradients before the optimiser's step: averaged, clipped, and an error that names a layer where they aren't
+finite."""
 
 import math
 from typing import Any
@@ -33,6 +34,7 @@ class GradientGuard(L.Callback):
     ) -> None:
         assert isinstance(pl_module, SequenceModule)
         assert self._batch is not None
+        pl_module.average_gradients()
         weights = [weight for weight in pl_module.parameters() if weight.grad is not None]
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         if not norm.isfinite():

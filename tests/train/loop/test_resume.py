@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -84,6 +85,21 @@ def test_accumulated_batches_are_one_step(zoo: Any, same_checkpoints: Any) -> No
     assert zoo.run(*words, "run_dir=whole", callbacks=[Watch("on_exception", -1, print)]).code == 0
     assert steps == [3, 6, 8]
     assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_end", 5)]).code == "killed"
+    assert zoo.run("resume=cut").code == 0
+    check_same(zoo, same_checkpoints, "whole", "cut")
+
+
+def test_killed_between_two_accumulated_batches(zoo: Any, same_checkpoints: Any) -> None:
+    words = ("model.dropout=0.1", "trainer.accumulate=2", "checkpoint_every=1")
+    zoo.train_whole(*words)
+
+    class Kill(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, i: int) -> None:
+            if (trainer.global_step, i) == (4, 0):
+                assert any(weight.grad is not None for weight in pl_module.parameters())
+                raise zoo.KilledError
+
+    assert zoo.run(*words, "run_dir=cut", callbacks=[Kill()]).code == "killed"
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
 
