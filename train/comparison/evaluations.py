@@ -1,7 +1,7 @@
 """Evaluations of the runs of a comparison, averaged over seeds.
 
-Of several seeds the mean with Student's interval, since all seeds answer the same prompts and differ by more
-than a draw of prompts does; of one seed its share with Wilson's interval.
+Of several seeds the mean with Student's interval, since all seeds read the same samples and differ by more
+than a draw of samples does; of one seed its proportion with Wilson's interval.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from zoo.train.comparison.groups import RunGroup
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import estimate
 from zoo.train.evaluation.results import EvalEntry, EvalResult
-from zoo.train.plotting.charts import Buckets, Number, Shares
+from zoo.train.plotting.charts import Buckets, Number, Proportions
 
 IDENTITY = ("task", "version", "settings", "split", "checkpoint")
 Seeds = list[list[EvalResult]]
@@ -36,8 +36,8 @@ def matching_entries(groups: list[RunGroup]) -> list[dict[str, list[EvalEntry]]]
     ]
 
 
-def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Shares], int]:
-    """Shares by length for each label, and the number of cells left out.
+def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Proportions], int]:
+    """Accuracy by length for each label, and the number of cells left out.
 
     Averages over different depths aren't comparable: at each length only those cells count that were measured
     by all runs evaluated at this length.
@@ -50,10 +50,10 @@ def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Shares], int
     shared = shared_cells(runs)
     every = {axes_key(result) for run in runs for result in run}
     accuracy = {
-        label: shares_by_length([[r for r in run if axes_key(r) in shared] for run in seeds])
+        label: proportions_by_length([[r for r in run if axes_key(r) in shared] for run in seeds])
         for label, seeds in with_length.items()
     }
-    return {label: shares for label, shares in accuracy.items() if shares}, len(every - shared)
+    return {label: proportions for label, proportions in accuracy.items() if proportions}, len(every - shared)
 
 
 def shared_cells(runs: Seeds) -> set[str]:
@@ -70,12 +70,12 @@ def shared_cells(runs: Seeds) -> set[str]:
     }
 
 
-def shares_by_length(seeds: Seeds) -> Shares:
-    shares: dict[Number, list[dict[str, Any]]] = {}
+def proportions_by_length(seeds: Seeds) -> Proportions:
+    proportions: dict[Number, list[dict[str, Any]]] = {}
     for run in seeds:
-        for length, share in results.pooled(run, "length").items():
-            shares.setdefault(length, []).append(share)
-    return {length: mean_share(by_seed) for length, by_seed in sorted(shares.items())}
+        for length, proportion in results.pooled(run, "length").items():
+            proportions.setdefault(length, []).append(proportion)
+    return {length: mean_proportion(by_seed) for length, by_seed in sorted(proportions.items())}
 
 
 def grid_over_seeds(seeds: Seeds) -> list[EvalResult]:
@@ -85,16 +85,17 @@ def grid_over_seeds(seeds: Seeds) -> list[EvalResult]:
         if results.has_grid(result):
             by_cell.setdefault(axes_key(result), []).append(result)
     return [
-        {**cell[0], "exact": mean_share([result["exact"] for result in cell])} for cell in by_cell.values()
+        {**cell[0], "exact": mean_proportion([result["exact"] for result in cell])}
+        for cell in by_cell.values()
     ]
 
 
-def mean_share(shares: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and Student's interval, within 0 and 1; a single share stays as it is."""
-    mean = estimate([share["share"] for share in shares])
+def mean_proportion(proportions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and Student's interval, within 0 and 1; a single proportion stays as it is."""
+    mean = estimate([proportion["share"] for proportion in proportions])
     assert mean is not None
     if mean.half_width is None:
-        return shares[0]
+        return proportions[0]
     return {
         "share": mean.mean,
         "low": max(0.0, mean.mean - mean.half_width),

@@ -160,8 +160,8 @@ def length_figure(
     entries: dict[str, list[EvalEntry]], subject: str, suffix: str, colours: dict[str, int]
 ) -> PageFigure | None:
     seeds = {label: [entry["results"] for entry in runs] for label, runs in entries.items()}
-    shares, left_out = accuracy_by_length(seeds)
-    if not shares:
+    proportions, left_out = accuracy_by_length(seeds)
+    if not proportions:
         return None
     reference: dict[str, float] = {}
     first = next(iter(seeds.values()))[0]
@@ -175,8 +175,8 @@ def length_figure(
         f"Accuracy by length ({subject})",
         caption,
         render.with_styles(
-            lambda: render.legend_below(charts.by_axis(shares, "length", "", reference)),
-            [render.line_style(colours[label]) for label in shares],
+            lambda: render.legend_below(charts.by_axis(proportions, "length", "", reference)),
+            [render.line_style(colours[label]) for label in proportions],
         ),
     )
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.evaluation import figures, results
-from zoo.train.evaluation.options import EvalOptions, Log
+from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalEntry
 from zoo.train.evaluation.samples import evaluate_samples
 from zoo.train.evaluation.text import evaluate_text
@@ -52,13 +52,15 @@ class Evaluation(NamedTuple):
         return settings_of(self.task_config.task)
 
 
-def evaluate(run_dir: Path, options: EvalOptions | None = None, log: Log = lambda line: None) -> EvalEntry:
+def evaluate(
+    run_dir: Path, options: EvalOptions | None = None, print_line: PrintLine = lambda line: None
+) -> EvalEntry:
     """The entry of evaluation.json that this evaluation wrote or extended (zoo.train.evaluation.results)."""
     options = options or EvalOptions()
     silence_lightning()
     evaluation = load(run_dir, options)
     check_options(evaluation, options)
-    entry = measure(evaluation, options, log)
+    entry = measure(evaluation, options, print_line)
     draw(evaluation, entry)
     return entry
 
@@ -134,7 +136,7 @@ def check_options(evaluation: Evaluation, options: EvalOptions) -> None:
         raise UserError("evaluate: expected stride= and context= together, found one alone")
 
 
-def measure(evaluation: Evaluation, options: EvalOptions, log: Log) -> EvalEntry:
+def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine) -> EvalEntry:
     """Measures every point of the axes and stores each in evaluation.json at once."""
     model, task, settings = evaluation.model, evaluation.task, evaluation.settings
     file = results.load_or_create(evaluation.run_dir / results.FILE, evaluation.facts)
@@ -153,7 +155,7 @@ def measure(evaluation: Evaluation, options: EvalOptions, log: Log) -> EvalEntry
     entry = file.entry(identity, *label_and_title(model_name, evaluation.task_name, options, step))
     facts = measurement_facts(model, options)
     measure_task = evaluate_text if evaluation.is_text else evaluate_samples
-    for result in measure_task(model, task, options, settings.get("length"), log):
+    for result in measure_task(model, task, options, settings.get("length"), print_line):
         file.put(entry, result | facts)
     return entry
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-def share(hits: int, of: int) -> dict[str, Any]:
-    """A share with the bounds of its 95 % interval, as evaluation.json stores it."""
-    low, high = wilson(hits, of)
-    return {"share": hits / of, "low": low, "high": high, "hits": hits, "of": of}
+def proportion(hits: int, trials: int) -> dict[str, Any]:
+    """The proportion hits / trials with the bounds of its 95 % interval, as evaluation.json stores it."""
+    low, high = wilson(hits, trials)
+    return {"share": hits / trials, "low": low, "high": high, "hits": hits, "of": trials}
 
 
 def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Bounds of the 95 % interval of a share (Wilson 1927)."""
+    """Bounds of the 95 % interval of a proportion (Wilson 1927)."""
     p, spread = hits / trials, z * z / trials
     centre = (p + spread / 2) / (1 + spread)
     half_width = z * math.sqrt(p * (1 - p) / trials + spread / (4 * trials)) / (1 + spread)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from zoo.train.tasks.base import Split
 
-Log = Callable[[str], None]
-"""Takes a line for each result."""
+PrintLine = Callable[[str], None]
+"""Called with a line for each result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,15 @@ class EvalOptions:
     batch_size: int = 16
     seq_len: int = 4096
     tokens: int | None = None
+    """Upper limit: a text is cut there; a cell of a grid gets as few samples, but at least 16."""
     lengths: list[str] | None = None
+    """Of samples: tokens, or multiples of the task's configured length such as "4x"."""
     depths: list[float] | None = None
+    """Per cent."""
     prompts: int | None = None
+    """Samples per cell."""
     positions: list[int] | None = None
+    """First positions of all buckets but the first."""
     stride: int | None = None
+    """Tokens between the starts of two sliding windows of `context` tokens."""
     context: int | None = None

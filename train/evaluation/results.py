@@ -6,7 +6,11 @@
       read_by, reading                  another architecture and its settings that the run hasn't; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
-        samples, exact, targets, groups, reference …     shares with hits, of and their 95 % interval
+        samples                                          how many
+        exact, targets                                   accuracy per sample (all its targets hit) and per
+                                                         target: a share, hits, of, and its 95 % interval
+        groups                                           both for the samples of each label
+        reference                                        scores of the task's baselines
         scores                                           means of the task's further scores of a sample
         nats, tokens, bytes, bits_per_byte, word_perplexity, by_position …              of text
         tokens_per_s                    positions read, or targets of a sliding window
@@ -21,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.train.evaluation.intervals import share
-from zoo.train.plotting.charts import Buckets, Number, Shares
+from zoo.train.evaluation.intervals import proportion
+from zoo.train.plotting.charts import Buckets, Number, Proportions
 from zoo.train.runs.files import write_text
-from zoo.train.runs.resources import Peak
+from zoo.train.runs.resources import PeakMemory
 
 FILE = "evaluation.json"
 FORMAT = 1
@@ -79,8 +83,8 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def cost(tokens: int, seconds: float, peak: Peak) -> EvalResult:
-    """Speed and peak memory; `peak_so_far` where the system can't reset an earlier peak."""
+def speed_and_memory(tokens: int, seconds: float, peak: PeakMemory) -> EvalResult:
+    """Tokens per second and peak memory; `peak_so_far` where the system can't reset an earlier peak."""
     fields: EvalResult = {"tokens_per_s": tokens / seconds, "peak_memory_bytes": peak.bytes()}
     return fields | ({"peak_so_far": True} if peak.so_far else {})
 
@@ -98,15 +102,15 @@ def has_grid(result: EvalResult) -> bool:
     return {"length", "depth"} <= result["axes"].keys()
 
 
-def pooled(results: list[EvalResult], axis: str, kind: str = "exact") -> Shares:
-    """Shares at every point of one axis, pooled over all other axes."""
+def pooled(results: list[EvalResult], axis: str, kind: str = "exact") -> Proportions:
+    """Proportions at every point of one axis, pooled over all other axes."""
     totals: dict[Number, list[int]] = {}
     for result in results:
         if axis in result["axes"]:
             total = totals.setdefault(result["axes"][axis], [0, 0])
             total[0] += result[kind]["hits"]
             total[1] += result[kind]["of"]
-    return {point: share(*total) for point, total in sorted(totals.items())}
+    return {point: proportion(*total) for point, total in sorted(totals.items())}
 
 
 def losses(result: EvalResult) -> Buckets:

@@ -8,49 +8,53 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
-from zoo.train.evaluation.intervals import share
-from zoo.train.evaluation.options import EvalOptions, Log
-from zoo.train.evaluation.results import EvalResult, cost
-from zoo.train.evaluation.streaming import SampleHits, StreamReader, progress_bar, sample_hits
-from zoo.train.plotting.charts import Number, short
-from zoo.train.runs.resources import Peak
+from zoo.train.evaluation.intervals import proportion
+from zoo.train.evaluation.options import EvalOptions, PrintLine
+from zoo.train.evaluation.results import EvalResult, speed_and_memory
+from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, predict_samples, progress_bar
+from zoo.train.plotting.charts import Number, format_number
+from zoo.train.runs.resources import PeakMemory
 from zoo.train.tasks.base import Dataset, Subset, Task
 
 DEFAULT_LENGTHS = ["1x", "4x", "16x", "64x"]
 DEFAULT_DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]  # per cent
-DEFAULT_PROMPTS = 50  # samples per cell
-MIN_PROMPTS = 16  # per cell, where `tokens` limits them
+DEFAULT_SAMPLES_PER_CELL = 50
+MIN_SAMPLES_PER_CELL = 16  # where `tokens` limits them
 
 
 def evaluate_samples(
-    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, log: Log
+    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, print_line: PrintLine
 ) -> Iterator[EvalResult]:
-    """Yields a result per cell; `length` is the task's configured one, of which 4x is a multiple."""
+    """Yields a result per cell; `length` is the task's configured length: "4x" means four times it."""
     cells = list(grid(task, options, length))
     for index, point in enumerate(cells, 1):
         cell_task = task.at(**task_axes(point))
-        split = cell_task.split(options.split)
-        dataset = Subset(split, sample_count(split, options, bool(point), cell_task.name))
+        all_samples = cell_task.split(options.split)
+        dataset = Subset(all_samples, samples_per_cell(all_samples, options, bool(point), cell_task.name))
         tokens, samples = int(dataset.lengths.sum()), len(dataset.lengths)
-        peak = Peak(model.device)
+        peak = PeakMemory(model.device)
         with progress_bar(tokens) as advance:
             reader = StreamReader(model, options.batch_size, options.seq_len, advance)
-            hits = sample_hits(reader, dataset)
-        cost_fields = cost(tokens, hits.seconds, peak)
-        groups = group_shares(cell_task, split, hits)
-        exact = share(int((hits.correct == hits.num_targets).sum()), samples)
-        cell = ", ".join(f"{name} {short(value)}" for name, value in point.items()) or cell_task.name
-        log(f"[{index}/{len(cells)}] {cell}: {exact['hits']} of {exact['of']}, {hits.seconds:.1f} s")
-        yield {
+            predictions = predict_samples(reader, dataset)
+        speed_and_memory_fields = speed_and_memory(tokens, predictions.seconds, peak)
+        num_targets, num_hits = predictions.num_targets, predictions.num_hits
+        exact_match = proportion(int((num_hits == num_targets).sum()), samples)
+        target_accuracy = proportion(int(num_hits.sum()), int(num_targets.sum()))
+        by_label = accuracy_by_label(cell_task, all_samples, predictions)
+        cell = ", ".join(f"{name} {format_number(value)}" for name, value in point.items()) or cell_task.name
+        print_line(
+            f"[{index}/{len(cells)}] {cell}: {exact_match['hits']} of {samples}, {predictions.seconds:.1f} s"
+        )
+        yield {  # under the keys of evaluation.json
             "axes": point,
             "samples": samples,
-            "exact": exact,
-            "targets": share(int(hits.correct.sum()), int(hits.num_targets.sum())),
-            "groups": {name: members for name, members in groups.items() if name not in point},
-            **mean_scores(cell_task, split, hits),
+            "exact": exact_match,
+            "targets": target_accuracy,
+            "groups": {name: labels for name, labels in by_label.items() if name not in point},
+            **mean_scores(cell_task, all_samples, predictions),
             "reference": {name: float(value) for name, value in cell_task.baselines(dataset).items()},
             "tokens": tokens,
-            **cost_fields,
+            **speed_and_memory_fields,
         }
 
 
@@ -58,7 +62,8 @@ def evaluate_samples(
 
 
 def grid(task: Task, options: EvalOptions, length: int | None) -> Iterator[dict[str, Number]]:
-    """The point of every cell, by axis; an axis left out has its default points if the task accepts them."""
+    """One {axis: value} per cell; an axis not given in the options gets default values if the task accepts
+    them."""
     lengths, depths = options.lengths, options.depths
     if lengths is None:
         defaults = DEFAULT_LENGTHS if length is not None else []
@@ -97,45 +102,47 @@ def task_axes(point: dict[str, Number]) -> dict[str, float]:
     return {axis: value / 100 if axis == "depth" else float(value) for axis, value in point.items()}
 
 
-def sample_count(split: Dataset, options: EvalOptions, has_axes: bool, task: str) -> int:
-    """Samples per cell."""
-    available = len(split.lengths)
+def samples_per_cell(dataset: Dataset, options: EvalOptions, has_axes: bool, task: str) -> int:
+    """How many of the dataset's samples a cell reads."""
+    available = len(dataset.lengths)
     if options.prompts is not None and options.prompts > available:
         raise UserError(
             f"evaluate: prompts: expected at most the {available:,} samples of {task}'s {options.split} "
             f"split, found {options.prompts:,}"
         )
-    count = min(options.prompts or (DEFAULT_PROMPTS if has_axes else available), available)
+    count = min(options.prompts or (DEFAULT_SAMPLES_PER_CELL if has_axes else available), available)
     if options.tokens is None:
         return count
-    fitting = int(np.searchsorted(np.cumsum(split.lengths), options.tokens, side="right"))
-    return min(count, max(MIN_PROMPTS, fitting))
+    fitting = int(np.searchsorted(np.cumsum(dataset.lengths), options.tokens, side="right"))
+    return min(count, max(MIN_SAMPLES_PER_CELL, fitting))
 
 
-# -- groups and scores
+# -- labels and scores
 
 
-def group_shares(task: Task, split: Dataset, hits: SampleHits) -> dict[str, list[dict[str, Any]]]:
-    """Shares of every group of samples, by the names and labels of `Task.groups`."""
+def accuracy_by_label(
+    task: Task, dataset: Dataset, predictions: SamplePredictions
+) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy of the samples with each label, by the label names of `Task.groups`."""
     totals: dict[str, dict[Any, list[int]]] = {}
-    counts = zip(hits.num_targets.tolist(), hits.correct.tolist(), strict=True)
-    for document, (num_targets, correct) in enumerate(counts):
-        for name, value in task.groups(split, document).items():
-            total = totals.setdefault(name, {}).setdefault(value, [0, 0, 0, 0])
-            for i, count in enumerate((int(correct == num_targets), 1, correct, num_targets)):
+    counts = zip(predictions.num_targets.tolist(), predictions.num_hits.tolist(), strict=True)
+    for document, (num_targets, num_hits) in enumerate(counts):
+        for name, label in task.groups(dataset, document).items():
+            total = totals.setdefault(name, {}).setdefault(label, [0, 0, 0, 0])
+            for i, count in enumerate((int(num_hits == num_targets), 1, num_hits, num_targets)):
                 total[i] += count
     return {
         name: [
-            {"value": value, "exact": share(*total[:2]), "targets": share(*total[2:])}
-            for value, total in sorted(members.items(), key=lambda item: natural_order(item[0]))
+            {"value": label, "exact": proportion(*total[:2]), "targets": proportion(*total[2:])}
+            for label, total in sorted(by_label.items(), key=lambda item: natural_order(item[0]))
         ]
-        for name, members in totals.items()
+        for name, by_label in totals.items()
     }
 
 
-def mean_scores(task: Task, split: Dataset, hits: SampleHits) -> dict[str, dict[str, float]]:
+def mean_scores(task: Task, dataset: Dataset, predictions: SamplePredictions) -> dict[str, dict[str, float]]:
     """Means over samples of the task's further scores, under the key "scores"; empty if it has none."""
-    scores = [task.scores(split, document, mask) for document, mask in enumerate(hits.masks)]
+    scores = [task.scores(dataset, document, hits) for document, hits in enumerate(predictions.hits)]
     means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
     return {"scores": means} if means else {}
 

@@ -75,16 +75,16 @@ def _read_segments_apart(model: SequenceModule, batch: Batch) -> dict[str, Tenso
     }
 
 
-class SampleHits(NamedTuple):
-    """Targets of every sample, those predicted correctly, and a mask of these in the order of the targets."""
+class SamplePredictions(NamedTuple):
+    """The targets of every sample that the model hit, the argmax being the target, and the time it took."""
 
     num_targets: Int64[np.ndarray, " samples"]
-    correct: Int64[np.ndarray, " samples"]
-    masks: list[Bool[np.ndarray, " targets"]]
+    num_hits: Int64[np.ndarray, " samples"]
+    hits: list[Bool[np.ndarray, " targets"]]  # of each sample, in the order of its targets
     seconds: float
 
 
-def sample_hits(reader: StreamReader, dataset: Dataset) -> SampleHits:
+def predict_samples(reader: StreamReader, dataset: Dataset) -> SamplePredictions:
     parts = [[np.zeros(0, np.bool_)] for _ in dataset.lengths]
     start = time.perf_counter()
     for spans, batch, outputs in reader.batches(dataset):
@@ -92,9 +92,9 @@ def sample_hits(reader: StreamReader, dataset: Dataset) -> SampleHits:
         for row, span in enumerate(spans):
             if span is not None and is_target[row].any():  # few windows of a long sample have targets
                 parts[span.document].append(hit[row][is_target[row]])
-    masks = [np.concatenate(part) for part in parts]
-    num_targets, correct = np.array([(len(mask), mask.sum()) for mask in masks], np.int64).T
-    return SampleHits(num_targets, correct, masks, time.perf_counter() - start)
+    hits = [np.concatenate(part) for part in parts]
+    num_targets, num_hits = np.array([(len(mask), mask.sum()) for mask in hits], np.int64).T
+    return SamplePredictions(num_targets, num_hits, hits, time.perf_counter() - start)
 
 
 class PositionLosses(NamedTuple):

@@ -14,7 +14,7 @@ from zoo.train.evaluation.results import (
     memory_mode,
     multiple_targets,
 )
-from zoo.train.plotting.charts import bucket, short
+from zoo.train.plotting.charts import bucket, format_number
 
 
 def tables(entry: EvalEntry) -> list[Table]:
@@ -81,13 +81,13 @@ def _grid_table(entry: EvalEntry, grid: list[EvalResult]) -> Table:
     lengths = sorted({result["axes"]["length"] for result in grid})
     table = Table(
         "depth",
-        *(f"{short(length)} tokens" for length in lengths),
+        *(f"{format_number(length)} tokens" for length in lengths),
         title=f"{entry['title']}: exact match, 95 % interval",
         caption=_baselines(entry),
     )
-    shares = {(result["axes"]["length"], result["axes"]["depth"]): result["exact"] for result in grid}
-    for depth in sorted({depth for _, depth in shares}):
-        cells = [shares.get((length, depth)) for length in lengths]
+    proportions = {(result["axes"]["length"], result["axes"]["depth"]): result["exact"] for result in grid}
+    for depth in sorted({depth for _, depth in proportions}):
+        cells = [proportions.get((length, depth)) for length in lengths]
         table.add_row(f"{depth:g} %", *(_grid_cell(cell) if cell else "" for cell in cells))
     return table
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from zoo.module import SequenceModule
-from zoo.train.evaluation.options import EvalOptions, Log
-from zoo.train.evaluation.results import EvalResult, cost
+from zoo.train.evaluation.options import EvalOptions, PrintLine
+from zoo.train.evaluation.results import EvalResult, speed_and_memory
 from zoo.train.evaluation.streaming import (
     PositionLosses,
     SlidingWindows,
@@ -14,13 +14,13 @@ from zoo.train.evaluation.streaming import (
     position_losses,
     progress_bar,
 )
-from zoo.train.runs.resources import Peak
+from zoo.train.runs.resources import PeakMemory
 from zoo.train.tasks.base import EDGES, Dataset, Task
 from zoo.train.tasks.lm import prefix
 
 
 def evaluate_text(
-    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, log: Log
+    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, print_line: PrintLine
 ) -> Iterator[EvalResult]:
     """Yields a result per mode of reading, all over the same text, and each again with its baselines.
 
@@ -35,7 +35,7 @@ def evaluate_text(
     words = task.word_count(dataset)
     rows = []
     for axes, windows in reading_modes(dataset, options):
-        peak = Peak(model.device)
+        peak = PeakMemory(model.device)
         with progress_bar(int(windows.lengths.sum())) as advance:
             reader = StreamReader(model, options.batch_size, options.seq_len, advance)
             losses = position_losses(
@@ -45,9 +45,11 @@ def evaluate_text(
             "axes": axes | prefix_axis,
             **loss_fields(losses, edges, words),
             "reference": {},
-            **cost(int(losses.targets.sum()), losses.seconds, peak),
+            **speed_and_memory(int(losses.targets.sum()), losses.seconds, peak),
         }
-        log(f"memory {axes['memory']}: {row['bits_per_byte']:.4f} bits per byte, {losses.seconds:.1f} s")
+        print_line(
+            f"memory {axes['memory']}: {row['bits_per_byte']:.4f} bits per byte, {losses.seconds:.1f} s"
+        )
         rows.append(row)
         yield row
     # only now: a compressor's memory would count as the model's

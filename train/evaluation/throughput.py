@@ -18,7 +18,7 @@ from zoo.generation import stream_tokens
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train.runs import build
-from zoo.train.runs.resources import Peak
+from zoo.train.runs.resources import PeakMemory
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
 WORKER_FLAG = "--one"
@@ -74,7 +74,7 @@ def measure(cfg: DictConfig) -> Measurement:
     torch.manual_seed(cfg.seed)
     device = select_device(cfg)
     torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
-    peak = Peak(device)
+    peak = PeakMemory(device)
     model = build.model(cfg).to(device)
     model.optim = build.optim(cfg)
     model.set_progress(0, cfg.steps)

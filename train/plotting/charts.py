@@ -21,14 +21,14 @@ def add_images(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
             writer.add_figure(tag, figure, step)
 
 
-Result = dict[str, Any]  # an entry of evaluation.json: its axes, and shares by kind
+Result = dict[str, Any]  # an entry of evaluation.json: its axes, and proportions by kind
 Number = int | float
-Shares = dict[Number, dict[str, Any]]  # point of an axis -> a share with its interval
+Proportions = dict[Number, dict[str, Any]]  # point of an axis -> a proportion with its interval
 Buckets = dict[tuple[int, int | None], float]  # positions -> loss
 
 
 def by_axis(
-    series: dict[str, Shares],
+    series: dict[str, Proportions],
     axis: str,
     title: str,
     baselines: dict[str, float] | None = None,
@@ -36,17 +36,19 @@ def by_axis(
 ) -> Figure:
     """Accuracy along an axis, a curve per name with its 95 % interval as a band; `trained_at` is a length."""
     figure, axes = _figure((7, 4), title)
-    for name, shares in series.items():
-        points = sorted(shares)
-        line = axes.plot(points, [shares[p]["share"] for p in points], marker="o", markersize=4, label=name)
-        low, high = ([shares[p][bound] for p in points] for bound in ("low", "high"))
+    for name, proportions in series.items():
+        points = sorted(proportions)
+        line = axes.plot(
+            points, [proportions[p]["share"] for p in points], marker="o", markersize=4, label=name
+        )
+        low, high = ([proportions[p][bound] for p in points] for bound in ("low", "high"))
         axes.fill_between(points, low, high, color=line[0].get_color(), alpha=0.15, linewidth=0)
-    points = sorted({point for shares in series.values() for point in shares})
+    points = sorted({point for proportions in series.values() for point in proportions})
     if axis == "length":
         axes.set_xscale("log", base=2)
         axes.xaxis.set_minor_formatter(NullFormatter())
         ticks = _every_nth(points)
-        axes.set_xticks(ticks, [short(point) for point in ticks])
+        axes.set_xticks(ticks, [format_number(point) for point in ticks])
         axes.set_xlabel("length of a sample (tokens)")
         if trained_at is not None:
             axes.axvline(trained_at, color=GREY, linestyle="--", linewidth=1, label="training length")
@@ -82,7 +84,7 @@ def heat_maps(grids: dict[str, list[Result]], title: str, kind: str = "exact") -
                 text = f"{100 * value:.0f}"
                 axes.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_title(name, fontsize=10)
-        axes.set_xticks(range(len(lengths)), [short(length) for length in lengths])
+        axes.set_xticks(range(len(lengths)), [format_number(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.set_xlabel("length (tokens)")
     maps[0].set_ylabel("depth (%)")
@@ -110,13 +112,13 @@ def by_group(
 ) -> Figure:
     """A bar with its 95 % interval for every label of a group."""
     figure, axes = _figure((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
-    shares = [member[kind] for member in members]
+    proportions = [member[kind] for member in members]
     errors = [
-        [max(0.0, share["share"] - share["low"]) for share in shares],
-        [max(0.0, share["high"] - share["share"]) for share in shares],
+        [max(0.0, proportion["share"] - proportion["low"]) for proportion in proportions],
+        [max(0.0, proportion["high"] - proportion["share"]) for proportion in proportions],
     ]
     indices = range(len(members))
-    heights = [share["share"] for share in shares]
+    heights = [proportion["share"] for proportion in proportions]
     axes.bar(indices, heights, yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
     axes.set_xticks(indices, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
     _draw_baselines(axes, baselines)
@@ -131,10 +133,10 @@ def by_group(
 
 def bucket(low: int, high: int | None) -> str:
     """The label of a range of positions: 512-2k, 128k on."""
-    return f"{short(low)} on" if high is None else f"{short(low)}-{short(high)}"
+    return f"{format_number(low)} on" if high is None else f"{format_number(low)}-{format_number(high)}"
 
 
-def short(number: Number) -> str:
+def format_number(number: Number) -> str:
     """A number with k or M where these divide it: 4k, 1M."""
     for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
         if number >= unit and number % unit == 0:

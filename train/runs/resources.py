@@ -14,8 +14,8 @@ SLACK = 2**24  # bytes: the kernel counts pages in batches
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The largest memory in use, ever or since a Peak was made: the GPU's if there is one, else the process's
-    (resident)."""
+    """The largest memory in use, ever or since a PeakMemory was made: the GPU's if there is one, else this
+    process's (resident)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if peak := _process_status("VmHWM"):  # getrusage starts from the parent's peak
@@ -33,7 +33,7 @@ def _process_status(key: str) -> int:
     return 0
 
 
-class Peak:
+class PeakMemory:
     """The largest memory in use since it was made; `so_far` where the system can't reset an earlier peak,
     which is then included."""
 

@@ -112,7 +112,8 @@ class Task(ABC):
         return {}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
-        """A document's labels, such as its length, by name: accuracy is also reported for every label."""
+        """A document's labels by name, as {"length": 2500}; an evaluation also reports the accuracy of the
+        documents with each label."""
         return {}
 
     def scores(self, dataset: Dataset, document: int, hits: Bool[np.ndarray, " targets"]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from tests.train.stored_runs import make_evaluation, make_run
 from zoo.train.comparison.evaluations import accuracy_by_length, grid_over_seeds, matching_entries
 from zoo.train.comparison.figures import memory_figure
 from zoo.train.comparison.groups import group_runs, read_run
-from zoo.train.evaluation.intervals import share as share_of
+from zoo.train.evaluation.intervals import proportion
 from zoo.train.plotting import render
 
 
@@ -30,7 +30,7 @@ def test_evaluations_have_the_interval_over_seeds(tmp_path: Path) -> None:
         assert mean["share"] == pytest.approx(0.7)
         assert (mean["low"], mean["high"]) == pytest.approx((0.7 - half, 0.7 + half), rel=1e-4)
     single, _ = accuracy_by_length({"rmt": results[:1]})
-    assert single["rmt"][512] == share_of(120, 150)  # Wilson's
+    assert single["rmt"][512] == proportion(120, 150)  # Wilson's
 
 
 def test_a_runs_latest_evaluation_counts(tmp_path: Path) -> None:
@@ -49,11 +49,11 @@ def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
     make_evaluation(make_run(tmp_path / "0", "rmt"), 0.8)
     [rmt] = evaluations_of(tmp_path, "rmt")
     assert rmt[0]["axes"] == {"length": 512, "depth": 0.0}
-    rmt[0]["exact"] = share_of(0, 50)
+    rmt[0]["exact"] = proportion(0, 50)
     shares, left_out = accuracy_by_length({"rmt": [rmt], "mamba": [rmt[1:]], "short": [rmt[1:3]]})
     assert left_out == 1
     assert shares["rmt"] == shares["mamba"]
-    assert (shares["rmt"][512], shares["rmt"][1024]) == (share_of(80, 100), share_of(60, 150))
+    assert (shares["rmt"][512], shares["rmt"][1024]) == (proportion(80, 100), proportion(60, 150))
     assert list(shares["short"]) == [512]
 
 

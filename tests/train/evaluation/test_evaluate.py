@@ -15,7 +15,7 @@ from zoo.train.commands import evaluate as command
 from zoo.train.evaluation import results
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
-from zoo.train.evaluation.streaming import SampleHits, StreamReader, sample_hits
+from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, predict_samples
 from zoo.train.evaluation.tables import tables
 from zoo.train.tasks.base import Dataset
 
@@ -79,13 +79,13 @@ def test_an_interrupted_evaluation_keeps_the_finished_cells(
 ) -> None:
     calls = []
 
-    def interrupted(reader: StreamReader, dataset: Dataset) -> SampleHits:
+    def interrupted(reader: StreamReader, dataset: Dataset) -> SamplePredictions:
         calls.append(dataset)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return sample_hits(reader, dataset)
+        return predict_samples(reader, dataset)
 
-    monkeypatch.setattr("zoo.train.evaluation.samples.sample_hits", interrupted)
+    monkeypatch.setattr("zoo.train.evaluation.samples.predict_samples", interrupted)
     monkeypatch.setattr(
         sys, "argv", ["zoo evaluate", f"run={samples_run}", "task.seed=5", "lengths=40,48,56"]
     )

@@ -17,7 +17,7 @@ from zoo.errors import UserError
 from zoo.module import Batch, SequenceModule
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
-from zoo.train.evaluation.streaming import SampleHits, StreamReader, position_losses, sample_hits
+from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, position_losses, predict_samples
 from zoo.train.loop.trainer import train
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
@@ -78,7 +78,7 @@ def test_memory_does_not_grow_with_the_length(
         dataset, reader = Subset(task.split("test"), 2), StreamReader(model, batch_size=2, seq_len=70)
         tracemalloc.start()
         if by == "sample":
-            sample_hits(reader, dataset)
+            predict_samples(reader, dataset)
         else:
             position_losses(reader, dataset, [], task.byte_count)
         tracemalloc.stop()
@@ -106,11 +106,11 @@ def traced_bytes() -> int:
 
 
 def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def sample_hits_with_a_large_tensor(reader: StreamReader, dataset: Dataset) -> SampleHits:
+    def predict_samples_with_a_large_tensor(reader: StreamReader, dataset: Dataset) -> SamplePredictions:
         large = torch.ones(2**20 * int(dataset.lengths[0]), dtype=torch.uint8)
-        return sample_hits(reader, Subset(dataset, len(large[:9])))
+        return predict_samples(reader, Subset(dataset, len(large[:9])))
 
-    monkeypatch.setattr("zoo.train.evaluation.samples.sample_hits", sample_hits_with_a_large_tensor)
+    monkeypatch.setattr("zoo.train.evaluation.samples.predict_samples", predict_samples_with_a_large_tensor)
     entry = evaluate(samples_run, EvalOptions(lengths=["200", "20"], overrides=("task.seed=6",)))
     short, long = entry["results"]
     difference = long["peak_memory_bytes"] - short["peak_memory_bytes"]

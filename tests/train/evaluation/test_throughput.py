@@ -113,12 +113,12 @@ def test_a_failed_process_returns_its_last_line(monkeypatch: pytest.MonkeyPatch)
 
 SCRIPT = """
 import torch
-from zoo.train.runs.resources import Peak
-peak = Peak(torch.device("cpu"))
+from zoo.train.runs.resources import PeakMemory
+peak = PeakMemory(torch.device("cpu"))
 block = torch.ones(320 * 2**20, dtype=torch.uint8)
 del block
 above = peak.above()
-later = Peak(torch.device("cpu"))
+later = PeakMemory(torch.device("cpu"))
 print(above, later.before - peak.before, int(later.so_far))
 """
 

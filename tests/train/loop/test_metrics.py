@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from zoo.train.evaluation.intervals import share
+from zoo.train.evaluation.intervals import proportion
 from zoo.train.evaluation.results import EvalResult, memory_gain, pooled
 from zoo.train.loop.tensorboard import position_figure
 from zoo.train.plotting import charts
@@ -20,7 +20,7 @@ def labels(figure: Figure) -> list[str]:
 
 
 def cell(length: int, depth: float, hits: int, of: int = 50) -> EvalResult:
-    return {"axes": {"length": length, "depth": depth}, "exact": share(hits, of)}
+    return {"axes": {"length": length, "depth": depth}, "exact": proportion(hits, of)}
 
 
 def test_loss_by_position_of_the_last_validation() -> None:
@@ -60,7 +60,7 @@ def test_accuracy_by_length_of_several_models() -> None:
         name: pooled([cell(64, 0.0, hits), cell(64, 50.0, 10), cell(256, 0.0, 1)], "length")
         for name, hits in (("rmt", 20), ("mamba", 50))
     }
-    assert series["rmt"][64] == share(30, 100)
+    assert series["rmt"][64] == proportion(30, 100)
     figure = charts.by_axis(series, "length", "title", {"chance": 0.1}, trained_at=64)
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert names == ["rmt", "mamba", "training length", "chance 10.0%"]
@@ -93,8 +93,8 @@ def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
         (50.0, "50"),
     ],
 )
-def test_short_numbers(number: float, text: str) -> None:
-    assert charts.short(number) == text
+def test_numbers_are_formatted_in_binary_units(number: float, text: str) -> None:
+    assert charts.format_number(number) == text
 
 
 @pytest.mark.parametrize("model", ["focused", "memorizing", "unlimiformer"])

@@ -18,7 +18,7 @@ from zoo.train.corpora.catalog import open_corpus
 from zoo.train.data.module import DataModule
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.evaluation.samples import evaluate_samples
-from zoo.train.evaluation.streaming import StreamReader, sample_hits
+from zoo.train.evaluation.streaming import StreamReader, predict_samples
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.background_text import CyclicText
@@ -285,9 +285,9 @@ def test_an_evaluation_reports_which_targets_and_how_many_values_are_hit(books: 
     model = Constant(ord("7"))
     answers = [read_text(dataset, document)[1] for document in range(20)]
     for seq_len in (64, 4096):  # an answer may lie in two windows
-        hits = sample_hits(StreamReader(model, batch_size=3, seq_len=seq_len), dataset)
-        for mask, answer in zip(hits.masks, answers, strict=True):
-            assert mask.tolist() == [digit == "7" for digit in answer]
+        predictions = predict_samples(StreamReader(model, batch_size=3, seq_len=seq_len), dataset)
+        for hits, answer in zip(predictions.hits, answers, strict=True):
+            assert hits.tolist() == [digit == "7" for digit in answer]
     options = EvalOptions(lengths=["1000"], prompts=20)
     (row,) = evaluate_samples(model, task, options, 1000, lambda line: None)
     assert row["scores"] == {"values found": 0}
