@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.train.comparison.groups import Run, full_settings
+from zoo.train.comparison.groups import Run, settings_with_defaults
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
@@ -44,7 +44,7 @@ def task_facts(run: Run) -> dict[str, Any]:
         "task version": run.metrics.get("task_version", NOT_SET),
         "task code": run.metrics.get("task_code", ""),
     }
-    for key, value in full_settings(run).items():
+    for key, value in settings_with_defaults(run).items():
         if key.startswith("task.") and key not in ("task.root", "task.corpus"):
             facts[key] = value
     return facts

@@ -1,4 +1,5 @@
-"""Finished runs, in groups that differ in their seed alone: the rows of a comparison."""
+"""Finished runs, grouped so that the runs of a group differ only in their seed; each group is a row of a
+comparison."""
 
 import functools
 import importlib
@@ -16,13 +17,20 @@ from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import Estimate, estimate
 from zoo.train.evaluation.results import EvalEntry
 from zoo.train.runs.construct import parameters
-from zoo.train.runs.folder import NEUTRAL_SETTINGS, NOT_SET, differences, flatten, read_config, read_json
+from zoo.train.runs.folder import (
+    NOT_SET,
+    RESULT_NEUTRAL_SETTINGS,
+    differences,
+    flatten,
+    read_config,
+    read_json,
+)
 
 METRICS = ("val/loss", "parameters", "tokens_seen")
 SCORES = ("val/bits_per_byte", "val/accuracy")
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
-BUILT_GROUPS = ("model", "task")
-"""Parts of a config that are built by a class that it names."""
+CONSTRUCTED_SECTIONS = ("model", "task")
+"""Sections of a config whose keys are arguments of the class that `_target_` names."""
 SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
 
 
@@ -34,7 +42,7 @@ class Run(NamedTuple):
     """Of config.yaml, on one level: "optim.lr"."""
     metrics: dict[str, Any]
     entries: list[EvalEntry]
-    """Of evaluation.json, by the run's architecture."""
+    """Of evaluation.json, those measured with the run's own architecture."""
 
     @property
     def name(self) -> str:
@@ -42,7 +50,7 @@ class Run(NamedTuple):
 
 
 class RunGroup(NamedTuple):
-    """Runs that differ in their seed alone, in the order of their seeds."""
+    """Runs that differ only in their seed, in the order of their seeds."""
 
     label: str
     runs: list[Run]
@@ -66,16 +74,21 @@ def read_run(folder: Path) -> Run:
     """Raises UserError where a file of the run is damaged or lacks what a comparison needs."""
     config, metrics = read_config(folder), read_json(folder / "metrics.json")
     if missing := [key for key in SETTINGS if key not in config]:
-        raise UserError(f"{folder / 'config.yaml'} is no run's config: expected {', '.join(missing)} in it")
+        raise UserError(
+            f"{folder / 'config.yaml'} is not the config of a run: expected {', '.join(missing)} in it"
+        )
     if missing := missing_metrics(metrics):
-        raise UserError(f"{folder / 'metrics.json'} is no run's result: expected {', '.join(missing)} in it")
+        raise UserError(
+            f"{folder / 'metrics.json'} is not the result of a run: expected {', '.join(missing)} in it"
+        )
     file = folder / results.FILE
     entries = results.read(file)["evaluations"] if file.exists() else []
+    # "read_by" is set where the weights were evaluated as another architecture (`zoo evaluate model=…`)
     return Run(folder, config, metrics, [entry for entry in entries if entry.get("read_by") is None])
 
 
 def missing_metrics(metrics: Any) -> list[str]:
-    """Metrics that a comparison needs and metrics.json lacks; it may lack the curve, but no part of it."""
+    """Metrics that a comparison needs and metrics.json lacks; a curve may be missing, but not incomplete."""
     if not isinstance(metrics, dict):
         metrics = {}
     missing = [key for key in METRICS if not isinstance(metrics.get(key), int | float)]
@@ -93,7 +106,7 @@ def missing_metrics(metrics: Any) -> list[str]:
 
 
 def group_runs(runs: list[Run]) -> list[RunGroup]:
-    """Groups with distinct labels, sorted by them; UserError where a seed occurs twice in a group.
+    """Groups with distinct labels, sorted by them.  Raises UserError if a seed occurs twice in a group.
 
     A setting of model or task that a config lacks has its constructor's default; any other that it lacks is
     newer than the run and counts as equal.
@@ -116,8 +129,8 @@ def group_runs(runs: list[Run]) -> list[RunGroup]:
         for a, b in itertools.pairwise(group_members):
             if a.config["seed"] == b.config["seed"]:
                 raise UserError(
-                    f"compare: {label} seed {a.config['seed']} is there twice, "
-                    f"{a.folder} and {b.folder}: name one"
+                    f"compare: {label} seed {a.config['seed']} occurs twice, in {a.folder} and {b.folder}: "
+                    "pass only one of them"
                 )
     return sorted(groups, key=lambda group: group.label)
 
@@ -146,7 +159,7 @@ def distinguishing_settings(run: Run, peers: list[Run], include_derived: bool) -
         derived = ("task.", "data.", "model.")
     elif "names.size" in values:
         derived = ("size.", "model.", "optim.", "data.")
-    free_width = f"model.{run.config.get('model.free')}"
+    free_width = f"model.{run.config.get('model.free')}"  # solved from the parameter budget (runs/budget.py)
     keys = [key for key in values if include_derived or not (key == free_width or key.startswith(derived))]
     counts = Counter(map(short_key, keys))
     names = [short_key(key) if counts[short_key(key)] == 1 else key for key in keys]
@@ -161,30 +174,34 @@ def short_key(key: str) -> str:
 
 
 def differing_settings(run: Run, peer: Run) -> dict[str, tuple[Any, Any]]:
-    """Settings but the seed in which two runs differ, (run's, peer's) by key."""
-    ignored = (*NEUTRAL_SETTINGS, "seed", "model.free")
-    pairs = differences(full_settings(run), full_settings(peer), without=ignored)
-    return {key: pair for key, pair in pairs.items() if NOT_SET not in pair or may_matter(key, run, peer)}
+    """Settings, other than the seed, in which two runs differ, as {key: (run's value, peer's value)}."""
+    ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "model.free")
+    pairs = differences(settings_with_defaults(run), settings_with_defaults(peer), without=ignored)
+    return {
+        key: pair
+        for key, pair in pairs.items()
+        if NOT_SET not in pair or is_constructor_argument(key, run, peer)
+    }
 
 
-def may_matter(key: str, *runs: Run) -> bool:
-    """True if a setting that a run lacks is an argument of the constructors, or one of these is unknown."""
-    group, _, rest = key.partition(".")
-    if group not in BUILT_GROUPS:
+def is_constructor_argument(key: str, *runs: Run) -> bool:
+    """True if the setting is an argument of a run's constructor, or if a constructor can't be imported."""
+    section, _, rest = key.partition(".")
+    if section not in CONSTRUCTED_SECTIONS:
         return False
-    signatures = [constructor_defaults(run.config.get(f"{group}._target_")) for run in runs]
+    signatures = [constructor_defaults(run.config.get(f"{section}._target_")) for run in runs]
     return any(defaults is None or rest.partition(".")[0] in defaults for defaults in signatures)
 
 
-def full_settings(run: Run) -> dict[str, Any]:
+def settings_with_defaults(run: Run) -> dict[str, Any]:
     """A run's settings, with constructors' defaults for those it lacks and, for code outside the zoo, the
     model's fingerprint."""
     configured = {".".join(key.split(".")[:2]) for key in run.config}
     settings: dict[str, Any] = {}
-    for group in BUILT_GROUPS:
-        for name, value in (constructor_defaults(run.config.get(f"{group}._target_")) or {}).items():
-            if f"{group}.{name}" not in configured and value is not inspect.Parameter.empty:
-                settings |= flatten(list(value) if isinstance(value, tuple) else value, f"{group}.{name}")
+    for section in CONSTRUCTED_SECTIONS:
+        for name, value in (constructor_defaults(run.config.get(f"{section}._target_")) or {}).items():
+            if f"{section}.{name}" not in configured and value is not inspect.Parameter.empty:
+                settings |= flatten(list(value) if isinstance(value, tuple) else value, f"{section}.{name}")
     if code := run.metrics.get("model_code"):
         settings["model_code"] = code
     return settings | run.config
@@ -200,6 +217,7 @@ def constructor_defaults(target: Any) -> dict[str, Any] | None:
         arguments = parameters(getattr(importlib.import_module(module), name))
     except Exception:  # a module written for another version may raise anything
         return None
+    # model.base=<run_dir>, a trained run to start from, is a setting of every model and no argument
     return {"base": None} | {name: argument.default for name, argument in arguments.items()}
 
 

@@ -8,7 +8,7 @@ from zoo import trust
 from zoo.train.comparison.groups import Run, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
-from zoo.train.runs.folder import NEUTRAL_SETTINGS, NOT_SET, differences, flatten
+from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, differences, flatten
 from zoo.train.runs.stored import load_stored
 
 
@@ -24,7 +24,7 @@ def sweep_command(group: RunGroup) -> str:
     words.append(f"steps={config['steps']}")
     try:
         defaults = flatten(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
-        ignored = (*NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
+        ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
         settings = differences(config, defaults, ignored)
         if is_solved(group.runs[0]):
             settings.pop(f"model.{config['model.free']}", None)

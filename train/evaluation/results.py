@@ -77,7 +77,7 @@ def read(path: Path) -> dict[str, Any]:
         for entry in content["evaluations"]:
             entry["label"], entry["results"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no evaluation.json of the zoo: move it out of the way") from error
+        raise UserError(f"{path} is not an evaluation.json of the zoo: move it out of the way") from error
     if stored_format != FORMAT:
         raise UserError(f"{path}: expected format {FORMAT}, found {stored_format!r}")
     return content

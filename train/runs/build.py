@@ -52,7 +52,7 @@ def _load_base(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> No
         base_keys = to_dict(load_stored(path).model)
         target = base_keys["_target_"]
     except Exception as error:  # not yaml, or not a run's
-        raise UserError(f"model.base: {path} is no run's config: {first_line(error)}") from error
+        raise UserError(f"model.base: {path} is not the config of a run: {first_line(error)}") from error
     cls, base_cls = type(built), type(built).__mro__[1]
     if target != (expected_target := f"{base_cls.__module__}.{base_cls.__name__}"):
         raise UserError(

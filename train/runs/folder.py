@@ -14,7 +14,7 @@ from zoo.train.runs.stored import load_stored
 # Settings that leave a run's results unchanged.  The accelerator is among them: `auto` depends on the
 # machine (metrics.json has the device), and CPU and GPU differ only in the order of their sums, as different
 # numbers of threads do.
-NEUTRAL_SETTINGS = (
+RESULT_NEUTRAL_SETTINGS = (
     "data.root",
     "task.root",
     "val_every",
@@ -32,9 +32,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         stored = load_stored(path)
     except Exception as error:  # yaml and the file system raise many kinds
-        raise UserError(f"{path} is no run's config: {first_line(error)}") from error
+        raise UserError(f"{path} is not the config of a run: {first_line(error)}") from error
     if "model" not in stored or "names" not in stored:
-        raise UserError(f"{path} is no run's config: expected model and names in it")
+        raise UserError(f"{path} is not the config of a run: expected model and names in it")
     return flatten(OmegaConf.to_container(stored, resolve=False))
 
 
@@ -78,7 +78,7 @@ Pair = tuple[Any, Any]
 
 
 def differences(
-    first: dict[str, Any], second: dict[str, Any], without: tuple[str, ...] = NEUTRAL_SETTINGS
+    first: dict[str, Any], second: dict[str, Any], without: tuple[str, ...] = RESULT_NEUTRAL_SETTINGS
 ) -> dict[str, Pair]:
     """Settings in which two runs differ, as pairs by name; NOT_SET where a run doesn't have one."""
     keys = dict.fromkeys([*first, *second])

@@ -62,7 +62,7 @@ def read_run_config(run_dir: Path, overrides: tuple[str, ...]) -> DictConfig:
         to_dict(cfg)
         cfg.names.task, cfg.size, cfg.data, cfg.seed  # noqa: B018
     except Exception as error:  # yaml and the file system raise many kinds
-        raise UserError(f"{path} is no run's config: {one_line(error)}") from error
+        raise UserError(f"{path} is not the config of a run: {one_line(error)}") from error
     trust.check_targets(targets, overrides, str(path))
     return cfg
 

@@ -12,8 +12,8 @@ from zoo.errors import UserError
 from zoo.train.runs import budget, build
 from zoo.train.runs.config import compose, stored_config, validate_config
 from zoo.train.runs.folder import (
-    NEUTRAL_SETTINGS,
     NOT_SET,
+    RESULT_NEUTRAL_SETTINGS,
     describe_differences,
     differences,
     flatten,
@@ -55,7 +55,9 @@ def make_job(words: list[str], runs: Path) -> Job:
     with torch.device("meta"):
         model = build.model(cfg)
     task = get_class(cfg.task._target_)
-    settings = [word for word in words if word.partition("=")[0] not in (*AXES, "seed", *NEUTRAL_SETTINGS)]
+    settings = [
+        word for word in words if word.partition("=")[0] not in (*AXES, "seed", *RESULT_NEUTRAL_SETTINGS)
+    ]
     suffix = ""
     if settings:
         suffix = f"-{hashlib.blake2b(' '.join(sorted(settings)).encode(), digest_size=3).hexdigest()}"

@@ -131,4 +131,4 @@ def test_missing_keys_of_a_run_are_named(
     (make_run(tmp_path / "runs/a", "rmt") / name).write_text(text)
     code, _, err = run("runs")
     assert (code, err.count("\n")) == (2, 1)
-    assert re.search(rf"runs/a/{name} is no run's \w+: expected {expected} in it", err)
+    assert re.search(rf"runs/a/{name} is not the \w+ of a run: expected {expected} in it", err)

@@ -98,7 +98,10 @@ def test_a_duplicate_seed_is_refused(run: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "runs/a", "rmt", 3)
     make_run(tmp_path / "runs/b", "rmt", 3)
     code, _, err = run("runs")
-    assert (code, err) == (2, "error: compare: rmt seed 3 is there twice, runs/a and runs/b: name one\n")
+    assert (code, err) == (
+        2,
+        "error: compare: rmt seed 3 occurs twice, in runs/a and runs/b: pass only one of them\n",
+    )
 
 
 @pytest.mark.parametrize(

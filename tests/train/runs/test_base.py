@@ -124,7 +124,7 @@ def test_a_damaged_base(zoo: Any, base: Path) -> None:
         build.model(compose([*WORDS]))
     for text in ("model: 3", "{", "task: {}"):
         (base / "config.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"whole/config.yaml is no run's config"):
+        with pytest.raises(UserError, match=r"whole/config.yaml is not the config of a run"):
             build.model(compose([*WORDS]))
 
 
