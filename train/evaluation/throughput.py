@@ -1,6 +1,5 @@
 """Speed and memory of one model, each measurement in a separate process."""
 
-import contextlib
 import json
 import os
 import statistics
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from zoo.generation import stream_tokens
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train.runs import build
+from zoo.train.runs.precision import make_precision
 from zoo.train.runs.resources import PeakMemory
 
-PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+PRECISIONS = ("32-true", "bf16-mixed")
 WORKER_FLAG = "--one"
 """First word of the command line of a process that makes one measurement."""
 MIN_SECONDS, MIN_REPEATS = 1.0, 3  # of every speed
@@ -29,6 +30,8 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "
 Measurement = dict[str, float]
 BenchCase = tuple[str, int]
 """A model's name and the tokens per row and step."""
+ForwardContext = Callable[[], AbstractContextManager[Any]]
+"""Makes the context of one forward, such as autocast: a new one every time, since the weights may change."""
 
 
 def run_rounds(cases: dict[BenchCase, list[str]], rounds: int) -> dict[BenchCase, list[Measurement | str]]:
@@ -83,15 +86,16 @@ def measure(cfg: DictConfig) -> Measurement:
     shape = (cfg.data.batch_size, cfg.data.seq_len)
     tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
     batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool, device=device))
-    dtype = PRECISIONS[cfg.trainer.precision]
-    autocast = contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-    with autocast:
-        train = tokens_per_second(train_step(model.train(), batch, cfg.optim.clip), tokens.numel(), device)
-        peak_bytes = peak.above()
-        model.eval()
-        with torch.inference_mode():
-            read = tokens_per_second(forward_step(model, tokens), tokens.numel(), device)
-            write = tokens_per_second(decode_step(model, tokens), len(tokens), device)
+    context = make_precision(cfg.trainer.precision, device).forward_context
+    train = tokens_per_second(
+        train_step(model.train(), batch, cfg.optim.clip, context), tokens.numel(), device
+    )
+    peak_bytes = peak.above()
+    model.eval()
+    with torch.inference_mode():
+        read = tokens_per_second(forward_step(model, tokens, context), tokens.numel(), device)
+        write = tokens_per_second(decode_step(model, tokens, context), len(tokens), device)
+        with context():
             state, written = state_bytes(model, tokens)
     return {
         "train": train,
@@ -120,14 +124,17 @@ def tokens_per_second(step: Callable[[], object], tokens: int, device: torch.dev
     return tokens / statistics.median(times)
 
 
-def train_step(model: SequenceModule, batch: Batch, clip: float) -> Callable[[], object]:
+def train_step(
+    model: SequenceModule, batch: Batch, clip: float, context: ForwardContext
+) -> Callable[[], object]:
     """A complete training step, with the state carried from one to the next."""
     optimizer: torch.optim.Optimizer = model.configure_optimizers()["optimizer"]
     state: State | None = None
 
     def step() -> None:
         nonlocal state
-        outputs, state = model.compute_loss(batch, state)
+        with context():
+            outputs, state = model.compute_loss(batch, state)
         outputs["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -136,20 +143,28 @@ def train_step(model: SequenceModule, batch: Batch, clip: float) -> Callable[[],
     return step
 
 
-def forward_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
+def forward_step(
+    model: SequenceModule, tokens: torch.Tensor, context: ForwardContext
+) -> Callable[[], object]:
     state: State | None = None
 
     def step() -> None:
         nonlocal state
-        _, state = model(tokens, state)
+        with context():
+            _, state = model(tokens, state)
 
     return step
 
 
-def decode_step(model: SequenceModule, tokens: torch.Tensor) -> Callable[[], object]:
+def decode_step(model: SequenceModule, tokens: torch.Tensor, context: ForwardContext) -> Callable[[], object]:
     """One token per row, after a window of text."""
     stream: Iterator[Any] = stream_tokens(model, tokens)
-    return lambda: next(stream)
+
+    def step() -> None:
+        with context():
+            next(stream)
+
+    return step
 
 
 def state_bytes(model: SequenceModule, tokens: torch.Tensor) -> tuple[float, float]:

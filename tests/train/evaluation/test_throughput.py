@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from zoo.state import nbytes
 from zoo.train.commands import bench
@@ -41,6 +44,37 @@ def test_a_measurement(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
         assert 0 < measurement["written"] < measurement["state"]
     else:
         assert measurement["written"] == measurement["state"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_step_reads_the_weights_as_they_are(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """The output projection's, zeroed between two measured steps, make the next step's logits zero."""
+    built: list[Any] = []
+    logits: list[Tensor] = []
+    outputs: list[tuple[bool, bool, torch.dtype]] = []
+
+    def build_model(cfg: Any) -> Any:
+        model = real_build(cfg)
+        model.head.register_forward_hook(lambda head, inputs, output: logits.append(output))
+        built.append(model)
+        return model
+
+    def step_twice(step: Callable[[], object], tokens: int, device: torch.device) -> float:
+        step()
+        before, weight = logits[-1], built[0].head.weight.detach()
+        saved = weight.clone()
+        weight.zero_()
+        step()
+        weight.copy_(saved)
+        outputs.append((bool(before.any()), bool(logits[-1].any()), logits[-1].dtype))
+        return 1.0
+
+    real_build = build.model
+    monkeypatch.setattr(build, "model", build_model)
+    monkeypatch.setattr(throughput, "tokens_per_second", step_twice)
+    throughput.measure(compose([*SMALL, "model=rmt", "data.seq_len=32", f"trainer.precision={precision}"]))
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    assert outputs == [(True, False, dtype)] * 3  # training, reading, writing
 
 
 def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
