@@ -380,10 +380,10 @@ def generate(docs_folder: DocsFolder, words: list[str]) -> None:
 
 def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.sweep import KEYS, arguments
-    from zoo.train.sweep.plan import AXES
+    from zoo.train.sweep.plan import NAME_KEYS
 
     arguments(words)
-    shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*AXES}]
+    shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*NAME_KEYS}]
     for run in combinations(shared):
         compose_and_build(run)
 

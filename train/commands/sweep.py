@@ -17,7 +17,7 @@ error.
 import itertools
 
 from zoo.train.commands.cli import command, distinct, integer, parse, text
-from zoo.train.sweep.plan import AXES, SweepOptions, plan
+from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, plan
 from zoo.train.sweep.scheduler import Sweep
 
 
@@ -49,7 +49,7 @@ KEYS = {
     "runs": text,
     "results": any_text,
     "keep": any_text,
-    **dict.fromkeys(AXES, distinct),
+    **dict.fromkeys(NAME_KEYS, distinct),
 }
 REFUSED = {
     "seed": "use seeds=",
@@ -61,7 +61,7 @@ REFUSED = {
 def arguments(words: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     """The sweep's options, and the command line of every run without its folder, the seed last."""
     options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
-    axes = [[f"{axis}={name}" for name in options.pop(axis)] for axis in [*options] if axis in AXES]
-    combinations = itertools.product(*axes, options.pop("seeds", [0]))
+    named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
+    combinations = itertools.product(*named, options.pop("seeds", [0]))
     matrix = [[*names, *others, f"seed={seed}"] for *names, seed in combinations]
     return SweepOptions(options.pop("jobs", None), **options), matrix

@@ -19,7 +19,7 @@ from zoo.train.sweep.process import OUTPUT
 
 STYLES: dict[State, str] = {
     "waiting": "dim",
-    "elsewhere": "yellow",
+    "running elsewhere": "yellow",
     "running": "cyan",
     "done": "",
     "failed": "red",
@@ -47,11 +47,11 @@ class Display:
             yield lambda: live.update(self.table())
             live.update(self.table(complete=True))
 
-    def report(self, job: Job, state: State, note: str = "") -> None:
-        """Sets a job's state and prints a line about it where there is no live table."""
-        job.state, job.note = state, note
+    def print_change(self, job: Job) -> None:
+        """Prints a job's new state where there is no live table."""
         if not self.console.is_terminal:
-            parts = [job.name, state, format_score(job.result) if state == "done" else "", note]
+            score = format_score(job.result) if job.state == "done" else ""
+            parts = [job.name, job.state, score, job.note]
             print("  ".join(part for part in parts if part), flush=True)
 
     def summary(self, interrupted: bool) -> None:
@@ -80,7 +80,7 @@ class Display:
             box=box.SIMPLE_HEAD,
         )
         for job in self.jobs:
-            active = job.state in ("running", "failed", "elsewhere")
+            active = job.state in ("running", "failed", "running elsewhere")
             if active or complete or len(self.jobs) <= MAX_ROWS:
                 table.add_row(*job_row(job), style=STYLES[job.state])
         return table

@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from zoo.train.sweep.process import RunProcess
 
-State = Literal["waiting", "elsewhere", "running", "done", "failed", "stopped"]
-"""Elsewhere: another process trains it."""
+State = Literal["waiting", "running elsewhere", "running", "done", "failed", "stopped"]
+"""Running elsewhere: another process trains it."""
 
 
 @dataclass
 class Job:
     folder: Path
-    words: list[str]
-    """The command line, without the folder."""
+    overrides: list[str]
+    """Hydra overrides, all but run_dir=."""
     config: dict[str, Any]
     """On one level, as in config.yaml."""
     explicit_keys: set[str]
@@ -27,18 +27,18 @@ class Job:
     result_folder: Path | None = None
     result: dict[str, Any] = field(default_factory=dict)
     process: RunProcess | None = None
-    finished_seconds: float = 0.0
-    """Of earlier processes."""
+    previous_seconds: float = 0.0
+    """How long its earlier processes ran."""
 
     @property
     def name(self) -> str:
-        names = [self.config[f"names.{axis}"] for axis in ("task", "model", "size")]
+        names = [self.config[f"names.{key}"] for key in ("task", "model", "size")]
         return f"{'/'.join(names)}-s{self.config['seed']}"
 
     @property
     def is_waiting(self) -> bool:
-        return self.state in ("waiting", "elsewhere")
+        return self.state in ("waiting", "running elsewhere")
 
     @property
     def seconds(self) -> float:
-        return self.finished_seconds + (self.process.seconds if self.process else 0.0)
+        return self.previous_seconds + (self.process.seconds if self.process else 0.0)

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: every combination of its words, composed and checked, with a folder each."""
+"""Jobs of a sweep: every combination of its values, composed and checked, with a folder each."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from zoo.train.runs.folder import (
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.sweep.job import Job
 
-AXES = ("model", "task", "size")
+NAME_KEYS = ("model", "task", "size")
+"""Keys that a run's `names.…` settings hold: each names a yaml file."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class SweepOptions:
     max_parallel: int | None = None
     """The key jobs=."""
     runs: str = "runs"
+    """Where the jobs' folders are."""
     results: str = "results/runs"
+    """Folders whose finished runs count as done, separated by commas."""
     keep: str = ""
+    """A folder to copy each finished run's files to; none if empty."""
 
 
 def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
-    """One job per command line; UserError, before any job starts, for a setting that is wrong."""
-    jobs = [make_job(words, Path(options.runs)) for words in matrix]
+    """One job per command line.  Raises UserError, before any job starts, for a setting that is wrong."""
+    jobs = [make_job(overrides, Path(options.runs)) for overrides in matrix]
     folders = set[Path]()
     for job in jobs:
         if job.folder in folders:
@@ -48,24 +52,26 @@ def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
     return jobs
 
 
-def make_job(words: list[str], runs: Path) -> Job:
-    cfg = compose([*words, "run_dir=."])
+def make_job(overrides: list[str], runs: Path) -> Job:
+    cfg = compose([*overrides, "run_dir=."])
     validate_config(cfg)
     cfg.model = budget.solve_width(cfg)
     with torch.device("meta"):
         model = build.model(cfg)
     task = get_class(cfg.task._target_)
     settings = [
-        word for word in words if word.partition("=")[0] not in (*AXES, "seed", *RESULT_NEUTRAL_SETTINGS)
+        override
+        for override in overrides
+        if override.partition("=")[0] not in (*NAME_KEYS, "seed", *RESULT_NEUTRAL_SETTINGS)
     ]
     suffix = ""
     if settings:
         suffix = f"-{hashlib.blake2b(' '.join(sorted(settings)).encode(), digest_size=3).hexdigest()}"
     return Job(
         folder=runs / cfg.names.task / cfg.names.model / f"{cfg.names.size}-s{cfg.seed}{suffix}",
-        words=words,
+        overrides=overrides,
         config=flatten(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False)),
-        explicit_keys={word.lstrip("+~").partition("=")[0] for word in settings},
+        explicit_keys={override.lstrip("+~").partition("=")[0] for override in settings},
         task_version=getattr(task, "VERSION", 0),
         code={"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)},
     )

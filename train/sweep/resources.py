@@ -13,7 +13,10 @@ class Resources:
     """Slots for processes, each with the same share of the cores and its GPUs."""
 
     def __init__(self, jobs: Sequence[Job], num_slots: int | None) -> None:
-        """`num_slots`: None for one per GPU, or one.  UserError: a run needs more GPUs than there are."""
+        """`num_slots`: None for one per GPU, or one.
+
+        Raises UserError if a run needs more GPUs than there are.
+        """
         self.gpus = visible_gpus(jobs)
         needed = max(int(job.config["trainer.devices"]) for job in jobs)
         if self.gpus and needed > len(self.gpus):

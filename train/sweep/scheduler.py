@@ -1,7 +1,7 @@
 """The scheduler of a sweep: skips finished runs, starts and watches the others, and stops them on a signal.
 
-A job whose process dies is `failed` and isn't restarted.  Unfinished runs are resumed when the same
-`zoo sweep` is invoked again.
+A job whose process dies is `failed` and isn't restarted in this sweep; the next `zoo sweep` with the same
+arguments resumes it and all other unfinished runs.
 """
 
 import contextlib
@@ -17,32 +17,32 @@ from zoo.errors import UserError, one_line
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.sweep.display import Display
-from zoo.train.sweep.job import Job
-from zoo.train.sweep.plan import AXES, SweepOptions, describe_mismatch
+from zoo.train.sweep.job import Job, State
+from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, describe_mismatch
 from zoo.train.sweep.process import RunProcess, try_lock
 from zoo.train.sweep.resources import Resources
 
 COPIED_FILES = ("config.yaml", "metrics.json", "evaluation.json")
-POLL_INTERVAL = 0.2  # seconds between two steps of the scheduler
+POLL_INTERVAL = 0.2  # seconds
 
 
 class Sweep:
     """Runs jobs as processes, at most one per slot of the machine's resources, and displays their states."""
 
     def __init__(self, jobs: list[Job], options: SweepOptions) -> None:
-        """UserError: a folder of results that doesn't exist, or too few GPUs."""
-        self.jobs, self.keep = jobs, options.keep
+        """Raises UserError for a folder of results that doesn't exist and for too few GPUs."""
+        self.jobs, self.copy_to = jobs, options.keep
         self.resources = Resources(jobs, options.max_parallel)
         self.display = Display(jobs)
         self.finished = finished_runs(options.results)
         self.stop_signal = 0
 
     def run(self) -> int:
-        """Runs until every job is done, failed or stopped; the exit code."""
+        """Runs until every job is done, failed or stopped, and returns the exit code."""
         for job in self.jobs:
             self.mark_if_done_or_failed(job)
         with self.handle_signals(), self.display.live() as refresh:
-            while self.step():
+            while self.poll():
                 refresh()
                 time.sleep(POLL_INTERVAL)
         self.display.summary(interrupted=bool(self.stop_signal))
@@ -50,8 +50,9 @@ class Sweep:
             return 128 + self.stop_signal
         return int(any(job.state != "done" for job in self.jobs))
 
-    def step(self) -> bool:
-        """Collects processes that have ended and starts jobs in free slots; False once none is left."""
+    def poll(self) -> bool:
+        """Handles processes that have ended and starts jobs in free slots; False once no job is waiting or
+        running."""
         for job in self.jobs:
             if job.process is not None and job.process.exit_code is not None:
                 self.handle_exit(job, job.process)
@@ -70,8 +71,12 @@ class Sweep:
 
     # -- one job
 
+    def set_state(self, job: Job, state: State, note: str = "") -> None:
+        job.state, job.note = state, note
+        self.display.print_change(job)
+
     def mark_if_done_or_failed(self, job: Job) -> bool:
-        """Marks a job that has nothing to train, and returns True for it.
+        """Marks a job that is not to be started, as done or failed, and returns True for it.
 
         It is done if its folder or the results hold the finished run, and failed if its folder holds another
         run or can't be read.
@@ -81,18 +86,18 @@ class Sweep:
                 finished = (job.folder / "metrics.json").is_file()
                 if mismatch := describe_mismatch(job, job.folder, finished):
                     note = f"{job.folder} holds another run: {mismatch} (move it, or use another runs=)"
-                    self.display.report(job, "failed", note)
+                    self.set_state(job, "failed", note)
                     return True
                 if finished:
                     self.complete(job, job.folder)
                     return True
             return self.mark_if_in_results(job)
         except UserError as error:
-            self.display.report(job, "failed", one_line(error))
+            self.set_state(job, "failed", one_line(error))
             return True
 
     def mark_if_in_results(self, job: Job) -> bool:
-        identity = {key: job.config[key] for key in (*(f"names.{axis}" for axis in AXES), "seed")}
+        identity = {key: job.config[key] for key in (*(f"names.{name}" for name in NAME_KEYS), "seed")}
         for folder, config in self.finished.items():
             if all(config.get(key) == value for key, value in identity.items()):
                 mismatch = describe_mismatch(job, folder, finished=True)
@@ -106,34 +111,34 @@ class Sweep:
         """Starts or resumes a job, unless another process trains it or has finished it meanwhile."""
         with try_lock(job.folder) as lock:
             if lock is None:
-                if job.state != "elsewhere":
-                    self.display.report(job, "elsewhere", "another process trains it")
+                if job.state != "running elsewhere":
+                    self.set_state(job, "running elsewhere", "another process trains it")
                 return
             if self.mark_if_done_or_failed(job):
                 return
             resumes = (job.folder / "config.yaml").is_file()
-            arguments = resume_arguments(job) if resumes else [*job.words, f"run_dir={job.folder}"]
+            arguments = resume_arguments(job) if resumes else [*job.overrides, f"run_dir={job.folder}"]
             job.process = RunProcess(job.folder, arguments, self.resources.environment(slot), slot, lock)
-        self.display.report(job, "running", "resumed" if resumes else "")
+        self.set_state(job, "running", "resumed" if resumes else "")
 
     def handle_exit(self, job: Job, process: RunProcess) -> None:
         """Sets the state of a job whose process has ended: done, stopped or failed."""
-        job.finished_seconds, job.process = job.seconds, None
+        job.previous_seconds, job.process = job.seconds, None
         if process.exit_code == 0 and (job.folder / "metrics.json").is_file():
             self.complete(job, job.folder)
         elif self.stop_signal:
             saved = (job.folder / "checkpoints" / "last.ckpt").is_file()
-            self.display.report(job, "stopped", "saved" if saved else "nothing saved yet")
+            self.set_state(job, "stopped", "saved" if saved else "nothing saved yet")
         else:
-            self.display.report(job, "failed", process.failure())
+            self.set_state(job, "failed", process.failure())
 
     def complete(self, job: Job, folder: Path) -> None:
         """Records a finished run, and copies its files if it was trained in the job's folder."""
         job.result_folder, job.result = folder, read_json(folder / "metrics.json")
-        self.display.report(job, "done", f"in {folder}")
-        if self.keep and folder == job.folder:
+        self.set_state(job, "done", f"in {folder}")
+        if self.copy_to and folder == job.folder:
             runs_root = folder.parents[2]  # above task/model/size-seed
-            copy = Path(self.keep) / folder.relative_to(runs_root)
+            copy = Path(self.copy_to) / folder.relative_to(runs_root)
             for name in COPIED_FILES:
                 if (folder / name).is_file():
                     write_text(copy / name, (folder / name).read_text())
@@ -155,7 +160,8 @@ class Sweep:
                 signal.signal(signum, handler)
 
     def on_signal(self, signum: int, frame: types.FrameType | None) -> None:
-        """Every run finishes its step, saves and exits; at a second signal it exits at once."""
+        """Every run finishes its training step, saves and exits; at a second signal every run exits at
+        once."""
         self.stop_signal = signum
         for job in self.jobs:
             if job.process is not None:
@@ -169,12 +175,18 @@ def finished_runs(results: str) -> dict[Path, dict[str, Any]]:
         if results != SweepOptions.results:
             raise UserError(f"sweep: results: no folder {', '.join(missing)}")
         return {}
-    return {folder: read_config(folder) for folder in folders(paths)[0]}
+    finished_folders, _ = folders(paths)
+    return {folder: read_config(folder) for folder in finished_folders}
 
 
 def resume_arguments(job: Job) -> list[str]:
-    """The command line that resumes a run; untrusted classes are named again, as for `zoo sweep` itself."""
-    local = [word for word in job.words if word.startswith(("hydra.searchpath=", "data.root="))]
+    """The command line that resumes a run.
+
+    Classes that aren't trusted are repeated as `_target_=` overrides, which trusts them, as on the command
+    line of `zoo sweep`.
+    """
+    local_keys = ("hydra.searchpath=", "data.root=")
+    machine_overrides = [override for override in job.overrides if override.startswith(local_keys)]
     targets = {f"{group}._target_": job.config[f"{group}._target_"] for group in ("model", "task")}
     repeated = [f"{key}={target}" for key, target in targets.items() if not trust.is_trusted(target)]
-    return [f"resume={job.folder}", *local, *repeated]
+    return [f"resume={job.folder}", *machine_overrides, *repeated]

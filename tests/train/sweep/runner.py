@@ -65,7 +65,7 @@ class SweepRunner:
         if words not in self.composed:
             configs = {}
             for job in self.jobs(*words):
-                cfg = compose([*job.words, "run_dir=."])
+                cfg = compose([*job.overrides, "run_dir=."])
                 cfg.model = budget.solve_width(cfg)
                 configs[str(job.folder)] = stored_config(cfg)
             self.composed[words] = json.dumps(configs)

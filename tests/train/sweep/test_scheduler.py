@@ -56,15 +56,15 @@ def test_no_more_than_jobs_at_once(runner: SweepRunner) -> None:
     options, matrix = arguments([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
     first = scheduler.Sweep(plan(matrix, options), options)
     second = scheduler.Sweep(plan(matrix, options), options)
-    first.step()
+    first.poll()
     wait_for(lambda: len(list(runner.folder.rglob("progress.json"))) == 2)
-    first.step()
+    first.poll()
     assert [job.state for job in first.jobs] == ["running", "running", "waiting"]
     assert display.job_row(first.jobs[0])[2:5] == ("4/8", "2.200 bits/byte", "900")
-    second.step()  # takes the run that is left
-    assert [job.state for job in second.jobs] == ["elsewhere", "elsewhere", "running"]
+    second.poll()  # takes the run that is left
+    assert [job.state for job in second.jobs] == ["running elsewhere", "running elsewhere", "running"]
     hold.unlink()
-    wait_for(lambda: not first.step() and not second.step())
+    wait_for(lambda: not first.poll() and not second.poll())
     assert [job.state for job in [*first.jobs, *second.jobs]] == ["done"] * 6
     assert len(runner.started()) == 3
 
@@ -75,16 +75,16 @@ def test_a_signal_stops_all_runs_and_the_same_command_resumes_them(runner: Sweep
     runner.write_configs(*words)
     options, matrix = arguments([*WORDS, *words])
     sweep_run = scheduler.Sweep(plan(matrix, options), options)
-    step, signalled = sweep_run.step, False
+    poll, signalled = sweep_run.poll, False
 
-    def interrupted_step() -> bool:
+    def interrupted_poll() -> bool:
         nonlocal signalled
         if not signalled and all((job.folder / "progress.json").exists() for job in sweep_run.jobs[:2]):
             signalled = True
             os.kill(os.getpid(), signal.SIGINT)
-        return step()
+        return poll()
 
-    runner.monkeypatch.setattr(sweep_run, "step", interrupted_step)
+    runner.monkeypatch.setattr(sweep_run, "poll", interrupted_poll)
     assert sweep_run.run() == 130
     states = [(job.state, job.note) for job in sweep_run.jobs]
     assert states == [("stopped", "saved"), ("stopped", "saved"), ("stopped", "")]
