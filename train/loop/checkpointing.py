@@ -19,7 +19,8 @@ from zoo.train.runs.files import write_text
 class Checkpoints(L.Callback):
     """Saves last.ckpt every `every` steps, before each validation and at the end; best.ckpt by held-out loss.
 
-    A run that was killed in its validation resumes right before it.
+    It also decides when Lightning validates, so that a run that was killed in its validation resumes right
+    before it.
     """
 
     def __init__(self, folder: Path, every: int, metrics: Metrics) -> None:
@@ -34,7 +35,7 @@ class Checkpoints(L.Callback):
                 unfinished.unlink(missing_ok=True)
         if self.metrics.validation_is_due(trainer):
             loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False  # or it would skip as much as an earlier validation has read
+            loop.restarting = False  # otherwise it skips the batches that an earlier validation read
             trainer.validating = True
             loop.run()
             trainer.training = True
@@ -42,7 +43,7 @@ class Checkpoints(L.Callback):
     def save_last(self, trainer: L.Trainer) -> None:
         """Save last.ckpt unless it is of this step already; all ranks together.
 
-        UserError where a weight is not finite: an update may overflow although its gradient is finite.
+        Raises UserError if a weight is not finite: an update may overflow although its gradient is finite.
         """
         if self.saved_step != trainer.global_step:
             for name, weight in trainer.lightning_module.named_parameters():
@@ -77,7 +78,7 @@ class Checkpoints(L.Callback):
         self.best = state_dict["best"]
 
 
-class FitLoopThatValidatesFirst(_FitLoop):
+class NonSkippingFitLoop(_FitLoop):
     """A trainer's fit loop that also starts when no step is left.
 
     A run that was killed in its last validation has done all its steps; Checkpoints.on_train_start then

@@ -17,7 +17,7 @@ from zoo.train.data.module import DataModule
 from zoo.train.loop.checkpointing import (
     Checkpoints,
     ExactResume,
-    FitLoopThatValidatesFirst,
+    NonSkippingFitLoop,
     WriteResumedConfig,
 )
 from zoo.train.loop.gradients import GradientGuard
@@ -34,22 +34,22 @@ from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
-from zoo.train.runs.resume_check import check_progress
+from zoo.train.runs.resume_check import check_training_state
 
 log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """Train as configured in `run_dir`, or resume the run in that folder (`cfg.resume`).
+    """Train a new run in the folder `run_dir` as `cfg` says, or resume the run already in it (`cfg.resume`).
 
-    Returns the contents of metrics.json.  Raises UserError for what the user can mend.
+    Returns the contents of metrics.json.  Raises UserError for mistakes that the user can fix.
     """
     silence_lightning()
     validate_config(cfg)
     start = time.perf_counter()
     L.seed_everything(cfg.seed, verbose=False)
     task = build.task(cfg)
-    cfg.model = budget.solve_width(cfg)
+    cfg.model = budget.solve_width(cfg)  # the free width, from the size's budget of parameters
     model = build.model(cfg)
     model.optim = build.optim(cfg)
     if cfg.trainer.compile:
@@ -63,9 +63,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         val_bytes=cfg.data.val_bytes,
     )
     last = run_dir / "checkpoints" / "last.ckpt"
-    resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # without one the run starts anew
-    checkpoint = read_unfinished(cfg, run_dir, last, model) if resumes else None
-    tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0
+    # without a checkpoint the run starts from step 0
+    resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))
+    checkpoint = read_resume_checkpoint(cfg, run_dir, last, model) if resumes else None
+    tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0  # loss targets only
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every, run_dir)
     metrics.wall_start = start
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
@@ -75,9 +76,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if checkpoint:
         loop = trainer.fit_loop.state_dict()
         sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
-        check_progress(model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, sharded)
+        check_training_state(model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, sharded)
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
-    elif getattr(rank_zero_only, "rank", 0) == 0:  # known before the ranks are launched
+    elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
         start_logs(logger, hparams(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
     log.info(
@@ -88,21 +89,26 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         f"{sum(weight.numel() for weight in model.parameters()):,}",
         f"{state_bytes(model):,}",
     )
-    # before training: its sources may be edited meanwhile
+    # before training: the source files may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
     trainer.fit(model, data, ckpt_path=last if checkpoint else None)
     results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.update_wall_time()}
     if trainer.is_global_zero:
-        step = int(metrics.tokens_seen)
-        logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), step)
+        tokens_seen = int(metrics.tokens_seen)  # TensorBoard's x axis is targets seen
+        logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), tokens_seen)
         logger.experiment.close()
         write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
         print_summary(results, run_dir)
     return results
 
 
-def read_unfinished(cfg: DictConfig, run_dir: Path, path: Path, model: SequenceModule) -> dict[str, Any]:
-    """The run's last checkpoint; UserError if it isn't this model's, or has no step left to do."""
+def read_resume_checkpoint(
+    cfg: DictConfig, run_dir: Path, path: Path, model: SequenceModule
+) -> dict[str, Any]:
+    """The run's last checkpoint.
+
+    Raises UserError if it isn't this model's, or if the run is already finished or longer than `cfg.steps`.
+    """
     checkpoint = read_checkpoint(path)
     checkpoint["state_dict"] = matching_weights(model, checkpoint["state_dict"], path)
     step = checkpoint["global_step"]
@@ -119,19 +125,19 @@ def make_trainer(
     logger: RunLogger,
     curve: ValidationCurve,
 ) -> L.Trainer:
-    keys = cfg.trainer
+    settings = cfg.trainer
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
     try:
         trainer = L.Trainer(
-            accelerator=keys.accelerator,
-            devices=keys.devices,
-            num_nodes=keys.num_nodes,
-            strategy=keys.strategy,
-            precision=keys.precision,
-            accumulate_grad_batches=keys.accumulate,
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=settings.precision,
+            accumulate_grad_batches=settings.accumulate,
             max_steps=cfg.steps,
             max_epochs=-1,
-            val_check_interval=sys.maxsize,  # Checkpoints decides when
+            val_check_interval=sys.maxsize,  # Checkpoints decides when to validate
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our loaders divide their streams among the ranks
@@ -141,7 +147,7 @@ def make_trainer(
                 curve,
                 GradientGuard(cfg.optim.clip, metrics),
                 ProgressReport(metrics, run_dir),
-                ExactResume(cfg.seed, cfg.data.batch_size),
+                ExactResume(cfg.seed, cfg.data.batch_size),  # adds carried state and RNG to checkpoints
                 checkpoints,
                 SignalHandler(checkpoints),
             ],
@@ -152,5 +158,5 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {first_line(error)}") from error
-    trainer.fit_loop = FitLoopThatValidatesFirst(trainer.fit_loop)
+    trainer.fit_loop = NonSkippingFitLoop(trainer.fit_loop)
     return trainer

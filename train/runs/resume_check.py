@@ -29,7 +29,7 @@ def expect(condition: bool, expected: str, actual: Any) -> None:
         raise MismatchError(f"expected {expected}, found {' '.join(str(actual).split())[:60]}")
 
 
-def check_progress(
+def check_training_state(
     model: SequenceModule,
     batch_size: int,
     loop: dict[str, Any],
@@ -38,7 +38,7 @@ def check_progress(
     path: Path,
     sharded: bool = False,
 ) -> None:
-    """Raises UserError unless everything but the weights is what this model's run would save.
+    """Raises UserError unless all of the checkpoint but its weights is what this model's run would save.
 
     `loop` and `metrics` are the states of a run that has not started.  A sharded run's optimiser is
     checked by its strategy, in whose form it is.
