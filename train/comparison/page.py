@@ -14,7 +14,7 @@ from zoo.train.comparison.figures import PageFigure, page_figures
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.plotting import render
-from zoo.train.runs.files import replacing, write_text
+from zoo.train.runs.files import atomic_write, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --ground: #ffffff; --soft: #5d6873; --line: #d9dee3;
@@ -102,7 +102,7 @@ def write(comparison: Comparison, out: Path) -> None:
     figures = page_figures(comparison)
     write_text(out / "index.html", page(comparison, figures))
     for figure in figures:
-        with replacing(out / f"{figure.name}.png") as file:
+        with atomic_write(out / f"{figure.name}.png") as file:
             file.write(render.png(figure.draw))
 
 

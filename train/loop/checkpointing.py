@@ -12,7 +12,7 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.state import from_leaves, leaves, tree_map
 from zoo.train.loop.metrics import Metrics
-from zoo.train.runs.checkpoint import VERSION, rng_states, set_rng_states
+from zoo.train.runs.checkpoint import FORMAT_VERSION, rng_states, set_rng_states
 from zoo.train.runs.files import write_text
 
 
@@ -113,7 +113,7 @@ class ExactResume(L.Callback):
         ranks: list[Any] = [this_rank] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, this_rank)
-        checkpoint["zoo"] = {"version": VERSION, "ranks": ranks}
+        checkpoint["zoo"] = {"version": FORMAT_VERSION, "ranks": ranks}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -28,7 +28,7 @@ from zoo.train.loop.summary import print_summary, summary
 from zoo.train.loop.tensorboard import RunLogger, position_figure, start_logs
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
-from zoo.train.runs.checkpoint import AtomicCheckpointIO, matching_weights, read_checkpoint
+from zoo.train.runs.checkpoint import AtomicCheckpointIO, check_weights, read_checkpoint
 from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
@@ -110,7 +110,7 @@ def read_resume_checkpoint(
     Raises UserError if it isn't this model's, or if the run is already finished or longer than `cfg.steps`.
     """
     checkpoint = read_checkpoint(path)
-    checkpoint["state_dict"] = matching_weights(model, checkpoint["state_dict"], path)
+    checkpoint["state_dict"] = check_weights(model, checkpoint["state_dict"], path)
     step = checkpoint["global_step"]
     if step > cfg.steps or (step == cfg.steps and (run_dir / "metrics.json").exists()):
         raise UserError(f"resume: the run has done {step} of {cfg.steps} steps; steps=… makes it longer")

@@ -9,7 +9,7 @@ from zoo.errors import UserError, first_line
 from zoo.module import SequenceModule
 from zoo.optim import Optim
 from zoo.train.runs.budget import solve_width
-from zoo.train.runs.checkpoint import matching_weights, read_checkpoint
+from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import call, import_class, parameters
 from zoo.train.runs.folder import no_run
@@ -65,7 +65,7 @@ def _load_base(run_dir: Path, built: SequenceModule, keys: dict[str, Any]) -> No
         if value != expected and not name.endswith("dropout"):
             raise UserError(f"model.base: expected a run with {name} {expected}, found {value} in {path}")
     checkpoint = read_checkpoint(last)
-    built.load_state_dict(matching_weights(built, checkpoint["state_dict"], last))
+    built.load_state_dict(check_weights(built, checkpoint["state_dict"], last))
 
 
 def optim(cfg: DictConfig) -> Optim:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
-from zoo.train.runs.files import replacing
+from zoo.train.runs.files import atomic_write
 
-VERSION = 1
+FORMAT_VERSION = 1
 REQUIRED_KEYS = (
     "state_dict",
     "optimizer_states",
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
-            with replacing(Path(path)) as file:
+            with atomic_write(Path(path)) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             previous = "the previous checkpoint is intact"
@@ -68,11 +68,11 @@ def _system_error(error: BaseException) -> str:
 
 
 RENAMED_MODULES = {"enter": "in_proj", "out": "out_proj"}
-"""Today's name of a module, by the name that it has in earlier checkpoints."""
+"""Current module names, by their names in older checkpoints."""
 
 
 def update_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Replaces former names of modules by today's in a checkpoint's weights; `names` are the model's.
+    """Replaces former module names by current ones in a checkpoint's weights; `names` are the model's.
 
     A name is replaced only if the model lacks it, has the new one, and the checkpoint lacks the new one.
     """
@@ -85,29 +85,35 @@ def update_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> d
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of the zoo, on the CPU; UserError for a file that is missing, damaged or not a
-    checkpoint of the zoo."""
+    """A checkpoint of the zoo, on the CPU.
+
+    Raises UserError for a file that is missing, damaged or not a checkpoint of the zoo.
+    """
     if not path.is_file():
         raise UserError(f"expected a checkpoint at {path}, found none")
     checkpoint = _load(path)
     metadata = checkpoint.get("zoo") if isinstance(checkpoint, dict) else None
-    if not isinstance(metadata, dict) or metadata.get("version") != VERSION:
+    if not isinstance(metadata, dict) or metadata.get("version") != FORMAT_VERSION:
         raise UserError(
-            f"expected a checkpoint of the zoo, version {VERSION}, at {path}, found another kind of file"
+            f"expected a checkpoint of the zoo, version {FORMAT_VERSION}, at {path}, "
+            "found another kind of file"
         )
     if missing := [key for key in REQUIRED_KEYS if key not in checkpoint]:
-        raise UserError(f"{path} is no complete checkpoint: {', '.join(missing)} missing")
+        raise UserError(f"{path} is not a complete checkpoint: {', '.join(missing)} missing")
     if not _has_weights(checkpoint["state_dict"]) or not _has_progress(checkpoint):
-        raise UserError(f"{path} is no complete checkpoint: expected weights by name, and steps and tokens")
+        raise UserError(
+            f"{path} is not a complete checkpoint: expected state_dict as named tensors, a global_step and "
+            "metrics.tokens_seen"
+        )
     return checkpoint
 
 
 def _load(path: Path) -> Any:
-    """The content of a file, after its checksums were compared; no code in it is run."""
+    """The file's content, after verifying its checksums; no code in it is run."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load doesn't compare checksums
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            damaged = archive.testzip()  # torch.load doesn't verify checksums
+        with warnings.catch_warnings(action="ignore"):  # torch warns about pickle protocols
             content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} holds more than tensors and plain Python data; it is not loaded") from error
@@ -127,16 +133,18 @@ def _has_weights(weights: Any) -> bool:
 
 
 def _has_progress(checkpoint: dict[str, Any]) -> bool:
-    """True if the checkpoint has valid counts of steps and of tokens seen."""
+    """True if the checkpoint has valid counts of steps and of tokens (loss targets) seen."""
     step, metrics = checkpoint["global_step"], checkpoint["metrics"]
     tokens_seen = metrics.get("tokens_seen") if isinstance(metrics, dict) else None
     counts_tokens = isinstance(tokens_seen, (int, float)) and 0 <= tokens_seen < math.inf
     return isinstance(step, int) and step >= 0 and counts_tokens
 
 
-def matching_weights(model: SequenceModule, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights by this model's names; UserError unless they fit it, name by name and shape by
-    shape."""
+def check_weights(model: SequenceModule, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """A checkpoint's weights by this model's names.
+
+    Raises UserError unless they fit the model, name by name and shape by shape.
+    """
     weights = update_weight_names(weights, model.state_dict().keys())
     expected_shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
-from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_text
+from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.provenance import commit
@@ -51,7 +51,7 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
         "run": {key: value for key, value in settings.items() if key not in TOP_LEVEL},
     }
     with atomic_folder(to) as folder:
-        with replacing(folder / WEIGHTS) as file:
+        with atomic_write(folder / WEIGHTS) as file:
             file.write(blob)
         write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 

@@ -33,7 +33,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[Any]]:
+def atomic_write(path: Path) -> Iterator[IO[Any]]:
     """A temporary binary file that replaces `path` if the block succeeds, and is removed if it doesn't."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[IO[Any]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

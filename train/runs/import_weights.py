@@ -15,10 +15,10 @@ from torch import Tensor
 from zoo import plugins, trust
 from zoo.errors import UserError
 from zoo.train.runs import build, checkpoint
-from zoo.train.runs.checkpoint import matching_weights
+from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
-from zoo.train.runs.files import atomic_folder, replacing, require_empty, write_text
+from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
 from zoo.train.runs.stored import update_names
 from zoo.train.runs.weight_files import check_finite, read_model_config, read_weights, weight_files
 from zoo.train.tasks.tokens import Tokens
@@ -55,7 +55,7 @@ def import_run(options: Mapping[str, str]) -> Path:
     check_finite(run.weights)
     model = build.model(run.cfg)
     content: dict[str, Any] = {
-        "state_dict": matching_weights(model, run.weights, files[0]),
+        "state_dict": check_weights(model, run.weights, files[0]),
         "pytorch-lightning_version": lightning.__version__,
         "optimizer_states": [],
         "lr_schedulers": [],
@@ -63,13 +63,13 @@ def import_run(options: Mapping[str, str]) -> Path:
         "callbacks": {},
         "global_step": run.progress["step"],
         "metrics": {"tokens_seen": run.progress["tokens_seen"]},
-        "zoo": {"version": checkpoint.VERSION, "ranks": []},
+        "zoo": {"version": checkpoint.FORMAT_VERSION, "ranks": []},
     }
     with atomic_folder(run_dir) as folder:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
         if run.metrics is not None:
             write_text(folder / "metrics.json", json.dumps(run.metrics, indent=1) + "\n")
-        with replacing(folder / "checkpoints" / "last.ckpt") as file:
+        with atomic_write(folder / "checkpoints" / "last.ckpt") as file:
             torch.save(content, file)
     return run_dir
 

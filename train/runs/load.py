@@ -11,7 +11,7 @@ from zoo import plugins, trust
 from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.train.runs import build
-from zoo.train.runs.checkpoint import matching_weights, read_checkpoint
+from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.stored import load_stored
@@ -46,7 +46,7 @@ def load_trained(
     model = build.model(cfg)
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     content = read_checkpoint(path)
-    model.load_state_dict(matching_weights(model, content["state_dict"], path))
+    model.load_state_dict(check_weights(model, content["state_dict"], path))
     progress = {"step": int(content["global_step"]), "tokens_seen": int(content["metrics"]["tokens_seen"])}
     return cfg, model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), progress
 

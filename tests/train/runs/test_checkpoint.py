@@ -12,11 +12,11 @@ from zoo.module import SequenceModule
 from zoo.plugins import choices
 from zoo.train.runs import build
 from zoo.train.runs.checkpoint import (
+    FORMAT_VERSION,
     RENAMED_MODULES,
     REQUIRED_KEYS,
-    VERSION,
     AtomicCheckpointIO,
-    matching_weights,
+    check_weights,
     update_weight_names,
 )
 from zoo.train.runs.config import compose
@@ -37,7 +37,7 @@ def test_a_checkpoint_with_the_former_names_is_loaded(name: str) -> None:
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     former = with_former_names(expected)
     assert former.keys() != expected.keys()
-    weights = matching_weights(model, former, Path("last.ckpt"))
+    weights = check_weights(model, former, Path("last.ckpt"))
     for weight in model.parameters():
         nn.init.zeros_(weight)
     model.load_state_dict(weights)
@@ -48,7 +48,7 @@ def test_a_checkpoint_with_the_former_names_is_loaded(name: str) -> None:
 def test_a_resumed_run_reads_the_former_names(tmp_path: Path) -> None:
     weights = {"stack.0.mixer.out_proj.weight": torch.ones(2), "embed.weight": torch.zeros(3)}
     checkpoint: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, ())
-    checkpoint |= {"global_step": 1, "metrics": {"tokens_seen": 8}, "zoo": {"version": VERSION}}
+    checkpoint |= {"global_step": 1, "metrics": {"tokens_seen": 8}, "zoo": {"version": FORMAT_VERSION}}
     checkpoint["state_dict"] = with_former_names(weights)
     files = AtomicCheckpointIO(weights.keys())
     files.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
@@ -78,7 +78,7 @@ def test_a_users_own_modules_keep_their_names() -> None:
     assert update_weight_names(weights, weights.keys()) == weights
     renamed = {name.replace("out", "outer"): weight for name, weight in weights.items()}
     with pytest.raises(UserError, match=r"weight out\.bias expected \(2,\), found absent"):
-        matching_weights(Own(), renamed, Path("last.ckpt"))
+        check_weights(Own(), renamed, Path("last.ckpt"))
 
 
 def test_nothing_is_renamed_onto_a_weight_that_exists() -> None:
@@ -96,4 +96,4 @@ def test_nothing_is_renamed_onto_a_weight_that_exists() -> None:
 def test_a_weight_of_another_layout_or_type(weight: Tensor, message: str) -> None:
     weights = {**Own().state_dict(), "out.bias": weight}
     with pytest.raises(UserError, match=f"weight out.bias {message}"):
-        matching_weights(Own(), weights, Path("last.ckpt"))
+        check_weights(Own(), weights, Path("last.ckpt"))
