@@ -33,7 +33,12 @@ def run_targets(config: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_targets(targets: Mapping[str, str], overrides: Collection[str], source: str) -> None:
-    """Raises UserError unless every class is trusted or named by an override; `source` names the file."""
+    """Raises UserError unless every class is trusted or named by an override, and for an override that names
+    another class than the file, `source`."""
+    for override in overrides:
+        key, _, named = override.partition("=")
+        if key in targets and named != targets[key]:
+            raise UserError(f"{key}: expected {targets[key]}, the class in {source}, found {named or 'none'}")
     for key, target in targets.items():
         if not is_trusted(target) and f"{key}={target}" not in overrides:
             raise UserError(

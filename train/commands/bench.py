@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.errors import UserError
-from zoo.train.commands.cli import command, distinct, integer, list_of, parse
+from zoo.train.commands.cli import command, distinct, integer, list_of, parse, refuse_without_effect
 from zoo.train.evaluation.throughput import (
     PRECISIONS,
     WORKER_FLAG,
@@ -47,6 +47,10 @@ from zoo.train.runs.config import compose
 KEYS = {"model": distinct, "lengths": list_of(integer(least=1)), "rounds": integer(least=1)}
 REFUSED = dict.fromkeys(
     ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
+)
+WITHOUT_EFFECT = (
+    *("val_every", "checkpoint_every", "data.corpus", "data.root", "data.val_bytes"),
+    *(f"trainer.{key}" for key in ("devices", "num_nodes", "strategy", "accumulate", "log_every")),
 )
 ROUNDS = 3
 COLUMNS = ("tokens", "parameters", "train tok/s", "peak MiB", "read tok/s", "write tok/s", "state bytes")
@@ -80,6 +84,7 @@ def plan(words: list[str]) -> tuple[dict[BenchCase, list[str]], int]:
             measured = [f"model={model}", *others, *([f"data.seq_len={length}"] if length else [])]
             cfg = compose(measured)
             check(cfg)
+            refuse_without_effect("bench", others, WITHOUT_EFFECT, "what is measured")
             cases[model, cfg.data.seq_len] = measured
     return cases, options.get("rounds", ROUNDS)
 

@@ -13,9 +13,14 @@ from omegaconf import OmegaConf
 from zoo import contract, law_tools
 from zoo.errors import one_line
 from zoo.module import SequenceModule
-from zoo.train.commands.cli import command
+from zoo.train.commands.cli import command, refuse_without_effect
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
+
+TRAINING_KEYS = (
+    *("steps", "seed", "val_every", "checkpoint_every", "run_dir", "resume"),
+    *("optim", "optim.", "trainer", "trainer.", "data.batch_size", "data.seq_len", "data.val_bytes"),
+)
 
 
 @command
@@ -27,6 +32,7 @@ def model_builder(words: list[str]) -> Callable[[], SequenceModule]:
     """Builds what the words name: a class with its arguments, or a config at size=nano."""
     if "=" in words[0]:
         cfg = compose(["size=nano", *words])
+        refuse_without_effect("check", words, TRAINING_KEYS, "the laws")
     else:
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}

@@ -117,26 +117,28 @@ def parse(
 ) -> tuple[dict[str, Any], list[str]]:
     """Values by key, and the words that are passed on unread to the configuration.
 
-    `passed_on` are beginnings of keys, `task.` say; with `pass_unknown` every word that is no key of the
-    command's is passed on. `refused` says for a key what to use instead, `renamed` gives new names of keys.
+    `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` every word that is no key
+    of the command's is passed on. `refused` says for a key what to use instead, `renamed` gives new names.
     Raises UserError, in one line, for a word that is no key=value, a key that is unknown, given twice or
     refused, a value that its reader refuses, and a required key that is missing.
     """
     values: dict[str, Any] = {}
     rest: list[str] = []
+    beginnings = tuple(start for start in passed_on if start.endswith("."))
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in (renamed or {}):
             raise UserError(f"{command}: {key} is called {(renamed or {})[key]} now")
         if equals and key in (refused or {}):
             raise UserError(f"{command}: {key} can't be set here; {(refused or {})[key]}")
-        if equals and key not in readers and (key.startswith(passed_on) or (pass_unknown and key)):
+        passes = pass_unknown or key in passed_on or key.startswith(beginnings)
+        if equals and key and key not in readers and passes:
             rest.append(word)
             continue
         if pass_unknown and not (equals and key):
             raise UserError(f"{command}: expected key=value, found {word!r}")
         if not equals or key not in readers:
-            expected = ", ".join([*readers, *(f"{start}…" for start in passed_on)])
+            expected = ", ".join([*readers, *(f"{start}…" for start in beginnings)])
             message = f"{command}: unknown key {key!r}; expected one of {expected}"
             raise UserError(message + nearest(key, readers))
         if key in values:
@@ -148,6 +150,19 @@ def parse(
     if missing := [key for key in required if key not in values]:
         raise UserError(f"{command}: expected {', '.join(f'{key}=…' for key in missing)}")
     return values, rest
+
+
+def refuse_without_effect(command: str, words: Iterable[str], keys: Iterable[str], subject: str) -> None:
+    """Raises UserError for a word of the configuration that changes nothing about the subject.
+
+    `keys` are keys, or beginnings of keys such as `optim.`.
+    """
+    keys = tuple(keys)
+    groups = tuple(key for key in keys if key.endswith("."))
+    for word in words:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in keys or key.startswith(groups):
+            raise UserError(f"{command}: {key} has no effect on {subject}")
 
 
 # -- errors

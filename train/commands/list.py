@@ -29,7 +29,8 @@ from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.plugins import Choice
 from zoo.state import nbytes
-from zoo.train.commands.cli import command
+from zoo.train.commands.check import TRAINING_KEYS
+from zoo.train.commands.cli import command, refuse_without_effect
 from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
 from zoo.train.corpora.documents import READABLE
 from zoo.train.plotting.terminal import table_console
@@ -70,6 +71,7 @@ def arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if not any(word.startswith("size=") for word in others):
         others.insert(0, "size=micro")
     compose(others)  # raises user errors once, not model by model
+    refuse_without_effect("list", others, TRAINING_KEYS, "these tables")
     return [section for section in SECTIONS if section in requested or not requested], others
 
 

@@ -11,10 +11,20 @@ from zoo.optim import Optim
 from zoo.train.runs.budget import solve_width
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import to_dict
-from zoo.train.runs.construct import call, import_class, parameters
+from zoo.train.runs.construct import call, check_arguments, import_class, parameters
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.stored import load_stored
 from zoo.train.tasks.base import Task
+
+
+def check_classes(cfg: DictConfig) -> None:
+    """Raises UserError unless the classes of `cfg.model` and `cfg.task` take their keys; builds neither."""
+    model_keys, task_keys = solve_width(cfg), to_dict(cfg.task)
+    model_class = import_class(model_keys.pop("_target_", None), SequenceModule, "model")
+    task_class = import_class(task_keys.pop("_target_", None), Task, "task")
+    arguments = {key: value for key, value in model_keys.items() if key not in ("free", "base")}
+    check_arguments(model_class, arguments, "model")
+    check_arguments(task_class, task_keys, "task")
 
 
 def model(cfg: DictConfig) -> SequenceModule:

@@ -1,5 +1,6 @@
 """A run's configuration: the type of every key; how it is composed, checked and stored."""
 
+import dataclasses
 import math
 import typing
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from zoo import plugins
-from zoo.errors import UserError
+from zoo.errors import UserError, nearest
 from zoo.train.runs.folder import flatten
 
 
@@ -104,7 +105,25 @@ def compose(overrides: list[str]) -> DictConfig:
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra
+    check_keys(cfg)
     return cfg
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Raises UserError for a key that +KEY=VALUE added and nothing reads.
+
+    Those of model and task are arguments of a class, which zoo.train.runs.construct checks.
+    """
+    kinds = typing.get_type_hints(Config)
+    for group, node in ((str(key), node) for key, node in cfg.items()):
+        if group not in kinds:
+            raise UserError(f"{group}: unknown; expected one of {', '.join(kinds)}{nearest(group, kinds)}")
+        if dataclasses.is_dataclass(kinds[group]) and isinstance(node, DictConfig):
+            keys = [key.name for key in dataclasses.fields(kinds[group])]
+            for key in map(str, node):
+                if key not in keys:
+                    message = f"{group}.{key}: unknown; {group} takes {', '.join(keys)}"
+                    raise UserError(message + nearest(key, keys, prefix=f"{group}."))
 
 
 def to_dict(node: DictConfig) -> dict[str, Any]:

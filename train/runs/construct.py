@@ -33,6 +33,15 @@ def import_class(target: Any, kind: type, group: str) -> type[Any]:
 
 def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     """Build with plain keywords, after checking names and types against the constructor's annotations."""
+    check_arguments(cls, keys, group)
+    try:
+        return cls(**keys)
+    except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
+        raise UserError(f"{group}: {first_line(error)}") from error
+
+
+def check_arguments(cls: type, keys: dict[str, Any], group: str) -> None:
+    """Raises UserError for the first keyword whose name or type the constructor doesn't take."""
     accepted = parameters(cls)
     hints = {name: p.annotation for name, p in accepted.items() if p.annotation is not p.empty}
     for name, value in keys.items():
@@ -54,10 +63,6 @@ def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
     missing = [name for name, p in accepted.items() if p.default is p.empty and name not in keys]
     if missing:
         raise UserError(f"{group}: {cls.__name__} also needs {', '.join(missing)}")
-    try:
-        return cls(**keys)
-    except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
-        raise UserError(f"{group}: {first_line(error)}") from error
 
 
 def parameters(cls: type) -> dict[str, inspect.Parameter]:

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,34 +17,67 @@ def require_empty(folder: Path) -> None:
         raise UserError(f"expected a new folder, found something in {folder}: nothing is overwritten")
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that don't exist, innermost first."""
+    folder = Path(os.path.abspath(folder))
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders that are empty, up to the first that isn't."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def new_folder(folder: Path) -> Path:
+    """Creates a folder that no other process creates; where the name is taken, with -2, -3, … behind it."""
+    numbered, number = folder, 1
+    while True:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            numbered.mkdir()
+        except FileExistsError:
+            number += 1
+            numbered = folder.with_name(f"{folder.name}-{number}")
+        except FileNotFoundError:  # another process has just removed the empty folder above
+            continue
+        else:
+            return numbered
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `folder` if the block succeeds, and removed if it doesn't."""
     folder = Path(os.path.abspath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    missing = missing_folders(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         yield temporary
         require_empty(folder)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        remove_empty(missing)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[Any]]:
     """A temporary binary file that replaces `path` if the block succeeds, and is removed if it doesn't."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    missing = missing_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # a file stands where a folder was expected
+            temporary.unlink(missing_ok=True)
+        remove_empty(missing)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,6 +90,11 @@ INHERITED_LOCK = "ZOO_LOCK"  # a descriptor that the parent, `zoo sweep`, has lo
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
+def is_further_rank() -> bool:
+    """True in every process of a run of several ranks but the first."""
+    return any(os.environ.get(name, "0") != "0" for name in RANKS)
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lock the folder for the block; UserError where another process has locked it.
@@ -64,7 +102,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     It is the system's lock, released when the process ends, for any reason.  Of several ranks the first locks
     for all.  A process whose parent passed the lock on (ZOO_LOCK) doesn't lock again.
     """
-    if any(os.environ.get(name, "0") != "0" for name in RANKS) or _is_inherited(folder / LOCK):
+    if is_further_rank() or _is_inherited(folder / LOCK):
         yield
         return
     with (folder / LOCK).open("a") as lock:

@@ -84,7 +84,8 @@ def from_zoo(files: list[Path], config: dict[str, Any], options: Mapping[str, st
             f"import: expected a {CONFIG} of zoo export, version {VERSION}, found format "
             f"{config.get('format')!r}, version {config.get('version')!r}"
         )
-    fixed = [key for key in options if key.startswith(PREFIXES) and not key.endswith("_target_")]
+    settled = (*PREFIXES, "task", "size")
+    fixed = [key for key in options if key.startswith(settled) and not key.endswith("_target_")]
     if fixed:
         raise UserError(f"import: {fixed[0]} is settled by the run that was exported")
     try:
@@ -134,6 +135,8 @@ def from_published(files: list[Path], config: dict[str, Any], options: Mapping[s
             f"import: format: expected {FORMAT} or one of {', '.join(published.formats())}, found "
             f"{format_ or 'none'}"
         )
+    if targets := [key for key in options if key.endswith("._target_")]:
+        raise UserError(f"import: {targets[0]} has no effect on a published checkpoint: it names no class")
     for key, value in options.items():
         if key.startswith("config."):
             config[key.removeprefix("config.")] = parse_value(value)

@@ -117,6 +117,19 @@ def test_a_folder_that_nobody_installed(zoo: Any, same_checkpoints: Any, package
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
 
 
+def test_words_of_a_plug_in_may_be_repeated(zoo: Any, same_checkpoints: Any, package: str) -> None:
+    """Its search path, its model, keys that only its class knows, and that its class is trusted."""
+    search = f"hydra.searchpath=[file://{zoo.folder}/site/{package}/configs]"
+    words = (search, "model=counter", "model.width=4", "+model.forgets=false")
+    train_and_kill(zoo, *words)
+    trusted = f"model._target_={package}.counter.Counter"
+    assert zoo.run("resume=cut", *words, trusted, "model.width=8").code == 2
+    assert zoo.run("resume=cut", *words[1:], trusted, "+model.forgets=true").code == 2
+    resumed = zoo.run("resume=cut", *words, trusted)
+    assert resumed.code == 0, resumed.err
+    assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
+
+
 def test_an_installed_package(zoo: Any, same_checkpoints: Any, installed: str) -> None:
     train_and_kill(zoo)
     resumed = zoo.run("resume=cut")

@@ -1,0 +1,126 @@
+"""The settings that a run resumes with: its own, but for those that leave its past true."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from zoo import plugins, trust
+from zoo.errors import UserError, one_line
+from zoo.train.runs.config import Config, compose
+from zoo.train.runs.folder import NOT_SET, differences, equal, flatten
+from zoo.train.runs.stored import load_stored
+
+CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root")
+
+
+def stored_settings(run_dir: Path) -> DictConfig:
+    """The checked settings of a run's config.yaml; UserError where it isn't one."""
+    path = run_dir / "config.yaml"
+    try:
+        stored: Any = OmegaConf.merge(OmegaConf.structured(Config), load_stored(path))
+        trust.run_targets(stored)
+    except Exception as error:  # yaml and the file system raise many kinds
+        raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error
+    if missing := OmegaConf.missing_keys(stored):
+        raise UserError(f"resume: {path} is no run's config: {', '.join(sorted(missing))} missing")
+    assert isinstance(stored, DictConfig)
+    return stored
+
+
+def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictConfig:
+    """The stored settings with the changes that the overrides ask for, which `cfg` was composed with."""
+    stored = stored_settings(run_dir)
+    targets = trust.run_targets(stored)
+    trust.check_targets(targets, overrides, f"resume: {run_dir / 'config.yaml'}")
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if override == f"{key}={targets.get(key)}":
+            continue
+        if key != "resume" and not key.startswith(CHANGEABLE):
+            raise fixed(key, run_dir)
+        OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
+    return stored
+
+
+def fixed(key: str, run_dir: Path, difference: str = "") -> UserError:
+    return UserError(
+        f"resume: {key} is fixed by the run in {run_dir}{difference}; "
+        "only steps, val_every, checkpoint_every, trainer.* and data.root can be changed"
+    )
+
+
+# -- words that a run was started with, given again
+
+
+def repeated_words(words: Sequence[str], run_dir: Path) -> set[str]:
+    """Those of a command line's words that only repeat what the run in this folder was started with.
+
+    UserError: a word that says something else than the run's config.yaml.
+    """
+    stored = stored_settings(run_dir)
+    repeated = set()
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except Exception:  # Hydra reports it with the others
+            continue
+        key = override.key_or_group
+        passes = key == "resume" or key.endswith("._target_") or key.startswith(CHANGEABLE)
+        if passes or override.is_hydra_override() or override.is_sweep_override():
+            continue
+        if difference := _difference(override, words, stored, run_dir):
+            raise fixed(key, run_dir, difference)
+        repeated.add(word)
+    return repeated
+
+
+def _difference(override: Override, words: Sequence[str], stored: DictConfig, run_dir: Path) -> str:
+    """How a word differs from the stored settings, "" where it doesn't."""
+    key = override.key_or_group
+    if override.is_delete():
+        current = OmegaConf.select(stored, key)
+        return "" if current is None else f": {current} there"
+    value = override.value()
+    if key == "run_dir":
+        return "" if Path(str(value)).resolve() == run_dir.resolve() else f", found {value}"
+    if key in stored.names and isinstance(value, str):
+        return "" if value == stored.names[key] else f": {stored.names[key]} there, found {value}"
+    if key in plugins.CONFIG_GROUPS:
+        return _group_difference(override, words, stored)
+    if value is None and key == f"model.{stored.model.get('free')}":  # solved from the budget
+        return ""
+    pairs = differences(_settings(stored, key), _settings(_with_value(stored, key, value), key), without=())
+    return "".join(f": {first} there, found {second}" for first, second in list(pairs.values())[:1])
+
+
+def _with_value(stored: DictConfig, key: str, value: Any) -> DictConfig:
+    changed = stored.copy()
+    OmegaConf.update(changed, key, value, merge=False, force_add=True)
+    return changed
+
+
+def _settings(cfg: DictConfig, key: str) -> dict[str, Any]:
+    node = OmegaConf.select(cfg, key, default=NOT_SET)
+    return flatten(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, key)
+
+
+def _group_difference(override: Override, words: Sequence[str], stored: DictConfig) -> str:
+    """The first setting of a group's yaml file in which the run differs."""
+    groups = [
+        word for word in words if word.partition("=")[0] in (*plugins.CONFIG_GROUPS, "hydra.searchpath")
+    ]
+    with_group = compose(groups)
+    without_group = compose([word for word in groups if word != override.input_line])
+    before, after = (
+        flatten(OmegaConf.to_container(cfg, resolve=False)) for cfg in (without_group, with_group)
+    )
+    for key in differences(before, after, without=()):
+        value = OmegaConf.select(with_group, key)
+        current = OmegaConf.select(stored, key)
+        if not key.startswith(CHANGEABLE) and value is not None and not equal(value, current):
+            return f": its {key} is {current}, found {value}"
+    return ""
