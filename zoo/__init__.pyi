@@ -10,5 +10,6 @@ from zoo.train.api.models import build_model as build_model
 from zoo.train.api.models import list_models as list_models
 from zoo.train.api.runs import evaluate_run as evaluate_run
 from zoo.train.api.runs import load_run as load_run
+from zoo.train.api.runs import train_run as train_run
 
 __version__: str

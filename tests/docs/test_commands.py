@@ -20,8 +20,8 @@ that begins with one of PROGRAMS.  What is done with it:
 
 Where a command in a sentence is cut short by an ellipsis, its name alone is looked at.  Pages in ELSEWHERE
 have a separate test; here only the form of their commands is checked.  Code of the form key=value in the
-pages of architectures and tasks is composed with that model or task; blocks of Python are run (quickstart.md,
-faq.md) or compiled.
+pages of architectures and tasks is composed with that model or task; blocks of Python are run, those of a
+page one after another.
 """
 
 import contextlib
@@ -551,13 +551,13 @@ def snippets(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda page: page.name)
 def test_python(page: Path, docs_folder: DocsFolder) -> None:
-    if page.name not in ("quickstart.md", "faq.md"):
+    if page.name in ELSEWHERE:
         for snippet in snippets(page):
             compile(snippet, str(page), "exec")
         return
-    run, scope = docs_folder.run(), dict[str, Any]()
+    run, scope = docs_folder.run(), {"__name__": "snippets"}
     for snippet in snippets(page):
-        exec(compile(re.sub(r"runs/[\w/.-]+", run, snippet), str(page), "exec"), scope)
+        exec(compile(re.sub(r"runs/lm/[\w/.-]+", run, snippet), str(page), "exec"), scope)
 
 
 def anchors(page: Path) -> set[str]:

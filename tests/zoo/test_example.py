@@ -13,11 +13,11 @@ import torch
 from torch.testing import assert_close
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "gated_linear_attention"
+EXAMPLE = ROOT / "examples" / "attention_free_transformer"
 PAGE = ROOT / "docs" / "adding-a-model.md"
 SOURCES = (  # the files that an author writes
-    "gated_linear_attention/model.py",
-    "gated_linear_attention/configs/model/gla.yaml",
+    "attention_free_transformer/model.py",
+    "attention_free_transformer/configs/model/aft.yaml",
 )
 QUOTED = (*SOURCES, "pyproject.toml", "tests/test_laws.py")
 
@@ -26,11 +26,11 @@ QUOTED = (*SOURCES, "pyproject.toml", "tests/test_laws.py")
 def model() -> Iterator[Any]:
     """The example's module, not installed."""
     sys.path.insert(0, str(EXAMPLE))
-    from gated_linear_attention import model
+    from attention_free_transformer import model
 
     yield model
     sys.path.remove(str(EXAMPLE))
-    for name in [name for name in sys.modules if name.startswith("gated_linear_attention")]:
+    for name in [name for name in sys.modules if name.startswith("attention_free_transformer")]:
         del sys.modules[name]
 
 
@@ -46,29 +46,28 @@ def test_the_page_quotes_it_as_it_is(file: str) -> None:
 
 
 @pytest.mark.parametrize("time", [1, 15, 16, 50])
-def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
+def test_its_memory_is_the_paper_s_average(model: Any, time: int) -> None:
     """Token by token, in float64, with gradients, from a state that isn't empty."""
     torch.manual_seed(0)
-    rows, heads, width = 2, 3, 4
-    memory = model.GLAMemory(heads * width, heads).double()
-    x = torch.randn(rows, time, heads * width, dtype=torch.float64, requires_grad=True)
-    start = torch.randn(rows, heads, width, width, dtype=torch.float64, requires_grad=True)
+    rows, width = 2, 6
+    memory = model.AFTMemory(width).double()
+    x = torch.randn(rows, time, width, dtype=torch.float64, requires_grad=True)
+    mean, log_weight = torch.randn(2, rows, width, dtype=torch.float64).unbind()
+    start = mean.requires_grad_(), log_weight.requires_grad_()
 
     outputs = []
-    state = start
+    weight, total = log_weight.exp(), log_weight.exp() * mean
     for token in x.unbind(1):
-        q, k, v, a, gate = memory.in_proj(token).view(rows, 5, heads, width).unbind(1)
-        state = (a.sigmoid() ** (1 / 16))[..., None] * state + k[..., None] * v[..., None, :]
-        read = (state * q[..., None]).sum(2) / width**0.5
-        read = read / (read.square().mean(-1, keepdim=True) + torch.finfo(read.dtype).eps).sqrt()
-        outputs.append(memory.out_proj((read * gate * gate.sigmoid()).flatten(1)))
-    expected = torch.stack(outputs, dim=1), state
+        q, k, v = memory.in_proj(token).view(rows, 3, width).unbind(1)
+        weight, total = weight + k.exp(), total + k.exp() * v
+        outputs.append(memory.out_proj(q.sigmoid() * total / weight))
+    expected = torch.stack(outputs, dim=1), total / weight, weight.log()
 
-    y, after = memory(x, model.GLAState(start))
-    actual = y, after.memory
+    y, after = memory(x, model.AFTState(*start))
+    actual = y, *after
     assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     weights = [torch.randn_like(part) for part in expected]
-    inputs = [x, start, *memory.parameters()]
+    inputs = [x, *start, *memory.parameters()]
     grads = [
         torch.autograd.grad(sum((p * weight).sum() for p, weight in zip(parts, weights, strict=True)), inputs)
         for parts in (actual, expected)
@@ -76,14 +75,14 @@ def test_its_memory_is_the_paper_s_recurrence(model: Any, time: int) -> None:
     assert_close(*grads, rtol=1e-9, atol=1e-9)
 
 
-def test_a_strong_decay_overflows_nowhere(model: Any) -> None:
-    memory = model.GLAMemory(8, 2)
+def test_large_keys_overflow_nowhere(model: Any) -> None:
+    memory = model.AFTMemory(8)
     with torch.no_grad():
         memory.in_proj.weight.mul_(1e4)
     x = torch.randn(1, 64, 8, requires_grad=True)
     y, after = memory(x, memory.init_state(1))
     y.sum().backward()
-    assert all(part.isfinite().all() for part in (y, after.memory, x.grad))
+    assert all(part.isfinite().all() for part in (y, *after, x.grad))
 
 
 class Installed:
@@ -126,14 +125,14 @@ def installed(tmp_path: Path) -> Installed:
 def test_installed_it_does_what_a_built_in_model_does(installed: Installed) -> None:
     run = installed.run
     words = ("size=nano", "data.corpus=text.txt", "trainer.accelerator=cpu")
-    assert "gla (gated_linear_attention)" in run("-m", "zoo", "list", "models", "size=nano")
-    assert "gated_linear_attention.configs" in run("-m", "zoo", "doctor")
-    assert "every law holds" in run("-m", "zoo", "check", "model=gla")
-    run("-m", "zoo.train", "model=gla", *words, "steps=6", "checkpoint_every=3", "run_dir=run")
+    assert "aft (attention_free_transformer)" in run("-m", "zoo", "list", "models", "size=nano")
+    assert "attention_free_transformer.configs" in run("-m", "zoo", "doctor")
+    assert "every law holds" in run("-m", "zoo", "check", "model=aft")
+    run("-m", "zoo.train", "model=aft", *words, "steps=6", "checkpoint_every=3", "run_dir=run")
     run("-m", "zoo.train", "resume=run", "steps=9")
     assert "bits per byte" in run("-m", "zoo", "evaluate", "run=run", "split=val")
-    run("-m", "zoo", "sweep", "model=gla,transformer", *words, "steps=4", "seeds=0:2", "runs=swept")
-    assert "gla" in run("-m", "zoo", "compare", "swept/lm", "out=compared")
+    run("-m", "zoo", "sweep", "model=aft,transformer", *words, "steps=4", "seeds=0:2", "runs=swept")
+    assert "aft" in run("-m", "zoo", "compare", "swept/lm", "out=compared")
     assert (installed.folder / "compared" / "index.html").is_file()
 
 
@@ -150,12 +149,12 @@ def test_with_nothing_installed(tmp_path: Path) -> None:
         (tmp_path / room / "__init__.py").write_text("raise ImportError('the user\\'s own')\n")
     (tmp_path / "configs" / "model").mkdir(parents=True)
     (tmp_path / "my_models.py").write_bytes((EXAMPLE / SOURCES[0]).read_bytes())
-    yaml = (EXAMPLE / SOURCES[1]).read_text().replace("gated_linear_attention.model", "my_models")
-    (tmp_path / "configs" / "model" / "gla.yaml").write_text(yaml)
+    yaml = (EXAMPLE / SOURCES[1]).read_text().replace("attention_free_transformer.model", "my_models")
+    (tmp_path / "configs" / "model" / "aft.yaml").write_text(yaml)
     (tmp_path / "text.txt").write_text("Two keepers read one book aloud. " * 400)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_CACHE": str(tmp_path / "cache")}
     for words in (
-        ["zoo.train", "model=gla", "size=nano", "steps=2", "data.corpus=text.txt", "run_dir=run"],
+        ["zoo.train", "model=aft", "size=nano", "steps=2", "data.corpus=text.txt", "run_dir=run"],
         ["zoo.train", "resume=run", "steps=4"],
         ["zoo", "evaluate", "run=run", "split=val"],
     ):

@@ -11,7 +11,7 @@ import pytest
 import zoo
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"zoo": "zoo", "zoo.memory": "memory", "zoo.models": "models"}
+PACKAGES = {"zoo": "zoo", "zoo.memory": "memory", "zoo.models": "models", "zoo.train": "train"}
 LAZY = """
 import sys, time
 before = set(sys.modules)
@@ -25,7 +25,7 @@ print(round(seconds, 3), *packages - set(sys.stdlib_module_names) - {"zoo"})
 
 def test_the_list() -> None:
     models = ["SequenceModule", "State", "Batch", "Mixer", "laws", "build_model", "list_models", "generate"]
-    runs = ["load_run", "evaluate_run"]
+    runs = ["load_run", "train_run", "evaluate_run"]
     assert sorted(zoo.__all__) == sorted([*models, *runs, "__version__"])
 
 

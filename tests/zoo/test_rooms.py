@@ -4,6 +4,7 @@ Every import has the full name.
 """
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,12 @@ def test_imports_between_folders_run_one_way() -> None:
         for i, folder in enumerate(order):
             allowed = INSIDE[f"{top}/{folder}".rstrip("/")]
             assert allowed <= set(order[:i]), f"{top}/{folder}"
+
+
+def test_the_picture_shows_every_room() -> None:
+    shown = re.findall(r">([\w/]+)</text>", (ROOT / "docs" / "house.svg").read_text())
+    folders = {folder.rpartition("/")[2] for folder in INSIDE if "/" in folder}
+    assert sorted(shown) == sorted([*folders, "zoo/", "memory/", "models/", "train/"])
 
 
 def test_train_has_no_file_outside_its_rooms() -> None:

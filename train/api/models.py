@@ -4,6 +4,7 @@ import torch
 
 from zoo import plugins
 from zoo.module import SequenceModule
+from zoo.train.api.errors import user_errors
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, validate_config
 
@@ -21,8 +22,9 @@ def build_model(*words: str) -> SequenceModule:
     decides the weights, whatever the state of torch's generator, which stays as it is.  Raises
     zoo.errors.UserError, whose message is the line that the command prints, for a word that is wrong.
     """
-    cfg = compose(list(words))
-    validate_config(cfg)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        return build.model(cfg)
+    with user_errors(words):
+        cfg = compose(list(words))
+        validate_config(cfg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            return build.model(cfg)

@@ -1,5 +1,9 @@
 """Runs: trained, read from their folders, evaluated."""
 
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -8,9 +12,13 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
+from zoo.train.api.errors import user_errors
 from zoo.train.commands import evaluate as evaluate_command
+from zoo.train.commands.train import resumed
 from zoo.train.evaluation.evaluate import evaluate
-from zoo.train.runs.config import to_dict
+from zoo.train.loop.trainer import train
+from zoo.train.runs.config import compose, to_dict
+from zoo.train.runs.files import lock_folder
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
@@ -57,8 +65,50 @@ def load_run(folder: str | PathLike[str], checkpoint: str = "last") -> Run:
     if checkpoint not in ("last", "best"):
         raise UserError(f"checkpoint: expected last | best, found {checkpoint}")
     path = Path(folder)
-    cfg, model, progress = load_trained(path, checkpoint)
+    with user_errors(()):
+        cfg, model, progress = load_trained(path, checkpoint)
     return Run(path, model, to_dict(cfg), progress["step"])
+
+
+def train_run(*words: str) -> Run:
+    """Train a run as `python -m zoo.train` does with these words, or resume one (`"resume=runs/…"`).
+
+    It trains in this process, and its messages are those of the command.  Raises zoo.errors.UserError for a
+    word that is wrong, and InterruptedRunError after Ctrl-C, with everything saved.  Several processes
+    (`trainer.devices`) need the command, which starts them.
+    """
+    with user_errors(words):
+        cfg = compose(list(words))
+        if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
+            raise UserError(
+                "trainer.devices: expected 1 in train_run, which starts no further process as zoo.train does"
+            )
+        folder = Path(cfg.resume or cfg.run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder), messages_on_screen():
+            if cfg.resume:
+                cfg = resumed(cfg, folder, list(words))
+            elif (folder / "config.yaml").exists():
+                raise UserError(f"run_dir: {folder} holds a run already; resume={folder} continues it")
+            train(cfg, folder)
+        return load_run(folder)
+
+
+@contextlib.contextmanager
+def messages_on_screen() -> Iterator[None]:
+    """The zoo's messages on the standard output, unless the root logger shows them already."""
+    logger = logging.getLogger("zoo")
+    handlers = [] if logging.getLogger().hasHandlers() else [logging.StreamHandler(sys.stdout)]
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
 
 
 def evaluate_run(run: Run | str | PathLike[str], *words: str) -> dict[str, Any]:
@@ -68,5 +118,6 @@ def evaluate_run(run: Run | str | PathLike[str], *words: str) -> dict[str, Any]:
     list with one dictionary for each point.  Raises zoo.errors.UserError for a word that is wrong.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
-    run_dir, options = evaluate_command.arguments([f"run={folder}", *words])
-    return evaluate(run_dir, options)
+    with user_errors(words):
+        run_dir, options = evaluate_command.arguments([f"run={folder}", *words])
+        return evaluate(run_dir, options)

@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from zoo.errors import UserError, nearest, one_line
@@ -198,11 +198,13 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
     return entry
 
 
-def user_message(error: BaseException) -> str | None:
-    """One line about what the user can mend, or None for an error that isn't the user's."""
+def user_message(error: BaseException, words: Sequence[str] | None = None) -> str | None:
+    """One line about what the user can mend, or None for an error that isn't the user's; `words` are those of
+    the command line."""
+    words = sys.argv[1:] if words is None else words
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, UserError) or package in ("hydra", "omegaconf"):
-        return one_line(error) + suggestion(str(error))
+        return one_line(error) + suggestion(str(error), words)
     cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps the error of open()
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"can't use {cause.filename}: {cause.strerror}"
@@ -212,7 +214,7 @@ def user_message(error: BaseException) -> str | None:
     return None
 
 
-def suggestion(message: str) -> str:
+def suggestion(message: str, words: Sequence[str]) -> str:
     """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
         return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))
@@ -223,16 +225,16 @@ def suggestion(message: str) -> str:
     if new_name := renamed_key(message):
         return new_name
     unknown = re.search(r"Could not override '([^']+)'", message)
-    return nearest(unknown[1], config_keys()) if unknown else ""
+    return nearest(unknown[1], config_keys(words)) if unknown else ""
 
 
-def config_keys() -> list[str]:
-    """Keys of the configuration that the groups on the command line compose; [] where they don't compose."""
+def config_keys(words: Sequence[str]) -> list[str]:
+    """Keys of the configuration that the groups among these words compose; [] where they don't compose."""
     from zoo.train.runs.config import compose, to_dict
 
     groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
     try:
-        cfg = to_dict(compose([word for word in sys.argv[1:] if word.startswith(groups)]))
+        cfg = to_dict(compose([word for word in words if word.startswith(groups)]))
     except Exception:  # the first error is reported anyway
         return []
     inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]

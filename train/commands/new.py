@@ -56,8 +56,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from zoo.memory.mixer import Mixer
-from zoo.models.decoder import Decoder
+from zoo.memory import Mixer
+from zoo.models import Decoder
 
 
 class MyModelState(NamedTuple):
@@ -120,7 +120,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from zoo.contract import laws
+from zoo import laws
 
 from my_model.model import MyModel
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import pytest
-from gated_linear_attention.model import GLA
+from attention_free_transformer.model import AFT
 
-from zoo.contract import laws
+from zoo import laws
 
 
-def small() -> GLA:
-    return GLA(vocab_size=50, segment_len=16, depth=2, width=32, heads=4, mlp_width=48)
+def small() -> AFT:
+    return AFT(vocab_size=50, segment_len=16, depth=2, width=32, mlp_width=48)
 
 
 @pytest.mark.parametrize(("name", "check"), list(laws(small)))

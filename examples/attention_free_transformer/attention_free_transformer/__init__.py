@@ -1,0 +1,1 @@
+"""The attention-free transformer, a model for the zoo."""

@@ -1,1 +1,0 @@
-"""Gated linear attention, a model for the zoo."""

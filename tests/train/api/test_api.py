@@ -1,0 +1,187 @@
+"""The functions of `import zoo`: they do what the commands do, and raise what these print."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from zoo.errors import UserError
+from zoo.train.runs.history import FILE, HistoryWriter, read_history
+
+WORDS = (
+    "model=rmt",
+    "size=nano",
+    "data.corpus=text.txt",
+    "data.seq_len=32",
+    "data.val_bytes=150",
+    "steps=6",
+    "val_every=3",
+    "checkpoint_every=3",
+    "trainer.log_every=2",
+    "trainer.accelerator=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and a trained run."""
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "text.txt").write_text("Two keepers read one book aloud, and a third one listens. " * 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ZOO_CACHE", str(folder / "cache"))
+        zoo.train_run(*WORDS, "run_dir=whole")
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ZOO_CACHE", str(folder / "cache"))
+    return folder
+
+
+# -- models
+
+
+def test_list_models() -> None:
+    names = zoo.list_models()
+    yamls = (Path(zoo.__file__).parents[1] / "configs" / "model").glob("*.yaml")
+    assert names == sorted(path.stem for path in yamls)
+
+
+def test_a_model_has_the_weights_that_its_seed_decides_and_draws_from_no_one_else_s_generator() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, same, other = (zoo.build_model("model=rmt", "size=nano", f"seed={seed}") for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.embed.weight, same.embed.weight)
+    assert not torch.equal(first.embed.weight, other.embed.weight)
+
+
+def test_it_is_the_model_that_the_run_starts_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of a run whose learning rate is almost nothing."""
+    run = zoo.train_run(
+        *WORDS, "steps=1", "optim.lr=1e-12", "optim.weight_decay=0", "seed=3", "run_dir=still"
+    )
+    initial = zoo.build_model(*WORDS, "seed=3").state_dict()
+    for name, weight in run.model.state_dict().items():
+        torch.testing.assert_close(weight.cpu(), initial[name], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=rtm"], "rtm.*; did you mean rmt?"),
+        (["model=rmt", "model.memory_tokens=many"], "model.memory_tokens"),
+        (["model=rmt", "model.memory_token=3"], "did you mean model.memory_tokens"),
+        (["model=rmt", "steps=0"], "steps: expected at least 1, found 0"),
+    ],
+)
+def test_a_wrong_word_raises_the_command_s_line(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        zoo.build_model(*words)
+
+
+# -- runs
+
+
+def test_a_run_is_what_its_folder_holds(here: Path) -> None:
+    for path in ("whole", here / "whole"):
+        run = zoo.load_run(path)
+        assert run.folder == Path(path)
+        assert run.step == 6
+        assert run.config["data"]["seq_len"] == 32
+        assert run.metrics == json.loads((here / "whole" / "metrics.json").read_text())
+        assert not run.model.training
+        weights = torch.load(here / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert all(
+            torch.equal(weight.cpu(), weights[name]) for name, weight in run.model.state_dict().items()
+        )
+    assert zoo.load_run("whole", checkpoint="best").step in (3, 6)
+
+
+def test_history_has_every_logged_value_in_columns(here: Path) -> None:
+    run = zoo.load_run("whole")
+    train, val = run.history["train"], run.history["val"]
+    assert train["step"] == [2, 4, 6]
+    assert val["step"] == [3, 6]
+    assert (
+        len({len(column) for column in train.values()}) == len({len(column) for column in val.values()}) == 1
+    )
+    assert train["train/loss"][-1] == run.metrics["train/loss"]
+    assert val["val/loss"][-1] == run.metrics["val/loss"]
+    assert [point["val/loss"] for point in run.metrics["curve"]] == val["val/loss"]
+    assert train["tokens_seen"] == sorted(train["tokens_seen"])
+
+
+def test_a_longer_run_continues_its_history(here: Path) -> None:
+    zoo.train_run(*WORDS, "steps=4", "val_every=2", "run_dir=longer")
+    run = zoo.train_run("resume=longer", "steps=6")
+    assert run.step == 6
+    assert run.history["train"]["step"] == [2, 4, 6]
+    assert run.history["val"]["step"] == [2, 4, 6]
+
+
+def test_evaluation_returns_what_it_writes(here: Path) -> None:
+    entry = zoo.evaluate_run(zoo.load_run("whole"), "split=val", "tokens=100")
+    assert {result["axes"]["memory"] for result in entry["results"]} == {"kept", "reset"}
+    stored = json.loads((here / "whole" / "evaluation.json").read_text())["evaluations"]
+    assert entry in stored
+    assert zoo.evaluate_run("whole", "split=val", "tokens=100")["results"][0]["nats"] > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: zoo.load_run("nowhere"), "expected a run's folder"),
+        (lambda: zoo.load_run("whole", checkpoint="first"), "expected last | best, found first"),
+        (lambda: zoo.evaluate_run("whole", "lenghts=1x"), "unknown key 'lenghts'"),
+        (lambda: zoo.evaluate_run("whole", "lengths=1x"), "no effect on task lm"),
+        (lambda: zoo.train_run(*WORDS, "run_dir=whole"), "holds a run already"),
+        (lambda: zoo.train_run(*WORDS, "trainer.devices=2", "run_dir=two"), "expected 1 in train_run"),
+        (lambda: zoo.train_run("resume=whole", "seed=9"), "seed is fixed"),
+    ],
+)
+def test_errors(here: Path, call: Any, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        call()
+    assert message in str(raised.value)
+    assert not Path("two").exists()
+
+
+# -- history.jsonl
+
+
+def test_a_resumed_run_drops_the_rows_after_its_checkpoint_and_repeats_none(tmp_path: Path) -> None:
+    writer = HistoryWriter(tmp_path)
+    for step in (1, 2, 3):
+        writer.append("train", step, 10 * step, {"train/loss": float(step)})
+    writer.append("val", 2, 20, {"val/loss": math.nan})
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"split": "train", "st')  # killed while it wrote
+    writer = HistoryWriter(tmp_path, step=2)
+    writer.append("train", 2, 20, {"train/loss": 9.0})
+    writer.append("train", 3, 30, {"train/loss": 4.0, "new": 1.0})
+    history = read_history(tmp_path)
+    assert history["train"]["step"] == [1, 2, 3]
+    assert history["train"]["train/loss"] == [1.0, 2.0, 4.0]
+    assert math.isnan(history["train"]["new"][0])
+    assert history["train"]["new"][2] == 1.0
+    assert history["val"]["tokens_seen"] == [20]
+    assert math.isnan(history["val"]["val/loss"][0])
+
+
+@pytest.mark.parametrize(
+    "text", ["{}\n", "[1]\n", "x\n", '{"split": "train", "step": "2", "tokens_seen": 1}\n']
+)
+def test_a_damaged_history_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=f"expected {FILE} in"):
+        read_history(tmp_path)
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(UserError, match="is damaged: expected rows of JSON"):
+        read_history(tmp_path)

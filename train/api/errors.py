@@ -1,0 +1,18 @@
+"""Errors as the commands print them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from zoo.errors import UserError
+from zoo.train.commands.cli import user_message
+
+
+@contextlib.contextmanager
+def user_errors(words: Sequence[str]) -> Iterator[None]:
+    """An error about these words, Hydra's too, becomes a UserError with the line that the command prints."""
+    try:
+        yield
+    except Exception as error:
+        if (message := user_message(error, words)) is None:
+            raise
+        raise UserError(message) from error
