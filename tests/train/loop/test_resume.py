@@ -1,5 +1,6 @@
 """A killed and resumed run equals one that was never killed: weights, memory, data, RNG, logs."""
 
+import math
 import os
 import random
 import re
@@ -13,6 +14,8 @@ import lightning as L
 import pytest
 import torch
 
+from zoo.train.runs.history import read_history
+
 MODELS = ("rmt", "transformer_xl")
 
 
@@ -23,10 +26,24 @@ def check_same(zoo: Any, differences: Any, whole: str, resumed_run: str, best: b
     assert zoo.scalars(resumed_run) == zoo.scalars(whole)
     for tag, points in zoo.scalars(resumed_run).items():
         assert len(points) == len(dict(points)), tag
+    check_history(zoo, resumed_run)
     expected, actual = zoo.metrics(whole), zoo.metrics(resumed_run)
     assert {key: expected[key] for key in expected if key not in zoo.VOLATILE} == {
         key: actual[key] for key in expected if key not in zoo.VOLATILE
     }
+
+
+def check_history(zoo: Any, run: str) -> None:
+    """history.jsonl has the points of TensorBoard, which stores them in 32 bits, at ascending steps."""
+    series: dict[str, list[Any]] = {}
+    for columns in read_history(zoo.folder / run).values():
+        assert columns["step"] == sorted(set(columns["step"]))
+        for tag in columns.keys() - {"step", "tokens_seen"}:
+            points = zip(columns["tokens_seen"], columns[tag], strict=True)
+            series.setdefault(tag, []).extend(point for point in points if not math.isnan(point[1]))
+    for tag, points in zoo.scalars(run).items():
+        assert [x for x, _ in points] == [x for x, _ in sorted(series[tag])], tag
+        assert [value for _, value in points] == pytest.approx([value for _, value in sorted(series[tag])])
 
 
 @pytest.mark.parametrize(
