@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from zoo.generation import greedy, stream_tokens
 from zoo.interface import StatefulLM, stateful
+from zoo.law_gradients import SegmentLoss
 from zoo.law_tools import (
     BATCH_SIZE,
     assert_bitwise_equal,
@@ -37,6 +38,7 @@ from zoo.law_tools import (
     memory_cuts,
     modes_agree,
     perturbed,
+    promises_gradient,
     random_text,
     read_with_gradients,
     streaming_cuts,
@@ -197,10 +199,29 @@ def gradient_reach(model: StatefulLM) -> None:
                 if gradient_runs_through(leaf, logits, embeddings):
                     reached[name] = True
     for name, reaches in reached.items():
-        promised = promise if isinstance(promise, bool) else name.rpartition(".")[2] in promise
+        promised = promises_gradient(model, name)
         assert reaches == promised, (
             f"learns_through_memory={promise}: expected {'a' if promised else 'no'} gradient through state"
             f" `{name}`, found {'one' if reaches else 'none'}"
+        )
+
+
+def gradient_is_true(model: StatefulLM) -> None:
+    """The backward pass through several segments is the derivative of their loss, along random directions in
+    all weights and in what the state before them carries with gradient.
+
+    What has no gradient by declaration is constant on both sides: leaves of the state that
+    `learns_through_memory` leaves out, between segments (with False, each segment is read from a given
+    state), and `stop_gradient`.  A discrete selection has no derivative; steps are so short that the compared
+    losses select the same.  They are also so short that every part must compute in float64.
+    """
+    loss = SegmentLoss(model)
+    for seed in (0, 1):
+        derivatives = loss.derivatives(seed)
+        assert derivatives.agree(), (
+            f"derivative of the loss along random direction {seed}, in float64: expected"
+            f" {derivatives.numerical:.9g} by finite difference, found {derivatives.backward:.9g} by the"
+            " backward pass"
         )
 
 
@@ -265,6 +286,7 @@ LAWS: tuple[Law, ...] = (
     batch_invariance,
     fresh_rows_forget,
     bounded_state,
+    gradient_is_true,
     parallel_equals_fold,
     bf16_is_finite,
     generation_is_teacher_forcing,
@@ -275,6 +297,7 @@ BOTH_MODES: tuple[Law, ...] = (
     streaming,
     batch_invariance,
     fresh_rows_forget,
+    gradient_is_true,
     parallel_equals_fold,
     bf16_is_finite,
 )

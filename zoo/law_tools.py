@@ -87,6 +87,12 @@ def float_leaves(state: State) -> list[tuple[str, Tensor]]:
     ]
 
 
+def promises_gradient(model: StatefulLM, name: str) -> bool:
+    """True if by `learns_through_memory` the gradient runs through the leaf of this name."""
+    promise = model.learns_through_memory
+    return promise if isinstance(promise, bool) else name.rpartition(".")[2] in promise
+
+
 def swapped_states(state: State, counterpart: State) -> Iterator[tuple[str, State]]:
     """For each leaf that differs between the two: its name, and `state` with that leaf from `counterpart`."""
     names, old, new = [name for name, _ in named_leaves(state)], leaves(state), leaves(counterpart)

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.gradients import stop_gradient
+
 EPS = 1e-5
 
 
@@ -72,8 +74,8 @@ class AssociativeMemory(nn.Module):
             matrix = state.matrix + keys.mT @ (strength * (values - old / normaliser[..., None]))
             gamma = torch.ones_like(normaliser)
             if self.correction:
-                new = (1 - normaliser / (keys.square().sum(-1) + EPS)).clamp(0, 1).detach()
-                gamma = torch.where(state.writes[:, None] > 0, new, gamma)
+                new = (1 - normaliser / (keys.square().sum(-1) + EPS)).clamp(0, 1)
+                gamma = torch.where(state.writes[:, None] > 0, stop_gradient(new), gamma)
             return AssociativeState(
                 matrix, state.normaliser + (gamma[..., None] * keys).sum(1), state.writes + 1
             )

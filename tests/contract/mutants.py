@@ -1,8 +1,8 @@
-"""Three small models that keep every law, and one mutant for each way to break a law.
+"""Four small models that keep every law, and one mutant for each way to break a law.
 
 `Honest` reads segment by segment and closes each; `Recurrent` stops anywhere and reads a text at once, in
-parallel; `Slots` has a bank.  A mutant overrides one of their methods.  `test_mutants.py` lists the laws that
-each mutant breaks.
+parallel; `Slots` has a bank; `DeltaRule` has fast weights.  A mutant overrides one of their methods.
+`test_mutants.py` lists the laws that each mutant breaks.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.gradients import stop_gradient
 from zoo.module import SequenceModule
 from zoo.state import State, detach, special_fields, tree_map
 
@@ -170,6 +171,44 @@ class Slots(SequenceModule):
             for i, slot in enumerate(state.slots)
         )
         return logits, Bank(slots, state.segments + 1)
+
+
+class FastWeights(NamedTuple):
+    matrix: Tensor  # (rows, width, width), from keys to values
+
+
+class DeltaRule(SequenceModule):
+    """M <- M + b k^T (v - k M)        y = x + tanh(q M)        q, k, v = W x, |k| = 1, b = sigmoid(w x)"""
+
+    learns_through_memory: bool | tuple[str, ...] = True
+    cuts_anywhere = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab_size, self.segment_len = VOCAB, SEGMENT
+        self.embed, self.head = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB)
+        self.project, self.strength = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 1)
+
+    def init_state(self, rows: int) -> State:
+        return FastWeights(self.head.weight.new_zeros(rows, WIDTH, WIDTH))
+
+    def retained(self, matrix: Tensor) -> Tensor:
+        """The first M of the right side, to which each token adds."""
+        return matrix
+
+    def write_strength(self, x: Tensor) -> Tensor:
+        return self.strength(x).sigmoid()
+
+    def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        x, (matrix,) = self.embed(tokens), state
+        q, k, v = self.project(x).chunk(3, dim=-1)
+        k, outputs = k / k.norm(dim=-1, keepdim=True), []
+        for t in range(x.shape[1]):
+            old = torch.einsum("bk,bkv->bv", k[:, t].to(matrix), matrix)
+            new = self.write_strength(x[:, t]) * (v[:, t] - old)
+            matrix = self.retained(matrix) + torch.einsum("bk,bv->bkv", k[:, t].to(matrix), new.to(matrix))
+            outputs.append(x[:, t] + torch.einsum("bk,bkv->bv", q[:, t].to(matrix), matrix).tanh())
+        return self.head(torch.stack(outputs, dim=1)), FastWeights(matrix)
 
 
 # -- caught by one law alone -------------------------------------------------------------------------
@@ -412,6 +451,27 @@ class NamesAnUnknownField(Honest):
     """Declares a field that its state doesn't have."""
 
     learns_through_memory = ("lower", "upper", "memory")
+
+
+class DetachesInTheTokenLoop(DeltaRule):
+    """Its gradient runs through what each token takes away, and not through what stays."""
+
+    def retained(self, matrix: Tensor) -> Tensor:
+        return matrix.detach()
+
+
+class DetachesInTheTokenLoopInTraining(DeltaRule):
+    """The same in train mode alone."""
+
+    def retained(self, matrix: Tensor) -> Tensor:
+        return matrix.detach() if self.training else matrix
+
+
+class DetachesTheStrength(DeltaRule):
+    """A weight that has no gradient and decides how much is written."""
+
+    def write_strength(self, x: Tensor) -> Tensor:
+        return super().write_strength(x).detach()
 
 
 class DetachesBetweenSegments(Recurrent):
@@ -685,3 +745,10 @@ class StoresTheOddToken(Honest):
         if layer == 0:
             return super().write_memory(layer, x, memory)
         return self.store[1](x[:, -1]).to(memory.dtype) * (x.shape[1] % 2)
+
+
+class StopsTheStrength(DeltaRule):
+    """How much is written is constant by definition."""
+
+    def write_strength(self, x: Tensor) -> Tensor:
+        return stop_gradient(super().write_strength(x))

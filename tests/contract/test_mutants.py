@@ -17,6 +17,8 @@ HONEST = (
     mutants.ForgetsAsDeclared,
     mutants.StoresTheOddToken,
     mutants.Slots,
+    mutants.DeltaRule,
+    mutants.StopsTheStrength,
 )
 NAMES = {name for name, _ in laws(Honest)}
 
@@ -48,12 +50,11 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.CentresInTraining: {"batch_invariance-train"},
     mutants.OneCountForAll: modes("fresh_rows_forget"),
     mutants.GrowsLate: modes("bounded_state"),
-    mutants.DetachedWhenRead: modes("gradient_reach"),
-    mutants.DetachedWhenWritten: modes("gradient_reach"),
-    mutants.OneLayerDetached: modes("gradient_reach"),
-    mutants.StoresDetached: modes("gradient_reach"),
     mutants.LearnsUndeclared: modes("gradient_reach"),
     mutants.NamesAnUnknownField: modes("gradient_reach"),
+    mutants.DetachesInTheTokenLoop: modes("gradient_is_true"),
+    mutants.DetachesInTheTokenLoopInTraining: {"gradient_is_true-train"},
+    mutants.DetachesTheStrength: modes("gradient_is_true"),
     mutants.DetachesBetweenSegments: modes("parallel_equals_fold"),
     mutants.DetachesInTraining: {"parallel_equals_fold-train"},
     mutants.DetachesBesideFreshRows: modes("parallel_equals_fold"),
@@ -69,13 +70,19 @@ ALONE: dict[type[SequenceModule], set[str]] = {
 SEES_THE_FUTURE = modes("causality", "odd_lengths", "generation_is_teacher_forcing")
 
 # Laws overlap: generation streams; the parallel form is `forward`, which every other law calls; a mixed batch
-# has fresh rows; a state of a wrong shape can't be combined with fresh rows.
+# has fresh rows; a state of a wrong shape can't be combined with fresh rows, as gradient_is_true does too.
 SEVERAL: dict[type[SequenceModule], set[str]] = {
     mutants.PeeksAhead: SEES_THE_FUTURE,
     mutants.PeeksInTheLastSegment: SEES_THE_FUTURE | modes("streaming"),
     mutants.PeeksAtTheNextSegment: SEES_THE_FUTURE | modes("streaming", "parallel_equals_fold"),
     mutants.CountsInFloats: modes("shapes", "bf16_is_finite"),  # both read the types
-    mutants.Overflows: modes("bf16_is_finite", "deterministic_by_seed"),  # both in float32
+    # both in float32; and a part that computes in less than float64 has no exact derivative
+    mutants.Overflows: modes("bf16_is_finite", "deterministic_by_seed", "gradient_is_true"),
+    # a gradient that doesn't run through the memory isn't the true one either
+    mutants.DetachedWhenRead: modes("gradient_reach", "gradient_is_true"),
+    mutants.DetachedWhenWritten: modes("gradient_reach", "gradient_is_true"),
+    mutants.OneLayerDetached: modes("gradient_reach", "gradient_is_true"),
+    mutants.StoresDetached: modes("gradient_reach", "gradient_is_true"),
     mutants.UnseededDropout: {name for name in NAMES if name.endswith("-train")} - modes("bf16_is_finite")
     | modes("deterministic_by_seed"),
     mutants.SharedAfterACall: modes(
@@ -85,8 +92,12 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "generation_is_teacher_forcing",
     ),
     mutants.SharedMemory: modes("batch_invariance", "fresh_rows_forget"),
-    mutants.Grows: modes("shapes", "bounded_state", "fresh_rows_forget", "parallel_equals_fold"),
-    mutants.RowsSecond: modes("shapes", "batch_invariance", "fresh_rows_forget", "parallel_equals_fold"),
+    mutants.Grows: modes(
+        "shapes", "bounded_state", "fresh_rows_forget", "gradient_is_true", "parallel_equals_fold"
+    ),
+    mutants.RowsSecond: modes(
+        "shapes", "batch_invariance", "fresh_rows_forget", "gradient_is_true", "parallel_equals_fold"
+    ),
     mutants.LosesALogit: modes(
         "shapes", "odd_lengths", "streaming", "bf16_is_finite", "generation_is_teacher_forcing"
     ),
@@ -101,11 +112,12 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "generation_is_teacher_forcing",
     ),
     mutants.FirstCountForAll: modes("fresh_rows_forget", "parallel_equals_fold"),
-    mutants.InPlaceAndReadAgain: modes("purity", "generation_is_teacher_forcing"),
+    mutants.InPlaceAndReadAgain: modes("purity", "gradient_is_true", "generation_is_teacher_forcing"),
     mutants.HiddenMemory: modes(
         "purity",
         "fresh_rows_forget",
         "gradient_reach",
+        "gradient_is_true",
         "parallel_equals_fold",
         "generation_is_teacher_forcing",
     ),
@@ -116,6 +128,7 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "purity",
         "batch_invariance",
         "fresh_rows_forget",
+        "gradient_is_true",
         "parallel_equals_fold",
         "generation_is_teacher_forcing",
     ),
