@@ -18,19 +18,21 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 State = Any  # Tensor | NamedTuple of states | tuple of states
-Kind = TypeVar("Kind", bound=type)
+StateClass = TypeVar("StateClass", bound=type)  # a NamedTuple
 
 
-def special_fields(*, lazy: tuple[str, ...] = (), identity: tuple[str, ...] = ()) -> Callable[[Kind], Kind]:
+def special_fields(
+    *, lazy: tuple[str, ...] = (), identity: tuple[str, ...] = ()
+) -> Callable[[StateClass], StateClass]:
     """Class decorator that sets `lazy_fields` and `identity_fields` on a NamedTuple, whose body takes nothing
-    but fields and methods.  Raises TypeError for a name that is no field."""
+    but fields and methods.  Raises TypeError for a name that isn't a field."""
 
-    def declare(kind: Any) -> Any:
-        unknown = [name for name in (*lazy, *identity) if name not in kind._fields]
+    def declare(cls: Any) -> Any:
+        unknown = [name for name in (*lazy, *identity) if name not in cls._fields]
         if unknown:
-            raise TypeError(f"expected fields of {kind.__name__}, found {', '.join(unknown)}")
-        kind.lazy_fields, kind.identity_fields = lazy, identity
-        return kind
+            raise TypeError(f"expected fields of {cls.__name__}, found {', '.join(unknown)}")
+        cls.lazy_fields, cls.identity_fields = lazy, identity
+        return cls
 
     return declare
 

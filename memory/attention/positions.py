@@ -135,7 +135,7 @@ def build_positions(
 ) -> Positions:
     """The encoding for a configuration's `position`; `base` and `rotated` apply to `rope` only.
 
-    ValueError if the number of features that `rope` rotates isn't even, or exceeds head_dim.
+    Raises ValueError if the number of features that `rope` rotates isn't even, or exceeds head_dim.
     """
     if position in ("none", "learned"):
         return Positions()

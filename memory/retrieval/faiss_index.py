@@ -35,8 +35,11 @@ GPU_MEMORY = 2**28  # bytes of faiss's temporary memory; its default is a fifth 
 
 @functools.cache
 def load_faiss() -> Any:
-    """The module faiss, imported after torch; UserError if it is missing, or if two of its packages are
-    installed, which overwrite each other's files."""
+    """The module faiss, imported after torch.
+
+    Raises UserError if it is missing, or if two of its packages are installed, which overwrite each other's
+    files.
+    """
     names = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
     installed = [name for name in names if _installed(name)]
     if len(installed) > 1:

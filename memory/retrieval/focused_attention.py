@@ -99,7 +99,9 @@ class FocusedAttention(Attention):
         state: FocusedState,
     ) -> tuple[Contexts, Int[Tensor, "rows_and_segments d"]]:
         """The contexts of training, and the rows of them that each row sees: the previous segments of d rows.
-        UserError if the schedule ever has more contexts than there are rows."""
+
+        Raises UserError if the schedule ever has more contexts than there are rows.
+        """
         rows, max_contexts = len(state.filled), max(self.schedule.values())
         if max_contexts > rows:
             raise UserError(f"contexts: expected at most the {rows} rows of a batch, found {max_contexts}")

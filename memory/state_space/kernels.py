@@ -28,7 +28,8 @@ STEP = 2.0**-20  # dt of the tokens that write the state: so short that nothing 
 
 
 def require(package: str, module: str = "") -> Any:
-    """The package (`mamba-ssm`), or a module of it; UserError with the line that installs it."""
+    """The package (`mamba-ssm`), or a module of it.  If it is missing, raises UserError with the line that
+    installs it."""
     try:
         return importlib.import_module((module or package).replace("-", "_"))
     except Exception as error:  # a package without its CUDA part fails in many ways
@@ -38,7 +39,10 @@ def require(package: str, module: str = "") -> Any:
 
 
 def for_conv(backend: Literal["torch", "mamba_ssm"]) -> Literal["torch", "causal_conv1d"]:
-    """The convolution's backend in a mixer with `backend`; UserError if mamba-ssm is required and missing."""
+    """The convolution's backend in a mixer with `backend`.
+
+    Raises UserError if mamba-ssm is required and missing.
+    """
     if backend == "torch":
         return "torch"
     require("mamba-ssm")

@@ -20,7 +20,7 @@ POSITION_FACTORS = (
 
 
 def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
-    """Describes the differences of the allowed kinds; UserError where runs differ in any other kind."""
+    """Describes the differences of the allowed kinds.  Raises UserError if runs differ in any other kind."""
     mismatches = {kind: differences(runs) for kind, differences in KINDS.items()}
     if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
         descriptions = "; ".join(f"in {kind}: {'; '.join(mismatches[kind])}" for kind in refused)

@@ -74,7 +74,7 @@ class Corpus:
         self.name, self.note, self.parts = name, note, parts
 
     def split(self, name: str) -> Documents:
-        """The documents of train, val or test; UserError where there are none."""
+        """The documents of train, val or test.  Raises UserError if there are none."""
         if name not in self.parts:
             raise UserError(f"corpus {self.name} has no split {name!r}: found {', '.join(self.parts)}")
         return self.parts[name]
@@ -94,7 +94,8 @@ def layout_of(name: str, root: Path) -> str:
 def open_corpus(name: str, root: str | Path) -> Corpus:
     """A corpus by its name (`stdlib`, or one under `root`) or by the path of a folder or file.
 
-    UserError: no such corpus, nothing readable in it, or not the published corpus of that name.
+    Raises UserError if there is no such corpus, if nothing in it is readable, and if it isn't the published
+    corpus of that name.
     """
     if name == "stdlib":
         return _open(name, stdlib_sources(), by_hash, f"stdlib of Python {platform.python_version()}")

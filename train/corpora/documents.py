@@ -42,7 +42,7 @@ class Documents:
         return len(self.lengths)
 
     def bytes_of(self, document: int, start: int, stop: int) -> UInt8[np.ndarray, " bytes"]:
-        """A read-only view of bytes start..stop-1; IndexError where the document has none."""
+        """A read-only view of bytes start..stop-1.  Raises IndexError if the document is shorter."""
         first, length = self.spans[document].tolist()
         if not 0 <= start <= stop <= length:
             raise IndexError(f"bytes {start}..{stop} of document {document}, which has {length}")
@@ -74,7 +74,7 @@ def files_below(folder: Path, without: Collection[str] = ()) -> list[Source]:
     """Regular files below a folder, sorted by name, without hidden ones and folders named in `without`.
 
     Links are followed, but no folder is entered twice, so that a loop of links ends.
-    UserError: a folder that can't be read.
+    Raises UserError for a folder that can't be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -149,7 +149,7 @@ def gather(sources: Sequence[Source], out: BufferedWriter) -> Gathered:
     """Write every text of the sources to `out`, one after the other.
 
     Binary ones (with a NUL byte) and empty ones are skipped and counted.
-    UserError: a file that can't be read, a broken archive or a malformed row of a .jsonl.
+    Raises UserError for a file that can't be read, a broken archive and a malformed row of a .jsonl.
     """
     names: list[str] = []
     spans: list[tuple[int, int]] = []

@@ -126,7 +126,7 @@ def enwik8(texts: Gathered) -> SplitSpans:
 
 
 def check_enwik8(text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> None:
-    """UserError unless these are the 100 MB by their md5, or the first 95 MB by size and beginning."""
+    """Raises UserError unless these are the 100 MB by md5, or the first 95 MB by size and beginning."""
     without_test = ENWIK8.train + ENWIK8.val
     if len(text) not in (ENWIK8.size, without_test):
         raise UserError(
@@ -143,7 +143,7 @@ def check_enwik8(text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> 
 
 
 def check_wikitext(name: str, text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> None:
-    """UserError unless every existing split has the published number of tokens."""
+    """Raises UserError unless every existing split has the published number of tokens."""
     for split, spans in split_spans.items():
         tokens = sum(count_tokens(text[start : start + length]) for start, length in spans)
         expected = WIKITEXT[name][split]
@@ -157,7 +157,7 @@ def count_tokens(text: UInt8[np.ndarray, " bytes"], chunk_size: int = 1 << 24) -
 
 
 def check_pg19(text: UInt8[np.ndarray, " bytes"], split_spans: SplitSpans) -> None:
-    """UserError unless val and test, where scores are measured, are complete; train may be a part."""
+    """Raises UserError unless val and test, where scores are measured, are complete; train may be a part."""
     for split in ("val", "test"):
         books = len(split_spans.get(split, []))
         if books != PG19[split]:

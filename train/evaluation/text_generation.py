@@ -53,8 +53,10 @@ def sample_tokens(
 
 
 def restrict_vocab(vocab_size: int, pick: Pick) -> Pick:
-    """Picks among the task's tokens only: a model may round its vocabulary up.  UserError: logits that aren't
-    finite."""
+    """Picks among the task's tokens only: a model may round its vocabulary up.
+
+    Raises UserError for logits that aren't finite.
+    """
 
     def restricted(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
         if not logits.isfinite().all():

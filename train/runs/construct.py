@@ -10,12 +10,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from zoo.errors import UserError, first_line
 from zoo.train.runs.stored import RENAMED
 
-Kind = typing.TypeVar("Kind")
+T = typing.TypeVar("T")
 AT_LEAST_1 = ("depth", "width", "heads", "mlp_width", "segment_len")
 
 
-def import_class(target: Any, kind: type, group: str) -> type[Any]:
-    """The class at a dotted path; UserError unless it is a `kind`."""
+def import_class(target: Any, base: type, group: str) -> type[Any]:
+    """The class at a dotted path.  Raises UserError unless it is a subclass of `base`."""
     if not target or not isinstance(target, str):
         raise UserError(f"{group}: expected a config with `_target_: package.module.Class`, found none")
     module, _, name = target.rpartition(".")
@@ -26,12 +26,12 @@ def import_class(target: Any, kind: type, group: str) -> type[Any]:
         if isinstance(error, ModuleNotFoundError):
             advice = " (run from the folder where it lies, or name that in PYTHONPATH)"
         raise UserError(f"{group}: can't import {target}: {first_line(error)}{advice}") from error
-    if not (isinstance(cls, type) and issubclass(cls, kind)):
-        raise UserError(f"{group}: expected a {kind.__name__}, found {target}")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise UserError(f"{group}: expected a {base.__name__}, found {target}")
     return cls
 
 
-def call(cls: type[Kind], keys: dict[str, Any], group: str) -> Kind:
+def call(cls: type[T], keys: dict[str, Any], group: str) -> T:
     """Build with plain keywords, after checking names and types against the constructor's annotations."""
     check_arguments(cls, keys, group)
     try:

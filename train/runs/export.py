@@ -21,7 +21,7 @@ TOP_LEVEL = ("model", "task")  # settings at the top level of config.json; the o
 
 
 def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[str, ...] = ()) -> None:
-    """Write model.safetensors and config.json; UserError: no run, or something in `to` already."""
+    """Write model.safetensors and config.json.  Raises UserError without a run, and if `to` isn't empty."""
     silence_lightning()
     require_empty(to)
     cfg, model, progress = load_trained(run_dir, checkpoint, overrides)

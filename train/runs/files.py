@@ -97,7 +97,7 @@ def is_further_rank() -> bool:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock the folder for the block; UserError where another process has locked it.
+    """Lock the folder for the block.  Raises UserError if another process has locked it.
 
     It is the system's lock, released when the process ends, for any reason.  Of several ranks the first locks
     for all.  A process whose parent passed the lock on (ZOO_LOCK) doesn't lock again.

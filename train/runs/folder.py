@@ -27,7 +27,7 @@ PROGRESS_FILE = "progress.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The settings of a run's config.yaml on one level; UserError where it isn't one."""
+    """The settings of a run's config.yaml on one level.  Raises UserError if it isn't one."""
     path = folder / "config.yaml"
     try:
         stored = load_stored(path)

@@ -40,7 +40,7 @@ class ImportedRun(NamedTuple):
 def import_run(options: Mapping[str, str]) -> Path:
     """Make the run's folder from the command's options.
 
-    UserError: anything doesn't fit, and no folder is made.
+    Raises UserError if anything doesn't fit; then no folder is made.
     """
     plugins.register()
     source, run_dir = Path(options["from"]), Path(options["run_dir"])
@@ -97,7 +97,7 @@ def from_zoo(files: list[Path], config: dict[str, Any], options: Mapping[str, st
         if min(progress.values()) < 0 or not all(isinstance(group, dict) for group in groups):
             raise ValueError("a setting of the wrong kind")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"import: {CONFIG} is no complete one of zoo export: {error!r}") from error
+        raise UserError(f"import: {CONFIG} is not a complete one of zoo export: {error!r}") from error
     trust.check_targets(targets, [f"{key}={value}" for key, value in options.items()], f"import: {CONFIG}")
     weights = read_exported_weights(files, digest, tied)
     cfg = plain_config(settings)

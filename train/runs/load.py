@@ -52,7 +52,10 @@ def load_trained(
 
 
 def read_run_config(run_dir: Path, overrides: tuple[str, ...]) -> DictConfig:
-    """A run's config.yaml; UserError where it names a class that neither plug-ins nor the overrides trust."""
+    """A run's config.yaml.
+
+    Raises UserError if it names a class that neither plug-ins nor the overrides trust.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise no_run(run_dir)

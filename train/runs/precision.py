@@ -14,7 +14,7 @@ def make_precision(name: str, device: torch.device) -> Precision:
     (`convert_module`), and every forward runs in a new `forward_context`.
 
     A context must not outlast a change of the weights: autocast may cache its copies of them until it ends.
-    UserError: a precision that needs Lightning's own loop, or none at all.
+    Raises UserError for a precision that needs Lightning's own loop, and for one that doesn't exist.
     """
     name = SHORT_NAMES.get(name, name)
     if name == "16-mixed" and device.type == "cpu":

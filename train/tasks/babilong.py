@@ -64,7 +64,7 @@ class Babilong(SampleTask):
     exactly that (`fixed`); held-out samples always have exactly that.
 
     `tasks`: of qa1, qa2 …  `folder`: babi below `root` if None.  `corpus` and `root`: see `open_corpus`.
-    UserError: missing files.
+    Raises UserError for missing files.
     """
 
     name = "babilong"
@@ -221,7 +221,7 @@ def find_babi(folder: Path, task: str, kind: str) -> Path:
 
 
 def read_babi(path: Path) -> list[Question]:
-    """All questions of a file, each with the facts before it; UserError: not a file of bAbI."""
+    """All questions of a file, each with the facts before it.  Raises UserError for another file."""
     try:
         rows = path.read_bytes().splitlines()
     except OSError as error:

@@ -92,7 +92,7 @@ class BackgroundText:
 
     Sentences under `min_sentence` bytes are skipped; the last one is cut and ends in a space.  They are
     searched for at every read, from the last stored cursor on, one in CURSOR_SPACING bytes.
-    UserError: a corpus without sentences of that length.
+    Raises UserError for a corpus without sentences of that length.
     """
 
     def __init__(self, source: CyclicText, start: int, size: int, min_sentence: int) -> None:

@@ -56,7 +56,7 @@ class Dataset(ABC):
         return None
 
     def check_window(self, document: int, start: int, stop: int) -> None:
-        """IndexError unless the document has positions start..stop-1."""
+        """Raises IndexError unless the document has positions start..stop-1."""
         length = int(self.lengths[document])
         if not 0 <= start <= stop <= length:
             raise IndexError(f"positions {start}..{stop} of document {document}, which has {length}")
@@ -101,7 +101,7 @@ class Task(ABC):
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:
-        """Documents to train on, to validate with or to test with; UserError where there are none."""
+        """Documents to train on, to validate with or to test with.  Raises UserError if there are none."""
 
     @abstractmethod
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
@@ -123,7 +123,7 @@ class Task(ABC):
     def at(self, **axes: int | float) -> "Task":
         """The same task at another point of its axes (a length, a depth).
 
-        UserError: an axis that the task hasn't, or a value that it can't take.
+        Raises UserError for an axis that the task doesn't have and for a value that it can't take.
         """
         if unknown := axes.keys() - self.axes.keys():
             raise UserError(f"task {self.name} has no {' or '.join(sorted(unknown))} to vary")
@@ -133,7 +133,7 @@ class Task(ABC):
         return replace(self, **values)  # type: ignore[type-var]
 
     def check_unseen(self, trained: "Task", split: Split) -> None:  # noqa: B027
-        """UserError where documents of a held-out split are among those that a run of `trained`, the same
+        """Raises UserError if documents of a held-out split are among those that a run of `trained`, the same
         task with other settings, trains on; most tasks draw each split separately."""
 
     def word_count(self, dataset: Dataset) -> tuple[int, str] | None:
@@ -178,7 +178,7 @@ class SampleTask(Task):
     seed: int
 
     def check_sizes(self, min_vocab_size: int) -> None:
-        """UserError: fewer symbols than needed, or a split without samples."""
+        """Raises UserError for fewer symbols than needed and for a split without samples."""
         if self.vocab_size < min_vocab_size:
             raise UserError(f"task.vocab_size: expected at least {min_vocab_size}, found {self.vocab_size}")
         if min(self.samples, self.eval_samples) < 1:

@@ -197,7 +197,7 @@ def write_lines(out: BufferedWriter, lines: Iterator[bytes], counts: list[int]) 
 
 
 def read_lra(path: str | Path) -> Iterator[tuple[list[int], int]]:
-    """Tokens and answer of every row of a file in LRA's format; UserError: another format."""
+    """Tokens and answer of every row of a file in LRA's format.  Raises UserError for another one."""
     try:
         rows = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

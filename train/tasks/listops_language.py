@@ -45,7 +45,7 @@ APPLY: tuple[Callable[[list[int]], int], ...] = (
 def evaluate(tokens: str | Sequence[str | int] | Integer[np.ndarray, " n"] | Integer[Tensor, " n"]) -> int:
     """The value of a list, from its tokens: ids, words such as "[MAX", or a line of LRA's files.
 
-    UserError: anything but one complete list or a digit (END may follow).
+    Raises UserError for anything but one complete list or a digit (END may follow).
     """
     symbols = parse(tokens) if isinstance(tokens, str) else list(tokens)
     ids = [IDS.get(symbol, -1) if isinstance(symbol, str) else int(symbol) for symbol in symbols]
@@ -140,7 +140,7 @@ def distinct_trees(
 ) -> Iterator[bytes]:
     """`total` different trees, in an order that doesn't depend on the processes that draw them.
 
-    `workers`: processes at most, all cores by default.  UserError: fewer different trees exist.
+    `workers`: processes at most, all cores by default.  Raises UserError if fewer exist.
     """
     arguments = (seed, min_length, max_length, max_depth)
     digests: set[bytes] = set()

@@ -34,7 +34,7 @@ CHUNK = 1 << 20  # positions of a document read together
 class LanguageModelling(Task):
     """Predict the next byte of a corpus: a name that `open_corpus` knows, or a path.
 
-    UserError: no such corpus, or another vocabulary.
+    Raises UserError if there is no such corpus, and for another vocabulary.
     """
 
     name = "lm"
