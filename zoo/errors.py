@@ -1,4 +1,4 @@
-"""Errors that a user can mend, in one line."""
+"""Errors that a user can fix, in one line."""
 
 import difflib
 from collections.abc import Iterable

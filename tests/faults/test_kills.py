@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: nothing that was saved is lost, and the run goes on as if nothing had happened."""
+"""SIGKILL at any moment: nothing that was saved is lost, and the run resumes as if nothing had happened."""
 
 import os
 import random

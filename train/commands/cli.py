@@ -199,7 +199,7 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
 
 
 def user_message(error: BaseException, words: Sequence[str] | None = None) -> str | None:
-    """One line about what the user can mend, or None for an error that isn't the user's; `words` are those of
+    """One line about what the user can fix, or None for an error that isn't the user's; `words` are those of
     the command line."""
     words = sys.argv[1:] if words is None else words
     package = type(error).__module__.partition(".")[0]

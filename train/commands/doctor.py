@@ -1,4 +1,4 @@
-"""`zoo doctor`: versions, devices, backends, plug-ins and data of this machine, and how to mend what fails.
+"""`zoo doctor`: versions, devices, backends, plug-ins and data of this machine, and how to fix what fails.
 
 Exit code 0 if everything that the zoo requires works; optional parts that are absent are listed with the
 reason. Exit code 1 for a problem: a package older than required, faiss-cpu and faiss-gpu together, a plug-in

@@ -63,8 +63,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         val_bytes=cfg.data.val_bytes,
     )
     last = run_dir / "checkpoints" / "last.ckpt"
-    # without a checkpoint the run starts from step 0
-    resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))
+    resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # without one it starts from step 0
     checkpoint = read_resume_checkpoint(cfg, run_dir, last, model) if resumes else None
     tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0  # loss targets only
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every, run_dir)

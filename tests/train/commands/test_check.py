@@ -1,4 +1,4 @@
-"""`zoo check`: one line a law; 0 where all hold, 1 where one is broken, 2 for a slip."""
+"""`zoo check`: one line a law; 0 where all hold, 1 where one is broken, 2 for a user error."""
 
 import importlib
 import sys

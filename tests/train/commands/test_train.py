@@ -1,4 +1,4 @@
-"""The command line: a slip of the user's is one line on stderr, exit code 2, and nothing is overwritten."""
+"""The command line: a user error is one line on stderr, exit code 2, and nothing is overwritten."""
 
 import os
 import re
