@@ -18,15 +18,15 @@ CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root")
 
 
 def stored_settings(run_dir: Path) -> DictConfig:
-    """The checked settings of a run's config.yaml; UserError where it isn't one."""
+    """The checked settings of a run's config.yaml.  Raises UserError if it isn't one."""
     path = run_dir / "config.yaml"
     try:
         stored: Any = OmegaConf.merge(OmegaConf.structured(Config), load_stored(path))
         trust.run_targets(stored)
     except Exception as error:  # yaml and the file system raise many kinds
-        raise UserError(f"resume: {path} is no run's config: {one_line(error)}") from error
+        raise UserError(f"resume: {path} is not the config of a run: {one_line(error)}") from error
     if missing := OmegaConf.missing_keys(stored):
-        raise UserError(f"resume: {path} is no run's config: {', '.join(sorted(missing))} missing")
+        raise UserError(f"resume: {path} is not the config of a run: {', '.join(sorted(missing))} missing")
     assert isinstance(stored, DictConfig)
     return stored
 
