@@ -6,7 +6,7 @@ kinds of fields need care there; a NamedTuple that has them declares them with `
 
     lazy_fields      not cleared in a fresh row, where a count beside them marks them as invalid: a bank may
                      have gigabytes.  Used by `reset_rows` and by the law memory_is_alive.
-    identity_fields  drawn anew at every write: they identify a state and are no part of its contents.  Used
+    identity_fields  drawn anew at every write: they identify a state and aren't part of its contents.  Used
                      by `contents`, and so by every law that compares states.
 """
 

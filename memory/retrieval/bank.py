@@ -40,7 +40,7 @@ class Bank(NamedTuple):
 
     Lazy: a reset row's `length` of 0 marks its old keys and values as invalid, so they aren't cleared.
     Identity: a row's faiss index belongs to the bank with its stamp, and is extended for the bank that has it
-    as `stamp_before`; stamps are no part of a bank's contents.
+    as `stamp_before`; stamps aren't part of a bank's contents.
     """
 
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]

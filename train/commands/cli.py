@@ -66,7 +66,7 @@ def positive(what: str = "a number") -> Reader:
 
 
 def to_float(value: str) -> float:
-    """NaN for what is no finite number: comparisons with it are false."""
+    """NaN for what isn't a finite number: comparisons with it are false."""
     try:
         return float(value) if math.isfinite(float(value)) else math.nan
     except ValueError:
@@ -117,9 +117,9 @@ def parse(
 ) -> tuple[dict[str, Any], list[str]]:
     """Values by key, and the words that are passed on unread to the configuration.
 
-    `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` every word that is no key
+    `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` a word that isn't a key
     of the command's is passed on. `refused` says for a key what to use instead, `renamed` gives new names.
-    Raises UserError, in one line, for a word that is no key=value, a key that is unknown, given twice or
+    Raises UserError, in one line, for a word that isn't key=value, a key that is unknown, given twice or
     refused, a value that its reader refuses, and a required key that is missing.
     """
     values: dict[str, Any] = {}

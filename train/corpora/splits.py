@@ -38,7 +38,7 @@ def _split_named(part: str) -> str | None:
 def announced_or_by_hash(texts: Gathered) -> SplitSpans:
     """A user's data: their split if it has a train and a val, otherwise by hash.
 
-    A `test` alone is no split: folders of source code have one.
+    A `test` alone isn't a split: folders of source code have one.
     """
     spans = announced(texts)
     return spans if {"train", "val"} <= spans.keys() else by_hash(texts)

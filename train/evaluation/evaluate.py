@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
     facts: dict[str, Any]
     """About the run, for evaluation.json."""
     changed_settings: dict[str, Any] | None
-    """Settings of another architecture that the run hasn't; None without one."""
+    """Settings of another architecture that the run doesn't have; None without one."""
     progress: dict[str, int]
     """`step` and `tokens_seen` of the checkpoint."""
     task_name: str

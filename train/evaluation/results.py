@@ -3,19 +3,21 @@
     run, model, task, size, seed …      the run itself: where it was trained
     evaluations: [                      one per task, settings, split, checkpoint and architecture
       task, version, settings, split, checkpoint, step, tokens_seen, unit, label, title
-      read_by, reading                  another architecture and its settings that the run hasn't; else null
+      read_by, reading                  the architecture that the weights were evaluated as, if it isn't the
+                                        run's own, and its settings that the run doesn't have; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
-        samples                                          how many
-        exact, targets                                   accuracy per sample (all its targets hit) and per
-                                                         target: a share, hits, of, and its 95 % interval
-        groups                                           both for the samples of each label
-        reference                                        scores of the task's baselines
-        scores                                           means of the task's further scores of a sample
+        samples                         how many
+        exact, targets                  accuracy by sample (all targets hit) and by target: share, hits, of,
+                                        and the bounds low and high of the 95 % interval
+        groups                          both, for the samples of each label
+        scores                          means of the task's further scores of a sample
         nats, tokens, bytes, bits_per_byte, word_perplexity, by_position …              of text
+        reference                       scores of the task's baselines
         tokens_per_s                    positions read, or targets of a sliding window
         peak_memory_bytes               during this measurement; with peak_so_far also of all before it
-        asked, device, commit, date ] ]
+        asked                           the options that it was run with
+        device, commit, date ] ]
 
 A result replaces an earlier one at the same axes; all others stay.
 """

@@ -34,7 +34,7 @@ from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import PROGRESS_FILE
 
 log = logging.getLogger(__name__)
-LINES = 20  # per run, about, where the output is no terminal
+LINES = 20  # per run, about, where the output isn't a terminal
 
 
 class ProgressReport(L.Callback):

@@ -4,7 +4,7 @@ import sys
 
 from rich.console import Console
 
-WIDTH = 180  # columns where the output is no terminal
+WIDTH = 180  # columns where the output isn't a terminal
 
 
 def table_console() -> Console:

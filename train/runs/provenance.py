@@ -16,7 +16,7 @@ from zoo.train.tasks.base import Dataset, Split, Task
 
 
 def commit() -> str:
-    """The checkout's commit, with a plus where files differ from it; "" where the zoo is no checkout."""
+    """The checkout's commit, with a plus where files differ from it; "" where the zoo isn't a checkout."""
     root = Path(zoo.__file__).parent.parent
 
     def git(*words: str) -> str:

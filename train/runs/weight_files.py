@@ -68,7 +68,7 @@ def indexed_files(index: Path) -> list[Path]:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"import: {index} is no index of weights: expected weight_map, file names by weight"
+            f"import: {index} is not an index of weights: expected weight_map, file names by weight"
         ) from error
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise UserError(f"import: {index} names {', '.join(missing)}, which isn't there")

@@ -147,7 +147,7 @@ class Needle(SampleTask):
 
     @property
     def num_unqueried(self) -> int:
-        """Needles that are no part of the answer."""
+        """Needles that aren't part of the answer."""
         return self.num_needles + self.distractors - self.num_answers
 
     @property

@@ -230,7 +230,7 @@ def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
     wrong: list[Any] = [{"a": "../other.safetensors"}, {"a": "/etc/passwd"}, {"a": 3}, {}, []]
     for weight_map in wrong:
         index.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(UserError, match="is no index of weights"):
+        with pytest.raises(UserError, match="is not an index of weights"):
             weight_files.weight_files(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     with pytest.raises(UserError, match=r"names gone.safetensors, which isn't there"):
