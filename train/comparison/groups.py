@@ -26,12 +26,12 @@ from zoo.train.runs.folder import (
     read_json,
 )
 
-METRICS = ("val/loss", "parameters", "tokens_seen")
-SCORES = ("val/bits_per_byte", "val/accuracy")
+REQUIRED_METRICS = ("val/loss", "parameters", "tokens_seen")
+SCORE_METRICS = ("val/bits_per_byte", "val/accuracy")  # at least one of them is required
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
 CONSTRUCTED_SECTIONS = ("model", "task")
 """Sections of a config whose keys are arguments of the class that `_target_` names."""
-SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
+REQUIRED_SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
 
 
 class Run(NamedTuple):
@@ -73,7 +73,7 @@ class RunGroup(NamedTuple):
 def read_run(folder: Path) -> Run:
     """Raises UserError where a file of the run is damaged or lacks what a comparison needs."""
     config, metrics = read_config(folder), read_json(folder / "metrics.json")
-    if missing := [key for key in SETTINGS if key not in config]:
+    if missing := [key for key in REQUIRED_SETTINGS if key not in config]:
         raise UserError(
             f"{folder / 'config.yaml'} is not the config of a run: expected {', '.join(missing)} in it"
         )
@@ -91,9 +91,9 @@ def missing_metrics(metrics: Any) -> list[str]:
     """Metrics that a comparison needs and metrics.json lacks; a curve may be missing, but not incomplete."""
     if not isinstance(metrics, dict):
         metrics = {}
-    missing = [key for key in METRICS if not isinstance(metrics.get(key), int | float)]
-    if not any(isinstance(metrics.get(score), int | float) for score in SCORES):
-        missing.append(" or ".join(SCORES))
+    missing = [key for key in REQUIRED_METRICS if not isinstance(metrics.get(key), int | float)]
+    if not any(isinstance(metrics.get(score), int | float) for score in SCORE_METRICS):
+        missing.append(" or ".join(SCORE_METRICS))
     curve = metrics.get("curve", [])
     if not isinstance(curve, list) or not all(
         isinstance(point, dict) and point.keys() >= {*CURVE_KEYS} for point in curve

@@ -34,7 +34,7 @@ class Sweep:
         self.jobs, self.copy_to = jobs, options.keep
         self.resources = Resources(jobs, options.max_parallel)
         self.display = Display(jobs)
-        self.finished = finished_runs(options.results)
+        self.finished = finished_runs(options.results)  # their configs by folder
         self.stop_signal = 0
 
     def run(self) -> int:
@@ -62,11 +62,11 @@ class Sweep:
                 job.state = "stopped"
             waiting = []
         for job in waiting:
-            used = {job.process.slot for job in self.jobs if job.process is not None}
-            free = sorted(set(range(self.resources.num_slots)) - used)
-            if not free:
+            used_slots = {job.process.slot for job in self.jobs if job.process is not None}
+            free_slots = sorted(set(range(self.resources.num_slots)) - used_slots)
+            if not free_slots:
                 break
-            self.start(job, free[0])
+            self.start(job, free_slots[0])
         return any(job.is_waiting or job.state == "running" for job in self.jobs)
 
     # -- one job
@@ -97,6 +97,7 @@ class Sweep:
             return True
 
     def mark_if_in_results(self, job: Job) -> bool:
+        """Marks a job as done if the results hold its finished run, and returns True for it."""
         identity = {key: job.config[key] for key in (*(f"names.{name}" for name in NAME_KEYS), "seed")}
         for folder, config in self.finished.items():
             if all(config.get(key) == value for key, value in identity.items()):
@@ -169,7 +170,7 @@ class Sweep:
 
 
 def finished_runs(results: str) -> dict[Path, dict[str, Any]]:
-    """Settings of the finished runs below folders, which are separated by commas."""
+    """The config of every finished run below these folders (separated by commas), by its folder."""
     paths = [Path(folder) for folder in results.split(",") if folder]
     if missing := [str(path) for path in paths if not path.is_dir()]:
         if results != SweepOptions.results:
