@@ -14,14 +14,15 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.api.errors import user_errors
 from zoo.train.commands import evaluate as evaluate_command
-from zoo.train.commands.train import resumed
 from zoo.train.evaluation.evaluate import evaluate
-from zoo.train.loop.trainer import train
+from zoo.train.loop.launch import launch
+from zoo.train.runs import build
 from zoo.train.runs.config import compose, to_dict
-from zoo.train.runs.files import lock_folder
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
+from zoo.train.runs.resume import words_to_resume
+from zoo.train.runs.run_folder import run_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,19 +79,16 @@ def train_run(*words: str) -> Run:
     (`trainer.devices`) need the command, which starts them.
     """
     with user_errors(words):
-        cfg = compose(list(words))
+        overrides = words_to_resume(words)
+        cfg = compose(overrides)
         if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
             raise UserError(
                 "trainer.devices: expected 1 in train_run, which starts no further process as zoo.train does"
             )
-        folder = Path(cfg.resume or cfg.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder), messages_on_screen():
-            if cfg.resume:
-                cfg = resumed(cfg, folder, list(words))
-            elif (folder / "config.yaml").exists():
-                raise UserError(f"run_dir: {folder} holds a run already; resume={folder} continues it")
-            train(cfg, folder)
+        if not cfg.resume:
+            build.check_classes(cfg)
+        with messages_on_screen(), run_folder(cfg, Path(), "train.log") as folder:
+            launch(cfg, folder, overrides)
         return load_run(folder)
 
 

@@ -24,10 +24,10 @@ from omegaconf import DictConfig
 from zoo import plugins
 from zoo.errors import UserError, one_line
 from zoo.train.commands.cli import stop, user_message
-from zoo.train.runs import config, folder
+from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, register
 from zoo.train.runs.files import is_further_rank
-from zoo.train.runs.resume import repeated_words, resumed
+from zoo.train.runs.resume import words_to_resume
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +78,8 @@ def check_words(arguments: argparse.Namespace) -> None:
     for word in arguments.overrides:
         if word.startswith(("hydra.run.dir=", "hydra.sweep.subdir=")) and not is_further_rank():
             raise UserError(f"{word.partition('=')[0]} can't be set here; run_dir= is a run's folder")
-        if word.startswith("resume="):
-            run_dir = Path(word[7:])
-            if not (run_dir / "config.yaml").is_file():
-                raise UserError(f"resume: {folder.no_run(run_dir)}")
-            repeated = repeated_words(arguments.overrides, run_dir)
-            sys.argv[1:] = [other for other in sys.argv[1:] if other not in repeated]
+    left = words_to_resume(arguments.overrides)
+    sys.argv[1:] = [word for word in sys.argv[1:] if word in left or word not in arguments.overrides]
     if arguments.multirun:  # Hydra writes multirun.yaml before the first job is looked at
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
         config.compose(BasicSweeper.split_arguments(overrides, 1)[0][0])
@@ -91,10 +87,9 @@ def check_words(arguments: argparse.Namespace) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")
 def run(cfg: DictConfig) -> float | None:
+    from zoo.train.loop.launch import launch
     from zoo.train.loop.signals import InterruptedRunError
-    from zoo.train.loop.trainer import train
     from zoo.train.runs import build
-    from zoo.train.runs.files import lock_folder
     from zoo.train.runs.run_folder import run_folder
 
     hydra_config = HydraConfig.get()
@@ -107,12 +102,7 @@ def run(cfg: DictConfig) -> float | None:
                 build.check_classes(cfg)
             base, log_name = Path(hydra_config.runtime.output_dir), f"{hydra_config.job.name}.log"
             run_dir = stack.enter_context(run_folder(cfg, base, log_name))
-            stack.enter_context(lock_folder(run_dir))
-            if cfg.resume:
-                cfg = resumed(cfg, run_dir, list(hydra_config.overrides.task))
-            elif (run_dir / "config.yaml").exists() and not is_further_rank():
-                raise UserError(f"run_dir: {run_dir} holds a run already; resume={run_dir} continues it")
-            return train(cfg, run_dir).get("val/loss")
+            return launch(cfg, run_dir, list(hydra_config.overrides.task)).get("val/loss")
         except InterruptedRunError as interrupted:
             saved = f"{interrupted}: saved; continue with resume={os.path.relpath(run_dir)}"
             stop(saved, 128 + interrupted.signum)

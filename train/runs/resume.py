@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo import plugins, trust
 from zoo.errors import UserError, one_line
 from zoo.train.runs.config import Config, compose
-from zoo.train.runs.folder import NOT_SET, differences, equal, flatten
+from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
 from zoo.train.runs.stored import load_stored
 
 CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root")
@@ -54,6 +54,18 @@ def fixed(key: str, run_dir: Path, difference: str = "") -> UserError:
 
 
 # -- words that a run was started with, given again
+
+
+def words_to_resume(words: Sequence[str]) -> list[str]:
+    """The words of a command line, behind `resume=` without those that only repeat what the run was started
+    with; UserError where `resume=` names no run, or a word says something else than its config.yaml."""
+    run_dirs = [Path(word.removeprefix("resume=")) for word in words if word.startswith("resume=")]
+    repeated = set[str]()
+    for run_dir in run_dirs:
+        if not (run_dir / "config.yaml").is_file():
+            raise UserError(f"resume: {no_run(run_dir)}")
+        repeated |= repeated_words(words, run_dir)
+    return [word for word in words if word not in repeated]
 
 
 def repeated_words(words: Sequence[str], run_dir: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """The functions of `import zoo`: they do what the commands do, and raise what these print."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,19 @@ def test_a_longer_run_continues_its_history(here: Path) -> None:
     assert run.step == 6
     assert run.history["train"]["step"] == [2, 4, 6]
     assert run.history["val"]["step"] == [2, 4, 6]
+
+
+def test_a_new_run_has_a_folder_of_its_own_and_a_log(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    words = [word for word in WORDS if not word.startswith("steps=")]
+    first, second = (zoo.train_run(*words, "steps=1").folder for _ in range(2))
+    assert first != second
+    assert first.parent == second.parent == Path("runs/lm/rmt")
+    assert "bits per byte on" in capsys.readouterr().out
+    assert "bits per byte on" in (first / "train.log").read_text()
+    assert zoo.train_run(*words, f"resume={first}", "steps=2").step == 2  # words of the run, repeated
 
 
 def test_evaluation_returns_what_it_writes(here: Path) -> None:
