@@ -184,7 +184,7 @@ def main(words: list[str]) -> None:
 
 
 def check(name: str) -> None:
-    """Raises UserError where no package, or no model, can have this name."""
+    """Raises UserError unless a package and a model can have this name."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         near = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|\W+", "_", name).strip("_").lower()
         hint = f"; did you mean {near}?" if re.fullmatch(r"[a-z][a-z0-9_]*", near) and near != name else ""

@@ -57,7 +57,7 @@ def compare(
 
     `baseline` is the label of a group, `loss` the held-out loss to which steps are counted, `mix` the kinds
     of settings in which runs may differ, `command` the command line for the report.
-    Raises UserError where there are no runs, or some that aren't comparable.
+    Raises UserError if there are no runs, or if some aren't comparable.
     """
     finished, unfinished = folders(paths)
     if unfinished:
@@ -84,7 +84,7 @@ def common_score(runs: list[Run]) -> str:
         without = next(run for run in runs if run not in with_bits)
         raise UserError(
             f"compare: {with_bits[0].name} is scored in bits per byte, {without.name} in accuracy; "
-            "name one kind"
+            "pass runs of one kind only"
         )
     return "val/bits_per_byte" if with_bits else "val/accuracy"
 

@@ -71,7 +71,7 @@ class RunGroup(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError where a file of the run is damaged or lacks what a comparison needs."""
+    """Raises UserError if a file of the run is damaged or lacks what a comparison needs."""
     config, metrics = read_config(folder), read_json(folder / "metrics.json")
     if missing := [key for key in REQUIRED_SETTINGS if key not in config]:
         raise UserError(

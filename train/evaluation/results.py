@@ -65,7 +65,7 @@ class EvaluationFile:
 def load_or_create(path: Path, facts: dict[str, Any]) -> EvaluationFile:
     """The stored file, or an empty one, with these facts about the run.
 
-    Raises UserError where the path holds something else, which stays as it is.
+    Raises UserError if the path holds something else, which stays as it is.
     """
     evaluations = read(path)["evaluations"] if path.exists() else []
     return EvaluationFile(path, {"format": FORMAT, **facts, "evaluations": evaluations})

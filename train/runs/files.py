@@ -12,7 +12,7 @@ from zoo.errors import UserError
 
 
 def require_empty(folder: Path) -> None:
-    """Raises UserError where the folder holds something already."""
+    """Raises UserError if the folder holds something already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"expected a new folder, found something in {folder}: nothing is overwritten")
 

@@ -42,7 +42,7 @@ class HistoryWriter:
 def read_history(run_dir: Path) -> dict[str, Columns]:
     """{"train": columns, "val": columns}, each {name: values by row}; NaN where a row has no value.
 
-    Raises UserError where the file is missing (runs of version 0.1 have none) or damaged.
+    Raises UserError if the file is missing (runs of version 0.1 have none) or damaged.
     """
     path = run_dir / FILE
     if not path.is_file():
