@@ -62,12 +62,18 @@ def is_file(path: str) -> bool:
     )
 
 
+def is_word(word: str) -> bool:
+    """True for an identifier, and for the beginning of one that ends in an underscore."""
+    known = repository_words()
+    return word in known or (word.endswith("_") and any(other.startswith(word) for other in known))
+
+
 def names_of_nothing(text: str) -> list[str]:
     dotted = [name for name in DOTTED.findall(text) if not is_importable(name)]
     files = [path for path in PYTHON_FILE.findall(text) if not is_file(path)]
     code = " ".join(INLINE_CODE.findall(re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)))
     code = PYTHON_FILE.sub("", code)
-    words = [word for word in re.findall(r"[A-Za-z_]\w+", code) if word not in repository_words()]
+    words = [word for word in re.findall(r"[A-Za-z_]\w+", code) if not is_word(word)]
     return sorted({*dotted, *files, *words} - EXAMPLES)
 
 
