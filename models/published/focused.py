@@ -151,8 +151,9 @@ def shape(config: Config) -> dict[str, Any]:
 def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
     """The published model with its weights, in their dtype; by their names from PyTorch or from flax.
 
-    UserError for a config or weights that are none of its, and for a memory of neither their dtype nor
-    bfloat16."""
+    Raises UserError for a config or weights that aren't LongLLaMA's, and for a memory of neither their dtype
+    nor bfloat16.
+    """
     model = build(LongLLaMA, **shape(config))
     for memory in model.memories():
         assert isinstance(memory, EarlierRows)

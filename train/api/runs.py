@@ -39,7 +39,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The results in metrics.json; UserError for a run that isn't finished."""
+        """The results in metrics.json.  Raises UserError for a run that isn't finished."""
         path = self.folder / "metrics.json"
         if not path.is_file():
             raise UserError(f"expected metrics.json in {self.folder}, found none: the run isn't finished")
@@ -52,7 +52,7 @@ class Run:
 
         The columns are `step` (of the optimiser), `tokens_seen` (loss targets) and the tags of TensorBoard,
         `train/loss` (nats per target) or `val/bits_per_byte` say.  Either split is the data of a
-        pandas.DataFrame.  UserError for a run of a version that wrote no history.jsonl.
+        pandas.DataFrame.  Raises UserError for a run of a version that wrote no history.jsonl.
         """
         return read_history(self.folder)
 

@@ -57,8 +57,11 @@ def fixed(key: str, run_dir: Path, difference: str = "") -> UserError:
 
 
 def words_to_resume(words: Sequence[str]) -> list[str]:
-    """The words of a command line, behind `resume=` without those that only repeat what the run was started
-    with; UserError where `resume=` names no run, or a word says something else than its config.yaml."""
+    """The words of a command line; with `resume=`, without those that only repeat what the run was started
+    with.
+
+    Raises UserError if `resume=` names no run, and for a word that contradicts the run's config.yaml.
+    """
     run_dirs = [Path(word.removeprefix("resume=")) for word in words if word.startswith("resume=")]
     repeated = set[str]()
     for run_dir in run_dirs:
@@ -71,7 +74,7 @@ def words_to_resume(words: Sequence[str]) -> list[str]:
 def repeated_words(words: Sequence[str], run_dir: Path) -> set[str]:
     """Those of a command line's words that only repeat what the run in this folder was started with.
 
-    UserError: a word that says something else than the run's config.yaml.
+    Raises UserError for a word that contradicts the run's config.yaml.
     """
     stored = stored_settings(run_dir)
     repeated = set()
