@@ -11,7 +11,7 @@ Differs from the paper: the body is a LLaMA-shaped decoder by default (`position
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
 
-from typing import Any, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +55,7 @@ class AssociativeBlock(Mixer):
 
 class ARMT(Decoder):
     learns_through_memory = True
+    undecayed: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,

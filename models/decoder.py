@@ -92,16 +92,6 @@ class Decoder(SequenceModule):
     def init_state(self, rows: int) -> State:
         return self.stack.init_state(rows)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Weight decay applies to matrices, except those listed in a module's `undecayed`."""
-        undecayed = {
-            id(getattr(part, name)) for part in self.modules() for name in getattr(part, "undecayed", ())
-        }
-        matrices, rest = super().parameter_groups()
-        decaying = [weight for weight in matrices["params"] if id(weight) not in undecayed]
-        exempt = [weight for weight in matrices["params"] if id(weight) in undecayed]
-        return [{**matrices, "params": decaying}, {**rest, "params": rest["params"] + exempt}]
-
     def body(
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:

@@ -140,13 +140,3 @@ class Megalodon(SequenceModule):
         x, layers = self.layers(self.dropout(self.embed(tokens) * self.scale), state.layers)
         x, norm = self.norm(x, state.norm)
         return self.head(x), MegalodonModelState(layers, norm)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Embedding and linear maps decay; the average, the heads' gains and shifts and the norms don't."""
-        matrices = [part.weight for part in self.modules() if isinstance(part, (nn.Linear, nn.Embedding))]
-        decaying = {id(weight) for weight in matrices}
-        rest = [weight for weight in self.parameters() if id(weight) not in decaying]
-        return [
-            {"params": [weight for weight in self.parameters() if id(weight) in decaying]},
-            {"params": rest, "decays": False},
-        ]

@@ -12,7 +12,7 @@ and Transformer-XL, models/rmt_xl.py); memory tokens see one another causally by
 authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
 """
 
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ class RMTState(NamedTuple):
 
 class RMT(Decoder):
     learns_through_memory = True
+    undecayed: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,

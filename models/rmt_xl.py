@@ -10,7 +10,7 @@ Differs from the paper: a memory token that attends to a later one of its block 
 the published code the relative shift wraps around there (`wrapped=true` reproduces it).
 """
 
-from typing import NamedTuple, Unpack
+from typing import ClassVar, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +28,7 @@ class RMTXLState(NamedTuple):
 
 class RMTXL(TransformerXL):
     parallel = "none"
+    undecayed: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ Carried: the layer's inputs h (not its keys, so that they are always read by the
 number.  `same_length` limits attention to d < M; `clamp_len` > 0 takes R_min(d, clamp_len).
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*
 
 class RelativeAttention(nn.Module):
     """Attention sub-layer with residual and LayerNorm (after it, or before it with `prenorm`)."""
+
+    undecayed: ClassVar[tuple[str, ...]] = ("content_bias", "position_bias")
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ strength are accurate.
 """
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,8 @@ def ema(
 
 class ComplexEMA(Mixer):
     """Complex moving averages, `state_size` for each channel."""
+
+    undecayed: ClassVar[tuple[str, ...]] = ("alpha", "delta", "gamma")
 
     def __init__(self, width: int, state_size: int = 16) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ Differs from the paper, as its code does: C has an RMSNorm; for the rest see com
 timestep_norm.py and attention/chunked.py.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ def gained_rms(
 
 class GatedAttention(Mixer):
     """Attention inside chunks over keys from the moving average of the text, gated; the residual is added."""
+
+    undecayed: ClassVar[tuple[str, ...]] = ("gain", "shift")
 
     def __init__(
         self,

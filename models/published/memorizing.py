@@ -4,7 +4,7 @@ Unlike the paper's it has one head of keys and values for all heads of queries, 
 heads, one softmax over retrieved and local keys, and no gate but one over the whole layer, by option.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ TABLE: Table = {
 
 class JointAttention(Mixer):
     """y = W_o softmax([exp(p) q_i . k_found ; exp(p) q_i . k_j + bias_ij]) [their v], times tanh(gate)."""
+
+    undecayed: ClassVar[tuple[str, ...]] = ("sharpness",)
 
     def __init__(
         self, width: int, heads: int, head_dim: int, capacity: int, neighbours: int, gated: bool = False

@@ -14,6 +14,7 @@ from zoo.state import from_leaves, leaves, tree_map
 from zoo.train.loop.metrics import Metrics
 from zoo.train.runs.checkpoint import FORMAT_VERSION, rng_states, set_rng_states
 from zoo.train.runs.files import write_text
+from zoo.train.runs.optimizer_weights import KEY, weight_names
 
 
 class Checkpoints(L.Callback):
@@ -113,7 +114,8 @@ class ExactResume(L.Callback):
         ranks: list[Any] = [this_rank] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, this_rank)
-        checkpoint["zoo"] = {"version": FORMAT_VERSION, "ranks": ranks}
+        names = weight_names(pl_module, trainer.optimizers[0])
+        checkpoint["zoo"] = {"version": FORMAT_VERSION, "ranks": ranks, KEY: names}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,16 @@ from zoo.train.loop.summary import print_summary, summary
 from zoo.train.loop.tensorboard import RunLogger, position_figure, start_logs
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
-from zoo.train.runs.checkpoint import AtomicCheckpointIO, check_weights, read_checkpoint
+from zoo.train.runs.checkpoint import (
+    AtomicCheckpointIO,
+    check_weights,
+    read_checkpoint,
+    update_weight_names,
+)
 from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
+from zoo.train.runs.optimizer_weights import arrange
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
@@ -74,8 +81,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = stored_config(cfg)
     if checkpoint:
         loop = trainer.fit_loop.state_dict()
-        sharded = not cfg.trainer.strategy.startswith(("auto", "ddp"))
-        check_training_state(model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, sharded)
+        check_training_state(
+            model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, is_sharded(cfg)
+        )
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
@@ -116,6 +124,18 @@ def read_resume_checkpoint(
     return checkpoint
 
 
+def update_checkpoint(model: SequenceModule, sharded: bool, checkpoint: dict[str, Any]) -> None:
+    """Put today's names of the model's weights, and today's order of the optimiser's, into a checkpoint."""
+    checkpoint["state_dict"] = update_weight_names(checkpoint["state_dict"], model.state_dict().keys())
+    if not sharded:
+        arrange(checkpoint, model)
+
+
+def is_sharded(cfg: DictConfig) -> bool:
+    """True if no rank has all weights; the optimiser's state then has the strategy's form."""
+    return not cfg.trainer.strategy.startswith(("auto", "ddp"))
+
+
 def make_trainer(
     cfg: DictConfig,
     run_dir: Path,
@@ -150,7 +170,7 @@ def make_trainer(
                 checkpoints,
                 SignalHandler(checkpoints),
             ],
-            plugins=[AtomicCheckpointIO(model.state_dict().keys())],
+            plugins=[AtomicCheckpointIO(partial(update_checkpoint, model, is_sharded(cfg)))],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -5,7 +5,7 @@ import pickle
 import random
 import warnings
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,18 @@ REQUIRED_KEYS = (
 )
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes a temporary file and renames it; loads nothing but tensors and plain Python data."""
+class MismatchError(Exception):
+    """The difference between a part of a checkpoint and what this run would save."""
 
-    def __init__(self, weight_names: Collection[str] = ()) -> None:
-        self.weight_names = weight_names  # of the model that loads
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a temporary file and renames it; loads nothing but tensors and plain Python data.
+
+    `update` brings a loaded checkpoint, in place, into the form that this version saves.
+    """
+
+    def __init__(self, update: Callable[[dict[str, Any]], None]) -> None:
+        self.update = update
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -50,7 +57,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         checkpoint = read_checkpoint(Path(path))
-        checkpoint["state_dict"] = update_weight_names(checkpoint["state_dict"], self.weight_names)
+        self.update(checkpoint)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:

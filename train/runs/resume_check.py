@@ -6,6 +6,7 @@ from an editor.  So every part is compared with an example of what this run woul
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,10 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.state import leaves
-from zoo.train.runs.checkpoint import rng_states, set_rng_states
+from zoo.train.runs.checkpoint import MismatchError, rng_states, set_rng_states
+from zoo.train.runs.optimizer_weights import KEY, WeightNames, saved_names, weight_names, weight_shapes
 
 ADAM = {"step", "exp_avg", "exp_avg_sq"}
-
-
-class MismatchError(Exception):
-    """The difference between a part of a checkpoint and what this run would save."""
 
 
 def expect(condition: bool, expected: str, actual: Any) -> None:
@@ -46,7 +44,7 @@ def check_training_state(
     step = checkpoint["global_step"]
     parts: dict[str, Callable[[Any], Any]] = {  # a part -> the example for what is saved of it
         "pytorch-lightning_version": version_example,
-        "optimizer_states": lambda saved: optimizer_example(model, saved),
+        "optimizer_states": lambda saved: optimizer_example(model, saved, checkpoint["zoo"].get(KEY)),
         "lr_schedulers": lambda saved: schedule_example(model, saved),
         "loops": lambda saved: {"fit_loop": loop_example(saved["fit_loop"], loop, step)},
         "callbacks": callbacks_example,
@@ -103,23 +101,39 @@ def version_example(saved: Any) -> str:
     return ""
 
 
-def optimizer_example(model: SequenceModule, saved: Any) -> list[dict[str, Any]]:
+def optimizer_example(model: SequenceModule, saved: Any, stored_names: Any) -> list[dict[str, Any]]:
     """Groups of this model's weights, and for each weight that has them moments of its shape."""
     expect(isinstance(saved, list) and len(saved) == 1, "one optimiser", saved)
     optimizer = model.configure_optimizers()["optimizer"]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    groups, state = optimizer.state_dict()["param_groups"], saved[0]["state"]
-    members = [group["params"] for group in groups]
-    saved_members = [group["params"] for group in saved[0]["param_groups"]]
-    expect(saved_members == members, "the weights of this model in groups", saved_members)
+    shapes = weight_shapes(model)
+    names = saved_names(weight_names(model, optimizer), shapes, saved[0], stored_names)
+    groups = groups_example(optimizer.state_dict()["param_groups"], names, saved[0]["param_groups"])
+    weights, state = list(chain(*names)), saved[0]["state"]
     expect(state.keys() <= set(range(len(weights))), "indices of weights", list(state)[:3])
     moments = {}
     for index, saved_moments in state.items():
         if isinstance(optimizer, torch.optim.AdamW):
             expect(saved_moments.keys() == ADAM, f"{sorted(ADAM)} of weight {index}", list(saved_moments))
-        shapes = {name: () if name == "step" else weights[index].shape for name in saved_moments}
-        moments[index] = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        moments[index] = {
+            name: torch.empty(() if name == "step" else shapes[weights[index]], device="meta")
+            for name in saved_moments
+        }
     return [{"param_groups": groups, "state": moments}]
+
+
+def groups_example(
+    groups: list[dict[str, Any]], names: WeightNames, saved: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The model's groups with the saved numbers of weights; what decays must be what decayed."""
+    settings, saved_settings = (
+        [(group.get("decays"), group.get("lr_scale")) for group in some] for some in (groups, saved)
+    )
+    expect(saved_settings == settings, f"groups whose decays and lr_scale are {settings}", saved_settings)
+    sizes, saved_sizes = [len(group) for group in names], [len(group["params"]) for group in saved]
+    expect(saved_sizes == sizes, f"groups of {sizes} weights", saved_sizes)
+    indices = list(chain(*(group["params"] for group in saved)))
+    expect(indices == list(range(sum(sizes))), "weights counted over all groups", indices)
+    return [{**group, "params": old["params"]} for group, old in zip(groups, saved, strict=True)]
 
 
 def schedule_example(model: SequenceModule, saved: Any) -> list[dict[str, Any]]:

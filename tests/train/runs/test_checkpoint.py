@@ -50,7 +50,9 @@ def test_a_resumed_run_reads_the_former_names(tmp_path: Path) -> None:
     checkpoint: dict[str, Any] = dict.fromkeys(REQUIRED_KEYS, ())
     checkpoint |= {"global_step": 1, "metrics": {"tokens_seen": 8}, "zoo": {"version": FORMAT_VERSION}}
     checkpoint["state_dict"] = with_former_names(weights)
-    files = AtomicCheckpointIO(weights.keys())
+    files = AtomicCheckpointIO(
+        lambda saved: saved.update(state_dict=update_weight_names(saved["state_dict"], weights.keys()))
+    )
     files.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
     loaded = files.load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
     assert loaded.keys() == weights.keys()
