@@ -55,6 +55,7 @@ class AssociativeBlock(Mixer):
 
 class ARMT(Decoder):
     learns_through_memory = True
+    reach = None
     undecayed: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(

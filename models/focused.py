@@ -41,6 +41,7 @@ def parse_schedule(contexts: object) -> dict[float, int]:
 
 class Focused(Decoder):
     learns_through_memory: bool | tuple[str, ...] = ("previous_keys", "previous_values")
+    reach = None
     parallel = "segments_as_batch"
     mixes_rows_in_training = True
     memory: ClassVar[Callable[..., FocusedAttention]] = FocusedAttention

@@ -6,7 +6,9 @@ Every mixer accepts any number of tokens, and a text may be cut at any token.
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, Unpack
 
+from zoo.memory.attention.sliding_window import stack_reach
 from zoo.memory.mixer import Mixer
+from zoo.models.blocks import Block
 from zoo.models.decoder import Decoder, DecoderOptions
 
 LayerType = TypeVar("LayerType", bound=str)  # a Literal in each hybrid
@@ -37,6 +39,7 @@ class Hybrid(Decoder):
     ) -> None:
         layers = (mixers[layer_type]() for layer_type in pattern_layers(pattern, depth))
         super().__init__(vocab_size, segment_len, width, layers, mlp_width=mlp_width, **options)
+        self.reach = stack_reach(block.mixer for block in self.stack if isinstance(block, Block))
 
 
 def pattern_layers(pattern: Sequence[LayerType], depth: int) -> list[LayerType]:

@@ -27,6 +27,7 @@ class Infini(Decoder):
     """`bias` applies to the feed-forward only."""
 
     learns_through_memory = True
+    reach = None
     parallel = "segments"
 
     def __init__(

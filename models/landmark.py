@@ -45,6 +45,7 @@ def validate(
 
 class Landmark(Decoder):
     learns_through_memory = False
+    reach = None
     parallel = "segments"
 
     def __init__(

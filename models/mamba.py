@@ -22,6 +22,7 @@ class Mamba(Decoder):
     """`channels` is the inner width, 2 D in the paper; `dt_rank` that of dt, D / 16 by default."""
 
     learns_through_memory = True
+    reach = None
     cuts_anywhere = True
     parallel = "any_length"
 

@@ -24,6 +24,7 @@ class Mamba2(Decoder):
     divide it, the first blocks have one more."""
 
     learns_through_memory = True
+    reach = None
     cuts_anywhere = True
     parallel = "any_length"
 

@@ -88,6 +88,7 @@ class MegalodonBlock(Mixer):
 
 class Megalodon(SequenceModule):
     learns_through_memory = True
+    reach = None
     cuts_anywhere = True
     parallel = "any_length"
 

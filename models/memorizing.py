@@ -29,6 +29,7 @@ from zoo.state import State
 
 class Memorizing(Decoder):
     learns_through_memory = False
+    reach = None
     parallel = "segments_as_batch"
 
     def __init__(

@@ -29,6 +29,7 @@ class RMTState(NamedTuple):
 
 class RMT(Decoder):
     learns_through_memory = True
+    reach = None
     undecayed: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(

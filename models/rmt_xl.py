@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
+from zoo.memory.attention.relative import RecurrenceState, RelativeAttention, recurrence_reach
 from zoo.memory.tokens.memory_tokens import surround_with_memory
 from zoo.models.transformer_xl import TransformerXL, XLOptions
 
@@ -59,7 +59,10 @@ class RMTXL(TransformerXL):
         # same standard deviation as the scaled embeddings
         scale = self.embed.weight.std().detach() * width**0.5
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * scale)
-        self.remembers = True
+        self.remembers, self.reach = True, None
+        if not (write_at_end or read_cache or self.same_length):  # the memory tokens never see the text
+            full, rest = divmod(memory_len, segment_len + memory_tokens)
+            self.reach = recurrence_reach(segment_len, depth, full * segment_len + min(rest, segment_len))
         # without write tokens, the memory never sees the segment except through the detached cache
         self.learns_through_memory = ("memory",) if write_at_end else ()
 

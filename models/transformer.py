@@ -18,7 +18,7 @@ from typing import Any, Unpack
 from zoo.interface import Parallel
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.positions import Position
-from zoo.memory.attention.sliding_window import WindowAttention
+from zoo.memory.attention.sliding_window import WindowAttention, stack_reach
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
 
@@ -67,6 +67,8 @@ class Transformer(Decoder):
             positions=segment_len if position == "learned" else 0,
             **options,
         )
+        windows = (part for part in self.modules() if isinstance(part, WindowAttention))
+        self.reach = segment_len if window is None else stack_reach(windows)
         self.remembers = self.learns_through_memory = window is not None and window + sinks > 1
         if window is not None:
             self.cuts_anywhere, self.parallel = True, "any_length"

@@ -6,7 +6,8 @@ Dai et al. 2019, arXiv:1901.02860; attention and memory: memory/attention/relati
     FF(y) = W_2 drop(relu(W_1 y + b_1)) + b_2        logits = E h_L + b
 
 Carried from segment to segment: in every layer its last `memory_len` inputs, without gradient: the reach of
-back-propagation is one segment, that of information depth * memory_len.
+back-propagation is one segment, that of information depth * segment_len + memory_len (for memory_len from 1
+to segment_len), since a stored input has read its segment.
 Differs from the paper: as its PyTorch code, scores are divided by sqrt(K), one pair u, v serves all layers,
 and the memory starts empty; initial weights are those of all models here.
 """
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.interface import Parallel
-from zoo.memory.attention.relative import OpenSegment, RecurrenceState, RelativeAttention
+from zoo.memory.attention.relative import OpenSegment, RecurrenceState, RelativeAttention, recurrence_reach
 from zoo.models.blocks import FeedForward, init_weights, sinusoid
 from zoo.module import SequenceModule
 from zoo.state import State
@@ -100,8 +101,10 @@ class TransformerXL(SequenceModule):
         validate(width, heads, memory_len, head_dim, same_length)
         head_dim = head_dim or width // heads
         self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
-        self.memory_len, self.remembers = memory_len, memory_len > 0
+        self.memory_len, self.remembers = memory_len, memory_len > same_length  # which sees itself first
         self.clamp_len, self.same_length = clamp_len, same_length
+        in_window = depth * (memory_len - 1) + 1
+        self.reach = in_window if same_length else recurrence_reach(segment_len, depth, memory_len)
         self.embed = nn.Embedding(vocab_size, width)
         biases = [nn.Parameter(torch.empty(heads, head_dim)) for _ in range(2)]
         self.content_bias, self.position_bias = biases

@@ -67,7 +67,7 @@ class Unlimiformer(Transformer):
             )
         self.init_weights()
         self.remembers, self.learns_through_memory = True, retrieval_training
-        self.retrieval_training = retrieval_training
+        self.retrieval_training, self.reach = retrieval_training, None
 
     @property
     def forgets(self) -> bool:

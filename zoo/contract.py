@@ -3,7 +3,8 @@
     for name, check in laws(lambda: MyModel(...)):
         check()          # an AssertionError says what is broken, expected and found
 
-They need torch, einops and jaxtyping alone, and hold any nn.Module with the methods of zoo.interface.
+They need torch, einops and jaxtyping alone, and hold any nn.Module with the methods of zoo.interface.  The
+laws on gradients are in zoo/law_gradients.py, that on reach in zoo/law_reach.py.
 
 They run in float64, dropout off, on a model with noise added to its initial weights (a gate or a matrix that
 starts at zero would hide a dead memory), in eval mode; the laws of `BOTH_MODES` again in train mode, as
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from zoo.generation import greedy, stream_tokens
 from zoo.interface import StatefulLM, stateful
-from zoo.law_gradients import SegmentLoss
+from zoo.law_gradients import gradient_is_true, gradient_reach
+from zoo.law_reach import reach_is_true
 from zoo.law_tools import (
     BATCH_SIZE,
     assert_bitwise_equal,
@@ -33,12 +35,10 @@ from zoo.law_tools import (
     continued_states,
     different_text,
     float_leaves,
-    gradient_runs_through,
     is_close,
     memory_cuts,
     modes_agree,
     perturbed,
-    promises_gradient,
     random_text,
     read_with_gradients,
     streaming_cuts,
@@ -181,50 +181,6 @@ def bounded_state(model: StatefulLM) -> None:
     )
 
 
-def gradient_reach(model: StatefulLM) -> None:
-    """The gradient of the next segment's loss runs through a tensor of the state back into the embeddings of
-    earlier tokens, at some cut, if `learns_through_memory` promises it, and never otherwise."""
-    promise, text = model.learns_through_memory, random_text(model)
-    reached = {name: False for name, _ in float_leaves(model.init_state(BATCH_SIZE))}
-    fields = {name.rpartition(".")[2] for name in reached}
-    assert isinstance(promise, bool) or fields.issuperset(promise), (
-        f"learns_through_memory: expected fields of the state ({', '.join(sorted(fields))}), found {promise}"
-    )
-    embeddings = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
-    for cut in memory_cuts(model):
-        with torch.enable_grad():
-            _, state = model(text[:, :cut])
-            logits, _ = model(text[:, cut : cut + model.segment_len], state)
-            for name, leaf in float_leaves(state):
-                if gradient_runs_through(leaf, logits, embeddings):
-                    reached[name] = True
-    for name, reaches in reached.items():
-        promised = promises_gradient(model, name)
-        assert reaches == promised, (
-            f"learns_through_memory={promise}: expected {'a' if promised else 'no'} gradient through state"
-            f" `{name}`, found {'one' if reaches else 'none'}"
-        )
-
-
-def gradient_is_true(model: StatefulLM) -> None:
-    """The backward pass through several segments is the derivative of their loss, along random directions in
-    all weights and in what the state before them carries with gradient.
-
-    What has no gradient by declaration is constant on both sides: leaves of the state that
-    `learns_through_memory` leaves out, between segments (with False, each segment is read from a given
-    state), and `stop_gradient`.  A discrete selection has no derivative; steps are so short that the compared
-    losses select the same.  They are also so short that every part must compute in float64.
-    """
-    loss = SegmentLoss(model)
-    for seed in (0, 1):
-        derivatives = loss.derivatives(seed)
-        assert derivatives.agree(), (
-            f"derivative of the loss along random direction {seed}, in float64: expected"
-            f" {derivatives.numerical:.9g} by finite difference, found {derivatives.backward:.9g} by the"
-            " backward pass"
-        )
-
-
 def parallel_equals_fold(model: StatefulLM) -> None:
     """`forward` has the logits, the state and the gradients of the fold of `segment`, from an initial
     state, from that after a text, and from the same with a row reset."""
@@ -286,6 +242,7 @@ LAWS: tuple[Law, ...] = (
     batch_invariance,
     fresh_rows_forget,
     bounded_state,
+    reach_is_true,
     gradient_is_true,
     parallel_equals_fold,
     bf16_is_finite,

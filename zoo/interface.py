@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.state import State
 
 Parallel = Literal["none", "segments", "segments_as_batch", "any_length"]
+Reach = int | Literal["unknown"] | None
 
 
 class DecodeRule:
@@ -48,6 +49,10 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
     learns_through_memory: bool | tuple[str, ...]
     """True if in train mode the gradient runs back through the state into earlier segments; or the names of
     the state's fields that it runs through."""
+    reach: Reach = "unknown"
+    """How many positions can change the logits at position t in eval mode: t - reach + 1 .. t.  It is the
+    receptive field of all layers together, in a text of full segments.  None if something carries further: a
+    recurrent state, memory tokens, sinks, or a bank, as far as its capacity."""
     cuts_anywhere: bool = False
     """True if a call may end at any token, also inside a segment, and the next call continues there."""
     mixes_rows_in_training: bool = False
@@ -153,7 +158,7 @@ def stateful(module: nn.Module) -> StatefulLM:
 
 class _Wrapped(StatefulLM):
     REQUIRED = ("vocab_size", "segment_len", "learns_through_memory", "init_state")
-    OPTIONAL = ("remembers", "cuts_anywhere", "mixes_rows_in_training", "parallel")
+    OPTIONAL = ("remembers", "reach", "cuts_anywhere", "mixes_rows_in_training", "parallel")
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

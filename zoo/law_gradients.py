@@ -1,4 +1,4 @@
-"""Tools of the law gradient_is_true: the loss of several segments, differentiated backward and numerically.
+"""The laws on gradients: where they run, and that they are right.
 
 The numerical derivative along a direction d is the central difference (L(p + h d) - L(p - h d)) / 2h.
 """
@@ -7,15 +7,77 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.gradients import recorded, replayed
 from zoo.interface import StatefulLM
-from zoo.law_tools import continued_states, gradients, promises_gradient, random_text
+from zoo.law_tools import (
+    BATCH_SIZE,
+    continued_states,
+    float_leaves,
+    gradients,
+    memory_cuts,
+    promises_gradient,
+    random_text,
+    weighted_sum,
+)
 from zoo.state import State, from_leaves, leaves, named_leaves, reset_rows
 
 STEPS = 1e-6, 1e-8, 1e-10  # h: shorter ones where a kink, another selection or a pole lies within the first
 AGREEMENT = 1e-5  # of the gradient's length
+
+
+def gradient_reach(model: StatefulLM) -> None:
+    """The gradient of the next segment's loss runs through a tensor of the state back into the embeddings of
+    earlier tokens, at some cut, if `learns_through_memory` promises it, and never otherwise."""
+    promise, text = model.learns_through_memory, random_text(model)
+    reached = {name: False for name, _ in float_leaves(model.init_state(BATCH_SIZE))}
+    fields = {name.rpartition(".")[2] for name in reached}
+    assert isinstance(promise, bool) or fields.issuperset(promise), (
+        f"learns_through_memory: expected fields of the state ({', '.join(sorted(fields))}), found {promise}"
+    )
+    embeddings = [part.weight for part in model.modules() if isinstance(part, nn.Embedding)]
+    for cut in memory_cuts(model):
+        with torch.enable_grad():
+            _, state = model(text[:, :cut])
+            logits, _ = model(text[:, cut : cut + model.segment_len], state)
+            for name, leaf in float_leaves(state):
+                if gradient_runs_through(leaf, logits, embeddings):
+                    reached[name] = True
+    for name, reaches in reached.items():
+        promised = promises_gradient(model, name)
+        assert reaches == promised, (
+            f"learns_through_memory={promise}: expected {'a' if promised else 'no'} gradient through state"
+            f" `{name}`, found {'one' if reaches else 'none'}"
+        )
+
+
+def gradient_runs_through(leaf: Tensor, logits: Tensor, embeddings: list[Tensor]) -> bool:
+    """True if the gradient of a sum of `logits` runs through this leaf of the state into the embeddings."""
+    (grad,) = gradients(weighted_sum(logits), [leaf])
+    if grad is None or not grad.any():
+        return False
+    table_grads = gradients(weighted_sum(leaf * grad.conj()), embeddings)
+    return not embeddings or any(grad is not None and bool(grad.any()) for grad in table_grads)
+
+
+def gradient_is_true(model: StatefulLM) -> None:
+    """The backward pass through several segments is the derivative of their loss, along random directions in
+    all weights and in what the state before them carries with gradient.
+
+    What has no gradient by declaration is constant on both sides: leaves of the state that
+    `learns_through_memory` leaves out, between segments (with False, each segment is read from a given
+    state), and `stop_gradient`.  A discrete selection has no derivative; steps are so short that the compared
+    losses select the same.  They are also so short that every part must compute in float64.
+    """
+    loss = SegmentLoss(model)
+    for seed in (0, 1):
+        derivatives = loss.derivatives(seed)
+        assert derivatives.agree(), (
+            f"derivative of the loss along random direction {seed}, in float64: expected"
+            f" {derivatives.numerical:.9g} by finite difference, found {derivatives.backward:.9g} by the"
+            " backward pass"
+        )
 
 
 class Derivatives(NamedTuple):

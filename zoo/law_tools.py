@@ -141,15 +141,6 @@ def _as_input(leaf: Tensor) -> Tensor:
     return leaf.detach().clone().requires_grad_() if differentiable else leaf
 
 
-def gradient_runs_through(leaf: Tensor, logits: Tensor, embeddings: list[Tensor]) -> bool:
-    """True if the gradient of a sum of `logits` runs through this leaf of the state into the embeddings."""
-    (grad,) = gradients(weighted_sum(logits), [leaf])
-    if grad is None or not grad.any():
-        return False
-    table_grads = gradients(weighted_sum(leaf * grad.conj()), embeddings)
-    return not embeddings or any(grad is not None and bool(grad.any()) for grad in table_grads)
-
-
 def weighted_sum(tensor: Tensor) -> Tensor:
     """A scalar in which every entry has a different weight."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -10,6 +10,7 @@ Carried: the layer's inputs h (not its keys, so that they are always read by the
 number.  `same_length` limits attention to d < M; `clamp_len` > 0 takes R_min(d, clamp_len).
 """
 
+import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -198,3 +199,9 @@ class RelativeAttention(nn.Module):
         )
         stored = F.pad(stored, (0, segment_len), value=True)  # (rows, segments, keys)
         return rearrange(stored, "b n m -> (b n) 1 1 m") & mask
+
+
+def recurrence_reach(segment_len: int, depth: int, stored: int) -> int:
+    """How many positions can change logits, where each layer has `stored` positions before its segment: an
+    input stored by layer l has read the segment that it stands in, and what that segment had stored."""
+    return segment_len + (depth - 1) * math.ceil(stored / segment_len) * segment_len + stored

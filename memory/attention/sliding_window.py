@@ -11,13 +11,14 @@ A sink's distance is that in StreamingLLM's cache: sink s is min(p, sinks + W - 
 Differs from the papers: nothing.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.attention.positions import repeat_kv
@@ -160,3 +161,14 @@ class WindowAttention(Attention):
         sink_values = repeat_kv(sink_values, self.groups).repeat_interleave(len(local) // len(q), dim=0)
         to_sinks, local = weights.tensor_split([self.sinks], dim=-1)
         return to_sinks @ sink_values + local @ repeat_kv(v_chunks, self.groups)
+
+
+def stack_reach(mixers: Iterable[nn.Module]) -> int | None:
+    """How many positions can change an output of these layers one after another, the position itself
+    included; None if one has sinks or is no WindowAttention."""
+    reach = 1
+    for mixer in mixers:
+        if not isinstance(mixer, WindowAttention) or mixer.sinks:
+            return None
+        reach += mixer.window - 1
+    return reach

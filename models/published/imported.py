@@ -68,7 +68,7 @@ class Imported(SequenceModule):
         self.vocab_size, self.segment_len = model.vocab_size, model.segment_len
         self.remembers, self.learns_through_memory = model.remembers, model.learns_through_memory
         self.cuts_anywhere, self.mixes_rows_in_training = model.cuts_anywhere, model.mixes_rows_in_training
-        self.decodes = model.decodes
+        self.decodes, self.reach = model.decodes, model.reach
 
     def init_state(self, rows: int) -> State:
         return self.model.init_state(rows)

@@ -1,8 +1,8 @@
-"""Four small models that keep every law, and one mutant for each way to break a law.
+"""Five small models that keep every law, and one mutant for each way to break a law.
 
 `Honest` reads segment by segment and closes each; `Recurrent` stops anywhere and reads a text at once, in
-parallel; `Slots` has a bank; `DeltaRule` has fast weights.  A mutant overrides one of their methods.
-`test_mutants.py` lists the laws that each mutant breaks.
+parallel; `Slots` has a bank; `DeltaRule` has fast weights; `SeesThreeTokens` has a window.  A mutant
+overrides one of their methods.  `test_mutants.py` lists the laws that each mutant breaks.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.gradients import stop_gradient
+from zoo.interface import Reach
 from zoo.module import SequenceModule
 from zoo.state import State, detach, special_fields, tree_map
 
@@ -30,6 +31,7 @@ class Honest(SequenceModule):
     """
 
     learns_through_memory: bool | tuple[str, ...] = True
+    reach: Reach = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ class Recurrent(SequenceModule):
     """h_t = a h_{t-1} + W_s x_t        y_t = x_t + tanh(W_r h_t + W_l x_{t-1})"""
 
     learns_through_memory: bool | tuple[str, ...] = True
+    reach = None
     cuts_anywhere = True
 
     def __init__(self) -> None:
@@ -139,6 +142,7 @@ class Slots(SequenceModule):
     """y_t = W_h (mean(x_1 .. x_t) + tanh(W_r sum of written slots)), with more slots than the laws fill."""
 
     learns_through_memory = False
+    reach = None
     num_slots = 8
 
     def __init__(self) -> None:
@@ -181,6 +185,7 @@ class DeltaRule(SequenceModule):
     """M <- M + b k^T (v - k M)        y = x + tanh(q M)        q, k, v = W x, |k| = 1, b = sigmoid(w x)"""
 
     learns_through_memory: bool | tuple[str, ...] = True
+    reach = None
     cuts_anywhere = True
 
     def __init__(self) -> None:
@@ -209,6 +214,33 @@ class DeltaRule(SequenceModule):
             matrix = self.retained(matrix) + torch.einsum("bk,bv->bkv", k[:, t].to(matrix), new.to(matrix))
             outputs.append(x[:, t] + torch.einsum("bk,bkv->bv", q[:, t].to(matrix), matrix).tanh())
         return self.head(torch.stack(outputs, dim=1)), FastWeights(matrix)
+
+
+class LastTokens(NamedTuple):
+    embeddings: Tensor  # (rows, 2, width), of the last two tokens
+
+
+class SeesThreeTokens(SequenceModule):
+    """y_t = W_0 x_t + tanh(W_1 x_{t-1}) + tanh(W_2 x_{t-2})"""
+
+    learns_through_memory = True
+    reach: Reach = 3
+    cuts_anywhere = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab_size, self.segment_len = VOCAB, SEGMENT
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, VOCAB) for _ in range(3))
+
+    def init_state(self, rows: int) -> State:
+        return LastTokens(self.embed.weight.new_zeros(rows, 2, WIDTH))
+
+    def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        x = torch.cat([state.embeddings, self.embed(tokens)], dim=1)
+        now, before, earlier = (head(x) for head in self.heads)
+        logits = now[:, 2:] + before[:, 1:-1].tanh() + earlier[:, :-2].tanh()
+        return logits, LastTokens(x[:, -2:])
 
 
 # -- caught by one law alone -------------------------------------------------------------------------
@@ -330,6 +362,7 @@ class NeverReads(Honest):
     """Writes its memory and never reads it."""
 
     learns_through_memory = False
+    reach = SEGMENT
 
     def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
         return super().read_memory(layer, x, torch.zeros_like(memory), has_read)
@@ -339,6 +372,7 @@ class ReturnsTheOldState(Honest):
     """Returns the input state."""
 
     learns_through_memory = False
+    reach = SEGMENT
 
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         return super().segment(tokens, state)[0], state
@@ -346,6 +380,8 @@ class ReturnsTheOldState(Honest):
 
 class WritesNoSlot(Slots):
     """Its bank stays empty."""
+
+    reach = SEGMENT
 
     def slot_index(self, segments: Tensor) -> Tensor:
         return segments - self.num_slots
@@ -368,6 +404,7 @@ class NothingToRemember(Honest):
     """Declares that it remembers, with a state that has no tensors."""
 
     learns_through_memory = False
+    reach = SEGMENT
 
     def init_state(self, rows: int) -> State:
         return ()
@@ -526,6 +563,36 @@ class RoundsToOne(Honest):
     def running_mean(self, x: Tensor) -> Tensor:
         gate = (10 + self.mix[0](x)).sigmoid()
         return super().running_mean(x * (1 - gate).log())
+
+
+class ReachesFartherThanDeclared(Honest):
+    """Declares a reach of two segments, and remembers all of them."""
+
+    reach = 2 * SEGMENT
+
+
+class DeclaresMoreThanItReaches(SeesThreeTokens):
+    """Declares one position more."""
+
+    reach = 4
+
+
+class DeclaresToCarryFurther(SeesThreeTokens):
+    """Declares that something carries further than its three tokens."""
+
+    reach = None
+
+
+class ReadsAtTheFirstToken(Honest):
+    """Reads its memory at each segment's first token alone, which no other sees."""
+
+    def read_memory(self, layer: int, x: Tensor, memory: Tensor, has_read: Tensor) -> Tensor:
+        y = super().read_memory(layer, x, memory, has_read)
+        without = super().read_memory(layer, x, memory, torch.zeros_like(has_read))
+        return torch.cat([y[:, :1], without[:, 1:]], dim=1)
+
+    def running_mean(self, x: Tensor) -> Tensor:
+        return x
 
 
 class Unseeded(Honest):
@@ -718,6 +785,12 @@ class HiddenCounter(Honest):
 
 
 # -- honest too ------------------------------------------------------------------------------------
+
+
+class ReachesUndeclared(SeesThreeTokens):
+    """Says nothing of its reach."""
+
+    reach = "unknown"
 
 
 class MixesRowsAsDeclared(CentresInTraining):

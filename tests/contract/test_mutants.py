@@ -19,6 +19,8 @@ HONEST = (
     mutants.Slots,
     mutants.DeltaRule,
     mutants.StopsTheStrength,
+    mutants.SeesThreeTokens,
+    mutants.ReachesUndeclared,
 )
 NAMES = {name for name, _ in laws(Honest)}
 
@@ -52,6 +54,10 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.GrowsLate: modes("bounded_state"),
     mutants.LearnsUndeclared: modes("gradient_reach"),
     mutants.NamesAnUnknownField: modes("gradient_reach"),
+    mutants.ReachesFartherThanDeclared: modes("reach_is_true"),
+    mutants.DeclaresMoreThanItReaches: modes("reach_is_true"),
+    mutants.DeclaresToCarryFurther: modes("reach_is_true"),
+    mutants.ReadsAtTheFirstToken: modes("reach_is_true"),
     mutants.DetachesInTheTokenLoop: modes("gradient_is_true"),
     mutants.DetachesInTheTokenLoopInTraining: {"gradient_is_true-train"},
     mutants.DetachesTheStrength: modes("gradient_is_true"),
@@ -91,7 +97,7 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "parallel_equals_fold",
         "generation_is_teacher_forcing",
     ),
-    mutants.SharedMemory: modes("batch_invariance", "fresh_rows_forget"),
+    mutants.SharedMemory: modes("batch_invariance", "fresh_rows_forget", "reach_is_true"),
     mutants.Grows: modes(
         "shapes", "bounded_state", "fresh_rows_forget", "gradient_is_true", "parallel_equals_fold"
     ),
@@ -99,7 +105,12 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "shapes", "batch_invariance", "fresh_rows_forget", "gradient_is_true", "parallel_equals_fold"
     ),
     mutants.LosesALogit: modes(
-        "shapes", "odd_lengths", "streaming", "bf16_is_finite", "generation_is_teacher_forcing"
+        "shapes",
+        "odd_lengths",
+        "streaming",
+        "reach_is_true",
+        "bf16_is_finite",
+        "generation_is_teacher_forcing",
     ),
     mutants.NeedsTwoTokens: modes("odd_lengths", "generation_is_teacher_forcing"),
     mutants.DividesByTheCallLength: modes("odd_lengths", "generation_is_teacher_forcing"),

@@ -74,13 +74,22 @@ def test_all_pages_are_made_alike(name: str) -> None:
         assert f"[arXiv:{number}](https://arxiv.org/abs/{number})" in page(name)
 
 
+def reach(name: str) -> str:
+    model, _ = built(name)
+    assert model.reach != "unknown"
+    if model.reach is not None:
+        return f"Reach: {model.reach:,} positions."
+    capacity = compose([f"model={name}", "size=tiny"]).model.get("capacity")
+    return "Reach: unbounded." if capacity is None else f"Reach: a bank of {capacity:,} tokens."
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_state_and_traits(name: str) -> None:
-    """The totals; of each tensor its name, shape, type and number; what the model declares."""
+    """The totals; the reach; of each tensor its name, shape, type and number; what the model declares."""
     model, state = built(name)
     carried = section(name, "What is carried")
     totals = f"{model.count_parameters():,} parameters, {nbytes(state):,} bytes of state per row"
-    assert f"At `size=tiny`: {totals}." in carried
+    assert f"At `size=tiny`: {totals}. {reach(name)}" in carried
 
     found: Counter[tuple[str, ...]] = Counter()
     sizes: Counter[tuple[str, ...]] = Counter()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from zoo import contract, law_tools
+from zoo import contract
 from zoo.errors import one_line
 from zoo.module import SequenceModule
 from zoo.train.commands.cli import command, refuse_without_effect
@@ -68,7 +68,7 @@ def raised_by_law(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__"))
     return isinstance(error, AssertionError) and module.startswith(
-        (contract.__name__, law_tools.__name__, "torch.testing")
+        (contract.__name__, "zoo.law_", "torch.testing")
     )
 
 

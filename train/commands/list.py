@@ -1,13 +1,15 @@
 """`zoo list [models] [tasks] [corpora] [size=micro] [key=value …]`: models, tasks and corpora.
 
-    models      paper, bytes of state per row and parameters at the size, traits, golden cases
+    models      paper, bytes of state per row and parameters at the size, traits, golden cases, reach
     tasks       score, symbols, description
     corpora     which lie below data.root (default $ZOO_DATA, or data/)
     size=       nano, micro (default), tiny, small, base
     …           everything else goes to every configuration: data.root=… hydra.searchpath=[file://my_configs]
 
 Traits: `gradient` is whether (or through which fields of the state) it flows back into earlier segments,
-`cut` is where a text may be split between two calls.  Golden cases are tensors computed by the published
+`cut` is where a text may be split between two calls, `reach` (in a terminal of at least 100 columns) how many
+positions can change a prediction, the current one included; ∞ where a memory carries further, ? where a
+plug-in doesn't say.  Golden cases are tensors computed by the published
 implementation, which tests compare the model with; they are part of the checkout.
 """
 
@@ -40,6 +42,7 @@ from zoo.train.runs.config import compose
 SECTIONS = ("models", "tasks", "corpora")
 PAPER = re.compile(r"((?:[A-Z][\w-]+ (?:& [A-Z][\w-]+ )?(?:et al\. )?)\d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?")
 FIXTURES = Path(zoo.__file__).parents[1] / "tests" / "golden" / "fixtures"
+WIDTH_WITH_REACH = 100  # columns of a terminal in which the models' table has room for their reach
 GOLDEN = re.compile(r"# golden: (\S+)")  # kinds of golden cases, where they don't begin with the model's name
 
 
@@ -50,6 +53,7 @@ class ModelRow(NamedTuple):
     gradient: str
     cut: str
     golden: str
+    reach: str
 
 
 @command
@@ -105,11 +109,11 @@ def comment(text: str) -> str:
 # -- models
 def models(words: list[str]) -> Table:
     size = next(word for word in words if word.startswith("size="))
-    table = new_table(
-        f"models at {size}", "model=", "paper", "state bytes", "parameters", "gradient", "cut", "golden"
-    )
+    columns = "model=", "paper", "state bytes", "parameters", "gradient", "cut", "golden", "reach"
+    shown = len(columns) if table_console().width >= WIDTH_WITH_REACH else -1
+    table = new_table(f"models at {size}", *columns[:shown])
     for choice, name in choices_of("model", words):
-        table.add_row(name, *model_row(choice, words))
+        table.add_row(*(name, *model_row(choice, words))[:shown])
     return table
 
 
@@ -122,7 +126,7 @@ def model_row(choice: Choice, words: list[str]) -> ModelRow:
             model = build.model(cfg)
             state_bytes = f"{nbytes(model.init_state(1)):,}"
     except Exception as error:  # a plug-in's may fail in any way; the others are listed
-        return ModelRow(paper, "-", "-", "-", "-", f"can't be built: {one_line(error)}")
+        return ModelRow(paper, "-", "-", "-", "-", f"can't be built: {one_line(error)}", "-")
     return ModelRow(
         paper,
         state_bytes,
@@ -130,6 +134,7 @@ def model_row(choice: Choice, words: list[str]) -> ModelRow:
         gradient(model),
         "anywhere" if model.cuts_anywhere else "at segments",
         golden(choice) if choice.owner == "zoo" else "-",
+        reach(model),
     )
 
 
@@ -148,6 +153,12 @@ def gradient(model: SequenceModule) -> str:
     fields = model.learns_through_memory
     text = ("yes" if fields else "no") if isinstance(fields, bool) else ", ".join(fields)
     return f"{text}, rows mix" if model.mixes_rows_in_training else text
+
+
+def reach(model: SequenceModule) -> str:
+    if model.reach == "unknown":
+        return "?"
+    return "∞" if model.reach is None else f"{model.reach:,}"
 
 
 def golden_pattern(choice: Choice) -> re.Pattern[str]:

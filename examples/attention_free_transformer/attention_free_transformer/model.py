@@ -49,6 +49,7 @@ class AFTMemory(Mixer):
 
 class AFT(Decoder):
     learns_through_memory = cuts_anywhere = True
+    reach = None
     parallel = "any_length"
 
     def __init__(self, vocab_size: int, segment_len: int, depth: int, width: int, mlp_width: int) -> None:

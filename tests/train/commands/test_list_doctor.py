@@ -117,11 +117,12 @@ def test_all_that_is_there_is_listed(ran: Ran, zoo: Any) -> None:
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     for group in ("model", "task"):
         assert {path.stem for path in ROOT.glob(f"configs/{group}/*.yaml")} <= set(rows)
-    said = "rmt Bulatov et al. 2022, 2207.06881 256 17,632 yes at segments 2: cell, gpt2_model"
+    said = "rmt Bulatov et al. 2022, 2207.06881 256 17,632 yes at segments 2: cell, gpt2_model ∞"
     assert " ".join(rows["rmt"].split()) == said
     assert " 0 " in rows["transformer"]
     assert " no memory " in rows["transformer"]
     assert " anywhere " in rows["mamba"]
+    assert rows["transformer_xl"].split()[-1] == "48"
     assert rows["lm"].split()[1:5] == ["bits", "per", "byte", "257"]
     assert "yes: wikitext-2/{train,valid,test}.txt" in rows["wikitext-2"]
     assert "no: expected wikilong" in rows["wikilong"]
