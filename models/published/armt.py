@@ -7,6 +7,7 @@ from torch import Tensor
 from zoo.memory.fast_weights.associative import AssociativeState
 from zoo.models.armt import ARMT
 from zoo.models.published import gpt2
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -34,6 +35,7 @@ class ARMTFromTheEnd(gpt2.FromTheEnd, ARMT):
     pass
 
 
+@knows(model_types=["gpt2"], architectures=["GPT2LMHeadModel"], without_effect=gpt2.WITHOUT_EFFECT)
 def load(weights: dict[str, Tensor], config: Config) -> ARMT:
     """The published model with its weights, in their dtype."""
     require(config, n_heads=1, use_denom=True, gating=False, act_on=False, use_sink=False)
@@ -45,7 +47,7 @@ def load(weights: dict[str, Tensor], config: Config) -> ARMT:
         "nu": nu,
         "correction": flag(config, "correction", True),
         "wrap_positions": flag(config, "wrap_pos", False),
-        "tied": gpt2.tied(weights),
+        "tied": gpt2.tied(weights, config),
     }
     model = build(ARMTFromTheEnd if gpt2.from_the_end(config) else ARMT, **shape)
     positions = number(config, "n_positions")

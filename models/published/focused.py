@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.memory.retrieval.crossbatch import Contexts, earlier_rows
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
 from zoo.models.focused import Focused
+from zoo.models.published.fields import LLAMA, LLAMA_FIXED, Renamed, knows, rope_base
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -116,15 +117,14 @@ class LongLLaMA(Focused):
 
 def shape(config: Config) -> dict[str, Any]:
     """Our constructor's keywords."""
-    config = {SHORT.get(name, name): value for name, value in config.items()}
+    config = Renamed(config, SHORT)
     heads, depth = number(config, "num_attention_heads"), number(config, "num_hidden_layers")
-    require(config, num_key_value_heads=heads, hidden_act="silu", rope_scaling=None, attention_bias=False)
-    require(config, tie_word_embeddings=False, contrast="rows")
-    layers, base = config.get("mem_layers"), config.get("rope_theta", 10000)
+    width = number(config, "hidden_size")
+    require(config, num_key_value_heads=heads, head_dim=width // heads, tie_word_embeddings=False)
+    require(config, contrast="rows")
+    layers = config.get("mem_layers")
     if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
         raise UserError(f"config: expected mem_layers, a list of layers from 0 on, found {layers!r}")
-    if type(base) not in (int, float) or base <= 0:
-        raise UserError(f"config: expected rope_theta, a number above 0, found {base!r}")
     memory_dtype = config.get("mem_dtype", "bfloat16")
     if memory_dtype not in MEMORY_DTYPES:
         raise UserError(f"config: expected mem_dtype, bfloat16, float32 or float64, found {memory_dtype!r}")
@@ -135,7 +135,7 @@ def shape(config: Config) -> dict[str, Any]:
         "vocab_size": number(config, "vocab_size"),
         "segment_len": segment_len,
         "depth": depth,
-        "width": number(config, "hidden_size"),
+        "width": width,
         "heads": heads,
         "mlp_width": number(config, "intermediate_size"),
         "capacity": capacity,
@@ -143,11 +143,17 @@ def shape(config: Config) -> dict[str, Any]:
         "memory_layers": list(layers),
         "memory_dtype": MEMORY_DTYPES[memory_dtype],
         "memory_position": "rope" if flag(config, "mem_positionals", True) else "none",
-        "rope_base": float(base),
+        "rope_base": rope_base(config),
         "tied": False,
     }
 
 
+@knows(
+    model_types=["longllama", "llama"],
+    architectures=["LongLlamaForCausalLM", "LlamaForCausalLM"],
+    without_effect=["mem_attention_grouping", "torch_attention", "gradient_checkpoint_every_ith", *LLAMA],
+    fixed=LLAMA_FIXED,
+)
 def load(weights: dict[str, Tensor], config: Config) -> LongLLaMA:
     """The published model with its weights, in their dtype; by their names from PyTorch or from flax.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo.errors import UserError
 from zoo.models.blocks import Activation
 from zoo.models.decoder import Decoder
-from zoo.models.published.weights import Config, Table, affine, fraction, number, require, same, under
+from zoo.models.published.weights import Config, Table, affine, flag, fraction, number, require, same, under
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -19,6 +19,12 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "relu": "relu",
 }
+WITHOUT_EFFECT = (
+    "segment_len",  # beside segment_size
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn", "n_ctx"),
+    *("k2", "vary_n_segments", "sum_loss", "return_all_logits"),  # of RMT's training
+    *(f"summary_{name}" for name in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")),
+)
 BLOCK: Table = {
     **affine(ln_1="mixer_norm", ln_2="mlp_norm", attn__c_attn="mixer.qkv", attn__c_proj="mixer.out_proj"),
     **affine(mlp__c_fc="mlp.in_proj", mlp__c_proj="mlp.out_proj"),
@@ -45,11 +51,17 @@ def prefix(weights: dict[str, Tensor]) -> str:
     return "memory_cell." if any(name.startswith("memory_cell.") for name in weights) else ""
 
 
-def tied(weights: dict[str, Tensor]) -> bool:
-    """Hugging Face stores a tied output projection twice or once."""
+def tied(weights: dict[str, Tensor], config: Config) -> bool:
+    """Hugging Face stores a tied output projection twice or once; without `tie_word_embeddings` the weights
+    decide."""
     model = f"{prefix(weights)}model."
     head, embed = weights.get(f"{model}lm_head.weight"), weights.get(f"{model}transformer.wte.weight")
-    return head is None or (embed is not None and torch.equal(head, embed))
+    equal = head is None or (embed is not None and torch.equal(head, embed))
+    if config.get("tie_word_embeddings") is None:
+        return equal
+    if flag(config, "tie_word_embeddings") and not equal:
+        raise UserError("config: expected tie_word_embeddings false, as the weights are, found true")
+    return flag(config, "tie_word_embeddings")
 
 
 def shape(config: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentState
 from zoo.models.griffin import Griffin
 from zoo.models.published.attention import attention_state, parts
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -75,6 +76,7 @@ def table(model: Griffin) -> Table:
     return tensors_of_layer
 
 
+@knows(without_effect=["scan_type"])
 def load(weights: dict[str, Tensor], config: Config) -> Griffin:
     """The published model with its weights, in their dtype."""
     width, kinds = number(config, "width"), config.get("block_types")

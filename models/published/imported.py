@@ -31,12 +31,19 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"zoo.models.published.{name}")
 
 
-def loaded(name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> SequenceModule:
-    """The model of a published checkpoint.  UserError, in one line, for any error of the loader."""
+def loaded(
+    name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any], *, is_stored: bool = False
+) -> SequenceModule:
+    """The model of a published checkpoint.  UserError, in one line, for any error of the loader.
+
+    `is_stored`: the config is that of a run, which an earlier version may have imported with fields that the
+    loader doesn't know.
+    """
     if name not in formats():
         raise UserError(f"format: expected one of {', '.join(formats())}, found {name}")
     try:
-        model: SequenceModule = _module(name).load(dict(weights), config)
+        load = _module(name).load
+        model: SequenceModule = (load.__wrapped__ if is_stored else load)(dict(weights), config)
     except KeyError as error:
         raise UserError(f"config: expected {error.args[0]}, found none") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
@@ -64,7 +71,7 @@ class Imported(SequenceModule):
         self, format: str, config: dict[str, Any], shapes: dict[str, Any], tied: list[Any] | None = None
     ) -> None:
         super().__init__()
-        self.model = model = loaded(format, stand_ins(shapes, tied or []), config)
+        self.model = model = loaded(format, stand_ins(shapes, tied or []), config, is_stored=True)
         self.vocab_size, self.segment_len = model.vocab_size, model.segment_len
         self.remembers, self.learns_through_memory = model.remembers, model.learns_through_memory
         self.cuts_anywhere, self.mixes_rows_in_training = model.cuts_anywhere, model.mixes_rows_in_training

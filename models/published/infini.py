@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState
 from zoo.models.infini import Infini
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -86,6 +87,17 @@ def segment_len(config: Config) -> int:
     return max(number({"seg_lens": length}, "seg_lens") for length in lengths)
 
 
+@knows(
+    without_effect=["rope_base"],  # without rope
+    fixed={
+        "rope_pairing": "half-split",
+        "norm": "pre-LayerNorm eps 1e-5, final norm_f",
+        "activation": "gelu (erf)",
+        "lm_head": "untied, no bias",
+        "scale": "1/sqrt(d_key)",
+        "eps": "none; A_mem := 0 while the memory is empty, gate still applied",
+    },
+)
 def load(weights: dict[str, Tensor], config: Config) -> Infini:
     """The model with its weights, in their dtype; embeddings are tied where there is no `lm_head`."""
     shape = attention_shape(config) | {

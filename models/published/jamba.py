@@ -6,6 +6,7 @@ from zoo.errors import UserError
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.models.jamba import Jamba
 from zoo.models.published.attention import parts
+from zoo.models.published.fields import knows
 from zoo.models.published.mamba import MIXER
 from zoo.models.published.mamba2_hybrid import states
 from zoo.models.published.weights import (
@@ -54,6 +55,15 @@ def table(model: Jamba) -> Table:
     return named
 
 
+@knows(
+    model_types=["jamba"],
+    architectures=["JambaForCausalLM"],
+    without_effect=[
+        *("num_experts_per_tok", "expert_layer_period", "expert_layer_offset"),  # of one expert
+        *("output_router_logits", "router_aux_loss_coef", "num_logits_to_keep"),
+        *("calc_logits_for_entire_prompt", "use_mamba_kernels", "use_mambapy", "use_associative_scan"),
+    ],
+)
 def load(weights: dict[str, Tensor], config: Config) -> Jamba:
     """The published model with its weights, in their dtype; attention sees the config's `context` tokens, by
     default its `L`, by default `max_position_embeddings`."""

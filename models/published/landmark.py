@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.memory.retrieval.landmark_attention import BankState, LandmarkAttention, Selection
 from zoo.models.landmark import Landmark
 from zoo.models.published.attention import parts
+from zoo.models.published.fields import LLAMA, LLAMA_FIXED, knows, rope_base
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -26,6 +27,7 @@ from zoo.models.published.weights import (
     fraction,
     gradients,
     number,
+    require,
     same,
     under,
 )
@@ -87,6 +89,12 @@ class LandmarkInTable(Landmark):
         return self.head(self.norm(x))
 
 
+@knows(
+    model_types=["llama"],
+    architectures=["LlamaForCausalLM"],
+    without_effect=["max_groups_for_softmax", "max_position_embeddings", *LLAMA],
+    fixed={**LLAMA_FIXED, "rope": "half-split, base 10000"},
+)
 def load(weights: Mapping[str, Tensor], config: Config) -> LandmarkInTable:
     """The published model with its weights, in their dtype.
 
@@ -139,13 +147,22 @@ def gpt_shape(config: Config) -> dict[str, Any]:
 def llama_shape(config: Config) -> dict[str, Any]:
     """The constructor's keywords for LLaMA, whose published bank is unbounded; by default as tested there."""
     freq, topk = number(config, "mem_freq", default=50), number(config, "cache_top_k", default=4)
+    width, heads = (
+        first_number(config, *names)
+        for names in (("hidden_size", "hidden"), ("num_attention_heads", "heads"))
+    )
+    require(config, num_key_value_heads=heads, head_dim=width // heads)
+    if rope_base(config) != 10000:
+        raise UserError(
+            f"config: expected rope_theta 10000, the only one supported, found {rope_base(config)}"
+        )
     return {
         "landmark_id": number(config, "mem_id", least=0),
         "vocab_size": first_number(config, "vocab_size", "vocab"),
         "segment_len": segment_len(config, freq, topk),
         "depth": first_number(config, "num_hidden_layers", "layers"),
-        "width": first_number(config, "hidden_size", "hidden"),
-        "heads": first_number(config, "num_attention_heads", "heads"),
+        "width": width,
+        "heads": heads,
         "mlp_width": first_number(config, "intermediate_size", "intermediate"),
         "mem_freq": freq,
         "capacity": max(number(config, "capacity", default=sum(config.get("chunks", ())) or 32_768), freq),

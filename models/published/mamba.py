@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.models.decoder import Decoder
 from zoo.models.mamba import Mamba
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -40,6 +41,17 @@ MIXER: Table = {
     "A_log": ("A_log", same),
     "D": ("D", same),
 }
+WITHOUT_EFFECT = (  # precision, kernels, initial values
+    *(
+        "residual_in_fp32",
+        "fused_add_norm",
+        "use_mambapy",
+        "use_associative_scan",
+        "rescale_prenorm_residual",
+    ),
+    *(f"time_step_{name}" for name in ("scale", "min", "max", "init_scheme", "floor")),
+)
+SSM_WITHOUT_EFFECT = ("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "use_fast_path")
 
 
 def decoder(mixer: Table) -> Table:
@@ -75,7 +87,6 @@ def mixer_shape(width: int, config: Config) -> dict[str, Any]:
 
 def decoder_shape(config: Config) -> dict[str, Any]:
     """Constructor arguments from mamba_ssm's config that don't depend on the mixers."""
-    require(config, attn_layer_idx=[])
     hidden = number(config, "d_intermediate", least=0, default=0)
     return {
         "vocab_size": round_up(
@@ -110,6 +121,7 @@ def shape(config: Config) -> dict[str, Any]:
     if "d_model" in config:
         cell = config.get("ssm_cfg") or {}
         require(cell, layer="Mamba1")
+        require(config, attn_layer_idx=[], attn_cfg={})
         return decoder_shape(config) | mixer_shape(number(config, "d_model"), cell)
     width = number(config, "hidden_size")
     rank = {} if config.get("time_step_rank", "auto") == "auto" else config
@@ -139,6 +151,11 @@ def swap_halves(name: str, weight: Tensor) -> Tensor:
     return torch.cat(weight.chunk(2)[::-1]) if name.endswith(".mlp.fc1.weight") else weight
 
 
+@knows(
+    model_types=["mamba"],
+    architectures=["MambaForCausalLM", "MambaLMHeadModel"],
+    without_effect=["attn_cfg", *(f"ssm_cfg.{name}" for name in SSM_WITHOUT_EFFECT), *WITHOUT_EFFECT],
+)
 def load(weights: dict[str, Tensor], config: Config) -> Mamba:
     """The published model with its weights, in their dtype."""
     model = build(Mamba, **shape(config))

@@ -11,6 +11,7 @@ from zoo.errors import UserError
 from zoo.memory.state_space.mamba2_mixer import GatedNorm
 from zoo.models.mamba2 import Mamba2
 from zoo.models.published import mamba
+from zoo.models.published.fields import knows
 from zoo.models.published.mamba import published_state as published_state
 from zoo.models.published.weights import Config, Table, build, flag, fraction, number, require, same
 
@@ -21,6 +22,10 @@ MIXER: Table = {
     "D": ("D", Tensor.flatten),
     "norm.weight": ("norm_weight", same),
 }
+SSM_WITHOUT_EFFECT = (
+    *mamba.SSM_WITHOUT_EFFECT,
+    *("conv_init", "A_init_range", "use_mem_eff_path", "sequence_parallel"),
+)
 
 
 def limits(config: Config, name: str) -> tuple[float, float] | None:
@@ -62,6 +67,7 @@ def shape(config: Config) -> dict[str, Any]:
         cell = config.get("ssm_cfg") or {}
         if cell.get("layer") != "Mamba2":
             raise UserError(f"config: expected ssm_cfg.layer 'Mamba2', found {cell.get('layer')!r}")
+        require(config, attn_layer_idx=[], attn_cfg={})
         mixer = mixer_shape(number(config, "d_model"), cell)
         heads, norm = mixer.pop("heads"), mixer.pop("norm")
         mixer |= {"all_heads": heads * number(config, "n_layer"), "gated_norm": norm}
@@ -81,6 +87,14 @@ def shape(config: Config) -> dict[str, Any]:
     }
 
 
+@knows(
+    model_types=["mamba2"],
+    architectures=["Mamba2ForCausalLM", "MambaLMHeadModel"],
+    without_effect=[
+        *("attn_cfg", "time_step_rank", *mamba.WITHOUT_EFFECT),
+        *(f"ssm_cfg.{name}" for name in SSM_WITHOUT_EFFECT),
+    ],
+)
 def load(weights: dict[str, Tensor], config: Config) -> Mamba2:
     """The published model with its weights, in their dtype."""
     model = build(Mamba2, **shape(config))

@@ -21,6 +21,7 @@ from zoo.memory.state_space.mamba_mixer import MambaMixer, MambaState
 from zoo.models.decoder import Decoder
 from zoo.models.published import mamba, mamba2
 from zoo.models.published.attention import attention_state
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -121,9 +122,10 @@ def attention(width: int, config: Config, context: int) -> PackedAttention:
 
 
 def mixer(config: Config, layer: int, context: int) -> Mixer:
-    width, cell = number(config, "d_model"), config.get("ssm_cfg") or {}
+    width = number(config, "d_model")
     if layer in config.get("attn_layer_idx", ()):
         return attention(width, config.get("attn_cfg") or {}, context)
+    cell = config.get("ssm_cfg") or {}
     if cell.get("layer", "Mamba1") == "Mamba1":
         return build(MambaMixer, width=width, **mamba.mixer_shape(width, cell))
     if cell["layer"] != "Mamba2":
@@ -131,10 +133,17 @@ def mixer(config: Config, layer: int, context: int) -> Mixer:
     return build(Mamba2Mixer, width=width, **mamba2.mixer_shape(width, cell))
 
 
+@knows(
+    architectures=["MambaLMHeadModel"],
+    without_effect=[
+        *("attn_cfg", "attn_cfg.layer_idx", "ssm_cfg", *mamba.WITHOUT_EFFECT),
+        *(f"ssm_cfg.{name}" for name in mamba2.SSM_WITHOUT_EFFECT),
+    ],
+)
 def load(weights: dict[str, Tensor], config: Config) -> Decoder:
     """The published model with its weights, in their dtype; attention sees the config's `context` tokens, by
     default its `L`, by default 2048."""
-    shape = mamba.decoder_shape({**config, "attn_layer_idx": []})
+    shape = mamba.decoder_shape(config)
     depth, context = shape.pop("depth"), number(config, "context", default=shape["segment_len"])
     mixers = (mixer(config, layer, context) for layer in range(depth))
     model = build(MambaLM, mixers=mixers, **shape)

@@ -12,6 +12,7 @@ from zoo.errors import UserError
 from zoo.memory.state_space.megalodon_attention import MegalodonState
 from zoo.memory.state_space.timestep_norm import TimestepState
 from zoo.models.megalodon import Megalodon, MegalodonModelState
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -60,6 +61,7 @@ TABLE: Table = {
 }
 
 
+@knows(without_effect=["efficient_attn", "init_mode", "layerwise_ckpt"])
 def load(weights: dict[str, Tensor], config: Config) -> Megalodon:
     """The published model with its weights, in their dtype."""
     vocab_size, base = number(config, "vocab_size"), config.get("rope_base")

@@ -7,6 +7,7 @@ on Transformer-XL, time-first: booydar/LM-RMT, pytorch/mem_transformer.py.
 from torch import Tensor
 
 from zoo.models.published import gpt2, transformer_xl
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import Config, Table, build, fill, flag, gradients, number, under
 from zoo.models.rmt import RMT, RMTState
 from zoo.models.rmt_xl import RMTXL, RMTXLState
@@ -20,6 +21,7 @@ class RMTFromTheEnd(gpt2.FromTheEnd, RMT):
     pass
 
 
+@knows(model_types=["gpt2"], architectures=["GPT2LMHeadModel"], without_effect=gpt2.WITHOUT_EFFECT)
 def load(weights: dict[str, Tensor], config: Config) -> RMT | RMTXL:
     """The published model with its weights, in their dtype."""
     return _load_xl(weights, config) if "d_model" in config else _load_gpt2(weights, config)
@@ -27,7 +29,9 @@ def load(weights: dict[str, Tensor], config: Config) -> RMT | RMTXL:
 
 def _load_gpt2(weights: dict[str, Tensor], config: Config) -> RMT:
     model = build(
-        RMTFromTheEnd if gpt2.from_the_end(config) else RMT, **gpt2.shape(config), tied=gpt2.tied(weights)
+        RMTFromTheEnd if gpt2.from_the_end(config) else RMT,
+        **gpt2.shape(config),
+        tied=gpt2.tied(weights, config),
     )
     gpt2.finish(model, config, number(config, "n_positions"))
     fill(model, weights, under(gpt2.prefix(weights), "", TABLE))

@@ -8,6 +8,7 @@ from zoo.errors import UserError
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.models.blocks import Norm
 from zoo.models.published.attention import by_group, by_part
+from zoo.models.published.fields import knows
 from zoo.models.published.mamba import MIXER
 from zoo.models.published.mamba2_hybrid import states
 from zoo.models.published.weights import (
@@ -65,6 +66,8 @@ def shape(config: Config) -> dict[str, Any]:
     rotated = int(share * (width // heads))
     every, depth = number(config, "mb_per_layer", least=0), number(config, "n_layer")
     rank = {} if config.get("dt_rank", "auto") == "auto" else config
+    pattern = ["mamba" if every and layer % every == 0 else "attention" for layer in range(depth)]
+    check_windows(pattern, number(config, "full_per_layer", default=1_000_000))
     return {
         "vocab_size": number(config, "padded_vocab_size", default=number(config, "vocab_size")),
         "segment_len": number(config, "block_size"),
@@ -73,7 +76,7 @@ def shape(config: Config) -> dict[str, Any]:
         "heads": heads,
         "mlp_width": number(config, "intermediate_size"),
         "window": number(config, "local_window"),
-        "pattern": ["mamba" if every and layer % every == 0 else "attention" for layer in range(depth)],
+        "pattern": pattern,
         "kv_heads": number(config, "n_query_groups", default=heads),
         "channels": number(config, "expand", default=2) * width,
         "state_size": number(config, "d_state", default=16),
@@ -88,6 +91,25 @@ def shape(config: Config) -> dict[str, Any]:
     }
 
 
+def check_windows(pattern: list[str], period: int) -> None:
+    """UserError where an attention layer would see everything: the last of every `period` layers does."""
+    full = [
+        layer for layer, kind in enumerate(pattern) if kind == "attention" and layer % period == period - 1
+    ]
+    if full:
+        raise UserError(
+            f"config: expected full_per_layer with a window in every attention layer, found {period}: "
+            f"layers {', '.join(map(str, full))} see everything"
+        )
+
+
+@knows(
+    without_effect=["org", "name", "rms_norm", "residual_in_fp32", "fused_add_norm"],
+    fixed={
+        **{"condense_ratio": 1, "mamba": False, "sc_attn": False, "attn_layer_pos": None},
+        **{"ret_per_layer": -1, "gla_per_layer": -1},
+    },
+)
 def load(weights: dict[str, Tensor], config: Config) -> Samba:
     """The published model with its weights, in their dtype."""
     model = build(Samba, **shape(config))

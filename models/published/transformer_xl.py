@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.memory.attention.relative import RecurrenceState
+from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
     Table,
@@ -65,6 +66,10 @@ def shape(config: Config) -> dict[str, Any]:
     }
 
 
+@knows(
+    without_effect=[*("init", "init_range", "init_std", "emb_init", "emb_init_range", "proj_init_std")],
+    fixed={"sample_softmax": -1, "tie_projs": [False]},
+)
 def load(weights: dict[str, Tensor], config: Config) -> TransformerXL:
     """The published model with its weights, in their dtype."""
     model = build(TransformerXL, **shape(config))

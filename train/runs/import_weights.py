@@ -140,6 +140,7 @@ def from_published(files: list[Path], config: dict[str, Any], options: Mapping[s
     for key, value in options.items():
         if key.startswith("config."):
             config[key.removeprefix("config.")] = parse_value(value)
+    plain_config(config)
     weights = {
         name: weight.float() if weight.is_floating_point() else weight
         for name, weight in read_weights(files).items()
