@@ -80,10 +80,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve)
     config = stored_config(cfg)
     if checkpoint:
-        loop = trainer.fit_loop.state_dict()
-        check_training_state(
-            model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, is_sharded(cfg)
-        )
+        loop, sharded = trainer.fit_loop.state_dict(), is_sharded(cfg)
+        check_training_state(model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, sharded)
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
