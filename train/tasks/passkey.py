@@ -18,8 +18,9 @@ filler:
 parts.  The depth of a sample is p / n.  Fillers: `original`, the same sentences over and over, from the first
 one again after the key; `books`, a span of a corpus, of the same split; `random`, random words or symbols.
 
-Differs from the paper: K has always five digits (10000..99999: a guess is right once in 90,000), and `length`
-counts all positions, not the filler's characters.
+Differs from the paper: K has always five digits (10000..99999: a guess is right once in 90,000), `length`
+counts all positions, not the filler's characters, and p isn't uniform (`draw_key_offset`): at p = n the
+question follows the key at once, as at no smaller p, and a uniform p would hardly ever train this depth.
 """
 
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ KEY_TEMPLATE = b"The pass key is %05d. Remember it. %05d is the pass key."
 QUESTION = b"What is the pass key? The pass key is"
 FILLER = b"The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 MARKER, QUERY, FIRST_FILLER = 10, 11, 12  # of the compact form, in which a digit is its value
+DEPTH_SHARES = 12  # one for each end of the axis of depths, ten for what lies between
 PARAMS_BLOCK = -1  # index of the generator for a sample's parameters; blocks of random filler start at 0
 VOCAB_SIZES = {"bytes": END + 1, "compact": 28}
 ORIGINAL_FILLER: dict[str, Symbols] = {
@@ -80,7 +82,7 @@ class Passkey(SampleTask):
     """
 
     name = "passkey"
-    VERSION = 1
+    VERSION = 2
     axes: ClassVar = {"length": int, "depth": float}
 
     length: int = 512
@@ -159,7 +161,7 @@ class PasskeyDataset(SampleDataset):
         start = int(rng.integers(1 if self.books is None else len(self.books)))
         filler_len = int(self.lengths[document]) - self.task.min_length
         if self.task.depth is None:
-            key_offset = int(rng.integers(filler_len + 1))
+            key_offset = draw_key_offset(rng, filler_len)
         else:
             key_offset = round(self.task.depth * filler_len)
         return SampleParams(key, filler_len, key_offset, start)
@@ -202,3 +204,18 @@ class PasskeyDataset(SampleDataset):
     def _block_rng(self, document: int, block: int) -> np.random.Generator:
         """Generator of a block of random filler, or with PARAMS_BLOCK of a sample's parameters."""
         return sample_rng(self.task.seed, self.split, document, block + 1)
+
+
+def draw_key_offset(rng: np.random.Generator, filler_len: int) -> int:
+    """Symbols of filler before the key, of a sample whose depth is random.
+
+    On a grid of depths 0, 10 … 100 %, every point is drawn equally often: both ends exactly, each other point
+    together with what is nearest to it.  So 0 and `filler_len` have a probability of 1/12 each, and all
+    offsets between them have equal shares of the rest.  With less filler all offsets are equally likely.
+    """
+    if filler_len < DEPTH_SHARES - 1:  # an end would be rarer than its neighbours
+        return int(rng.integers(filler_len + 1))
+    share = int(rng.integers(DEPTH_SHARES))
+    if share == 0:
+        return 0
+    return filler_len if share == DEPTH_SHARES - 1 else int(rng.integers(1, filler_len))
