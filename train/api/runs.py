@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.api.errors import user_errors
@@ -21,6 +23,7 @@ from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
+from zoo.train.runs.precision import make_precision, precision_name
 from zoo.train.runs.resume import words_to_resume
 from zoo.train.runs.run_folder import run_folder
 
@@ -36,6 +39,15 @@ class Run:
     """The settings of config.yaml, nested: `run.config["optim"]["lr"]`."""
     step: int
     """Optimiser steps done by the checkpoint."""
+
+    def in_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which `model` computes as the run's training and validation did, with its
+        `trainer.precision`: under autocast where that is mixed, and without effect where it is 32-true."""
+        name = precision_name(OmegaConf.create(self.config))
+        context: contextlib.AbstractContextManager[Any] = make_precision(
+            name, self.model.device
+        ).forward_context()
+        return context
 
     @cached_property
     def metrics(self) -> dict[str, Any]:

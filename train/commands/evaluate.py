@@ -5,6 +5,7 @@
     model=        another architecture that the run's weights fit: unlimiformer or sliding_window read with
                   those of a transformer; model.KEY=… changes one of its settings
     task=         another task than the run's; task.KEY=… changes one of its settings, data.corpus=… its text
+    precision=    of the forward: that of the run's training (default), or 32-true, bf16-mixed, …
     split=        test (default), val or train
     batch_size=   texts read side by side (default 16)
     seq_len=      tokens per row and call (default 4,096): memory doesn't depend on the length of a text
@@ -38,6 +39,7 @@ from zoo.train.commands.cli import command, integer, list_of, number, one_of, pa
 from zoo.train.evaluation import results, tables
 from zoo.train.evaluation.evaluate import FIGURES, evaluate
 from zoo.train.evaluation.options import EvalOptions
+from zoo.train.runs.precision import PRECISIONS
 from zoo.train.tasks.base import Split
 
 POSITIVE = integer(least=1)
@@ -78,6 +80,7 @@ KEYS = {
     "checkpoint": one_of("last", "best"),
     "model": text,
     "task": text,
+    "precision": one_of(*PRECISIONS),
     "split": one_of(*get_args(Split)),
     "batch_size": POSITIVE,
     "seq_len": POSITIVE,

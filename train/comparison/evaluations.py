@@ -16,7 +16,7 @@ from zoo.train.evaluation.intervals import estimate
 from zoo.train.evaluation.results import EvalEntry, EvalResult
 from zoo.train.plotting.charts import Buckets, Number, Proportions
 
-IDENTITY = ("task", "version", "settings", "split", "checkpoint")
+IDENTITY = ("task", "version", "settings", "split", "checkpoint", "precision")
 Seeds = list[list[EvalResult]]
 """Results of each run of a group."""
 

@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
@@ -12,11 +13,13 @@ from zoo.train.evaluation import figures, results
 from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalEntry
 from zoo.train.evaluation.samples import evaluate_samples
+from zoo.train.evaluation.streaming import StreamReader
 from zoo.train.evaluation.text import evaluate_text
 from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
+from zoo.train.runs.precision import convert_weights, make_precision, precision_name
 from zoo.train.runs.provenance import commit, device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
@@ -33,6 +36,7 @@ class Evaluation(NamedTuple):
     run_dir: Path
     config: DictConfig
     model: SequenceModule
+    precision: Precision
     facts: dict[str, Any]
     """About the run, for evaluation.json."""
     changed_settings: dict[str, Any] | None
@@ -67,7 +71,10 @@ def evaluate(
 
 def load(run_dir: Path, options: EvalOptions) -> Evaluation:
     """Raises UserError for a run that can't be loaded and for a task that its model can't read."""
-    cfg, model, progress = load_trained(run_dir, options.checkpoint, options.overrides, options.model)
+    cfg, model, progress = load_trained(
+        run_dir, options.checkpoint, options.overrides, options.model, options.precision
+    )
+    precision = make_precision(precision_name(cfg), model.device)
     run_model, changed_settings = model, None
     if options.model is not None:
         run_cfg = load_stored(run_dir / "config.yaml")
@@ -75,7 +82,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
         changed_settings = {
             key: value for key, value in settings_of(cfg.model).items() if run_cfg.model.get(key) != value
         }
-        run_model = build.model(run_cfg)
+        run_model = convert_weights(build.model(run_cfg), precision.precision)
     name, task_cfg = task_config(cfg, options)
     task = build.task(task_cfg)
     if task.vocab_size > model.vocab_size:
@@ -84,7 +91,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
             f"found {name} with {task.vocab_size}"
         )
     facts = run_facts(run_dir, cfg, run_model)
-    return Evaluation(run_dir, cfg, model, facts, changed_settings, progress, name, task_cfg, task)
+    return Evaluation(run_dir, cfg, model, precision, facts, changed_settings, progress, name, task_cfg, task)
 
 
 def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]:
@@ -149,13 +156,22 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
         **evaluation.progress,
         "read_by": options.model,
         "reading": evaluation.changed_settings,
+        "precision": evaluation.precision.precision,
         "unit": "bits per byte" if evaluation.is_text else "accuracy",
     }
     model_name, step = str(evaluation.config.names.model), evaluation.progress["step"]
-    entry = file.entry(identity, *label_and_title(model_name, evaluation.task_name, options, step))
+    precision = str(evaluation.precision.precision)
+    names = label_and_title(model_name, evaluation.task_name, options, step, precision)
+    entry = file.entry(identity, *names)
     facts = measurement_facts(model, options)
     measure_task = evaluate_text if evaluation.is_text else evaluate_samples
-    for result in measure_task(model, task, options, settings.get("length"), print_line):
+    reader = StreamReader(
+        model,
+        options.batch_size,
+        options.seq_len,
+        forward_context=evaluation.precision.forward_context,
+    )
+    for result in measure_task(reader, task, options, settings.get("length"), print_line):
         file.put(entry, result | facts)
     return entry
 
@@ -176,7 +192,9 @@ def measurement_facts(model: SequenceModule, options: EvalOptions) -> dict[str, 
     }
 
 
-def label_and_title(model: str, task: str, options: EvalOptions, step: int) -> tuple[str, str]:
+def label_and_title(
+    model: str, task: str, options: EvalOptions, step: int, precision: str
+) -> tuple[str, str]:
     """A label, unique among the run's evaluations, for files; and a title."""
     overrides = [override for override in options.overrides if not override.startswith(LOCAL_OVERRIDES)]
     model_settings = [word.removeprefix("model.") for word in overrides if word.startswith("model.")]
@@ -189,7 +207,11 @@ def label_and_title(model: str, task: str, options: EvalOptions, step: int) -> t
         words.append(options.split)
     if options.checkpoint != "last":
         words.append(options.checkpoint)
-    return " ".join(words), f"{model} on {subject} ({options.split} split, step {step:,})"
+    facts = f"{options.split} split, step {step:,}"
+    if precision != "32-true":
+        words.append(precision)
+        facts += f", {precision}"
+    return " ".join(words), f"{model} on {subject} ({facts})"
 
 
 def run_facts(run_dir: Path, cfg: DictConfig, model: SequenceModule) -> dict[str, Any]:

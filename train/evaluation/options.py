@@ -18,6 +18,8 @@ class EvalOptions:
     overrides: tuple[str, ...] = ()
     """model.KEY=value, task.KEY=value, data.corpus=…, data.root=…; GROUP._target_=… trusts a class."""
     checkpoint: str = "last"
+    precision: str | None = None
+    """As trainer.precision; None for the run's."""
     split: Split = "test"
     batch_size: int = 16
     seq_len: int = 4096

@@ -1,8 +1,9 @@
 """evaluation.json: every measurement of a finished run, as one object.
 
     run, model, task, size, seed …      the run itself: where it was trained
-    evaluations: [                      one per task, settings, split, checkpoint and architecture
+    evaluations: [                      one per task, settings, split, checkpoint, precision, architecture
       task, version, settings, split, checkpoint, step, tokens_seen, unit, label, title
+      precision                         that the model computed in, as trainer.precision names it
       read_by, reading                  the architecture that the weights were evaluated as, if it isn't the
                                         run's own, and its settings that the run doesn't have; else null
       results: [                        one per point of the axes
@@ -78,6 +79,7 @@ def read(path: Path) -> dict[str, Any]:
         stored_format = content["format"]
         for entry in content["evaluations"]:
             entry["label"], entry["results"]
+            entry.setdefault("precision", "32-true")  # earlier versions evaluated every run in float32
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not an evaluation.json of the zoo: move it out of the way") from error
     if stored_format != FORMAT:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.module import SequenceModule
 from zoo.train.evaluation.intervals import proportion
 from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalResult, speed_and_memory
@@ -23,7 +22,7 @@ MIN_SAMPLES_PER_CELL = 16  # where `tokens` limits them
 
 
 def evaluate_samples(
-    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, print_line: PrintLine
+    reader: StreamReader, task: Task, options: EvalOptions, length: int | None, print_line: PrintLine
 ) -> Iterator[EvalResult]:
     """Yields a result per cell; `length` is the task's configured length: "4x" means four times it."""
     cells = list(grid(task, options, length))
@@ -32,10 +31,9 @@ def evaluate_samples(
         all_samples = cell_task.split(options.split)
         dataset = Subset(all_samples, samples_per_cell(all_samples, options, bool(point), cell_task.name))
         tokens, samples = int(dataset.lengths.sum()), len(dataset.lengths)
-        peak = PeakMemory(model.device)
+        peak = PeakMemory(reader.model.device)
         with progress_bar(tokens) as advance:
-            reader = StreamReader(model, options.batch_size, options.seq_len, advance)
-            predictions = predict_samples(reader, dataset)
+            predictions = predict_samples(reader._replace(on_progress=advance), dataset)
         speed_and_memory_fields = speed_and_memory(tokens, predictions.seconds, peak)
         num_targets, num_hits = predictions.num_targets, predictions.num_hits
         exact_match = proportion(int((num_hits == num_targets).sum()), samples)

@@ -23,6 +23,7 @@ from zoo.errors import UserError
 from zoo.module import IGNORE, Batch, SequenceModule
 from zoo.state import State
 from zoo.train.data.loaders import EvalLoader, Span
+from zoo.train.runs.precision import ForwardContext
 from zoo.train.tasks.base import Dataset
 
 OnProgress = Callable[[int], None]
@@ -36,6 +37,7 @@ class StreamReader(NamedTuple):
     batch_size: int = 16
     seq_len: int = 4096
     on_progress: OnProgress = lambda positions: None
+    forward_context: ForwardContext = contextlib.nullcontext
 
     def batches(
         self, dataset: Dataset, reset_memory: bool = False
@@ -52,10 +54,11 @@ class StreamReader(NamedTuple):
         with torch.inference_mode():
             for spans, batch in zip(loader.spans(), loader, strict=True):
                 batch = Batch(*(tensor.to(self.model.device) for tensor in batch))
-                if reset_memory:
-                    outputs = _read_segments_apart(self.model, batch)
-                else:
-                    outputs, state = self.model.compute_loss(batch, state)
+                with self.forward_context():
+                    if reset_memory:
+                        outputs = _read_segments_apart(self.model, batch)
+                    else:
+                        outputs, state = self.model.compute_loss(batch, state)
                 yield spans, batch, outputs
                 self.on_progress(sum(span.stop - span.start for span in spans if span))
 

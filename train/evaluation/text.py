@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from zoo.module import SequenceModule
 from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalResult, speed_and_memory
 from zoo.train.evaluation.streaming import (
@@ -20,7 +19,7 @@ from zoo.train.tasks.lm import prefix
 
 
 def evaluate_text(
-    model: SequenceModule, task: Task, options: EvalOptions, length: int | None, print_line: PrintLine
+    reader: StreamReader, task: Task, options: EvalOptions, length: int | None, print_line: PrintLine
 ) -> Iterator[EvalResult]:
     """Yields a result per mode of reading, all over the same text, and each again with its baselines.
 
@@ -35,11 +34,14 @@ def evaluate_text(
     words = task.word_count(dataset)
     rows = []
     for axes, windows in reading_modes(dataset, options):
-        peak = PeakMemory(model.device)
+        peak = PeakMemory(reader.model.device)
         with progress_bar(int(windows.lengths.sum())) as advance:
-            reader = StreamReader(model, options.batch_size, options.seq_len, advance)
             losses = position_losses(
-                reader, windows, edges, task.byte_count, reset_memory=axes["memory"] == "reset"
+                reader._replace(on_progress=advance),
+                windows,
+                edges,
+                task.byte_count,
+                reset_memory=axes["memory"] == "reset",
             )
         row = {
             "axes": axes | prefix_axis,

@@ -2,7 +2,6 @@
 
 import codecs
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from zoo.errors import UserError
 from zoo.generation import Pick, sampler, stream_tokens
 from zoo.module import SequenceModule
 from zoo.train.runs.load import load_trained, silence_lightning
+from zoo.train.runs.precision import ForwardContext, make_precision, precision_name
 from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 
@@ -38,18 +38,26 @@ def generate_text(options: GenerateOptions) -> Iterator[tuple[int, str]]:
     prompt = encode_prompt(options.prompt) if is_bytes else parse_prompt(options.prompt, vocab_size)
     if options.echo:
         yield 0, options.prompt.decode("utf-8", "replace") + ("" if is_bytes else " ")
-    yield from decode_pieces(sample_tokens(model, prompt, options, vocab_size), is_bytes)
+    context = make_precision(precision_name(cfg), model.device).forward_context
+    yield from decode_pieces(sample_tokens(model, prompt, options, vocab_size, context), is_bytes)
 
 
 def sample_tokens(
-    model: SequenceModule, prompt: list[int], options: GenerateOptions, vocab_size: int
+    model: SequenceModule,
+    prompt: list[int],
+    options: GenerateOptions,
+    vocab_size: int,
+    context: ForwardContext,
 ) -> Iterator[int]:
     """At most `options.tokens` tokens after the prompt."""
     rng = torch.Generator(model.device).manual_seed(options.seed)
     pick = restrict_vocab(vocab_size, sampler(options.temperature, options.top_p, rng))
     tokens = torch.tensor([prompt], device=model.device)
-    for token in islice(stream_tokens(model, tokens, pick), options.tokens):
-        yield int(token)
+    stream = stream_tokens(model, tokens, pick)
+    for _ in range(options.tokens):
+        with context():
+            token = int(next(stream))
+        yield token
 
 
 def restrict_vocab(vocab_size: int, pick: Pick) -> Pick:

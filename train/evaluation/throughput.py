@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from zoo.generation import stream_tokens
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train.runs import build
-from zoo.train.runs.precision import make_precision
+from zoo.train.runs.precision import ForwardContext, make_precision
 from zoo.train.runs.resources import PeakMemory
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -30,8 +29,6 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "
 Measurement = dict[str, float]
 BenchCase = tuple[str, int]
 """A model's name and the tokens per row and step."""
-ForwardContext = Callable[[], AbstractContextManager[Any]]
-"""Makes the context of one forward, such as autocast: a new one every time, since the weights may change."""
 
 
 def run_rounds(cases: dict[BenchCase, list[str]], rounds: int) -> dict[BenchCase, list[Measurement | str]]:

@@ -14,6 +14,7 @@ from zoo.train.runs import build
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.folder import no_run
+from zoo.train.runs.precision import convert_weights, precision_name
 from zoo.train.runs.stored import load_stored
 
 # overrides that change nothing measured: where data lies on this machine, and classes that the user trusts
@@ -31,10 +32,18 @@ def silence_lightning() -> None:
 
 
 def load_trained(
-    run_dir: Path, checkpoint: str = "last", overrides: tuple[str, ...] = (), architecture: str | None = None
+    run_dir: Path,
+    checkpoint: str = "last",
+    overrides: tuple[str, ...] = (),
+    architecture: str | None = None,
+    precision: str | None = None,
 ) -> tuple[DictConfig, SequenceModule, dict[str, int]]:
     """A run's configuration, its model in eval mode with a checkpoint's weights, and that checkpoint's `step`
-    and `tokens_seen`.  `architecture` names another model to load these weights into."""
+    and `tokens_seen`.
+
+    `architecture` names another model to load these weights into, `precision` another than the run's; the
+    configuration is changed accordingly.
+    """
     plugins.register()
     cfg = read_run_config(run_dir, overrides)
     settings = [word for word in overrides if not word.startswith(LOCAL_OVERRIDES)]
@@ -43,7 +52,9 @@ def load_trained(
         replace_architecture(cfg, architecture, model_settings)
     elif model_settings:
         raise UserError(f"evaluate: {model_settings[0]} changes a setting of model=NAME, which isn't given")
-    model = build.model(cfg)
+    if precision is not None:
+        OmegaConf.update(cfg, "trainer.precision", precision, force_add=True)
+    model = convert_weights(build.model(cfg), precision_name(cfg))
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     content = read_checkpoint(path)
     model.load_state_dict(check_weights(model, content["state_dict"], path))

@@ -23,8 +23,9 @@ FORMERLY_DECAYING = ("memory", "content_bias", "position_bias")
 
 
 def weight_names(model: SequenceModule, optimizer: torch.optim.Optimizer) -> WeightNames:
+    """Empty names for the parts into which a strategy such as DeepSpeed's divides the weights."""
     names = {id(weight): name for name, weight in model.named_parameters()}
-    return [[names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
+    return [[names.get(id(weight), "") for weight in group["params"]] for group in optimizer.param_groups]
 
 
 def weight_shapes(model: SequenceModule) -> Shapes:

@@ -1,22 +1,43 @@
 """The precision that a model computes in: that of Lightning's Trainer, for models that are run without it."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
+from zoo.module import SequenceModule
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 SHORT_NAMES = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Of the weights, where it isn't float32."""
+
+ForwardContext = Callable[[], AbstractContextManager[Any]]
+"""Makes the context of a forward.  It must not outlast a change of the weights, of which autocast may hold
+copies until it ends."""
+
+
+def precision_name(cfg: DictConfig) -> str:
+    """A run's `trainer.precision`, by its full name."""
+    name = str(OmegaConf.select(cfg, "trainer.precision", default="32-true"))
+    return SHORT_NAMES.get(name, name)
+
+
+def convert_weights(model: SequenceModule, name: str) -> SequenceModule:
+    """The model with its weights in the type that this precision trains."""
+    dtype = WEIGHT_DTYPES.get(name)
+    return model if dtype is None else model.to(dtype)
 
 
 def make_precision(name: str, device: torch.device) -> Precision:
-    """What Lightning's Trainer makes of `trainer.precision`: it converts a module's weights
-    (`convert_module`), and every forward runs in a new `forward_context`.
+    """What Lightning's Trainer makes of `trainer.precision`: its `forward_context` is a ForwardContext.
 
-    A context must not outlast a change of the weights: autocast may cache its copies of them until it ends.
-    Raises UserError for a precision that needs Lightning's own loop, and for one that doesn't exist.
+    UserError: an unknown precision, or one that needs Lightning's own loop.
     """
-    name = SHORT_NAMES.get(name, name)
     if name == "16-mixed" and device.type == "cpu":
         name = "bf16-mixed"  # as Lightning does
     match name:

@@ -289,6 +289,6 @@ def test_an_evaluation_reports_which_targets_and_how_many_values_are_hit(books: 
         for hits, answer in zip(predictions.hits, answers, strict=True):
             assert hits.tolist() == [digit == "7" for digit in answer]
     options = EvalOptions(lengths=["1000"], prompts=20)
-    (row,) = evaluate_samples(model, task, options, 1000, lambda line: None)
+    (row,) = evaluate_samples(StreamReader(model), task, options, 1000, lambda line: None)
     assert row["scores"] == {"values found": 0}
     assert row["targets"]["hits"] == sum(answer.count("7") for answer in answers)
