@@ -38,6 +38,7 @@ from zoo.train.corpora.documents import READABLE
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
+from zoo.train.tasks.base import score_names
 
 SECTIONS = ("models", "tasks", "corpora")
 PAPER = re.compile(r"((?:[A-Z][\w-]+ (?:& [A-Z][\w-]+ )?(?:et al\. )?)\d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?")
@@ -185,8 +186,8 @@ def tasks(words: list[str]) -> Table:
     for choice, name in choices_of("task", words):
         try:
             cfg = compose([*words, f"task={choice.name}"])
-            unit = getattr(get_class(cfg.task["_target_"]), "metric").replace("_", " ")  # noqa: B009
-            table.add_row(name, unit, f"{cfg.task.vocab_size:,}", comment(choice.text).partition(";")[0])
+            score = next(iter(score_names(get_class(cfg.task["_target_"])).values()))
+            table.add_row(name, score, f"{cfg.task.vocab_size:,}", comment(choice.text).partition(";")[0])
         except Exception as error:
             table.add_row(name, "-", "-", f"can't be used: {one_line(error)}")
     return table

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo.module import IGNORE, SequenceModule
+from zoo.train.loop.exact_match import ExactMatchCounter
 from zoo.train.runs.history import HistoryWriter
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
 from zoo.train.tasks.base import BUCKETS, EDGES, Task
@@ -67,7 +68,8 @@ class Metrics(L.Callback):
         self.grad_norm: Tensor | float = math.nan
         self.learning_rate = math.nan  # of the last step
         self.wall_s, self.wall_start = 0.0, time.perf_counter()  # of all the processes that trained this run
-        self._train_sums, self._val_sums = RunningSums(), RunningSums()
+        self._train_sums, self._val_sums, self._exact_sums = RunningSums(), RunningSums(), RunningSums()
+        self._exact_match = ExactMatchCounter()
         self._step_start, self._logged_step = 0.0, -1
         self._history: HistoryWriter | None = None
         self._train_diagnostic_tags: Collection[str] = ()
@@ -137,7 +139,8 @@ class Metrics(L.Callback):
     # -- validation
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._val_sums, self._position = RunningSums(), torch.zeros(0, dtype=torch.long)
+        self._val_sums, self._exact_sums = RunningSums(), RunningSums()
+        self._exact_match, self._position = ExactMatchCounter(), torch.zeros(0, dtype=torch.long)
 
     def on_validation_batch_end(
         self,
@@ -165,6 +168,8 @@ class Metrics(L.Callback):
         )
         num_bytes = self.task.byte_count(batch.targets)
         self._val_sums.add(targets_mask.sum(), nats.sum(), num_bytes, hits, nats_by_bucket, targets_by_bucket)
+        if self.task.metric == "exact":
+            self._exact_sums.add(self._exact_match.add(batch.fresh, targets_mask, outputs["hits"]))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
@@ -174,6 +179,10 @@ class Metrics(L.Callback):
         values = {"val/loss": nats / max(targets, 1), "val/accuracy": hits / max(targets, 1)}
         if bytes_:
             values["val/bits_per_byte"] = nats / math.log(2) / bytes_
+        if (last_samples := self._exact_match.end()) is not None:
+            self._exact_sums.add(last_samples)
+            exact, samples = self._exact_sums.pop_totals(trainer)
+            values["val/exact"] = exact / max(samples, 1)
         bucket_nats, bucket_targets = bucket_totals[: len(EDGES)], bucket_totals[len(EDGES) :]
         for bucket, total, count in zip(BUCKETS, bucket_nats, bucket_targets, strict=True):
             if count:

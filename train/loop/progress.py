@@ -5,7 +5,8 @@ progress.json is written with every line, and on a terminal as often:
 * `step`, `steps`: optimiser steps done, and those of the entire run
 * `time`: when it was written, in UTC
 * `loss`, `tokens_per_s`: of training as last logged, null before the first time; only loss targets count
-* `val`: of the last validation `loss`, `accuracy` and, for text, `bits_per_byte`; empty before the first
+* `val`: of the last validation `loss`, `accuracy` (per target) and, for text, `bits_per_byte`; `exact`, the
+  share of samples of which every target was hit, where they have several; empty before the first
 """
 
 import datetime
@@ -32,6 +33,7 @@ from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import SCORES
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import PROGRESS_FILE
+from zoo.train.tasks.base import score_names, short_name
 
 log = logging.getLogger(__name__)
 LINES = 20  # per run, about, where the output isn't a terminal
@@ -86,7 +88,9 @@ class ProgressReport(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self._write_file(trainer)
-            line = f"step {trainer.global_step}/{trainer.max_steps}  held-out text: {self._scores('val')}"
+            subject = "text" if self.metrics.task.metric == "bits_per_byte" else "samples"
+            scores = self._scores("val")
+            line = f"step {trainer.global_step}/{trainer.max_steps}  held-out {subject}: {scores}"
             if self.bar:
                 self.bar.console.print(line, highlight=False)
             else:
@@ -115,8 +119,9 @@ class ProgressReport(L.Callback):
             parts.append(f"loss {latest[f'{split}/loss']:.3f}")
         if f"{split}/bits_per_byte" in latest:
             parts.append(f"{latest[f'{split}/bits_per_byte']:.3f} bits/byte")
-        elif f"{split}/accuracy" in latest:
-            parts.append(f"accuracy {latest[f'{split}/accuracy']:.1%}")
+        elif split == "val":
+            names = score_names(self.metrics.task)
+            parts += [f"{short_name(names[tag])} {latest[tag]:.1%}" for tag in names if tag in latest]
         if split == "train" and "cost/tokens_per_s" in latest:
             parts.append(f"{latest['cost/tokens_per_s']:,.0f} tokens/s")
         return "  ".join(parts)

@@ -13,10 +13,11 @@ from zoo.module import SequenceModule
 from zoo.train.data.module import DataModule
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import ValidationCurve
+from zoo.train.plotting.charts import format_share
 from zoo.train.runs.config import names
 from zoo.train.runs.provenance import commit, device_name, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
-from zoo.train.tasks.base import Task
+from zoo.train.tasks.base import Dataset, Task, score_names
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def summary(
         "seed": cfg.seed,
         "steps": cfg.steps,
         "corpus": cfg.data.corpus,
-        "unit": "bits per byte" if task.metric == "bits_per_byte" else "accuracy",
+        "unit": "bits per byte" if task.metric == "bits_per_byte" else "accuracy",  # of "reference"
+        "scores": score_names(task),
         "parameters": model.count_parameters(),
         "parameters_total": sum(weight.numel() for weight in model.parameters()),
         "state_bytes": state_bytes(model),
@@ -45,7 +47,7 @@ def summary(
         "eval_tokens_per_s": curve.tokens_per_s,
         "peak_memory_bytes": peak_memory_bytes(model.device),
         **{tag: value for tag, value in sorted(metrics.latest.items()) if tag.startswith(("val/", "train/"))},
-        "reference": task.baselines(data.val_dataset()),
+        **references(task, data.val_dataset()),
         "val_bytes": len(data.val_text),
         "task_version": task.VERSION,
         "data_fingerprint": fingerprint(task),
@@ -58,16 +60,31 @@ def summary(
     }
 
 
+def references(task: Task, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Scores of predictors that learn nothing: bits per byte or accuracy per target, and exact match."""
+    per_target = {"reference": task.baselines(dataset)}
+    if task.metric != "exact":
+        return per_target
+    return per_target | {"reference_exact": task.exact_baselines(dataset)}
+
+
 def print_summary(results: dict[str, Any], run_dir: Path) -> None:
-    """Log the held-out score beside the task's baselines, and the run's folder."""
+    """Log the held-out scores beside the task's baselines, and the run's folder."""
     if "val/bits_per_byte" in results:
-        text, form = f" on {results['val_bytes']:,} bytes of held-out text", ".3f"
-        score = f"{results['val/bits_per_byte']:.3f} bits per byte"
+        text = f"{results['val_bytes']:,} bytes of held-out text"
+        baselines = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
+        scores = f"{results['val/bits_per_byte']:.3f} bits per byte on {text} (there: {baselines})"
     else:
-        text, form = " on held-out samples", ".1%"
-        score = f"{results['val/accuracy']:.1%} accuracy"
-    baselines = ", ".join(f"{name} {value:{form}}" for name, value in results["reference"].items())
+        measured = [describe_score(results, tag) for tag in results["scores"] if tag in results]
+        scores = f"{', '.join(measured)} on held-out samples"
     folder = Path(os.path.relpath(run_dir))
     root = "runs" if folder.parts[0] == "runs" else folder
-    log.info("%s reached %s%s (there: %s)", results["model"], score, text, baselines)
+    log.info("%s reached %s", results["model"], scores)
     log.info("run: %s   curves: tensorboard --logdir %s", folder, root)
+
+
+def describe_score(results: dict[str, Any], tag: str) -> str:
+    """One score with the baselines under the same measure: "exact match 3.1% (chance 1 in 90,000)"."""
+    baselines = results["reference_exact" if tag == "val/exact" else "reference"]
+    names = ", ".join(f"{name} {format_share(value)}" for name, value in baselines.items())
+    return f"{results['scores'][tag]} {results[tag]:.1%}" + (f" ({names})" if names else "")

@@ -9,28 +9,31 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from zoo.train.plotting.charts import by_position
 from zoo.train.tasks.base import BUCKETS, RANGES
 
-FINAL = (  # tags whose last values the HParams tab shows
+FINAL = (  # tags whose last values the HParams tab shows, beside the task's scores
     "val/loss",
-    "val/accuracy",
     "train/loss",
     "cost/tokens_per_s",
     "cost/peak_gib",
     "cost/state_bytes",
     "cost/parameters",
 )
-LAYOUT = {  # of the Custom Scalars tab; tags are regular expressions there
-    "comparison": {
-        "held-out loss": ["Multiline", ["^val/loss$"]],
-        "held-out bits per byte": ["Multiline", ["^val/bits_per_byte$"]],
-        "held-out accuracy": ["Multiline", ["^val/accuracy$"]],
-        "training loss": ["Multiline", ["^train/loss$"]],
-        "tokens per second": ["Multiline", ["^cost/tokens_per_s$"]],
-        "state bytes": ["Multiline", ["^cost/state_bytes$"]],
-    },
-    "held-out loss by position": {
-        bucket: ["Multiline", [f"^val/loss_by_position/{bucket}$"]] for bucket in BUCKETS
-    },
-}
+
+
+def layout(scores: dict[str, str]) -> dict[str, dict[str, list[Any]]]:
+    """Charts of the Custom Scalars tab, where tags are regular expressions; `scores` are names by tag."""
+    charts = {
+        "held-out loss": "val/loss",
+        **{f"held-out {name}": tag for tag, name in scores.items()},
+        "training loss": "train/loss",
+        "tokens per second": "cost/tokens_per_s",
+        "state bytes": "cost/state_bytes",
+    }
+    return {
+        "comparison": {title: ["Multiline", [f"^{tag}$"]] for title, tag in charts.items()},
+        "held-out loss by position": {
+            bucket: ["Multiline", [f"^val/loss_by_position/{bucket}$"]] for bucket in BUCKETS
+        },
+    }
 
 
 class RunLogger(TensorBoardLogger):
@@ -43,13 +46,13 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
-def start_logs(logger: RunLogger, hparams: dict[str, Any], tags: list[str], config: str) -> None:
+def start_logs(logger: RunLogger, hparams: dict[str, Any], scores: dict[str, str], config: str) -> None:
     """Write the run's row in the HParams tab (its final values are logged later under the same tags), charts
-    that overlay runs, and the configuration as text."""
+    that overlay runs, and the configuration as text.  `scores`: names of the task's scores by tag."""
     writer = logger.experiment
-    for summary in hparams_summary(hparams, dict.fromkeys([*tags, *FINAL], 0.0)):
+    for summary in hparams_summary(hparams, dict.fromkeys([*scores, *FINAL], 0.0)):
         writer._get_file_writer().add_summary(summary)  # add_hparams would open a separate run
-    writer.add_custom_scalars(LAYOUT)
+    writer.add_custom_scalars(layout(scores))
     writer.add_text("config", f"```yaml\n{config}\n```")
 
 

@@ -42,6 +42,7 @@ from zoo.train.runs.optimizer_weights import arrange
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
+from zoo.train.tasks.base import score_names
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
-        start_logs(logger, hparams(cfg), ["val/loss", f"val/{task.metric}", "cost/tokens_per_s"], config)
+        start_logs(logger, hparams(cfg), score_names(task), config)
     log.info(
         "%s on %s: %s parameters (%s with embeddings), %s bytes of state per row",
         cfg.names.model,

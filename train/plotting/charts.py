@@ -144,6 +144,14 @@ def format_number(number: Number) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
+def format_share(share: float) -> str:
+    """A share in per cent; as 1 in a number where it is so small that per cent would show nothing."""
+    if not 0 < share < 0.0005:
+        return f"{share:.1%}"
+    number = 1 / share
+    return f"1 in {number:,.0f}" if number < 1e9 else f"1 in 10^{math.log10(number):.0f}"
+
+
 def _figure(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -157,7 +165,7 @@ def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> None:
     """The task's baselines as dotted lines."""
     for index, (name, value) in enumerate(baselines.items()):
         style = (0, (1, 1 + index))
-        axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {value:.1%}")
+        axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {format_share(value)}")
 
 
 def _every_nth(points: Sequence[Number], most: int = 12) -> list[Number]:

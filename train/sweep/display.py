@@ -16,6 +16,7 @@ from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.folder import PROGRESS_FILE, read_json
 from zoo.train.sweep.job import Job, State
 from zoo.train.sweep.process import OUTPUT
+from zoo.train.tasks.base import short_name
 
 STYLES: dict[State, str] = {
     "waiting": "dim",
@@ -25,6 +26,8 @@ STYLES: dict[State, str] = {
     "failed": "red",
     "stopped": "yellow",
 }
+SCORE_WIDTH = len("exact match 100.0%,")
+"""On a narrow terminal the next score goes to the next line."""
 MAX_ROWS = 30
 """With more jobs the live table leaves out those that wait or are done."""
 
@@ -50,8 +53,8 @@ class Display:
     def print_change(self, job: Job) -> None:
         """Prints a job's new state where there is no live table."""
         if not self.console.is_terminal:
-            score = format_score(job.result) if job.state == "done" else ""
-            parts = [job.name, job.state, score, job.note]
+            scores = ", ".join(format_scores(job, job.result)) if job.state == "done" else ""
+            parts = [job.name, job.state, scores, job.note]
             print("  ".join(part for part in parts if part), flush=True)
 
     def summary(self, interrupted: bool) -> None:
@@ -68,11 +71,12 @@ class Display:
     def table(self, complete: bool = False) -> Table:
         """One row per job, and a caption that counts them by state."""
         counts = Counter(job.state for job in self.jobs)
+        several_scores = any("val/exact" in job.scores for job in self.jobs)
         table = Table(
             Column("run", no_wrap=True, overflow="fold"),
             "state",
             "step",
-            Column("held-out", no_wrap=True),
+            Column("held-out", min_width=SCORE_WIDTH if several_scores else None, no_wrap=not several_scores),
             "targets/s",
             "time",
             "note",
@@ -90,16 +94,17 @@ def job_row(job: Job) -> tuple[str, ...]:
     if job.state == "done":
         steps = job.result.get("steps", "")
         progress = {"step": steps, "steps": steps, "tokens_per_s": job.result.get("tokens_per_s", 0)}
-        score = format_score(job.result)
+        scores = format_scores(job, job.result)
     else:
         progress = read_progress(job.folder)
-        score = format_score({f"val/{key}": value for key, value in progress.get("val", {}).items()})
+        latest = {f"val/{key}": value for key, value in progress.get("val", {}).items()}
+        scores = format_scores(job, latest)
     speed = progress.get("tokens_per_s")
     return (
         job.name,
         job.state,
         f"{progress['step']}/{progress['steps']}" if progress else "",
-        score,
+        ", ".join(scores),
         "" if speed is None else f"{speed:,.0f}",
         format_time(int(job.seconds)) if job.seconds else "",
         job.note,
@@ -115,12 +120,12 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return progress
 
 
-def format_score(metrics: dict[str, Any]) -> str:
+def format_scores(job: Job, metrics: dict[str, Any]) -> list[str]:
+    """Bits per byte, or the shares by which a task of samples is judged, with their names."""
     if "val/bits_per_byte" in metrics:
-        return f"{metrics['val/bits_per_byte']:.3f} bits/byte"
-    if "val/accuracy" in metrics:
-        return f"{metrics['val/accuracy']:.1%}"
-    return f"loss {metrics['val/loss']:.3f}" if "val/loss" in metrics else ""
+        return [f"{metrics['val/bits_per_byte']:.3f} bits/byte"]
+    shares = [f"{short_name(name)} {metrics[tag]:.1%}" for tag, name in job.scores.items() if tag in metrics]
+    return shares or ([f"loss {metrics['val/loss']:.3f}"] if "val/loss" in metrics else [])
 
 
 def format_time(seconds: int) -> str:

@@ -20,6 +20,8 @@ class Job:
     explicit_keys: set[str]
     """Settings from the command line: all others that an older run lacks count as their defaults."""
     task_version: int
+    scores: dict[str, str]
+    """Names of the task's held-out scores, by tag."""
     code: dict[str, str]
     """Fingerprints of classes that aren't the zoo's, by their keys in metrics.json."""
     state: State = "waiting"

@@ -22,6 +22,7 @@ from zoo.train.runs.folder import (
 )
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.sweep.job import Job
+from zoo.train.tasks.base import score_names
 
 NAME_KEYS = ("model", "task", "size")
 """Keys that a run's `names.…` settings hold: each names a yaml file."""
@@ -73,6 +74,7 @@ def make_job(overrides: list[str], runs: Path) -> Job:
         config=flatten(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False)),
         explicit_keys={override.lstrip("+~").partition("=")[0] for override in settings},
         task_version=getattr(task, "VERSION", 0),
+        scores=score_names(task),
         code={"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)},
     )
 

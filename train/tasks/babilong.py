@@ -13,8 +13,8 @@ the first input of every document (as in task lm); `length` counts its positions
 need more, the sample has that length and no background: with length=1 it is plain bAbI.
 
 The targets are the answer's bytes, of which the first determine most of the others: a predictor that knows
-the answers' words and reads no sample gets 87 % of the bytes right, but 19 % of the words (`baselines`).
-So judge a model by its words, the exact samples.
+the answers' words and reads no sample gets 87 % of the bytes right, but 19 % of the words (`baselines`,
+`exact_baselines`).  So a model is judged by its words, as exact match.
 
 The files are found in `folder` under their published names: qa1_single-supporting-fact_train.txt,
 …_test.txt.  The last tenth of the training stories is for validation.  All tasks have as many samples.
@@ -69,6 +69,7 @@ class Babilong(SampleTask):
 
     name = "babilong"
     VERSION = 1
+    target_noun = "byte"
     axes: ClassVar = {"length": int}
 
     tasks: Sequence[str] = ("qa1",)
@@ -121,8 +122,18 @@ class Babilong(SampleTask):
         """Predictors that read nothing of a sample but the bytes of the answer so far.
 
         chance: a uniform guess among the answers in the split's questions that start with these bytes;
-        constant: the commonest of them.  Shares of bytes; and of words, guessed at once.
+        constant: the commonest of them.
         """
+        hits, num_bytes, _ = self._guess_hits(dataset)
+        return {"chance": hits[0] / num_bytes, "constant": hits[1] / num_bytes}
+
+    def exact_baselines(self, dataset: Dataset) -> dict[str, float]:
+        """The same of answers guessed at once."""
+        hits, _, num_answers = self._guess_hits(dataset)
+        return {"chance": hits[2] / num_answers, "constant": hits[3] / num_answers}
+
+    def _guess_hits(self, dataset: Dataset) -> tuple[list[float], int, int]:
+        """Sums of `guess_hits` over the samples, bytes of all answers, and their number."""
         samples = unwrap(dataset, BabilongDataset)
         priors = {
             task: Counter(question.answer for question in questions)
@@ -131,14 +142,7 @@ class Babilong(SampleTask):
         counts = Counter(map(samples.task_and_answer, range(len(dataset.lengths))))
         num_bytes = sum(count * len(answer) for (_, answer), count in counts.items())
         hits = np.sum([n * guess_hits(answer, priors[task]) for (task, answer), n in counts.items()], axis=0)
-        chance, constant = (hits[:2] / num_bytes).tolist()
-        chance_word, constant_word = (hits[2:] / counts.total()).tolist()
-        return {
-            "chance": chance,
-            "constant": constant,
-            "chance of whole words": chance_word,
-            "constant of whole words": constant_word,
-        }
+        return hits.tolist(), num_bytes, counts.total()
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         return {"task": unwrap(dataset, BabilongDataset).task_and_answer(document)[0]}

@@ -1,6 +1,7 @@
 """Tasks and datasets: language modelling with a mask, read by the same loaders and trained by the same loop.
 
-In a task made of samples only the end of every sample has targets, and accuracy is what counts.
+In a task made of samples only the end of every sample has targets.  Two shares of them are measured, and have
+different names everywhere: *exact match*, of samples of which every target is hit, and *accuracy* per target.
 """
 
 from abc import ABC, abstractmethod
@@ -88,6 +89,9 @@ def unwrap(dataset: Dataset, dataset_class: type[DatasetT]) -> DatasetT:
     return dataset
 
 
+Metric = Literal["bits_per_byte", "exact", "accuracy"]
+
+
 class Task(ABC):
     """Datasets in three splits, and the unit in which predictions are scored."""
 
@@ -97,7 +101,11 @@ class Task(ABC):
     axes: ClassVar[Mapping[str, type]] = {}
     """Fields that an evaluation may vary, with their types; a task that has any is a dataclass."""
     vocab_size: int
-    metric: ClassVar[Literal["bits_per_byte", "accuracy"]]
+    metric: ClassVar[Metric]
+    """What the task is judged by, `val/<metric>` in a run: exact match, where a sample has several targets;
+    accuracy, where it has one and both are the same."""
+    target_noun: ClassVar[str] = "target"
+    """What a target is: a digit, a byte."""
 
     @abstractmethod
     def split(self, name: Split) -> Dataset:
@@ -108,7 +116,12 @@ class Task(ABC):
         """Number of bytes that the targets stand for: 0 in a task without bytes."""
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """Scores of predictors that learn nothing, on the same dataset and in the task's unit, by name."""
+        """Scores of predictors that learn nothing, on the same dataset, by name: accuracy per target, or bits
+        per byte."""
+        return {}
+
+    def exact_baselines(self, dataset: Dataset) -> dict[str, float]:
+        """Exact match of predictors that learn nothing; only for tasks that are judged by it."""
         return {}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
@@ -139,6 +152,20 @@ class Task(ABC):
     def word_count(self, dataset: Dataset) -> tuple[int, str] | None:
         """Number of words in the dataset, and the unit of counting; None in a task without words."""
         return None
+
+
+def score_names(task: Task | type[Task]) -> dict[str, str]:
+    """Names of a task's held-out scores by their tags in a run; what it is judged by comes first."""
+    per_target = f"accuracy per {task.target_noun}"
+    if task.metric == "accuracy":
+        return {"val/accuracy": "accuracy"}
+    headline = {"exact": "exact match", "bits_per_byte": "bits per byte"}[task.metric]
+    return {f"val/{task.metric}": headline, "val/accuracy": per_target}
+
+
+def short_name(score: str) -> str:
+    """A score's name beside others, where room is scarce: "per digit"."""
+    return score.removeprefix("accuracy ")
 
 
 class SampleDataset(Dataset):
@@ -172,7 +199,7 @@ class SampleDataset(Dataset):
 class SampleTask(Task):
     """`samples` to train on, `eval_samples` each for val and test."""
 
-    metric = "accuracy"
+    metric: ClassVar[Metric] = "exact"
     samples: int
     eval_samples: int
     seed: int

@@ -38,6 +38,7 @@ class Induction(SampleTask):
 
     name = "induction"
     VERSION = 1
+    metric = "accuracy"
     axes: ClassVar = {"length": int}
 
     length: int = 256

@@ -57,6 +57,7 @@ class Listops(SampleTask):
 
     name = "listops"
     VERSION = 1
+    metric = "accuracy"
 
     min_length: int = 500
     max_length: int = 2000

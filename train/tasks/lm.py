@@ -40,6 +40,7 @@ class LanguageModelling(Task):
     name = "lm"
     VERSION = 1
     metric = "bits_per_byte"
+    target_noun = "byte"
 
     corpus: str
     root: str | Path

@@ -43,6 +43,7 @@ class Mqar(SampleTask):
 
     name = "mqar"
     VERSION = 1
+    target_noun = "value"
     axes: ClassVar = {"length": int, "pairs": int}
 
     length: int = 64
@@ -91,6 +92,15 @@ class Mqar(SampleTask):
         pairs = unwrap(dataset, MqarDataset).pairs[: len(dataset.lengths)]
         num_values = self.vocab_size - self.vocab_size // 2
         return {"chance": 1 / num_values, "any value of the sample": len(pairs) / float(pairs.sum())}
+
+    def exact_baselines(self, dataset: Dataset) -> dict[str, float]:
+        """The same predictors, each target guessed independently: means over samples."""
+        pairs = unwrap(dataset, MqarDataset).pairs[: len(dataset.lengths)].astype(float)
+        num_values = self.vocab_size - self.vocab_size // 2
+        return {
+            "chance": float(np.mean(num_values**-pairs)),
+            "any value of the sample": float(np.mean(pairs**-pairs)),
+        }
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         return {

@@ -40,6 +40,7 @@ from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
 from zoo.train.tasks.lm import END
 
 DIGITS = 7
+NUM_VALUES = 9 * 10 ** (DIGITS - 1)  # the first digit is never 0
 DEPTHS = np.round(np.linspace(0, 100, 40)) / 100
 ONE_VALUE = (  # opening and question, if the answer is one value
     "A special magic number is hidden within the following text. Make sure to memorize it. "
@@ -90,6 +91,7 @@ class Needle(SampleTask):
 
     name = "needle"
     VERSION = 1
+    target_noun = "byte"
     axes: ClassVar = {"length": int, "depth": float}
 
     kind: Literal["single", "multikey", "multivalue", "multiquery"] = "single"
@@ -174,6 +176,13 @@ class Needle(SampleTask):
         if correct_needle == 1:
             return {"chance": chance}
         return {"chance": chance, "any needle": correct_needle + (1 - correct_needle) * chance}
+
+    def exact_baselines(self, dataset: Dataset) -> dict[str, float]:
+        """The same predictors: each value is a new guess, or that of another random needle."""
+        chance, num_needles = NUM_VALUES**-self.num_answers, self.num_answers + self.num_unqueried
+        return {"chance": chance} | (
+            {"any needle": num_needles**-self.num_answers} if num_needles > 1 else {}
+        )
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length; and depth to the nearest tenth, if there is one needle only."""

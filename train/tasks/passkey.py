@@ -47,6 +47,7 @@ from zoo.train.tasks.base import (
 from zoo.train.tasks.lm import END
 
 DIGITS = 5
+NUM_KEYS = 9 * 10 ** (DIGITS - 1)  # the first digit is never 0
 INSTRUCTION = (
     b"There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     b"I will quiz you about the important information there."
@@ -83,6 +84,7 @@ class Passkey(SampleTask):
 
     name = "passkey"
     VERSION = 2
+    target_noun = "digit"
     axes: ClassVar = {"length": int, "depth": float}
 
     length: int = 512
@@ -118,8 +120,11 @@ class Passkey(SampleTask):
         return PasskeyDataset(self, name)
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """The share of digits that a guess hits (the first is never 0); of keys it hits 1 in 90,000."""
+        """The share of digits that a guess hits, of which the first is never 0."""
         return {"chance": (1 / 9 + (DIGITS - 1) / 10) / DIGITS}
+
+    def exact_baselines(self, dataset: Dataset) -> dict[str, float]:
+        return {"chance": 1 / NUM_KEYS}
 
     def groups(self, dataset: Dataset, document: int) -> dict[str, str | int | float]:
         """Length, and depth to the nearest tenth."""

@@ -28,6 +28,7 @@ class SelectiveCopy(SampleTask):
 
     name = "selective_copy"
     VERSION = 1
+    target_noun = "symbol"
     axes: ClassVar = {"length": int}
 
     length: int = 4096
@@ -50,6 +51,9 @@ class SelectiveCopy(SampleTask):
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         return {"chance": 1 / (self.vocab_size - 2)}
+
+    def exact_baselines(self, dataset: Dataset) -> dict[str, float]:
+        return {"chance": (self.vocab_size - 2.0) ** -self.remembered}
 
 
 class SelectiveCopyDataset(Dataset):

@@ -102,3 +102,21 @@ def test_recall_is_logged_where_the_index_is_read(zoo: Any, model: str) -> None:
     """Also of a memory that fills in validation alone."""
     assert zoo.run(f"model={model}", "model.backend=faiss", "steps=2", "val_every=2").code == 0
     assert [0.5 < value <= 1 for _, value in zoo.scalars("run")["memory/recall"]][-1:] == [True]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.0, "0.0%"),
+        (1.0, "100.0%"),
+        (0.102, "10.2%"),
+        (0.001, "0.1%"),
+        (0.0005, "0.1%"),
+        (0.00049, "1 in 2,041"),
+        (1 / 90_000, "1 in 90,000"),
+        (1 / 9_000_000, "1 in 9,000,000"),
+        (9e6**-4, "1 in 10^28"),
+    ],
+)
+def test_a_share_that_rounds_to_nothing_is_one_in_a_number(share: float, text: str) -> None:
+    assert charts.format_share(share) == text

@@ -117,6 +117,11 @@ def test_a_mixture_is_for_training_and_held_out_samples_are_of_one_kind() -> Non
     assert small.baselines(small.split("train")) == {"chance": 1 / 50, "any value of the sample": 3 / 5}
     held_out = Subset(small.split("test"), 7)
     assert small.baselines(held_out) == {"chance": 1 / 50, "any value of the sample": 1}
+    assert small.exact_baselines(held_out) == {"chance": 1 / 50, "any value of the sample": 1}
+    assert small.exact_baselines(small.split("train")) == {
+        "chance": pytest.approx((2 / 50 + 1 / 50**3) / 3),
+        "any value of the sample": pytest.approx((2 + 1 / 27) / 3),
+    }
 
 
 def test_another_point_of_the_axes() -> None:

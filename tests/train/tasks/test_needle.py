@@ -198,7 +198,7 @@ def test_memory_does_not_grow_with_the_length(books: str) -> None:
 def test_guesses_hit_as_much_as_the_baselines_predict(books: str) -> None:
     task = Needle("multiquery", needles=3, distractors=1, length=1000, corpus=books)
     dataset = task.split("val")
-    rng, guess_hits, copy_hits, total = np.random.default_rng(0), 0, 0, 0
+    rng, guess_hits, copy_hits, exact_copies, total = np.random.default_rng(0), 0, 0, 0, 0
     for document in range(300):
         text, answer = read_text(dataset, document)
         guess = ", ".join(str(rng.integers(10**6, 10**7)) for _ in range(3))
@@ -206,11 +206,16 @@ def test_guesses_hit_as_much_as_the_baselines_predict(books: str) -> None:
         copy = ", ".join(values[rng.integers(4)] for _ in range(3))
         guess_hits += sum(a == b for a, b in zip(answer, guess, strict=True))
         copy_hits += sum(a == b for a, b in zip(answer, copy, strict=True))
+        exact_copies += answer == copy
         total += len(answer)
     baselines = task.baselines(Subset(dataset, 9))
     assert baselines["chance"] == pytest.approx(guess_hits / total, abs=0.02)
     assert baselines["any needle"] == pytest.approx(copy_hits / total, abs=0.05)
     assert Needle(length=1000).baselines(dataset) == {"chance": pytest.approx((1 / 9 + 0.6) / 7)}
+    exact = task.exact_baselines(Subset(dataset, 9))
+    assert exact == {"chance": pytest.approx(1 / 9_000_000**3), "any needle": 1 / 4**3}
+    assert abs(exact_copies - 300 / 64) < 4 * (300 / 64) ** 0.5
+    assert Needle(length=1000).exact_baselines(dataset) == {"chance": pytest.approx(1 / 9_000_000)}
 
 
 def test_scores_by_the_papers_rule(books: str) -> None:

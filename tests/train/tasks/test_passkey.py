@@ -190,6 +190,7 @@ def test_the_config_builds_and_its_window_is_a_complete_sample(form: str) -> Non
     assert cfg.data.seq_len == 304
     task = build.task(cfg)
     assert task.baselines(task.split("val")) == {"chance": pytest.approx((1 / 9 + 4 / 10) / 5)}
+    assert task.exact_baselines(task.split("val")) == {"chance": 1 / 90_000}
     assert int(read_sample(task.split("val"), 0)[0].max()) < task.vocab_size
 
 

@@ -71,6 +71,7 @@ def test_another_length_and_chance() -> None:
     expected = read_sample(SelectiveCopy(50, 3, 6).split("test"), 3)
     np.testing.assert_array_equal(read_sample(dataset, 3), expected)
     assert task.baselines(dataset) == {"chance": 1 / 4}
+    assert task.exact_baselines(dataset) == {"chance": 1 / 4**3}
     with pytest.raises(UserError, match="no depth to vary"):
         task.at(depth=0.5)
 
