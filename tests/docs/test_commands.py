@@ -412,7 +412,8 @@ def look_at(docs_folder: DocsFolder, words: list[str]) -> None:
 
 
 def listing(docs_folder: DocsFolder, words: list[str]) -> None:
-    docs_folder.call("list", [*(word for word in words if not word.startswith("size=")), "size=nano"])
+    given = ["path=text" if word.startswith("path=") else word for word in words]
+    docs_folder.call("list", [*(word for word in given if not word.startswith("size=")), "size=nano"])
 
 
 RULES = {

@@ -3,6 +3,8 @@
     models      paper, bytes of state per row and parameters at the size, traits, golden cases, reach
     tasks       score, symbols, description
     corpora     which lie below data.root (default $ZOO_DATA, or data/)
+    path=       how a file or folder is read as a corpus: the documents of each split, and what is left out
+    format=     of that: table (default) or json, with all documents
     size=       nano, micro (default), tiny, small, base
     …           everything else goes to every configuration: data.root=… hydra.searchpath=[file://my_configs]
 
@@ -23,6 +25,8 @@ from typing import NamedTuple
 import torch
 from hydra.utils import get_class
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import zoo
@@ -32,14 +36,17 @@ from zoo.module import SequenceModule
 from zoo.plugins import Choice
 from zoo.state import nbytes
 from zoo.train.commands.check import TRAINING_KEYS
-from zoo.train.commands.cli import command, refuse_without_effect
+from zoo.train.commands.cli import command, one_of, parse, refuse_without_effect, text
 from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
-from zoo.train.corpora.documents import READABLE
+from zoo.train.corpora.contents import contents
+from zoo.train.corpora.unread import READABLE
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 from zoo.train.tasks.base import score_names
 
+KEYS = {"path": text, "format": one_of("table", "json")}
+SHOWN = 10  # documents of a split in the table
 SECTIONS = ("models", "tasks", "corpora")
 PAPER = re.compile(r"((?:[A-Z][\w-]+ (?:& [A-Z][\w-]+ )?(?:et al\. )?)\d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?")
 FIXTURES = Path(zoo.__file__).parents[1] / "tests" / "golden" / "fixtures"
@@ -59,25 +66,32 @@ class ModelRow(NamedTuple):
 
 @command
 def main(words: Sequence[str] = ()) -> None:
-    sections, others = arguments(words)
+    sections, others, options = arguments(words)
     console = table_console()
+    if "path" in options:
+        show_contents(console, options["path"], others, options.get("format", "table"))
+        return
     for section in sections:
         console.print(TABLES[section](others))
 
 
-def arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The sections requested, all if none is, and the words of every configuration."""
+def arguments(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """The sections requested, all if none is, the words of every configuration, and `path` and `format`."""
     requested = [word for word in words if "=" not in word]
     if unknown := [word for word in requested if word not in SECTIONS]:
         raise UserError(
             f"list: expected models, tasks, corpora or key=value, found {' and '.join(unknown)!r}"
         )
-    others = [word for word in words if "=" in word]
+    options, others = parse("list", [word for word in words if "=" in word], KEYS, pass_unknown=True)
+    if "path" in options and requested not in ([], ["corpora"]):
+        raise UserError(f"list: path= is of corpora, found {' '.join(requested)}")
+    if "format" in options and "path" not in options:
+        raise UserError("list: format= has no effect without path=")
     if not any(word.startswith("size=") for word in others):
         others.insert(0, "size=micro")
     compose(others)  # raises user errors once, not model by model
     refuse_without_effect("list", others, TRAINING_KEYS, "these tables")
-    return [section for section in SECTIONS if section in requested or not requested], others
+    return [section for section in SECTIONS if section in requested or not requested], others, options
 
 
 def new_table(title: str, *columns: str) -> Table:
@@ -97,10 +111,10 @@ def choices_of(group: str, words: list[str]) -> Iterator[tuple[Choice, str]]:
             yield choice, choice.name if choice.owner == "zoo" else f"{choice.name} ({choice.owner})"
 
 
-def comment(text: str) -> str:
+def comment(content: str) -> str:
     """The comment at the top of a yaml file, without Hydra's directive and the pattern of golden cases."""
     lines = []
-    for line in text.splitlines():
+    for line in content.splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# "))
@@ -205,3 +219,24 @@ def corpora(words: list[str]) -> Table:
 
 
 TABLES: dict[str, Callable[[list[str]], Table]] = {"models": models, "tasks": tasks, "corpora": corpora}
+
+
+def show_contents(console: Console, path: str, words: list[str], output_format: str) -> None:
+    data = compose(words).data
+    listing, remark = contents(path, Path(data.root), data.field)
+    if output_format == "json":
+        print(json.dumps(listing, indent=1))
+        return
+    table = new_table(f"{path} as a corpus", "split", "name", "bytes", "begins")
+    for split, documents in listing.items():
+        for document in documents[:SHOWN]:
+            if split == "left_out":
+                table.add_row("left out", escape(document["name"]), "", document["why"])
+            else:
+                begins = escape(json.dumps(document["begins"], ensure_ascii=False))
+                table.add_row(split, escape(document["name"]), f"{document['bytes']:,}", begins)
+        if len(documents) > SHOWN:
+            table.add_row(split.replace("_", " "), f"and {len(documents) - SHOWN:,} more", "", "")
+    console.print(table)
+    if remark:
+        console.print(remark, highlight=False)

@@ -2,7 +2,8 @@
 
 Texts are files in a folder, rows of a .jsonl or members of an archive.  Their splits:
 
-* folders or files named train and val (valid, validation, dev), perhaps test: those, the rest is left out;
+* where a train and a held-out part are named side by side (zoo.train.corpora.split_names): those, the rest is
+  left out;
 * otherwise by a hash of the text's relative name, 90/5/5: stable, and independent of all other texts;
 * a single text is one long document, cut 90/5/5 from its beginning to its end.
 
@@ -13,6 +14,7 @@ the order of that hash, so that any prefix of them is a fair sample.
 import json
 import platform
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from io import BufferedWriter
@@ -24,7 +26,7 @@ from jaxtyping import UInt8
 
 from zoo.errors import UserError, nearest
 from zoo.train.corpora.cache import cached, key_of
-from zoo.train.corpora.documents import READABLE, Documents, Gathered, Source, digest, files_below, gather
+from zoo.train.corpora.documents import FIELD, Documents, Gathered, Source, digest, files_below, gather
 from zoo.train.corpora.splits import (
     ENWIK8,
     PG19,
@@ -40,7 +42,9 @@ from zoo.train.corpora.splits import (
     check_wikitext,
     enwik8,
     ordered,
+    remark,
 )
+from zoo.train.corpora.unread import READABLE
 
 # name -> paths under the root, of which the first existing one is read; {} is train, valid, test.
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -63,6 +67,15 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "pg19": ("pg19", "pg-19", "PG-19"),
 }
 UNITS = {"stdlib": "files", "wikilong": "articles", "books": "books", "stacks": "files", "pg19": "books"}
+
+LEFT_OUT_BECAUSE = {
+    "binary": "has a NUL byte",
+    "empty": "is empty",
+    "UTF-16": "is UTF-16: expected UTF-8",
+    "UTF-32": "is UTF-32: expected UTF-8",
+    "null": "is a row whose text is null",
+}
+"""Why a text is left out, in words for one."""
 
 Check = Callable[[UInt8[np.ndarray, " bytes"], SplitSpans], None]  # raises UserError
 
@@ -91,8 +104,9 @@ def layout_of(name: str, root: Path) -> str:
     return next(present, "").replace("{}", "{train,valid,test}")
 
 
-def open_corpus(name: str, root: str | Path) -> Corpus:
-    """A corpus by its name (`stdlib`, or one under `root`) or by the path of a folder or file.
+def open_corpus(name: str, root: str | Path, field: str = FIELD) -> Corpus:
+    """A corpus by its name (`stdlib`, or one under `root`) or by the path of a folder or file, where a row's
+    text is in `field`.
 
     Raises UserError if there is no such corpus, if nothing in it is readable, and if it isn't the published
     corpus of that name.
@@ -101,16 +115,23 @@ def open_corpus(name: str, root: str | Path) -> Corpus:
         return _open(name, stdlib_sources(), by_hash, f"stdlib of Python {platform.python_version()}")
     if name in LAYOUTS:
         return _open_named(name, Path(root))
+    sources = find_sources(name, Path(root))
+    title = Path(name).expanduser().resolve().name
+    return _open(title, sources, announced_or_by_hash, where=name, field=field)
+
+
+def find_sources(name: str, root: Path) -> list[Source]:
+    """The files at a user's path; UserError where there are none."""
     path = Path(name).expanduser()
-    if not name or not (path.is_dir() or path.is_file()):
+    if not name.strip() or not (path.is_dir() or path.is_file()):
         raise UserError(
             f"no corpus {name!r}: expected a folder, a file or one of stdlib, {', '.join(LAYOUTS)}"
-            f" ({_existing(Path(root))}){nearest(name, ['stdlib', *LAYOUTS])}"
+            f" ({_existing(root)}){nearest(name, ['stdlib', *LAYOUTS])}"
         )
     sources = files_below(path) if path.is_dir() else [Source(path.name, path)]
     if not sources:
         raise UserError(f"no files in the folder {path}: expected {READABLE}")
-    return _open(path.resolve().name, sources, announced_or_by_hash, where=str(path))
+    return sources
 
 
 def _open_named(name: str, root: Path) -> Corpus:
@@ -195,29 +216,39 @@ def _open(
     check: Check | None = None,
     rule: str | None = None,
     where: str | None = None,
+    field: str = FIELD,
 ) -> Corpus:
     """`cut` assigns bytes to splits; `check` refuses another corpus of this name, before it is cached."""
 
     def build(out: BufferedWriter) -> dict[str, Any]:
-        texts = gather(sources, out)
-        if not texts.names:
-            raise UserError(
-                f"no text in {where or name}: expected {READABLE}; "
-                f"found {_plural(texts.binary, 'binary file')} and {_plural(texts.empty, 'empty file')}"
-            )
+        texts = gather(sources, out, field)
+        refuse_empty(texts, where or name)
         split_spans = cut(texts)
         if check is not None:
             out.flush()
             check(np.memmap(out.name, np.uint8, "r").view(np.ndarray), split_spans)
-        return _write_spans(out, texts, split_spans)
+        index = _write_spans(out, texts, split_spans)
+        return index | {"remark": remark(texts, split_spans) if cut is announced_or_by_hash else ""}
 
-    path, index = cached(key_of(rule or cut.__name__, sources), build)
+    rule = f"{rule or cut.__name__}{'' if field == FIELD else f' {field}'}"
+    path, index = cached(key_of(rule, sources), build)
     counts = [index["counts"][split] for split in SPLITS]
     total = sum(counts)
     spans = np.fromfile(path, np.int64, 2 * total, offset=index["size"] - 16 * total).reshape(total, 2)
     spans_of = dict(zip(SPLITS, np.split(spans, np.cumsum(counts)[:-1]), strict=True))
     parts = {split: Documents(path, spans) for split, spans in spans_of.items() if len(spans)}
     return Corpus(name, _note(name, title or name, index, parts), parts)
+
+
+def refuse_empty(texts: Gathered, where: str) -> None:
+    """Raises UserError where there is no text, with what was found instead."""
+    if texts.names:
+        return
+    counts = Counter(reason for _, reason in texts.left_out)
+    found = f"found {_plural(counts['binary'], 'binary file')} and {_plural(counts['empty'], 'empty file')}"
+    for name, reason in texts.left_out[:1]:
+        found += f"; {name} {LEFT_OUT_BECAUSE[reason]}"
+    raise UserError(f"no text in {where}: expected {READABLE}; {found}")
 
 
 def _write_spans(out: BufferedWriter, texts: Gathered, split_spans: SplitSpans) -> dict[str, Any]:
@@ -227,14 +258,16 @@ def _write_spans(out: BufferedWriter, texts: Gathered, split_spans: SplitSpans) 
     out.write(np.array(spans, np.int64).tobytes())
     counts = {split: len(split_spans.get(split, [])) for split in SPLITS}
     single = len(texts.names) == 1
-    outside = 0 if single else len(texts.names) - sum(counts.values())
-    skipped = {"binary": texts.binary, "empty": texts.empty, "outside the splits": outside}
-    return {"counts": counts, "passed": skipped, "alone": single}
+    reasons = Counter(reason for _, reason in texts.left_out)
+    outside = 0 if single else len(texts.names) - len(set(spans))
+    skipped = {reason: reasons[reason] for reason in LEFT_OUT_BECAUSE} | {"outside the splits": outside}
+    bytes_used = sum(length for _, length in set(spans))
+    return {"counts": counts, "bytes": bytes_used, "passed": skipped, "alone": single}
 
 
 def _note(name: str, title: str, index: dict[str, Any], parts: dict[str, Documents]) -> str:
     sizes = {split: int(documents.lengths.sum()) for split, documents in parts.items()}
-    size = sum(sizes.values())
+    size = index["bytes"]
     if name == "enwik8" and "test" in parts:
         return f"enwik8 ({size:,} bytes, md5 {ENWIK8.md5})"
     if name == "enwik8":
@@ -248,7 +281,8 @@ def _note(name: str, title: str, index: dict[str, Any], parts: dict[str, Documen
     if name == "pg19" and len(parts.get("train", ())) != PG19["train"]:
         note += f", the release has {PG19['train']:,} train"
     skipped = [f"{count:,} {kind}" for kind, count in index["passed"].items() if count]
-    return f"{note}; left out: {', '.join(skipped)}" if skipped else note
+    note += f"; left out: {', '.join(skipped)}" if skipped else ""
+    return note + (f"; {index['remark']}" if index["remark"] else "")
 
 
 def _plural(count: int, noun: str) -> str:

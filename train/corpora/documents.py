@@ -1,26 +1,28 @@
 """Documents as bytes on disk: extracted from files and archives once, then memory-mapped from a cache."""
 
-import gzip
 import hashlib
-import json
 import lzma
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from io import BufferedIOBase, BufferedWriter, BytesIO
+from collections.abc import Collection, Iterable, Sequence
+from io import BufferedWriter
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
 from zoo.errors import UserError
+from zoo.train.corpora.archives import Peekable, texts_in
+from zoo.train.corpora.rows import is_rows, read_rows
+from zoo.train.corpora.unread import HEAD, check_format, encoding
 
-READABLE = "text, .jsonl (field `text`), .gz, .xz, .tar, .zip"
+FIELD = "text"  # of a row
+FIRST_LINE = 1 << 24  # bytes of a first line that are looked at
+LOOKAHEAD = 1 << 16  # bytes behind it
 _BROKEN = (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
-_CHUNK = 1 << 20  # bytes
 
 
 class Documents:
@@ -57,12 +59,11 @@ class Source(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """The texts of the sources: names, (first byte, bytes), and the numbers of skipped texts."""
+    """The texts of the sources: names and (first byte, bytes); those left out: names and reasons."""
 
     names: list[str]
     spans: list[tuple[int, int]]
-    binary: int
-    empty: int
+    left_out: list[tuple[str, str]]
 
 
 def digest(content: bytes) -> str:
@@ -95,80 +96,58 @@ def files_below(folder: Path, without: Collection[str] = ()) -> list[Source]:
     return sorted(sources)
 
 
-def _texts(name: str, stream: BufferedIOBase) -> Iterator[tuple[str, BufferedIOBase]]:
-    """Every text in a file, unpacked once per suffix of its name: (name, stream)."""
-    stem, suffix = os.path.splitext(name)
-    tar = ".tar" if suffix.lower() in (".tgz", ".txz") else ""
-    match suffix.lower():
-        case ".gz" | ".tgz":
-            with gzip.GzipFile(fileobj=stream) as inner:
-                yield from _texts(stem + tar, inner)
-        case ".xz" | ".txz":
-            with lzma.LZMAFile(cast(IO[bytes], stream)) as inner:
-                yield from _texts(stem + tar, inner)
-        case ".tar":
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    if member.isfile() and not _hidden(member.name):
-                        yield from _texts(
-                            f"{stem}/{member.name}", cast(BufferedIOBase, archive.extractfile(member))
-                        )
-        case ".zip":
-            with zipfile.ZipFile(stream) as package:
-                for entry in package.infolist():
-                    if not entry.is_dir() and not _hidden(entry.filename):
-                        yield from _texts(
-                            f"{stem}/{entry.filename}", cast(BufferedIOBase, package.open(entry))
-                        )
-        case ".jsonl":
-            yield from _rows(name, stream)
-        case _:
-            yield name, stream
+def gather(sources: Sequence[Source], out: BufferedWriter, field: str = FIELD) -> Gathered:
+    """Write every text of the sources to `out`, one after the other; a row's text is in its `field`.
 
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _rows(name: str, stream: BufferedIOBase) -> Iterator[tuple[str, BufferedIOBase]]:
-    """The rows of a .jsonl; a row has no name, so a hash of its text takes its place."""
-    for line_number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"].encode("utf-8", "surrogatepass")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise UserError(
-                f"{name}, line {line_number}: expected a JSON object with a string `text`, "
-                f"found {line[:40]!r}"
-            ) from None
-        yield f"{name}#{digest(text)}", BytesIO(text)
-
-
-def gather(sources: Sequence[Source], out: BufferedWriter) -> Gathered:
-    """Write every text of the sources to `out`, one after the other.
-
-    Binary ones (with a NUL byte) and empty ones are skipped and counted.
-    Raises UserError for a file that can't be read, a broken archive and a malformed row of a .jsonl.
+    Those that aren't text (with a NUL byte, or in UTF-16) and empty ones are left out.
+    UserError: a file that can't be read, a broken archive, a format that isn't read, a malformed row.
     """
-    names: list[str] = []
-    spans: list[tuple[int, int]] = []
-    binary = empty = 0
+    texts = Gathered([], [], [])
     for source in sources:
         try:
             with source.path.open("rb") as file:
-                for name, stream in _texts(source.name, file):
-                    start = out.tell()
-                    if not _copy(stream, out):
-                        binary += 1
-                    elif out.tell() == start:
-                        empty += 1
-                    else:
-                        names.append(name)
-                        spans.append((start, out.tell() - start))
+                for name, stream in texts_in(source.name, file):
+                    _gather_text(name, Peekable(stream), out, field, texts)
         except _BROKEN as error:
             raise UserError(f"cannot read {source.path}: {' '.join(str(error).split())}") from error
-    return Gathered(names, spans, binary, empty)
+    return texts
+
+
+def _gather_text(name: str, stream: Peekable, out: BufferedWriter, field: str, texts: Gathered) -> None:
+    """Write a text, or all rows of one."""
+    head = stream.peek(HEAD)
+    check_format(name, head)
+    is_json = name.lower().endswith(".json")
+    first_line = stream.peek_line(FIRST_LINE) if head.lstrip()[:1] in (b"{", b"[") else head
+    following = stream.peek(len(first_line) + 1 + LOOKAHEAD)[len(first_line) :] if is_json else b""
+    if is_rows(name, first_line, following, field):
+        for row in read_rows(name, stream.lines(), field):
+            text = (row or "").encode("utf-8", "surrogatepass")
+            # a row has no name: a hash of its text takes its place
+            _write(f"{name}#{digest(text)}", [text], out, texts, "null" if row is None else "")
+    else:
+        _write(name, stream.chunks(), out, texts, encoding(head))
+
+
+def _write(name: str, chunks: Iterable[bytes], out: BufferedWriter, texts: Gathered, reason: str) -> None:
+    """Append a text to `out`, unless it is binary or empty or there is another reason to leave it out."""
+    start = out.tell()
+    for chunk in chunks:
+        if reason or b"\0" in chunk:
+            reason = reason or "binary"
+            break
+        try:
+            out.write(chunk)
+        except OSError as error:  # not to be reported as an unreadable source
+            raise UserError(f"cannot write {out.name}: {error.strerror}") from error
+    reason = reason or ("empty" if out.tell() == start else "")
+    if reason:
+        out.seek(start)
+        out.truncate()
+        texts.left_out.append((name, reason))
+    else:
+        texts.names.append(name)
+        texts.spans.append((start, out.tell() - start))
 
 
 def count_words(chunks: Iterable[Integer[np.ndarray, " bytes"]]) -> tuple[int, int]:
@@ -182,18 +161,3 @@ def count_words(chunks: Iterable[Integer[np.ndarray, " bytes"]]) -> tuple[int, i
             lines += int(np.count_nonzero(chunk == 10))
             in_word = bool(letter[-1])
     return words, lines
-
-
-def _copy(stream: BufferedIOBase, out: BufferedWriter) -> bool:
-    """Append a text to `out`; False, and nothing appended, where it is binary."""
-    start = out.tell()
-    while chunk := stream.read(_CHUNK):
-        if b"\0" in chunk:
-            out.seek(start)
-            out.truncate()
-            return False
-        try:
-            out.write(chunk)
-        except OSError as error:  # not to be reported as an unreadable source
-            raise UserError(f"cannot write {out.name}: {error.strerror}") from error
-    return True

@@ -4,7 +4,6 @@ A rule takes the gathered texts and returns the spans of every split; texts that
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,35 +12,43 @@ from jaxtyping import UInt8
 
 from zoo.errors import UserError
 from zoo.train.corpora.documents import Gathered, count_words, digest
+from zoo.train.corpora.split_names import HELD_OUT, announced_splits, unused_names
 
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": "train", "test": "test"}  # by names of folders and files
+SPLIT_NAMES = {"train": "train", "test": "test"}  # in the table beside stacks.tar.xz
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 
 SplitSpans = dict[str, list[tuple[int, int]]]  # split -> (first byte, bytes) of its documents, in order
 
 
 def announced(texts: Gathered) -> SplitSpans:
-    """By the name of a text's folder or file: train/a.txt, my_valid.jsonl, wiki.test.tokens."""
-    parts = [name.split("#")[0].split("/") for name in texts.names]
-    depth = 0  # below the folders that all of them share, such as an archive's name
-    while all(len(part) > depth + 1 for part in parts) and len({part[depth] for part in parts}) == 1:
-        depth += 1
-    return ordered(texts, [_split_named(part[depth]) for part in parts])
-
-
-def _split_named(part: str) -> str | None:
-    words = (re.split("[-_]", word)[-1] for word in part.lower().split(".")[:2])
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+    """By the names of folders and files, of a corpus that is known to have splits."""
+    split_of = announced_splits(texts.names, complete=False)
+    return ordered(texts, ["test" if split == HELD_OUT else split for split in split_of])
 
 
 def announced_or_by_hash(texts: Gathered) -> SplitSpans:
-    """A user's data: their split if it has a train and a val, otherwise by hash.
+    """A user's data: their split if a train and a held-out part are named side by side, otherwise by hash.
 
-    A `test` alone isn't a split: folders of source code have one.
+    A held-out part that is the only one, and isn't named val, is val and test.
     """
-    spans = announced(texts)
-    return spans if {"train", "val"} <= spans.keys() else by_hash(texts)
+    split_of = announced_splits(texts.names)
+    if not any(split_of):
+        return by_hash(texts)
+    held_out = "val" if "test" in split_of and "val" not in split_of else "test"
+    spans = ordered(texts, [held_out if split == HELD_OUT else split for split in split_of])
+    return spans if "val" in spans else spans | {"val": spans["test"]}
+
+
+def remark(texts: Gathered, spans: SplitSpans) -> str:
+    """What a user has to know of how their data were split, "" where nothing is unusual."""
+    if any(announced_splits(texts.names)):
+        return "val is the test split, the only held-out one" if spans["val"] == spans.get("test") else ""
+    unused = unused_names(texts.names) if len(texts.names) > 1 else []
+    if not unused:
+        return ""
+    more = f" and {len(unused) - 1:,} more" if len(unused) > 1 else ""
+    return f"split by hash, not by names ({unused[0]}{more}): no train and held-out part stand side by side"
 
 
 def by_hash(texts: Gathered) -> SplitSpans:

@@ -17,7 +17,7 @@ from zoo.train.evaluation.streaming import StreamReader
 from zoo.train.evaluation.text import evaluate_text
 from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
-from zoo.train.runs.config import compose, to_dict
+from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
 from zoo.train.runs.precision import convert_weights, make_precision, precision_name
 from zoo.train.runs.provenance import commit, device_name
@@ -99,7 +99,9 @@ def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]
     name = options.task or str(cfg.names.task)
     if name != cfg.names.task:
         task_cfg = compose([f"task={name}", f"size={cfg.names.size}"])
-        task_cfg.data.corpus, task_cfg.data.root = cfg.data.corpus, cfg.data.root
+        for key in ("corpus", "root", "field"):
+            if key in cfg.data:
+                task_cfg.data[key] = cfg.data[key]
     else:
         task_cfg = cfg.copy()
     for override in options.overrides:
@@ -107,9 +109,11 @@ def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]
         key = assignment.partition("=")[0]
         if group == "model" or key == "_target_":
             continue
-        if group == "data" and key not in ("corpus", "root"):
-            raise UserError(f"evaluate: unknown key data.{key}; of data only data.corpus and data.root")
-        if key not in task_cfg.task:
+        if group == "data" and key not in ("corpus", "root", "field"):
+            raise UserError(
+                f"evaluate: unknown key data.{key}; of data only data.corpus, data.root and data.field"
+            )
+        if key not in task_cfg.task and not (key == "field" and "corpus" in task_cfg.task):
             raise UserError(
                 f"evaluate: {group}.{key}: task {name} has no such setting; expected one of "
                 f"{', '.join(settings_of(task_cfg.task))}"
@@ -119,8 +123,10 @@ def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]
 
 
 def settings_of(node: DictConfig) -> dict[str, Any]:
-    """Constructor arguments of a task or a model, without the data's location on this machine."""
-    return {key: value for key, value in to_dict(node).items() if key not in ("_target_", "root")}
+    """Constructor arguments of a task or a model, without the data's location on this machine and without a
+    field that is named as it always was."""
+    settings = {key: value for key, value in to_dict(node).items() if key not in ("_target_", "root")}
+    return {key: value for key, value in settings.items() if (key, value) != ("field", DEFAULT_FIELD)}
 
 
 def check_options(evaluation: Evaluation, options: EvalOptions) -> None:

@@ -17,11 +17,14 @@ from zoo import plugins
 from zoo.errors import UserError, nearest
 from zoo.train.runs.folder import flatten
 
+DEFAULT_FIELD = "text"
+
 
 @dataclass
 class Data:
     corpus: str = MISSING  # a known name, or a file or folder of text
     root: str = MISSING  # the folder of named corpora
+    field: str = DEFAULT_FIELD  # of a row of JSON: where its text is
     batch_size: int = MISSING  # rows per device
     seq_len: int = MISSING  # tokens per step and row
     val_bytes: int = MISSING  # of held-out text read by a validation inside a run
@@ -183,6 +186,9 @@ def stored_config(cfg: DictConfig) -> str:
     if "root" in unresolved["task"]:
         stored["task"]["root"] = unresolved["task"]["root"]
     del stored["run_dir"], stored["resume"]
+    for group in ("data", "task"):  # newer than stored runs, which are to be comparable
+        if stored[group].get("field") == DEFAULT_FIELD:
+            del stored[group]["field"]
     return OmegaConf.to_yaml(stored)
 
 

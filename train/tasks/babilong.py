@@ -36,6 +36,7 @@ from jaxtyping import Float64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
 from zoo.train.tasks.lm import END
@@ -63,7 +64,8 @@ class Babilong(SampleTask):
     """Training samples have any length from what their facts need up to `length` (`lengths: uniform`) or
     exactly that (`fixed`); held-out samples always have exactly that.
 
-    `tasks`: of qa1, qa2 …  `folder`: babi below `root` if None.  `corpus` and `root`: see `open_corpus`.
+    `tasks`: of qa1, qa2 …  `folder`: babi below `root` if None.  `corpus`, `root`, `field`: as in
+    `open_corpus`.
     Raises UserError for missing files.
     """
 
@@ -82,6 +84,7 @@ class Babilong(SampleTask):
     eval_samples: int = 1000
     seed: int = 0
     vocab_size: int = END + 1
+    field: str = FIELD
 
     def __post_init__(self) -> None:
         self.check_sizes(min_vocab_size=END + 1)
@@ -152,7 +155,9 @@ class BabilongDataset(SplicedDataset):
     """Samples drawn when they are read, each from a separate generator; tasks and questions take turns."""
 
     def __init__(self, task: Babilong, split: Split) -> None:
-        super().__init__(task.seed, split, CyclicText(open_corpus(task.corpus, task.root).split(split)))
+        super().__init__(
+            task.seed, split, CyclicText(open_corpus(task.corpus, task.root, task.field).split(split))
+        )
         self.questions = task.questions(split)
         documents = np.arange(task.num_samples(split))
         question_index, task_index = np.divmod(documents, len(task.tasks))

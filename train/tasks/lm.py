@@ -21,7 +21,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.corpora.catalog import Corpus, open_corpus
-from zoo.train.corpora.documents import Documents, count_words
+from zoo.train.corpora.documents import FIELD, Documents, count_words
 from zoo.train.corpora.splits import WIKITEXT
 from zoo.train.tasks.base import Dataset, Split, Task
 
@@ -32,7 +32,8 @@ CHUNK = 1 << 20  # positions of a document read together
 
 @dataclass(frozen=True)
 class LanguageModelling(Task):
-    """Predict the next byte of a corpus: a name that `open_corpus` knows, or a path.
+    """Predict the next byte of a corpus: a name that `open_corpus` knows, or a path; `field` is where rows of
+    JSON have their text.
 
     Raises UserError if there is no such corpus, and for another vocabulary.
     """
@@ -45,6 +46,7 @@ class LanguageModelling(Task):
     corpus: str
     root: str | Path
     vocab_size: int = VOCAB_SIZE
+    field: str = FIELD
 
     def __post_init__(self) -> None:
         if self.vocab_size != VOCAB_SIZE:
@@ -56,7 +58,7 @@ class LanguageModelling(Task):
 
     @cached_property
     def documents(self) -> Corpus:
-        return open_corpus(self.corpus, self.root)
+        return open_corpus(self.corpus, self.root, self.field)
 
     def split(self, name: Split) -> Dataset:
         return ByteDataset(self.documents.split(name))

@@ -35,6 +35,7 @@ from jaxtyping import Bool
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
 from zoo.train.tasks.lm import END
@@ -86,7 +87,7 @@ class Needle(SampleTask):
     """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
     (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None.
 
-    `corpus` and `root`: see `open_corpus`; `needles` counts those of the kinds with several.
+    `corpus`, `root` and `field`: see `open_corpus`; `needles` counts those of the kinds with several.
     """
 
     name = "needle"
@@ -106,6 +107,7 @@ class Needle(SampleTask):
     eval_samples: int = 512
     seed: int = 0
     vocab_size: int = END + 1
+    field: str = FIELD
 
     def __post_init__(self) -> None:
         self.check_sizes(min_vocab_size=END + 1)
@@ -207,7 +209,9 @@ class NeedleDataset(SplicedDataset):
     """Samples drawn when they are read, each from a separate generator."""
 
     def __init__(self, task: Needle, split: Split) -> None:
-        super().__init__(task.seed, split, CyclicText(open_corpus(task.corpus, task.root).split(split)))
+        super().__init__(
+            task.seed, split, CyclicText(open_corpus(task.corpus, task.root, task.field).split(split))
+        )
         self.task, self.num_targets = task, task.num_targets
         self.lengths = np.full(task.num_samples(split), task.length, np.int64)
         if split == "train" and task.lengths == "uniform":

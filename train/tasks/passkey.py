@@ -32,6 +32,7 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import (
     BLOCK,
@@ -79,7 +80,7 @@ class Passkey(SampleTask):
     """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
     (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None.
 
-    `corpus` and `root` (see `open_corpus`) matter only if the filler is books.
+    `corpus`, `root` and `field` (see `open_corpus`) matter only if the filler is books.
     """
 
     name = "passkey"
@@ -98,6 +99,7 @@ class Passkey(SampleTask):
     eval_samples: int = 512
     seed: int = 0
     vocab_size: int = END + 1
+    field: str = FIELD
 
     def __post_init__(self) -> None:
         self.check_sizes(VOCAB_SIZES[self.form])
@@ -157,7 +159,7 @@ class PasskeyDataset(SampleDataset):
             self.lengths = rng.integers(task.min_length, task.length + 1, size=len(self.lengths))
         self.books: CyclicText | None = None
         if task.filler == "books":
-            self.books = CyclicText(open_corpus(task.corpus, task.root).split(split))
+            self.books = CyclicText(open_corpus(task.corpus, task.root, task.field).split(split))
 
     def params(self, document: int) -> SampleParams:
         """Drawn in this order, so that key and filler are the same at every length and depth."""
