@@ -1,0 +1,97 @@
+"""A carried state stays of one size over hundreds of segments (slow: thousands), or is known to grow.
+
+Models as configured, at size=nano with initial weights, read random text; the size of each tensor of the
+state is its root mean square at eight points, the sum of the second four divided by that of the first four:
+26 / 10 in proportion to the text, 1.65 as the root of its length.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from tests.contract.test_contract import MODELS
+from tests.laws import untyped
+from tests.memory.configured import catches, configured, parts
+from zoo.law_tools import float_leaves
+from zoo.memory.fast_weights.associative import AssociativeMemory
+from zoo.memory.state_space.mamba_mixer import MambaMixer
+from zoo.module import SequenceModule
+from zoo.state import lazy_field_names
+
+CONSTANT, GROWS = 1.4, 2.0  # at most, at least
+GROWING: dict[str, set[str]] = {
+    "infini": {"matrix", "normaliser"},  # sums over the text; an answer is a quotient of the two
+    "armt": {"matrix", "normaliser"},  # without correction; as Infini's
+    "rmt_xl": {
+        "memory",
+        "hidden",
+    },  # with prenorm: memory tokens pass the residual stream without a last norm
+}
+"""{model: fields of its state that grow with the text}"""
+
+
+def has_bank(model: SequenceModule) -> bool:
+    return any(lazy_field_names(model.init_state(1)))
+
+
+def segments(model: SequenceModule) -> int:
+    """A bank is copies of the last tokens' keys and values: twice its length is enough and more."""
+    return 64 if has_bank(model) else 128 if model.parallel == "none" else 256
+
+
+def float32(name: str) -> SequenceModule:
+    """The model in the precision of training, with weights where initial ones are zero."""
+    model = configured(name, size="nano").float()
+    for part in parts(model, AssociativeMemory):
+        nn.init.normal_(part.value.weight, std=part.width**-0.5)
+    return model
+
+
+@torch.no_grad()
+def growth(model: SequenceModule, count: int) -> dict[str, float]:
+    """The sizes at the last four points in proportion to those at the first four, the largest by field."""
+    generator = torch.Generator().manual_seed(0)
+    state, sizes = model.init_state(2), []
+    for _ in range(8):
+        shape = (2, model.segment_len * count // 8)
+        with untyped():
+            _, state = model(torch.randint(model.vocab_size, shape, generator=generator), state)
+        sizes.append([leaf.abs().square().mean().sqrt().item() for _, leaf in float_leaves(state)])
+    fields: dict[str, float] = {}
+    for (name, _), *points in zip(float_leaves(state), *sizes, strict=True):
+        (field,) = [word for word in name.split(".") if not word.isdigit()][-1:]
+        ratio = (sum(points[4:]) + 1e-9) / (sum(points[:4]) + 1e-9)
+        fields[field] = max(ratio, fields.get(field, 0.0))
+    return fields
+
+
+def stays_of_one_size(name: str, count: int | None = None) -> Callable[[SequenceModule], None]:
+    def check(model: SequenceModule) -> None:
+        for field, ratio in growth(model, count or segments(model)).items():
+            grows = field in GROWING.get(name, set())
+            assert ratio > GROWS if grows else ratio < CONSTANT, f"{field}: {ratio}"
+
+    return check
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_state_stays_of_one_size(name: str) -> None:
+    stays_of_one_size(name)(float32(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_a_state_stays_of_one_size_over_thousands_of_segments(name: str) -> None:
+    model = float32(name)
+    stays_of_one_size(name, 128 if has_bank(model) else 2048)(model)
+
+
+@torch.no_grad()
+def test_a_recurrence_that_never_forgets_is_caught() -> None:
+    """A sum of random inputs grows as the root of their number."""
+    model = float32("mamba")
+    for mixer in parts(model, MambaMixer):
+        mixer.A_log.fill_(-80.0)
+    assert catches(stays_of_one_size("mamba"), model)
