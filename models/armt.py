@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
-from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState
+from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState, Write
 from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.models.blocks import Block
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
@@ -70,6 +70,8 @@ class ARMT(Decoder):
         key_width: int,
         nu: int = 3,
         correction: bool = True,
+        write: Write = "together",
+        floor: bool = False,
         position: Literal["rope", "learned", "none"] = "rope",
         wrap_positions: bool = True,
         **options: Unpack[DecoderOptions],
@@ -80,7 +82,9 @@ class ARMT(Decoder):
             )
 
         def wrap(block: Block) -> AssociativeBlock:
-            return AssociativeBlock(block, AssociativeMemory(width, key_width, nu, correction), memory_tokens)
+            return AssociativeBlock(
+                block, AssociativeMemory(width, key_width, nu, correction, write, floor), memory_tokens
+            )
 
         attention = attention_options(options)
         super().__init__(

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState, dpfp
+from zoo.memory.fast_weights.associative import (
+    AssociativeMemory,
+    AssociativeState,
+    Write,
+    dpfp,
+    lookup,
+    write_in_turn,
+    write_in_turn_loop,
+    write_together,
+)
 
 EPS = 1e-5
 
@@ -15,8 +24,9 @@ def features(x: Tensor, nu: int) -> Tensor:
     return torch.tensor([y[i] * y[i - j] for j in range(1, nu + 1) for i in range(len(y))], dtype=x.dtype)
 
 
-def recall(k: Tensor, matrix: Tensor, normaliser: Tensor) -> Tensor:
-    total = sum(float(k[i]) * float(normaliser[i]) for i in range(len(k))) + EPS
+def recall(k: Tensor, matrix: Tensor, normaliser: Tensor, floor: bool) -> Tensor:
+    total = sum(float(k[i]) * float(normaliser[i]) for i in range(len(k)))
+    total = (max(total, float(k @ k)) if floor else total) + EPS
     return sum((float(k[i]) / total * matrix[i] for i in range(len(k))), start=torch.zeros_like(matrix[0]))
 
 
@@ -28,15 +38,18 @@ def write(
     for token in x:
         k, v = features(memory.key.weight @ token, memory.nu), memory.value.weight @ token
         strength = torch.sigmoid(memory.strength.weight[0] @ token + memory.strength.bias[0])
-        new_matrix += strength * torch.outer(k, v - recall(k, matrix, normaliser))
+        new_matrix += strength * torch.outer(k, v - recall(k, matrix, normaliser, memory.floor))
         gamma = min(1.0, max(0.0, 1 - float(k @ normaliser + EPS) / float(k @ k + EPS)))
         new_normaliser += (1.0 if first or not memory.correction else gamma) * k
     return new_matrix, new_normaliser
 
 
-def build(nu: int = 2, correction: bool = True) -> AssociativeMemory:
+def build(
+    nu: int = 2, correction: bool = True, write: Write = "together", floor: bool = False
+) -> AssociativeMemory:
     torch.manual_seed(nu)
-    return AssociativeMemory(width=5, key_width=3, nu=nu, correction=correction).double()
+    memory = AssociativeMemory(width=5, key_width=3, nu=nu, correction=correction, write=write, floor=floor)
+    return memory.double()
 
 
 @pytest.mark.parametrize("nu", [1, 2, 3])
@@ -52,9 +65,11 @@ def test_dpfp_against_loops(nu: int) -> None:
 
 @pytest.mark.parametrize("nu", [1, 3])
 @pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize("order", ["together", "in_turn"])
+@pytest.mark.parametrize("floor", [True, False])
 @torch.no_grad()
-def test_three_writes_and_reads_against_loops(nu: int, correction: bool) -> None:
-    memory, state = build(nu, correction), None
+def test_three_writes_and_reads_against_loops(nu: int, correction: bool, order: Write, floor: bool) -> None:
+    memory, state = build(nu, correction, order, floor), None
     matrix = torch.zeros(2, 6 * nu, 5, dtype=torch.float64)
     normaliser = torch.zeros(2, 6 * nu, dtype=torch.float64)
     state = memory.init_state(2)
@@ -62,7 +77,9 @@ def test_three_writes_and_reads_against_loops(nu: int, correction: bool) -> None
         x = torch.randn(2, 4, 5, dtype=torch.float64)
         state = memory.write(x, state)
         for row in range(2):
-            matrix[row], normaliser[row] = write(memory, x[row], matrix[row], normaliser[row], step == 0)
+            for i, tokens in enumerate(x[row].split(1 if order == "in_turn" else 4)):
+                first = step == 0 and i == 0
+                matrix[row], normaliser[row] = write(memory, tokens, matrix[row], normaliser[row], first)
         torch.testing.assert_close(state.matrix, matrix)
         torch.testing.assert_close(state.normaliser, normaliser)
         queries = torch.randn(2, 3, 5, dtype=torch.float64)
@@ -70,8 +87,67 @@ def test_three_writes_and_reads_against_loops(nu: int, correction: bool) -> None
         for row in range(2):
             for time in range(3):
                 q = features(memory.query.weight @ queries[row, time], nu)
-                torch.testing.assert_close(values[row, time], recall(q, matrix[row], normaliser[row]))
+                torch.testing.assert_close(
+                    values[row, time], recall(q, matrix[row], normaliser[row], memory.floor)
+                )
     assert state.writes.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("correction", [True, False])
+@pytest.mark.parametrize("floor", [True, False])
+def test_in_turn_is_its_loop(correction: bool, floor: bool) -> None:
+    """From an empty row beside a written one, with gradients in the state as well."""
+    torch.manual_seed(0)
+    keys = torch.rand(2, 5, 12, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    strength = torch.rand(2, 5, 1, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(2, 12, 4, dtype=torch.float64).mul(torch.tensor([0.0, 1.0])[:, None, None])
+    normaliser = torch.rand(2, 12, dtype=torch.float64) * torch.tensor([0.0, 0.3])[:, None]
+    start = matrix.requires_grad_(), normaliser.requires_grad_()
+    inputs = [keys, values, strength, *start]
+    results = []
+    for form in (write_in_turn, write_in_turn_loop):
+        state = AssociativeState(*start, torch.tensor([0, 2]))
+        written = form(state, keys, values, strength, correction, floor)
+        loss = sum((part * torch.arange(part.numel()).view_as(part)).sum() for part in written)
+        results.append([*written, *torch.autograd.grad(loss, inputs)])
+    for fast, loop in zip(*results, strict=True):
+        torch.testing.assert_close(fast, loop, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("correction", "expected"), [(True, [0, 1]), (False, [7.5 / 17, 1 / 17])])
+@pytest.mark.parametrize("floor", [True, False])
+@torch.no_grad()
+def test_what_is_written_again_is_replaced(correction: bool, expected: list[float], floor: bool) -> None:
+    """A pair is written 16 times, then once with another value, all with b = 1.
+
+    With gamma z k stays |k|^2, and the new value alone is read.  Without it z k is n |k|^2 after n writes, so
+    that k A / |k|^2, which grows by v - k A / (z k), is 7.5 old + new after 17 of them.
+    """
+    torch.manual_seed(0)
+    key, values = torch.rand(1, 1, 6).double(), torch.eye(2).double().view(2, 1, 1, 2)
+    state = AssociativeState(torch.zeros(1, 6, 2).double(), torch.zeros(1, 6).double(), torch.zeros(1).long())
+    for value in [values[0]] * 16 + [values[1]]:
+        matrix, normaliser = write_in_turn(state, key, value, torch.ones(1, 1, 1).double(), correction, floor)
+        state = AssociativeState(matrix, normaliser, state.writes + 1)
+    numerator, total = lookup(key, state, floor)
+    read = (numerator / total[..., None])[0, 0]
+    torch.testing.assert_close(read, torch.tensor(expected).double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("floor", "total"), [(False, 1e-6 + 1e-5), (True, 1 + 1e-5)])
+@torch.no_grad()
+def test_a_query_beside_all_weight_divides_by_its_own_square_at_least(floor: bool, total: float) -> None:
+    """(1, 0) is written with value 0, (1, 0.01) with 1, with b = 1: gamma is 1e-4, z = (1, 1e-6), and A has
+    0.01 in its second row.  The query (0, 1) reads 0.01 over z q + eps, or over |q|^2 + eps."""
+    state = AssociativeState(torch.zeros(1, 2, 1).double(), torch.zeros(1, 2).double(), torch.zeros(1).long())
+    for key, value in (([1.0, 0.0], 0.0), ([1.0, 0.01], 1.0)):
+        keys, values = torch.tensor([[key]]).double(), torch.tensor([[[value]]]).double()
+        written = write_together(state, keys, values, torch.ones(1, 1, 1).double(), True, floor)
+        state = AssociativeState(*written, state.writes + 1)
+    numerator, denominator = lookup(torch.tensor([[[0.0, 1.0]]]).double(), state, floor)
+    assert numerator.item() == pytest.approx(0.01, rel=1e-4)
+    assert denominator.item() == pytest.approx(total, rel=0.1)
 
 
 @torch.no_grad()
