@@ -87,19 +87,35 @@ def segment_len(config: Config) -> int:
     return max(number({"seg_lens": length}, "seg_lens") for length in lengths)
 
 
+def tied(weights: dict[str, Tensor], config: Config) -> bool:
+    """As `lm_head` begins, or where there are no weights of one."""
+    words = config.get("lm_head")
+    if words is None:
+        return "lm_head.weight" not in weights
+    if not str(words).startswith(("tied", "untied")):
+        raise UserError(f"config: expected lm_head tied … or untied …, found {words!r}")
+    return str(words).startswith("tied")
+
+
+def begins(name: str, words: str, config: Config) -> None:
+    """A field in words, which may be absent."""
+    value = config.get(name)
+    if value is not None and not str(value).startswith(words):
+        raise UserError(f"config: expected {name} {words} …, found {value!r}")
+
+
 @knows(
     without_effect=["rope_base"],  # without rope
     fixed={
-        "rope_pairing": "half-split",
         "norm": "pre-LayerNorm eps 1e-5, final norm_f",
         "activation": "gelu (erf)",
-        "lm_head": "untied, no bias",
         "scale": "1/sqrt(d_key)",
-        "eps": "none; A_mem := 0 while the memory is empty, gate still applied",
     },
 )
 def load(weights: dict[str, Tensor], config: Config) -> Infini:
-    """The model with its weights, in their dtype; embeddings are tied where there is no `lm_head`."""
+    """The model with its weights, in their dtype."""
+    begins("rope_pairing", "half-split", config)
+    begins("eps", "none; A_mem := 0 while the memory is empty", config)
     shape = attention_shape(config) | {
         "vocab_size": number(config, "vocab"),
         "segment_len": segment_len(config),
@@ -108,7 +124,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Infini:
         "norm": "layer",
         "activation": "gelu",
         "bias": True,
-        "tied": "lm_head.weight" not in weights,
+        "tied": tied(weights, config),
     }
     model = build(Infini, **shape)
     fill(model, weights, table(model))

@@ -98,6 +98,10 @@ def load(weights: dict[str, Tensor], config: Config) -> Jamba:
     for part in model.modules():
         if isinstance(part, nn.RMSNorm):
             part.eps = epsilon
+    pad = config.get("pad_token_id")
+    if pad is not None and (type(pad) is not int or not 0 <= pad < model.vocab_size):
+        raise UserError(f"config: expected pad_token_id, one of {model.vocab_size} tokens, found {pad!r}")
+    model.embed.padding_idx = pad  # whose embedding isn't trained there
     fill(model, weights, table(model))
     return model
 

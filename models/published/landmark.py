@@ -246,6 +246,14 @@ def ring(state: BankState) -> dict[str, Tensor]:
 
 
 def llama_cache(state: BankState) -> dict[str, Tensor]:
+    return {"cache_k_or_incomplete_k": stored_positions(state)[0]}
+
+
+def stored_positions(state: BankState) -> tuple[Tensor, Tensor]:
+    """Keys and values (rows, heads, position, head_dim): the bank's closed blocks, then the open one."""
     closed, open_len = filled(state)
-    stored = state.keys[:, :, max(state.keys.shape[2] - closed, 0) :].flatten(2, 3)
-    return {"cache_k_or_incomplete_k": torch.cat([stored, state.open_keys[:, :, :open_len]], dim=2)}
+    keys, values = (
+        torch.cat([bank[:, :, max(bank.shape[2] - closed, 0) :].flatten(2, 3), part[:, :, :open_len]], dim=2)
+        for bank, part in ((state.keys, state.open_keys), (state.values, state.open_values))
+    )
+    return keys, values

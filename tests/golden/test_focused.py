@@ -22,7 +22,7 @@ def test_the_reference_agrees_with_the_published_cases(path: Path) -> None:
         case.tensors["idx/infer/retrieved"] = case.tensors["idx/infer/retrieved"].sort(-1).values
     case.compare("", results)
     case.open -= inputs.keys()
-    case.close()
+    case.close(config=False)
 
 
 def random_tensors(kind: str, c: Config) -> Tensors:
@@ -132,6 +132,9 @@ TABLES: dict[str, tuple[Config, dict[str, Config]]] = {
             "a last window as long as any": {"last_context_length": 5, "gen_steps": 3},
             "a last window longer than any": {"last_context_length": 7, "gen_steps": 3},
             "padding": {"B": 3, "left_pad": [0, 2, 6]},
+            "padding of all rows": {"B": 2, "left_pad": [3, 3], "mem_layers": [0, 2]},
+            "padding of the entire memory": {"B": 2, "left_pad": [10, 9]},
+            "padding, nothing before the last window": {"B": 2, "left_pad": [1, 0], "prefill_len": 3},
         },
     ),
 }
@@ -150,3 +153,53 @@ def test_our_models_agree_with_the_reference(kind: str, config: Config) -> None:
     case = Case(kind, config, inputs | COMPUTED[kind](config, inputs))
     focused.KINDS[kind](case)
     case.close()
+
+
+def padded_case() -> Case:
+    config = LONG | {"B": 2, "left_pad": [0, 7]}
+    inputs = random_tensors("fot/longllama", config)
+    return Case("fot/longllama", config, inputs | COMPUTED["fot/longllama"](config, inputs))
+
+
+def test_positions_may_be_counted_from_the_padding() -> None:
+    """As by the published model's generation."""
+    case, end = padded_case(), LONG["prefill_len"] + LONG["gen_steps"]
+    for name, tensor in case.tensors.items():
+        if name.endswith("local_pos"):
+            tensor[1] = (tensor[1] - 7).clamp(min=-1)
+    assert case.tensors["state/final/layer1/local_pos"][:, 0, -1, 0].tolist() == [end - 1, end - 8]
+    focused.check_longllama(case)
+    case.close()
+
+
+@pytest.mark.parametrize("name", ["local_pos", "mem_mask"])
+@pytest.mark.parametrize("tag", ["prefill", "final"])
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_wrong_position_or_mask_of_padding_fails(name: str, tag: str, row: int) -> None:
+    case = padded_case()
+    case.tensors[f"state/{tag}/layer1/{name}"][row, 0, 0, 0] = -1
+    focused.check_longllama(case)
+    with pytest.raises(AssertionError, match=rf"1 of \d+ tensors: state/{tag}/layer1/{name}: off by"):
+        case.close()
+
+
+@pytest.mark.parametrize("mask", [torch.int32, torch.float32, torch.bool], ids=repr)
+def test_a_mask_of_the_memory_in_other_forms(mask: torch.dtype) -> None:
+    """True or 1 where it is read."""
+    case = padded_case()
+    for name in [name for name in case.tensors if name.endswith("mem_mask")]:
+        case.tensors[name] = (case.tensors[name] == 0).to(mask)
+    focused.check_longllama(case)
+    case.close()
+    case.tensors["state/final/layer1/mem_mask"][0, 0, 0] = 0
+    focused.check_longllama(case)
+    with pytest.raises(AssertionError, match="mem_mask"):
+        case.close()
+
+
+def test_padding_that_the_config_does_not_have_fails() -> None:
+    case = padded_case()
+    case = Case(case.kind, LONG | {"B": 2}, case.tensors)
+    focused.check_longllama(case)
+    with pytest.raises(AssertionError, match=r"config field left_pad: expected \[0, 7\], found None"):
+        case.close()

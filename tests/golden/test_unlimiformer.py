@@ -23,7 +23,7 @@ def test_the_reference_agrees_with_the_published_case() -> None:
     case = read_case(FIXTURE)
     inputs = {name: case.read(name) for name in list(case.tensors) if name.startswith(("in/", "w/"))}
     case.compare("", core(case.config, inputs))
-    case.close()
+    case.close(config=False)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -36,6 +36,8 @@ def test_the_reference_agrees_with_the_published_case() -> None:
         {"heads": 3, "dim": 12, "k": 1},
         {"k": 9},
         {"n_hidden": 40, "k": 17, "beam": 2},
+        {"B": 3, "beam": 4, "heads": 4},
+        {"B": 2, "beam": 2, "heads": 1, "dim": 3, "k": 1},
         {"n_hidden": 1, "k": 1},
     ],
     ids=repr,
@@ -51,6 +53,28 @@ def test_our_attention_agrees_with_the_reference(config: Config, bias: bool) -> 
     case = Case("unlimiformer/core_retrieval_attention", c, inputs | core(c, inputs))
     unlimiformer.check_core(case)
     case.close()
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 8), (6, 1, 8), (6, 8)])
+def test_beams_may_share_an_axis_with_the_rows(shape: tuple[int, ...]) -> None:
+    c: Config = {"B": 3, "beam": 2, "heads": 2, "dim": 8, "n_hidden": 9, "k": 4}
+    tensors = {"in/h_dec": draw("dec", 3, 2, 8), "in/h_enc": draw("enc", 3, 9, 8)}
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        tensors[f"w/{name}.weight"] = draw(name, 8, 8)
+    tensors |= core(c, tensors)
+    for name in ("in/h_dec", "out/attn_output"):
+        tensors[name] = tensors[name].reshape(shape)
+    case = Case("unlimiformer/core_retrieval_attention", c, tensors)
+    unlimiformer.check_core(case)
+    case.close()
+
+    case = Case("unlimiformer/core_retrieval_attention", c, tensors)
+    case.tensors["out/attn_output"] = (
+        tensors["out/attn_output"].flatten(0, -2)[[1, 0, 2, 3, 4, 5]].view(shape)
+    )
+    unlimiformer.check_core(case)
+    with pytest.raises(AssertionError, match=r"2 of \d+ tensors: out/attn_output: off by"):
+        case.close()
 
 
 NANO: Config = {"vocab_size": 7, "segment_len": 4, "depth": 2, "width": 8, "heads": 2, "mlp_width": 5}

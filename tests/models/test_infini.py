@@ -143,13 +143,15 @@ def test_what_the_loader_refuses(fields: dict[str, Any], says: str) -> None:
 
 def test_weights_that_are_missing_strange_or_misshapen() -> None:
     weights, config = read()
-    for name in weights.keys() - {"lm_head.weight"}:  # without it embeddings are tied
+    for name in weights:
         with pytest.raises(UserError, match="found none"):
             infini.load({key: x for key, x in weights.items() if key != name}, config)
     with pytest.raises(UserError, match=r"none of layers\.9\.x"):
         infini.load(weights | {"layers.9.x": torch.zeros(1, dtype=torch.float64)}, config)
-    del weights["lm_head.weight"]
+    del weights["lm_head.weight"], config["lm_head"]
     model = infini.load(weights, config)
+    assert model.head.weight is model.embed.weight
+    model = infini.load(weights, config | {"lm_head": "tied"})
     assert model.head.weight is model.embed.weight
     assert model.segment_len == 8
     assert infini.load(weights, config | {"seg_lens": None, "segment_len": 5}).segment_len == 5

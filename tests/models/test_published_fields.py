@@ -65,6 +65,9 @@ def test_another_family_is_refused_by_its_name(case: str) -> None:
         ("txl_model_postln_tied", {"sample_softmax": 8}, "sample_softmax -1"),
         ("rmt_model_gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("infini/infini_model_delta_rope", {"activation": "relu"}, r"activation 'gelu \(erf\)'"),
+        ("infini/infini_model_delta_rope", {"lm_head": "a"}, "lm_head tied … or untied …, found 'a'"),
+        ("infini/infini_model_delta_rope", {"eps": "1e-6"}, "expected eps none; .* …, found '1e-6'"),
+        ("infini/infini_model_delta_rope", {"rope_pairing": "pairs"}, "expected rope_pairing half-split …"),
     ],
     ids=str,
 )

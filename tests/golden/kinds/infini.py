@@ -1,5 +1,6 @@
 """How the kinds of Infini-attention are held to their files."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,12 +32,26 @@ def same_lengths(lengths: list[int]) -> bool:
     return all(length == max(lengths) for length in lengths[:-1])
 
 
+def expect_form(case: Case, lengths: list[int], rows: int) -> None:
+    """Fields of both kinds; those in words have one meaning here, as in models/published/infini.py."""
+    case.expect(
+        seg_lens=lengths,
+        batch=rows,
+        scale="1/sqrt(d_key)",
+        eps=re.compile(r"none; A_mem := 0 while the memory is empty.*, gate still applied"),
+        rope_pairing=re.compile("half-split.*"),
+    )
+    if not case.config.get("rope", True):
+        case.ignore("rope_base")
+
+
 def check_layer(case: Case) -> None:
     """`infini/layer`: one layer from given inputs, segment after segment and all at once."""
     config, lengths = case.config, case.read("in/seg_lens").tolist()
     layer = CompressiveAttention(**infini.attention_shape(config), segment_len=max(lengths)).eval()
     names = infini.attention(layer)
     fill(layer, case.weights, names)
+    expect_form(case, lengths, len(case.tensors["in/x"]))
     x, cotangent = case.read("in/x").clone().requires_grad_(), case.read("in/cotangent")
 
     for scenario, cut in SCENARIOS.items():
@@ -121,6 +136,9 @@ def check_model(case: Case) -> None:
     lengths = case.read("in/seg_lens").tolist()
     text, targets = case.read("in/input_ids"), case.read("in/target_ids")
     pieces = list(text.split(lengths, dim=1))
+    expect_form(case, lengths, len(text))
+    case.expect(norm="pre-LayerNorm eps 1e-5, final norm_f", activation=re.compile(r"gelu( \(erf\))?"))
+    case.expect_flag("lm_head", "lm_head.weight" not in case.weights)
 
     def nll(logits: list[Tensor]) -> Tensor:
         return F.cross_entropy(torch.cat(logits, dim=1).mT, targets, reduction="none")

@@ -1,5 +1,6 @@
 """How the kinds of Landmark attention are held to their files."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,9 +22,30 @@ def loaded(case: Case) -> LandmarkInTable:
     return model.eval()
 
 
+def expect_groups(case: Case, landmarks: int) -> None:
+    """The published table has a group for each landmark that a query may see, and one for the rest; with
+    fewer its weights are wrong."""
+    groups = case.config.get("max_groups_for_softmax", landmarks + 1)
+    if groups <= landmarks:
+        case.wrong.append(
+            f"config field max_groups_for_softmax: expected at least {landmarks + 1}, found {groups}"
+        )
+
+
+def expect_segments(case: Case, computed: list[dict[str, int]]) -> None:
+    """`per_segment`, of which a file may have any part."""
+    listed = case.config.get("per_segment", [])
+    names = {name for segment in listed for name in segment}
+    case.expect(per_segment=[{name: segment.get(name) for name in names} for segment in computed])
+
+
 def check_softmax(case: Case) -> None:
     """`landmark/grouped_softmax`: any flags, also blocks that are empty."""
     scores, flags = case.read("in/scores").clone().requires_grad_(), case.read("in/is_landmark")
+    rows, heads, queries, keys = scores.shape
+    case.expect(B=rows, H=heads, T=queries, S=keys, prefix=keys - queries)
+    case.expect(landmark_positions=[row.nonzero()[:, 0].tolist() for row in flags])
+    expect_groups(case, int(flags.sum(1).max()))
     flags = flags[:, None]
     weights, p = grouped_softmax_loop(scores, flags)
     (weights * case.read("in/cotangent")).sum().backward()
@@ -59,6 +81,9 @@ def check_train(case: Case) -> None:
     made = {"stream_with_landmarks": stream, "tokens": windows, "targets": asked}
     case.compare("in/", {name: torch.tensor(indices, dtype=torch.int32) for name, indices in made.items()})
 
+    case.expect(B=len(windows))
+    case.expect_flag("tied", True)
+    expect_groups(case, max(window.count(marker) for window in windows))
     tokens, targets = torch.tensor(windows), torch.tensor(asked)
     heard: list[Tensor] = []
     for block in model.stack:
@@ -129,7 +154,7 @@ def check_cache(case: Case) -> None:
     config, model = case.config, loaded(case)
     lengths, marker, freq = config["segments"], config["landmark_id"], config["mem_cache_freq"]
     tokens, state, done = case.read("in/tokens").long(), model.init_state(config["batch_size"]), 0
-    choices = Choices(model)
+    choices, segments, block = Choices(model), list[dict[str, int]](), freq + 1
     for segment, length in enumerate(lengths):
         rows = tokens[:, done : done + length]
         here = torch.full((len(rows),), done % freq)
@@ -138,6 +163,7 @@ def check_cache(case: Case) -> None:
         flags = torch.ones(slots, dtype=torch.bool)
         flags[positions[0]] = False
         ids = torch.full((len(rows), slots), marker).scatter(1, positions, rows)
+        expect_groups(case, (min(done // freq, config["cache_topk"]) if segment else 0) + slots - length)
         assert torch.equal(inserted, model.embed(ids))
         case.compare(f"in/seg{segment}/", {"with_landmarks": ids.int()})
 
@@ -148,25 +174,67 @@ def check_cache(case: Case) -> None:
         case.compare(f"state/seg{segment}/", landmark.published_state(state, model))
         if segment:
             compare_choices(case, segment, choices)
-        done += length
+        closed, end = done // freq, done + length
+        segments.append(
+            {
+                "seg": segment,
+                "n_tokens": length,
+                "n_with_landmarks": slots,
+                "start_index": min(closed, config["cache_topk"] + 1) * block + done % freq,
+                "cache_iter": end // freq % config["mem_cache_size"],
+                "cache_size": end // freq,
+                "last_incomplete_len": end % freq,
+            }
+        )
+        done = end
+    expect_segments(case, segments)
+
+
+def compare_cache(case: Case, tag: str, state: Any, before: int) -> None:
+    """LLaMA's cache after a segment; `before` it, so many positions had been read.
+
+    An offloaded cache has what stood in closed blocks `before` apart, block by block, and its landmarks
+    again; the segment's tokens are behind the block that was open.
+    """
+    block = case.config["mem_freq"] + 1
+    full = before // block * block if case.config.get("offload_cache_to_cpu", False) else 0
+    for match in case.matching(rf"state/{tag}/layer(\d+)/(.*)"):
+        stored, name = landmark.stored_positions(state[int(match[1])]), match[2]
+        positions = stored[1 if re.search(r"(^|_)v(al\w*)?(_|$)", name) else 0]
+        blocks = positions[:, :, :full].unflatten(2, (-1, block))
+        if re.search("incomplete|^cache_(?!mem)", name):
+            part = positions[:, :, full:]
+        elif re.search("nopos|landmark", name):
+            part = blocks[:, :, :, -1]
+        elif re.search("mem|offload|block", name):
+            part = blocks if case.tensors[match[0]].ndim == 5 else blocks.flatten(2, 3)
+        else:
+            continue
+        case.compare("", {match[0]: part})
 
 
 def check_llama(case: Case) -> None:
     """`landmark/llama_cache`: chunks of tokens and landmarks, logits at landmarks too."""
     config, model = case.config, loaded(case)
-    raw, done, read = case.read("in/raw_tokens"), 0, 0
+    raw, done, read, before = case.read("in/raw_tokens"), 0, 0, 0
+    case.expect(B=len(raw), rope="half-split, base 10000")
     state, choices, block = model.init_state(len(raw)), Choices(model), config["mem_freq"] + 1
+    chunks, segments = list[int](), list[dict[str, int]]()
     for i_index in range(len(config["chunks"])):
         x, ids = (case.read(f"in/seg{i_index}/{name}") for name in ("inputs_embeds", "with_landmarks"))
         real = ids[0][ids[0] != config["mem_id"]]
         assert torch.equal(real, raw[0, done : done + len(real)])
         hidden, state = model.body(x, state)
         case.compare(f"out/seg{i_index}/", {"logits": model.head(hidden)})
-        case.compare(f"state/seg{i_index}/", landmark.published_state(state, model))
+        compare_cache(case, f"seg{i_index}", state, read)
         if i_index:
             compare_choices(case, i_index, choices, base=read // block * block)
-        done, read = done + len(real), read + x.shape[1]
-    case.compare("state/final/", landmark.published_state(state, model))
+        chunks.append(len(real))
+        segments.append({"seg": i_index, "first_position": read, "n_with_landmarks": x.shape[1]})
+        done, before, read = done + len(real), read, read + x.shape[1]
+    compare_cache(case, "final", state, before)
+    case.expect(chunks=chunks)
+    expect_segments(case, segments)
 
 
 KINDS: dict[str, Callable[[Case], None]] = {

@@ -1,4 +1,4 @@
-"""How the kinds of Mamba and Mamba-2 are held to their files."""
+"""How the kinds of mamba_ssm, Mamba and Mamba-2 with and without attention, are held to their files."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,17 +10,18 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
-from tests.golden.kinds.hybrids import check_model, cuts, slopes
+from tests.golden.kinds.hybrids import check_model, cuts, read_text, slopes
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.inputs import ScanInputs, SSDInputs
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import selective_scan, selective_scan_loop
 from zoo.memory.state_space.ssd import ssd, ssd_loop
-from zoo.models.published import mamba, mamba2
+from zoo.models.published import mamba, mamba2, mamba2_hybrid
 from zoo.models.published.weights import Table, fill, gradients
 
 Function = Callable[..., tuple[Tensor, Tensor]]
+INITIAL = ("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range")  # how weights begin
 
 
 def pieces(arguments: dict[str, Tensor], timed: set[str], lengths: list[int]) -> list[dict[str, Tensor]]:
@@ -53,11 +54,14 @@ def by_name(form: Function, inputs: type[ScanInputs | SSDInputs], **options: Any
 
 def check_scan(case: Case) -> None:
     """`mamba1/scan`: both forms, cut anywhere, with and without a gradient of the last state."""
+    (rows, channels, time), b = case.tensors["in.u"].shape, case.tensors["in.B"]
+    case.expect(batch=rows, dim=channels, L=time, dstate=case.tensors["in.A"].shape[1])
+    case.expect(groups=b.shape[1] if b.ndim == 4 else None, use_z="in.z" in case, use_D="in.D" in case)
     names = {name: name for name in ("u", "A", "B", "C", "D", "z")} | {"dt": "delta", "dt_bias": "delta_bias"}
     timed = {"u", "dt", "B", "C", "z"}
     for form in (selective_scan, selective_scan_loop):
         scan = by_name(form, ScanInputs, dt_softplus=case.config["delta_softplus"])
-        for lengths in cuts(case, case.config["L"]):
+        for lengths in cuts(case, time):
             for prefix in ("grad.", "grad_y_only."):
                 inputs = grown(case, list(names.values()))
                 tensors = {ours: inputs[expected] for ours, expected in names.items() if expected in inputs}
@@ -82,6 +86,11 @@ def check_scan(case: Case) -> None:
 def check_ssd(case: Case) -> None:
     """`mamba2/ssd`: both forms, chunks that fit and that don't, cut anywhere; from an empty state, and from a
     random one."""
+    rows, time, heads, head_dim = case.tensors["in.x"].shape
+    groups, state_size = case.tensors["in.B"].shape[2:]
+    case.expect(batch=rows, L=time, nheads=heads, headdim=head_dim, ngroups=groups, dstate=state_size)
+    case.expect_flag("use_z", "in.z" in case)
+    case.expect_flag("D_has_hdim", "in.D" in case and case.tensors["in.D"].ndim == 2)
     names, timed, config = (
         ("x", "dt", "A", "B", "C", "D", "z", "dt_bias"),
         {"x", "dt", "B", "C", "z"},
@@ -92,7 +101,7 @@ def check_ssd(case: Case) -> None:
         ssd_loop,
         *(partial(ssd, chunk_size=q) for q in (config["chunk_size"], 1, 5, 64)),
     ]
-    for form, lengths in product(forms, cuts(case, config["L"])):
+    for form, lengths in product(forms, cuts(case, time)):
         recurrence = by_name(form, SSDInputs, **options)
         inputs = grown(case, [*names])
         empty = torch.zeros(*inputs["x"].shape[:1], *inputs["x"].shape[2:], inputs["B"].shape[3]).double()
@@ -119,7 +128,9 @@ def check_layer(
     case: Case, made: Callable[..., Mixer], shape: Callable[..., dict[str, Any]], table: Table
 ) -> None:
     """`mamba1/layer` and `mamba2/layer`."""
-    width = case.config["d_model"]
+    width, time = case.config["d_model"], read_text(case, "in.x").shape[1]
+    case.expect(cls=made.__name__.removesuffix("Mixer"))
+    case.ignore(*INITIAL)
     mixer: Any = made(width, **shape(width, case.config))
     fill(mixer, case.weights, table)
     outputs: dict[str, Tensor] = {}
@@ -135,7 +146,7 @@ def check_layer(
             return outputs["post_norm"]
 
         mixer.gated_norm = tell  # type: ignore[method-assign]
-    for lengths in cuts(case, case.config["L"]):
+    for lengths in cuts(case, time):
         mixer.zero_grad()
         heard.clear()
         inputs = grown(case, ["x"])
@@ -159,11 +170,25 @@ def check_layer(
         case.compare("grad.", slopes(inputs) | weights)
 
 
+def check_language_model(case: Case) -> None:
+    """mamba_ssm's language models: of Mamba, of Mamba-2, and with attention in some layers."""
+    cell, attention_layers = case.config.get("ssm_cfg") or {}, case.config.get("attn_layer_idx") or []
+    alone: Any = mamba2 if cell.get("layer") == "Mamba2" else mamba
+    check_model(case, mamba2_hybrid if attention_layers or case.kind.startswith("hybrids/") else alone)
+    assert type(case.config.get("residual_in_fp32", True)) is bool  # the files' residuals are float64
+    case.ignore("fused_add_norm", *(f"ssm_cfg.{name}" for name in INITIAL))
+    if not attention_layers:
+        case.ignore("attn_cfg")
+    if len(set(attention_layers)) == case.config["n_layer"]:
+        case.ignore("ssm_cfg")
+
+
 KINDS: dict[str, Callable[[Case], None]] = {
     "mamba1/scan": check_scan,
     "mamba1/layer": partial(check_layer, made=MambaMixer, shape=mamba.mixer_shape, table=mamba.MIXER),
-    "mamba1/model": partial(check_model, loader=mamba),
+    "mamba1/model": check_language_model,
     "mamba2/ssd": check_ssd,
     "mamba2/layer": partial(check_layer, made=Mamba2Mixer, shape=mamba2.mixer_shape, table=mamba2.MIXER),
-    "mamba2/model": partial(check_model, loader=mamba2),
+    "mamba2/model": check_language_model,
+    "hybrids/mamba_ssm_hybrid": check_language_model,
 }

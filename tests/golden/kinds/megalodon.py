@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.golden.cases import Case
+from tests.golden.kinds.hybrids import cuts, read_text
 from zoo.memory.state_space.complex_ema import ComplexEMA, ema, ema_loop
 from zoo.memory.state_space.megalodon_attention import GatedAttention
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState, timestep_norm_loop
@@ -22,17 +22,6 @@ from zoo.state import State
 Read = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
-def cuts_of(case: Case, length: int) -> list[list[int]]:
-    """The ways to read a text: as the file cuts it, a token at a time, and cuts that fit nothing."""
-    ends = (
-        list(case.config["bounds"]) if "bounds" in case.config else list(accumulate(case.config["segments"]))
-    )
-    inside = [end for end in ends if end < length]
-    named = [b - a for a, b in pairwise([0, *inside, length])]
-    odd = [3] * (length // 3) + ([length % 3] if length % 3 else [])
-    return [[length], named, [1] * length, odd]
-
-
 def hold(
     case: Case,
     read: Read,
@@ -42,7 +31,7 @@ def hold(
     record: Callable[[State], dict[str, Tensor]],
 ) -> None:
     """Outputs and states of `x` (rows, time, ...), however it is cut."""
-    for lengths in cuts_of(case, x.shape[1]):
+    for lengths in cuts(case, x.shape[1], odd=3):
         state, parts, done = begin(), [], 0
         for piece in x.split(lengths, dim=1):
             y, state = read(piece, state)
@@ -62,6 +51,7 @@ def check_cema(case: Case) -> None:
     config = case.config
     layer = ComplexEMA(config["embed_dim"], config["ndim"])
     fill(layer, case.weights, EMA)
+    case.expect(B=case.tensors["in.x"].shape[0], L=case.tensors["in.x"].shape[2])
     x, h0 = case.read("in.x").mT.contiguous(), torch.view_as_complex(case.read("in.h0"))
     coefficients, fresh = layer.coefficients(), layer.init_state(len(x))
     powers = coefficients.powers(x.shape[1], torch.float64)
@@ -113,7 +103,7 @@ def check_timestepnorm(case: Case) -> None:
         y = y * (1 + norm.weight) + norm.bias
         return (y if padded is None else y.masked_fill(padded[..., None], 0)), state
 
-    x = case.read("in.x")
+    x = read_text(case, "in.x")
     fresh = norm.init_state(len(x))
     hold(case, norm, x, lambda: fresh, lambda y: {"out.y": y}, stats)
     for read in (norm.forward, loop):
@@ -168,7 +158,8 @@ def check_layer(case: Case) -> None:
     """`megalodon/layer`: one block from given inputs."""
     block = block_of(case.config)
     fill(block, megalodon.learned(case.weights), BLOCK)
-    x = case.read("in.x")
+    case.ignore("num_layers", "vocab_size", "scale_emb", "share_emb")  # of the model around the block
+    x = read_text(case, "in.x")
     record, mids = megalodon.published_layer, dict[str, Tensor]()
     hooks = listen(block.attention, mids)
     block(x, block.init_state(len(x)))
@@ -177,7 +168,7 @@ def check_layer(case: Case) -> None:
         hook.remove()
 
     hold(case, block, x, lambda: block.init_state(len(x)), lambda y: {"out.y": y}, record)
-    for lengths in cuts_of(case, x.shape[1]):  # the gradient runs through all that is carried
+    for lengths in cuts(case, x.shape[1], odd=3):  # the gradient runs through all that is carried
         block.zero_grad()
         tensors, state, parts = x.clone().requires_grad_(), block.init_state(len(x)), []
         for piece in tensors.split(lengths, dim=1):
@@ -219,7 +210,7 @@ def listen(attention: GatedAttention, mids: dict[str, Tensor]) -> list[Any]:
 def check_model(case: Case) -> None:
     """`megalodon/model`: tokens to logits, loss and every gradient."""
     model = megalodon.load(case.weights, case.config).eval()
-    tokens, targets = case.read("in.tokens"), case.read("in.targets")
+    tokens, targets = read_text(case, "in.tokens"), case.read("in.targets")
     hold(
         case,
         model,
@@ -228,7 +219,7 @@ def check_model(case: Case) -> None:
         lambda logits: {"out.logits": logits},
         megalodon.published_state,
     )
-    for lengths in cuts_of(case, tokens.shape[1]):
+    for lengths in cuts(case, tokens.shape[1], odd=3):
         model.zero_grad()
         state, parts = model.init_state(len(tokens)), []
         for piece in tokens.split(lengths, dim=1):

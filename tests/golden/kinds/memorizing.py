@@ -24,6 +24,9 @@ def tokens_of(slots: Tensor, written: Tensor, capacity: int) -> Tensor:
 def check_paper(case: Case) -> None:
     """`memorizing/paper_gate_topk`: the paper's equations over several segments, rows cleared amid others."""
     c, tensors = case.config, weights(case)
+    rows, heads, segment, head_dim = case.tensors["in/seg0/q"].shape
+    case.expect(B=rows, H=heads, segment=segment, head_dim=head_dim)
+    case.expect(segments=len(case.matching(r"in/seg\d+/q")))
     scale, gate = (tensors[name].clone().requires_grad_() for name in ("scale", "gate_bias"))
     bias = case.read("in/local_bias") if "in/local_bias" in case else None
     knn = KNNMemory(c["memory_cap"], c["H"], c["head_dim"], c["head_dim"], c["k"])
@@ -61,6 +64,7 @@ def check_layer(case: Case) -> None:
     """`memorizing/luc_core`: the other implementation's layer, with memories that are there already."""
     layer = memorizing.load_layer(weights(case), case.config)
     x = case.read("in/x").clone().requires_grad_()
+    case.expect(B=len(x), n=x.shape[1], memories=case.tensors["in/memories"].shape[1])
     bias = case.read("in/rel_pos_bias") if "in/rel_pos_bias" in case else None
     kept = case.read("in/memories")[:, None]
     bank = layer.knn.add(layer.init_state(len(x)), kept[..., 0, :], kept[..., 1, :])

@@ -1,4 +1,4 @@
-"""How the kinds of Transformer-XL, RMT and ARMT are held to their files."""
+"""How the kinds of RMT and ARMT on GPT-2 are held to their files."""
 
 import re
 from collections.abc import Callable
@@ -10,19 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.golden.cases import Case
-from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
-from zoo.models.blocks import FeedForward, sinusoid
-from zoo.models.published import armt, rmt, transformer_xl
-from zoo.models.published.weights import fill, gradients, same
-from zoo.models.transformer_xl import XLLayer
+from zoo.models.published import armt, gpt2, rmt
 from zoo.module import SequenceModule
 from zoo.state import State, leaves, tree_map
 
 Cut = Callable[[int], bool]  # is the state that segment s leaves detached?
-
-
-def time_first(x: Tensor) -> Tensor:
-    return x.transpose(0, 1)
 
 
 class Reading:
@@ -147,47 +139,12 @@ def check_model(
             case.compare(f"grad/{name}/", published_gradients(model))
 
 
-def check_xl(case: Case, loader: Any) -> None:
-    """`transformer_xl/model` and `rmt/xl_model`."""
-    model = loader.load(case.weights, case.config)
-    pieces, targets = (
-        [
-            time_first(case.read(f"in/seg{index}/{part}"))
-            for index in range(len(case.matching(rf"in/seg\d+/{part}")))
-        ]
-        for part in ("input_ids", "target_ids")
-    )
-
-    def losses(logits: list[Tensor]) -> dict[str, Tensor]:
-        nll = [
-            F.cross_entropy(segment_logits.mT, asked, reduction="none")
-            for segment_logits, asked in zip(logits, targets, strict=True)
-        ]
-        per_segment = {f"seg{index}": each_nll.mean() for index, each_nll in enumerate(nll)}
-        loss = torch.stack(list(per_segment.values())).mean()
-        return (
-            per_segment
-            | {f"seg{index}/nll": time_first(each_nll) for index, each_nll in enumerate(nll)}
-            | {f"{name}/loss": value for name, value in per_segment.items()}
-            | {"loss": loss, "mean_loss": loss, "last_segment_loss": nll[-1].mean()}
-        )
-
-    check_model(case, model, pieces, losses, loader.published_state, loader.published_gradients, time_first)
-
-    # the published code's last memory, which nothing reads: the last layer's outputs
-    reading = Reading(model, pieces, model.init_state(len(pieces[0])), never)
-    last, depth = f"layer{len(model.layers) - 1}_out", len(model.layers)
-    outputs = torch.cat([parts[last] for parts in reading.parts], dim=1)
-    for index in range(len(pieces)):
-        until = sum(before[last].shape[1] for before in reading.parts[: index + 1])
-        kept = outputs[:, max(0, until - model.memory_len) : until]
-        case.compare(f"state/after_seg{index}/", {f"mems{depth}": time_first(kept)})
-
-
 def check_gpt2(case: Case, loader: Any) -> None:
     """`rmt/gpt2_model` and `rmt/armt_model`."""
     ids, lengths = case.read("in/input_ids"), case.read("in/seg_lens").tolist()
     asked = case.read("in/labels_mask").bool() if "in/labels_mask" in case else torch.ones_like(ids).bool()
+    case.expect(batch=len(ids), seq_len=ids.shape[1], n_segments=len(lengths), seg_lens=lengths)
+    case.expect_flag("tie_lm_head", gpt2.tied(case.weights, case.config))
     model = loader.load(case.weights, case.config)
 
     def losses(logits: list[Tensor]) -> dict[str, Tensor]:
@@ -215,10 +172,10 @@ def check_gpt2(case: Case, loader: Any) -> None:
 def check_cell(case: Case) -> None:
     """`rmt/cell`: one segment from a given state."""
     model = rmt.load(case.weights, case.config).eval()
-    memory = case.read("in/memory_state").requires_grad_()
-    reading = Reading(
-        model, [case.read("in/input_ids")], model.init_state(len(memory))._replace(memory=memory), never
-    )
+    memory, ids = case.read("in/memory_state").requires_grad_(), case.read("in/input_ids")
+    case.expect(batch=len(ids), segment_len=ids.shape[1])
+    case.expect_flag("tie_lm_head", gpt2.tied(case.weights, case.config))
+    reading = Reading(model, [ids], model.init_state(len(memory))._replace(memory=memory), never)
     logits, after = reading.logits[0], reading.after[0].memory
     loss = (logits * case.read("in/cotangent_logits")).sum()
     loss = loss + (after * case.read("in/cotangent_new_memory")).sum()
@@ -227,55 +184,7 @@ def check_cell(case: Case) -> None:
     case.compare("grad/", rmt.published_gradients(model, prefix="") | {"memory_state": memory.grad})
 
 
-def check_layer(case: Case) -> None:
-    """`transformer_xl/layer`: one layer from given inputs and memory; the whole model stops its gradient."""
-    config = case.config
-    heads, head_dim, memory_len = config["n_head"], config["d_head"], max(config["mem_len"], config["mlen"])
-    biases = [nn.Parameter(torch.empty(heads, head_dim)) for _ in range(2)]
-    width, prenorm, same_length = config["d_model"], config["pre_lnorm"], config["same_length"]
-    attention = RelativeAttention(
-        width, heads, head_dim, memory_len, *biases, prenorm=prenorm, same_length=same_length
-    )
-    layer = XLLayer(attention, FeedForward(width, config["d_inner"], "relu", True), width, prenorm)
-    table = transformer_xl.LAYER | {
-        "r_w_bias": ("attention.content_bias", same),
-        "r_r_bias": ("attention.position_bias", same),
-    }
-    fill(layer, case.weights, table)
-
-    w, mems = (case.read(f"in/{name}").requires_grad_() for name in ("w", "mems"))
-    (queries, rows), kept = w.shape[:2], len(mems)
-    hidden = F.pad(time_first(mems), (0, 0, memory_len - kept, 0))
-    state = RecurrenceState(hidden, torch.full((rows,), kept))
-    distances = torch.arange(memory_len + queries - 1, -1, -1)
-    if config["clamp_len"] > 0:
-        distances = distances.clamp(max=config["clamp_len"])
-    positions = sinusoid(distances, width, w)
-    visible = attention.attention_mask(state, 1, queries)[0, 0, :, memory_len - kept :]
-    case.compare("in/", {"r": positions[memory_len - kept :, None], "attn_mask": (~visible).to(torch.uint8)})
-
-    hooked: dict[str, Tensor] = {}
-    attention.out_proj.register_forward_hook(
-        lambda _, read, out: hooked.update(attn_vec=time_first(read[0]), attn_out_proj=time_first(out))
-    )
-    attention.attention_dropout.register_forward_hook(
-        lambda _, __, out: hooked.update(attn_prob=out[..., memory_len - kept :].permute(2, 3, 0, 1))
-    )
-    attention.register_forward_hook(lambda _, __, out: hooked.update(attn_block_out=time_first(out[0])))
-    out = time_first(layer(time_first(w), state, positions, queries)[0])
-    loss = (out * case.read("in/cotangent")).sum()
-    case.compare("out/", {"layer_out": out, "loss": loss} | hooked)
-    loss.backward()
-    case.compare(
-        "grad/",
-        gradients(layer, table) | {"w": w.grad, "mems": mems.grad},
-    )
-
-
 KINDS: dict[str, Callable[[Case], None]] = {
-    "transformer_xl/layer": check_layer,
-    "transformer_xl/model": partial(check_xl, loader=transformer_xl),
-    "rmt/xl_model": partial(check_xl, loader=rmt),
     "rmt/cell": check_cell,
     "rmt/gpt2_model": partial(check_gpt2, loader=rmt),
     "rmt/armt_model": partial(check_gpt2, loader=armt),

@@ -3,6 +3,7 @@
 Loops over rows, heads and positions, written from the equations; no code is shared with the zoo.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -187,13 +188,12 @@ class Row:
             x = x + w[f"{n}mlp.down_proj.weight"] @ (gate / (1 + (-gate).exp()) * up)
         return w["lm_head.weight"] @ rms(x, w["model.norm.weight"], eps)
 
-    def kept(self, tag: str, end: int) -> Tensors:
+    def kept(self, tag: str) -> Tensors:
         results = {}
         for layer in self.c["mem_layers"]:
             local, memory, n = self.local[layer], self.memory[layer], f"state/{tag}/layer{layer}/"
             results[f"{n}local_k"] = torch.stack([k for k, _ in local], dim=1)
-            positions = torch.arange(end - len(local), end, dtype=torch.int32)
-            results[f"{n}local_pos"] = positions.view(1, -1, 1)
+            results[f"{n}local_v"] = torch.stack([v for _, v in local], dim=1)
             if memory:
                 results[f"{n}mem_k"] = torch.stack([k for k, _ in memory], dim=1)
                 results[f"{n}mem_v"] = torch.stack([v for _, v in memory], dim=1)
@@ -216,18 +216,33 @@ def longllama(c: Config, inputs: Tensors) -> Tensors:
             noise = torch.full((c["vocab"],), torch.nan, dtype=torch.float64)
             outputs.append(row.token(tokens[position]) if real[position] else noise)
             if position == length - 1:
-                results |= row.kept("prefill", length - pads)
-        results |= row.kept("final", length + c["gen_steps"] - pads)
+                results |= row.kept("prefill")
+        results |= row.kept("final")
         for name in results:  # what lies under padding is nothing that may be read
             if "mem_" in name or "local_" in name:
                 whole = place_count(name, c, starts)
                 missing = whole - results[name].shape[1]
                 noise = torch.full_like(results[name][:, :1], 7).expand(-1, missing, -1)
                 results[name] = torch.cat([noise, results[name]], dim=1)
+        results |= bookkeeping(c, starts, pads)
         results["out/prefill/logits"] = results["out/prefill_no_cache/logits"] = torch.stack(outputs[:length])
         results |= {f"out/step{step}/logits": outputs[length + step][None] for step in range(c["gen_steps"])}
         rows.append(results)
     return {name: torch.stack([results[name] for results in rows]) for name in rows[0]}
+
+
+def bookkeeping(c: Config, starts: set[int], pads: int) -> Tensors:
+    """Positions of the local keys, padding counted; the number added to the scores of the memory's keys."""
+    results = {}
+    for tag, layer in itertools.product(("prefill", "final"), c["mem_layers"]):
+        n = f"state/{tag}/layer{layer}/"
+        memory, local = (place_count(f"/{tag}/{part}", c, starts) for part in ("mem_", "local_"))
+        results[f"{n}local_pos"] = torch.tensor([[[memory + i] for i in range(local)]], dtype=torch.int32)
+        if memory:
+            lowest = torch.finfo(torch.float64).min
+            added = [[lowest if slot < pads else 0.0] for slot in range(memory)]
+            results[f"{n}mem_mask"] = torch.tensor([added], dtype=torch.float64)
+    return results
 
 
 def place_count(name: str, c: Config, starts: set[int]) -> int:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.golden.reference.hybrids import Config, Tensors, silu, softplus
+from tests.golden.reference.hybrid_layers import Config, Tensors, silu, softplus
 
 
 def scan(c: Config, inputs: Tensors, h: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -62,7 +62,7 @@ def core(c: Config, tensors: Tensors) -> Tensors:
     together = {"mid/datastore_query", "mid/query"}  # beams and heads in one axis
     return {
         name: torch.stack(parts).view(
-            tensors["in/h_dec"].shape
+            (c["B"], c["beam"], -1)
             if name == "out/attn_output"
             else (c["B"], -1, *parts[0].shape)
             if name in together
