@@ -154,4 +154,5 @@ def test_the_comparison_of_the_passkey_runs_is_what_compare_writes(
     command = "zoo compare results/runs/passkey out=results/passkey"
     write(compare([Path("results/runs/passkey")], command=command), tmp_path)
     for name in ("comparison.md", "comparison.csv"):
-        assert (RESULTS / "passkey" / name).read_text() == (tmp_path / name).read_text(), name
+        committed, written = (folder / name for folder in (RESULTS / "passkey", tmp_path))
+        assert committed.read_text() == written.read_text(), f"{name} is out of date: {command}"
