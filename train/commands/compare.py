@@ -7,8 +7,9 @@
     mix=        task, data, budget, tokens: runs may differ in these (default: in none of them)
     out=        where the comparison goes (default runs/comparison)
 
-Rows have mean and 95 % interval over seeds (Student's t).  Writes comparison.md, comparison.csv, index.html
-(one self-contained file) and a PNG of each plot.  Lengths and depths come from `zoo evaluate`.
+Rows have mean and 95 % interval over seeds (Student's t) of bits per byte, of exact match with accuracy per
+target beside it, or of accuracy where samples have one target.  Writes comparison.md, comparison.csv,
+index.html (one self-contained file) and a PNG of each plot.  Lengths and depths come from `zoo evaluate`.
 """
 
 import shlex

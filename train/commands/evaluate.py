@@ -11,8 +11,8 @@
     seq_len=      tokens per row and call (default 4,096): memory doesn't depend on the length of a text
     tokens=       an upper limit: text is cut there; cells of a grid get fewer samples, at least 16
 
-Tasks made of samples (passkey, induction, …): accuracy with 95 % Wilson intervals, per target and exact (all
-targets of a sample hit), by the labels of Task.groups, on a grid of
+Tasks made of samples (passkey, induction, …): exact match (samples of which every target is hit) and accuracy
+per target, with 95 % Wilson intervals, by the labels of Task.groups, on a grid of
 
     lengths=      1000,4000 or multiples of the task's own, 1x,4x,64x (default 1x,4x,16x,64x)
     depths=       per cent, where the task has that axis (default 0,25,50,75,100)

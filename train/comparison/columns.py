@@ -9,7 +9,6 @@ from zoo.train.comparison.groups import Run, RunGroup
 from zoo.train.evaluation.intervals import Estimate, paired
 
 EMPTY_CELL = "-"
-RUN_HEAD = ["model", "seed", "score", "commit", "date", "device", "folder"]
 
 
 class Column(NamedTuple):
@@ -22,10 +21,12 @@ class Column(NamedTuple):
 
 def columns(comparison: Comparison) -> list[Column]:
     """In the order of the table."""
-    result = [metric(comparison.score, f"held-out {comparison.unit}", score_format(comparison), True)]
+    (score, name), *others = comparison.score_names.items()
+    result = [metric(score, f"held-out {name}", score_format(comparison), True)]
     if comparison.baseline is not None:
         result.append(difference(comparison, comparison.baseline))
-    if comparison.in_accuracy:
+    result += [metric(tag, f"held-out {name}", per_cent, True) for tag, name in others]
+    if comparison.is_share:
         result.append(metric("val/loss", "held-out loss (nats)", three_decimals, True))
     return [
         *result,
@@ -61,7 +62,7 @@ def difference(comparison: Comparison, baseline: RunGroup) -> Column:
             return None
         return paired(group.by_seed(lambda run: run.metrics[comparison.score]), scores)
 
-    if comparison.in_accuracy:
+    if comparison.is_share:
         title = f"against {baseline.label} (points)"
         return Column("difference", title, estimate, lambda x: f"{100 * x:+.1f}", True)
     return Column("difference", f"against {baseline.label}", estimate, lambda x: f"{x:+.3f}", True)
@@ -77,7 +78,7 @@ def steps_to_loss(run: Run, loss: float) -> float | None:
 
 
 def score_format(comparison: Comparison) -> Callable[[float], str]:
-    return per_cent if comparison.in_accuracy else three_decimals
+    return per_cent if comparison.is_share else three_decimals
 
 
 def per_cent(x: float) -> str:
@@ -120,19 +121,21 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def run_cells(comparison: Comparison) -> list[list[str]]:
-    """The origin of every number, under RUN_HEAD; settings are in each folder's config.yaml."""
-    return [run_row(group.label, run) for group in comparison.groups for run in group.runs]
+def run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the origin of every number; settings are in each folder's config.yaml."""
+    head = ["model", "seed", comparison.unit, "commit", "date", "device", "folder"]
+    rows = [run_row(group.label, run, comparison) for group in comparison.groups for run in group.runs]
+    return head, rows
 
 
-def run_row(label: str, run: Run) -> list[str]:
+def run_row(label: str, run: Run, comparison: Comparison) -> list[str]:
     commit, folder = str(run.metrics.get("commit", "")), run.folder
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
     return [
         label,
         str(run.config["seed"]),
-        f"{run.metrics.get('val/bits_per_byte', run.metrics.get('val/accuracy')):.4f}",
+        f"{run.metrics[comparison.score]:.4f}",
         commit[:9] + "+" if commit.endswith("+") else commit[:9],
         str(run.metrics.get("date", ""))[:10],
         str(run.metrics.get("device", "")),

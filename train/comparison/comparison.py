@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from zoo.errors import UserError
 from zoo.train.comparison.comparable import check_comparable
-from zoo.train.comparison.groups import Run, RunGroup, group_runs, read_run
+from zoo.train.comparison.groups import SCORE_METRICS, Run, RunGroup, group_runs, read_run
 from zoo.train.runs.folder import folders
 
 DEFAULT_BASELINE = "transformer"
@@ -17,7 +17,7 @@ DEFAULT_BASELINE = "transformer"
 class Comparison(NamedTuple):
     groups: list[RunGroup]
     score: str
-    """Its tag: "val/bits_per_byte" or "val/accuracy"."""
+    """Its tag: "val/bits_per_byte", "val/exact" or "val/accuracy"."""
     baseline: RunGroup | None
     target_loss: float
     mismatches: list[str]
@@ -29,12 +29,22 @@ class Comparison(NamedTuple):
         return [run for group in self.groups for run in group.runs]
 
     @property
-    def in_accuracy(self) -> bool:
-        return self.score == "val/accuracy"
+    def is_share(self) -> bool:
+        """A share of samples or targets, from 0 to 1; otherwise bits per byte."""
+        return self.score != "val/bits_per_byte"
+
+    @property
+    def score_names(self) -> dict[str, str]:
+        """Names of the scores that all runs have, by tag: the one that they are compared by, and of samples
+        with several targets also accuracy per target."""
+        names = {self.score: common_name(self.runs, self.score)}
+        if self.score == "val/exact":
+            names["val/accuracy"] = common_name(self.runs, "val/accuracy")
+        return names
 
     @property
     def unit(self) -> str:
-        return "accuracy" if self.in_accuracy else "bits per byte"
+        return self.score_names[self.score]
 
     @property
     def title(self) -> str:
@@ -78,15 +88,26 @@ def compare(
 
 
 def common_score(runs: list[Run]) -> str:
-    """Bits per byte if any run has them: runs on text have the accuracy of bytes too."""
+    """Bits per byte if any run has them: runs on text have the accuracy of bytes too.  Otherwise exact match
+    if all runs have it, or else accuracy per target."""
     with_bits = [run for run in runs if "val/bits_per_byte" in run.metrics]
     if with_bits and len(with_bits) < len(runs):
         without = next(run for run in runs if run not in with_bits)
+        tag = "val/exact" if "val/exact" in without.metrics else "val/accuracy"
         raise UserError(
-            f"compare: {with_bits[0].name} is scored in bits per byte, {without.name} in accuracy; "
-            "pass runs of one kind only"
+            f"compare: {with_bits[0].name} is scored in bits per byte, {without.name} in "
+            f"{common_name([without], tag)}; pass runs of one kind only"
         )
-    return "val/bits_per_byte" if with_bits else "val/accuracy"
+    shared = [tag for tag in SCORE_METRICS if all(tag in run.metrics for run in runs)]
+    if not shared:
+        raise UserError(f"compare: expected runs with one of {', '.join(SCORE_METRICS)}, found none in all")
+    return shared[0]
+
+
+def common_name(runs: list[Run], tag: str) -> str:
+    """The name of a score, which runs of several tasks may call differently."""
+    names = {run.score_names[tag] for run in runs if tag in run.score_names}
+    return names.pop() if len(names) == 1 else SCORE_METRICS[tag]
 
 
 def default_loss(runs: list[Run]) -> float:

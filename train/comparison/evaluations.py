@@ -36,8 +36,8 @@ def matching_entries(groups: list[RunGroup]) -> list[dict[str, list[EvalEntry]]]
     ]
 
 
-def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Proportions], int]:
-    """Accuracy by length for each label, and the number of cells left out.
+def shares_by_length(groups: dict[str, Seeds], share: str = "exact") -> tuple[dict[str, Proportions], int]:
+    """One of the shares (exact, targets) by length for each label, and the number of cells left out.
 
     Averages over different depths aren't comparable: at each length only those cells count that were measured
     by all runs evaluated at this length.
@@ -49,11 +49,11 @@ def accuracy_by_length(groups: dict[str, Seeds]) -> tuple[dict[str, Proportions]
     runs = [run for seeds in with_length.values() for run in seeds]
     shared = shared_cells(runs)
     every = {axes_key(result) for run in runs for result in run}
-    accuracy = {
-        label: proportions_by_length([[r for r in run if axes_key(r) in shared] for run in seeds])
+    shares = {
+        label: proportions_by_length([[r for r in run if axes_key(r) in shared] for run in seeds], share)
         for label, seeds in with_length.items()
     }
-    return {label: proportions for label, proportions in accuracy.items() if proportions}, len(every - shared)
+    return {label: proportions for label, proportions in shares.items() if proportions}, len(every - shared)
 
 
 def shared_cells(runs: Seeds) -> set[str]:
@@ -70,23 +70,22 @@ def shared_cells(runs: Seeds) -> set[str]:
     }
 
 
-def proportions_by_length(seeds: Seeds) -> Proportions:
+def proportions_by_length(seeds: Seeds, share: str) -> Proportions:
     proportions: dict[Number, list[dict[str, Any]]] = {}
     for run in seeds:
-        for length, proportion in results.pooled(run, "length").items():
+        for length, proportion in results.pooled(run, "length", share).items():
             proportions.setdefault(length, []).append(proportion)
     return {length: mean_proportion(by_seed) for length, by_seed in sorted(proportions.items())}
 
 
-def grid_over_seeds(seeds: Seeds) -> list[EvalResult]:
-    """One result for each length and depth."""
+def grid_over_seeds(seeds: Seeds, share: str = "exact") -> list[EvalResult]:
+    """One result for each length and depth, with the mean of one of the shares."""
     by_cell: dict[str, list[EvalResult]] = {}
     for result in itertools.chain(*seeds):
         if results.has_grid(result):
             by_cell.setdefault(axes_key(result), []).append(result)
     return [
-        {**cell[0], "exact": mean_proportion([result["exact"] for result in cell])}
-        for cell in by_cell.values()
+        {**cell[0], share: mean_proportion([result[share] for result in cell])} for cell in by_cell.values()
     ]
 
 

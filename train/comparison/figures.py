@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.evaluations import (
-    accuracy_by_length,
     grid_over_seeds,
     losses_by_mode,
     matching_entries,
+    shares_by_length,
 )
 from zoo.train.comparison.groups import RunGroup
 from zoo.train.evaluation import results
@@ -95,14 +95,18 @@ def state_figure(comparison: Comparison, colours: dict[str, int]) -> PageFigure 
     spots = state_scores(comparison.groups, comparison.score)
     if not spots:
         return None
-    score, better = comparison.unit, "Higher" if comparison.in_accuracy else "Lower"
-    draw = partial(charts.scatter, spots, "state bytes per row", f"held-out {score}", comparison.in_accuracy)
+    score, better = comparison.unit, "Higher" if comparison.is_share else "Lower"
+    draw = partial(charts.scatter, spots, "state bytes per row", f"held-out {score}", comparison.is_share)
     return single_panel(
         "score-by-state",
-        f"{score[0].upper()}{score[1:]} against state bytes",
+        f"{capitalised(score)} against state bytes",
         f"{better} is better; left is smaller.",
         render.with_styles(draw, [render.line_style(colours[label]) for label in spots]),
     )
+
+
+def capitalised(name: str) -> str:
+    return name[0].upper() + name[1:]
 
 
 def state_scores(groups: Iterable[RunGroup], score: str) -> dict[str, charts.Spot]:
@@ -153,45 +157,73 @@ def evaluation_figures(
     subject = f"{entry['label']}, {entry['split']} split"
     if entry["unit"] == "bits per byte":
         return [memory_figure(entries, subject, suffix, colours)]
-    return [length_figure(entries, subject, suffix, colours), grid_figure(entries, subject, suffix)]
+    figures: list[PageFigure | None] = []
+    for share, name in results.share_names(entry).items():
+        measure = Measure(share, name, results.baselines(entry, share))
+        figures += [
+            length_figure(entries, measure, subject, suffix, colours),
+            grid_figure(entries, measure, subject, suffix),
+        ]
+    return figures
+
+
+class Measure(NamedTuple):
+    """One of the shares in a result of evaluation.json: `exact` or `targets`, and its name."""
+
+    share: str
+    name: str
+    baselines: dict[str, float]
+
+    @property
+    def figure_suffix(self) -> str:
+        return "-per-target" if self.share == "targets" else ""
+
+    @property
+    def definition(self) -> str:
+        if self.name == "exact match":
+            return "The share of samples of which every target is hit."
+        return "The share of targets that are hit."
 
 
 def length_figure(
-    entries: dict[str, list[EvalEntry]], subject: str, suffix: str, colours: dict[str, int]
+    entries: dict[str, list[EvalEntry]], measure: Measure, subject: str, suffix: str, colours: dict[str, int]
 ) -> PageFigure | None:
     seeds = {label: [entry["results"] for entry in runs] for label, runs in entries.items()}
-    proportions, left_out = accuracy_by_length(seeds)
+    proportions, left_out = shares_by_length(seeds, measure.share)
     if not proportions:
         return None
-    reference: dict[str, float] = {}
-    first = next(iter(seeds.values()))[0]
-    if not results.multiple_targets(first):  # chance is per target
-        reference = first[-1].get("reference", {})
-    caption = f"All targets of a sample hit. {INTERVALS}"
+    caption = f"{measure.definition} {INTERVALS}"
     if left_out:
         caption += f" Over the depths that all were measured at; {left_out} other cells are left out."
     return single_panel(
-        f"length{suffix}",
-        f"Accuracy by length ({subject})",
+        f"length{measure.figure_suffix}{suffix}",
+        f"{capitalised(measure.name)} by length ({subject})",
         caption,
         render.with_styles(
-            lambda: render.legend_below(charts.by_axis(proportions, "length", "", reference)),
+            lambda: render.legend_below(
+                charts.by_axis(proportions, "length", "", measure.baselines, ylabel=measure.name)
+            ),
             [render.line_style(colours[label]) for label in proportions],
         ),
     )
 
 
-def grid_figure(entries: dict[str, list[EvalEntry]], subject: str, suffix: str) -> PageFigure | None:
-    grids = {label: grid_over_seeds([entry["results"] for entry in runs]) for label, runs in entries.items()}
+def grid_figure(
+    entries: dict[str, list[EvalEntry]], measure: Measure, subject: str, suffix: str
+) -> PageFigure | None:
+    share = measure.share
+    grids = {
+        label: grid_over_seeds([entry["results"] for entry in runs], share) for label, runs in entries.items()
+    }
     grids = {label: grid for label, grid in grids.items() if grid}
     if not grids:
         return None
     return PageFigure(
-        f"grid{suffix}",
-        f"Accuracy by length and depth, per cent ({subject})",
-        "All targets of a sample hit; mean over seeds.",
-        partial(charts.heat_maps, grids, ""),
-        {label: (partial(charts.heat_maps, {label: grid}, ""), None) for label, grid in grids.items()},
+        f"grid{measure.figure_suffix}{suffix}",
+        f"{capitalised(measure.name)} by length and depth, per cent ({subject})",
+        f"{measure.definition} Mean over seeds.",
+        partial(charts.heat_maps, grids, "", share),
+        {label: (partial(charts.heat_maps, {label: grid}, "", share), None) for label, grid in grids.items()},
     )
 
 

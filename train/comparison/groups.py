@@ -25,9 +25,15 @@ from zoo.train.runs.folder import (
     read_config,
     read_json,
 )
+from zoo.train.tasks.base import Task, score_names
 
 REQUIRED_METRICS = ("val/loss", "parameters", "tokens_seen")
-SCORE_METRICS = ("val/bits_per_byte", "val/accuracy")  # at least one of them is required
+SCORE_METRICS = {
+    "val/bits_per_byte": "bits per byte",
+    "val/exact": "exact match",
+    "val/accuracy": "accuracy per target",
+}
+"""Tags of scores, of which a run needs at least one, and their names for any task."""
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
 CONSTRUCTED_SECTIONS = ("model", "task")
 """Sections of a config whose keys are arguments of the class that `_target_` names."""
@@ -47,6 +53,16 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         return str(self.folder)
+
+    @property
+    def score_names(self) -> dict[str, str]:
+        """Names of its scores by tag, that by which the task is judged first; of a run of an earlier version
+        from the task's class, and none if that can't be imported."""
+        stored: dict[str, str] | None = self.metrics.get("score_names")
+        if stored is not None:
+            return stored
+        task = task_class(self.config)
+        return {} if task is None else score_names(task)
 
 
 class RunGroup(NamedTuple):
@@ -83,6 +99,10 @@ def read_run(folder: Path) -> Run:
         )
     file = folder / results.FILE
     entries = results.read(file)["evaluations"] if file.exists() else []
+    if task := task_class(config):
+        for entry in entries:
+            if entry.get("task") == config["names.task"]:
+                entry.setdefault("target", task.target_noun)  # which earlier versions didn't store
     # "read_by" is set where the weights were evaluated as another architecture (`zoo evaluate model=…`)
     return Run(folder, config, metrics, [entry for entry in entries if entry.get("read_by") is None])
 
@@ -207,15 +227,30 @@ def settings_with_defaults(run: Run) -> dict[str, Any]:
     return settings | run.config
 
 
+def task_class(config: dict[str, Any]) -> type[Task] | None:
+    """The class of a run's task; None where it is missing or not trusted to be imported."""
+    task = trusted_class(config.get("task._target_"))
+    return task if isinstance(task, type) and issubclass(task, Task) else None
+
+
 @functools.cache
-def constructor_defaults(target: Any) -> dict[str, Any] | None:
-    """Defaults of a class's arguments by name; None where it is missing or not trusted to be imported."""
+def trusted_class(target: Any) -> Any:
+    """What a dotted path names; None where it is missing or not trusted to be imported."""
     if not isinstance(target, str) or not trust.is_trusted(target):
         return None
     try:
         module, _, name = target.rpartition(".")
-        arguments = parameters(getattr(importlib.import_module(module), name))
+        return getattr(importlib.import_module(module), name)
     except Exception:  # a module written for another version may raise anything
+        return None
+
+
+@functools.cache
+def constructor_defaults(target: Any) -> dict[str, Any] | None:
+    """Defaults of a class's arguments by name; None where it is missing or not trusted to be imported."""
+    try:
+        arguments = parameters(trusted_class(target))
+    except Exception:  # None, and what can't be called
         return None
     # model.base=<run_dir>, a trained run to start from, is a setting of every model and no argument
     return {"base": None} | {name: argument.default for name, argument in arguments.items()}

@@ -1,8 +1,9 @@
 """Notes below a comparison: how to read its numbers."""
 
 from zoo.train.comparison.columns import score_format
-from zoo.train.comparison.comparable import describe_spread
+from zoo.train.comparison.comparable import describe_spread, list_names
 from zoo.train.comparison.comparison import Comparison
+from zoo.train.plotting.charts import format_share
 from zoo.train.runs import budget
 
 
@@ -16,7 +17,8 @@ def notes(comparison: Comparison) -> list[str]:
         baseline_note(comparison),
         data_note(comparison),
         machines_note(comparison),
-        references_note(comparison),
+        earlier_version_note(comparison),
+        *references_notes(comparison),
         curve_note(comparison),
     ]
     return [line for line in lines if line]
@@ -50,15 +52,29 @@ def machines_note(comparison: Comparison) -> str:
     return f"{start} {'; '.join(lines)}."
 
 
-def references_note(comparison: Comparison) -> str:
-    references: dict[str, float] = {}
-    for run in comparison.runs:
-        references |= run.metrics.get("reference", {})
-    if not references or comparison.mismatches:
+def earlier_version_note(comparison: Comparison) -> str:
+    """Which runs lack the score by which their task is judged."""
+    lacking = [run for run in comparison.runs if "val/exact" in run.score_names.keys() - run.metrics.keys()]
+    if not lacking:
         return ""
-    form = score_format(comparison)
-    values = ", ".join(f"{name} {form(value)}" for name, value in references.items())
-    return f"Without learning: {values} {comparison.unit}."
+    runs = "the runs" if len(lacking) == len(comparison.runs) else list_names([run.name for run in lacking])
+    return f"Compared by {comparison.unit}: {runs} are of a version that didn't measure exact match."
+
+
+def references_notes(comparison: Comparison) -> list[str]:
+    """Scores of predictors that learn nothing, a line for each measure in the table."""
+    if comparison.mismatches:
+        return []
+    form = format_share if comparison.is_share else score_format(comparison)
+    lines = []
+    for tag, name in comparison.score_names.items():
+        references: dict[str, float] = {}
+        for run in comparison.runs:
+            references |= run.metrics.get("reference_exact" if tag == "val/exact" else "reference", {})
+        if references:
+            values = ", ".join(f"{label} {form(value)}" for label, value in references.items())
+            lines.append(f"Without learning, {name}: {values}.")
+    return lines
 
 
 def curve_note(comparison: Comparison) -> str:

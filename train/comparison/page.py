@@ -8,7 +8,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from zoo.train.comparison.columns import EMPTY_CELL, RUN_HEAD, columns, format_cell, run_cells
+from zoo.train.comparison.columns import EMPTY_CELL, columns, format_cell, run_cells
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.figures import PageFigure, page_figures
 from zoo.train.comparison.notes import notes
@@ -114,7 +114,7 @@ def page(comparison: Comparison, figures: Sequence[PageFigure]) -> str:
         table=sortable_table(comparison),
         notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
         plots="\n".join(map(figure_element, figures)),
-        runs=plain_table("runs", RUN_HEAD, run_cells(comparison)),
+        runs=plain_table("runs", *run_cells(comparison)),
         commands=html.escape("\n".join(sweep_commands(comparison.groups))),
         script=SCRIPT,
     )

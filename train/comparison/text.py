@@ -8,14 +8,14 @@ from pathlib import Path
 from rich import box
 from rich.table import Column, Table
 
-from zoo.train.comparison.columns import RUN_HEAD, cells, columns, format_cell, run_cells
+from zoo.train.comparison.columns import cells, columns, format_cell, run_cells
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.files import write_text
 
-TERMINAL_COLUMNS = ("difference", "parameters", "state_bytes", "steps_to_loss")
+TERMINAL_COLUMNS = ("difference", "val/accuracy", "parameters", "state_bytes", "steps_to_loss")
 
 
 def write(comparison: Comparison, out: Path) -> None:
@@ -29,7 +29,7 @@ def to_markdown(comparison: Comparison) -> str:
     lines = [f"# {comparison.title}", "", f"    {comparison.command}", ""]
     lines += [*markdown_table(head, rows), ""]
     lines += [f"* {note}" for note in notes(comparison)]
-    lines += ["", "## Runs", "", *markdown_table(RUN_HEAD, run_cells(comparison))]
+    lines += ["", "## Runs", "", *markdown_table(*run_cells(comparison))]
     lines += ["", *(f"    {command}" for command in sweep_commands(comparison.groups))]
     return "\n".join(lines) + "\n"
 

@@ -169,6 +169,8 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
     precision = str(evaluation.precision.precision)
     names = label_and_title(model_name, evaluation.task_name, options, step, precision)
     entry = file.entry(identity, *names)
+    if not evaluation.is_text:
+        entry["target"] = task.target_noun
     facts = measurement_facts(model, options)
     measure_task = evaluate_text if evaluation.is_text else evaluate_samples
     reader = StreamReader(

@@ -6,13 +6,13 @@ from matplotlib.figure import Figure
 
 from zoo.train.evaluation.results import (
     EvalEntry,
-    EvalResult,
     axis_names,
+    baselines,
     has_grid,
     losses,
     memory_mode,
-    multiple_targets,
     pooled,
+    share_names,
 )
 from zoo.train.plotting import charts
 from zoo.train.plotting.charts import Number
@@ -24,28 +24,32 @@ def draw_figures(entry: EvalEntry, trained_at: Number | None) -> dict[str, Figur
     if entry["unit"] == "bits per byte":
         series = {memory_mode(result["axes"]): losses(result) for result in entry["results"]}
         return {f"{name}-loss-by-position": charts.by_position(series, title)}
-    figures = _sample_figures(entry["results"], axis_names(entry), title, trained_at)
+    figures = _sample_figures(entry, trained_at)
     return {f"{name}-{kind}": figure for kind, figure in figures.items()}
 
 
-def _sample_figures(
-    results: list[EvalResult], axes: list[str], title: str, trained_at: Number | None
-) -> dict[str, Figure]:
+def _sample_figures(entry: EvalEntry, trained_at: Number | None) -> dict[str, Figure]:
     """A grid of lengths and depths, a figure by each axis, and by each group where there is one result."""
-    kinds, reference, figures = {"exact": "accuracy"}, results[-1]["reference"], {}
-    if multiple_targets(results):
-        kinds = {"exact": "exact match", "targets": "per target"}
-        reference = {f"{name}, per target": value for name, value in reference.items()}
+    results, axes, title, names = entry["results"], axis_names(entry), entry["title"], share_names(entry)
+    ylabel = names["exact"] if len(names) == 1 else "share"
+    references = {
+        f"{label}, {name}" if len(names) > 1 else label: value
+        for share, name in names.items()
+        for label, value in baselines(entry, share).items()
+    }
+    figures = {}
     if grid := [result for result in results if has_grid(result)]:
         maps = {
-            label: [{**result, "exact": result[kind]} for result in grid] for kind, label in kinds.items()
+            name: [{**result, "share": result[share]} for result in grid] for share, name in names.items()
         }
-        figures["grid"] = charts.heat_maps(maps, f"{title}: accuracy in %")
+        figures["grid"] = charts.heat_maps(maps, f"{title}, per cent", "share")
     for axis in axes:
-        series = {label: pooled(results, axis, kind) for kind, label in kinds.items()}
+        series = {name: pooled(results, axis, share) for share, name in names.items()}
         pooled_axes = "".join(f", all {name}s together" for name in axes if name != axis)
-        figures[f"by-{axis}"] = charts.by_axis(series, axis, title + pooled_axes, reference, trained_at)
+        full_title = title + pooled_axes
+        figures[f"by-{axis}"] = charts.by_axis(series, axis, full_title, references, trained_at, ylabel)
     if len(results) == 1:
         for group, members in results[0]["groups"].items():
-            figures[f"by-{group}"] = charts.by_group(members, group, title, reference)
+            reference = baselines(entry, "exact")
+            figures[f"by-{group}"] = charts.by_group(members, group, title, reference, names["exact"])
     return figures

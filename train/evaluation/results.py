@@ -3,18 +3,19 @@
     run, model, task, size, seed …      the run itself: where it was trained
     evaluations: [                      one per task, settings, split, checkpoint, precision, architecture
       task, version, settings, split, checkpoint, step, tokens_seen, unit, label, title
+      target                            of samples: what a target is, as "digit"
       precision                         that the model computed in, as trainer.precision names it
       read_by, reading                  the architecture that the weights were evaluated as, if it isn't the
                                         run's own, and its settings that the run doesn't have; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
         samples                         how many
-        exact, targets                  accuracy by sample (all targets hit) and by target: share, hits, of,
-                                        and the bounds low and high of the 95 % interval
+        exact, targets                  exact match (samples of which every target is hit) and accuracy per
+                                        target: share, hits, of, bounds low and high of the 95 % interval
         groups                          both, for the samples of each label
         scores                          means of the task's further scores of a sample
         nats, tokens, bytes, bits_per_byte, word_perplexity, by_position …              of text
-        reference                       scores of the task's baselines
+        reference, reference_exact      baselines: accuracy per target or bits per byte; exact match
         tokens_per_s                    positions read, or targets of a sliding window
         peak_memory_bytes               during this measurement; with peak_so_far also of all before it
         asked                           the options that it was run with
@@ -140,6 +141,22 @@ def memory_mode(axes: dict[str, Any]) -> str:
     else:
         mode = {"kept": "memory kept", "reset": "memory reset at every segment"}[axes["memory"]]
     return f"{mode}, first {axes['first']:,}" if "first" in axes else mode
+
+
+def share_names(entry: EvalEntry) -> dict[str, str]:
+    """Names of the shares in an entry's results, by their keys; what the task is judged by comes first."""
+    if not multiple_targets(entry["results"]):
+        return {"exact": "accuracy"}
+    target = entry.get("target", "target")  # earlier versions stored none
+    return {"exact": "exact match", "targets": f"accuracy per {target}"}
+
+
+def baselines(entry: EvalEntry, share: str) -> dict[str, float]:
+    """Scores of predictors that learn nothing under one of the shares, for the last result."""
+    last = entry["results"][-1] if entry["results"] else {}
+    key = "reference_exact" if share == "exact" and multiple_targets(entry["results"]) else "reference"
+    references: dict[str, float] = last.get(key, {})
+    return references
 
 
 def multiple_targets(results: list[EvalResult]) -> bool:

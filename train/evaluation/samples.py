@@ -1,4 +1,4 @@
-"""Evaluation of tasks made of samples: accuracy in every cell of a grid of lengths and depths."""
+"""Evaluation of tasks made of samples: exact match and accuracy per target, by length and depth."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from zoo.train.evaluation.results import EvalResult, speed_and_memory
 from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, predict_samples, progress_bar
 from zoo.train.plotting.charts import Number, format_number
 from zoo.train.runs.resources import PeakMemory
-from zoo.train.tasks.base import Dataset, Subset, Task
+from zoo.train.tasks.base import Dataset, Subset, Task, references
 
 DEFAULT_LENGTHS = ["1x", "4x", "16x", "64x"]
 DEFAULT_DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]  # per cent
@@ -38,11 +38,12 @@ def evaluate_samples(
         num_targets, num_hits = predictions.num_targets, predictions.num_hits
         exact_match = proportion(int((num_hits == num_targets).sum()), samples)
         target_accuracy = proportion(int(num_hits.sum()), int(num_targets.sum()))
-        by_label = accuracy_by_label(cell_task, all_samples, predictions)
+        by_label = shares_by_label(cell_task, all_samples, predictions)
         cell = ", ".join(f"{name} {format_number(value)}" for name, value in point.items()) or cell_task.name
-        print_line(
-            f"[{index}/{len(cells)}] {cell}: {exact_match['hits']} of {samples}, {predictions.seconds:.1f} s"
-        )
+        scores = f"{exact_match['hits']} of {samples}"
+        if target_accuracy["of"] != samples:
+            scores = f"exact match {scores}, per {task.target_noun} {target_accuracy['share']:.1%}"
+        print_line(f"[{index}/{len(cells)}] {cell}: {scores}, {predictions.seconds:.1f} s")
         yield {  # under the keys of evaluation.json
             "axes": point,
             "samples": samples,
@@ -50,7 +51,7 @@ def evaluate_samples(
             "targets": target_accuracy,
             "groups": {name: labels for name, labels in by_label.items() if name not in point},
             **mean_scores(cell_task, all_samples, predictions),
-            "reference": {name: float(value) for name, value in cell_task.baselines(dataset).items()},
+            **references(cell_task, dataset),
             "tokens": tokens,
             **speed_and_memory_fields,
         }
@@ -118,10 +119,10 @@ def samples_per_cell(dataset: Dataset, options: EvalOptions, has_axes: bool, tas
 # -- labels and scores
 
 
-def accuracy_by_label(
+def shares_by_label(
     task: Task, dataset: Dataset, predictions: SamplePredictions
 ) -> dict[str, list[dict[str, Any]]]:
-    """Accuracy of the samples with each label, by the label names of `Task.groups`."""
+    """Both shares of the samples with each label, by the label names of `Task.groups`."""
     totals: dict[str, dict[Any, list[int]]] = {}
     counts = zip(predictions.num_targets.tolist(), predictions.num_hits.tolist(), strict=True)
     for document, (num_targets, num_hits) in enumerate(counts):

@@ -8,13 +8,15 @@ from zoo.train.evaluation.results import (
     EvalEntry,
     EvalResult,
     axis_names,
+    baselines,
     has_grid,
     losses,
     memory_gain,
     memory_mode,
-    multiple_targets,
+    share_names,
 )
-from zoo.train.plotting.charts import bucket, format_number
+from zoo.train.plotting.charts import bucket, format_number, format_share
+from zoo.train.tasks.base import short_name
 
 
 def tables(entry: EvalEntry) -> list[Table]:
@@ -22,7 +24,9 @@ def tables(entry: EvalEntry) -> list[Table]:
     if entry["unit"] == "bits per byte":
         return [_text_table(entry), _position_table(entry)]
     grid = [result for result in entry["results"] if has_grid(result)]
-    return [_grid_table(entry, grid) if grid else _sample_table(entry)]
+    if not grid:
+        return [_sample_table(entry)]
+    return [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
 
 
 # -- samples
@@ -30,22 +34,24 @@ def tables(entry: EvalEntry) -> list[Table]:
 
 def _sample_table(entry: EvalEntry) -> Table:
     axes, results = axis_names(entry), entry["results"]
-    per_target = multiple_targets(results)
+    names = share_names(entry)
     scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
     table = Table(
         *axes,
         "samples",
-        *(["exact", "95 % interval", "per target"] if per_target else ["accuracy", "95 % interval"]),
+        names["exact"],
+        "95 % interval",
+        *([short_name(names["targets"])] if "targets" in names else []),
         *scores,
         "tokens read/s",
         "peak memory",
         title=entry["title"],
-        caption=_baselines(entry),
+        caption="\n".join(filter(None, (_baselines(entry, share) for share in names))),
     )
     for result in results:
         table.add_row(
             *(format_value(result["axes"].get(axis)) for axis in axes),
-            *_shares(result, per_target),
+            *_shares(result, "targets" in names),
             *(f"{result['scores'][s]:.1%}" if s in result.get("scores", {}) else "" for s in scores),
             f"{result['tokens_per_s']:,.0f}",
             f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB",
@@ -56,7 +62,7 @@ def _sample_table(entry: EvalEntry) -> Table:
             for member in members:
                 label = f"{name} {format_value(member['value'])}"
                 empty = [""] * len(scores)
-                table.add_row(*[""] * len(axes), *_shares(member, per_target), *empty, label)
+                table.add_row(*[""] * len(axes), *_shares(member, "targets" in names), *empty, label)
     return table
 
 
@@ -67,25 +73,25 @@ def _shares(result: EvalResult, per_target: bool) -> list[str]:
     return [*cells, f"{result['targets']['share']:.1%}"] if per_target else cells
 
 
-def _baselines(entry: EvalEntry) -> str:
-    """Scores of predictors that learn nothing: of targets, not of entire samples."""
-    if not entry["results"] or not entry["results"][-1]["reference"]:
-        return ""
-    values = ", ".join(f"{name} {value:.1%}" for name, value in entry["results"][-1]["reference"].items())
-    unit = " (per target)" if multiple_targets(entry["results"]) else ""
-    return f"learning nothing{unit}: {values}"
+def _baselines(entry: EvalEntry, share: str) -> str:
+    """Scores of predictors that learn nothing under one of the shares; "" if the task has none."""
+    references = baselines(entry, share)
+    values = ", ".join(f"{name} {format_share(value)}" for name, value in references.items())
+    names = share_names(entry)
+    measure = f", {names[share]}" if len(names) > 1 else ""
+    return f"learning nothing{measure}: {values}" if values else ""
 
 
-def _grid_table(entry: EvalEntry, grid: list[EvalResult]) -> Table:
-    """Depth down, length across: exact match and its interval in per cent."""
+def _grid_table(entry: EvalEntry, grid: list[EvalResult], share: str, name: str) -> Table:
+    """Depth down, length across: one of the shares and its interval in per cent."""
     lengths = sorted({result["axes"]["length"] for result in grid})
     table = Table(
         "depth",
         *(f"{format_number(length)} tokens" for length in lengths),
-        title=f"{entry['title']}: exact match, 95 % interval",
-        caption=_baselines(entry),
+        title=f"{entry['title']}: {name}, 95 % interval",
+        caption=_baselines(entry, share),
     )
-    proportions = {(result["axes"]["length"], result["axes"]["depth"]): result["exact"] for result in grid}
+    proportions = {(result["axes"]["length"], result["axes"]["depth"]): result[share] for result in grid}
     for depth in sorted({depth for _, depth in proportions}):
         cells = [proportions.get((length, depth)) for length in lengths]
         table.add_row(f"{depth:g} %", *(_grid_cell(cell) if cell else "" for cell in cells))

@@ -17,7 +17,7 @@ from zoo.train.plotting.charts import format_share
 from zoo.train.runs.config import names
 from zoo.train.runs.provenance import commit, device_name, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
-from zoo.train.tasks.base import Dataset, Task, score_names
+from zoo.train.tasks.base import Task, references, score_names
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def summary(
         "steps": cfg.steps,
         "corpus": cfg.data.corpus,
         "unit": "bits per byte" if task.metric == "bits_per_byte" else "accuracy",  # of "reference"
-        "scores": score_names(task),
+        "score_names": score_names(task),
         "parameters": model.count_parameters(),
         "parameters_total": sum(weight.numel() for weight in model.parameters()),
         "state_bytes": state_bytes(model),
@@ -60,14 +60,6 @@ def summary(
     }
 
 
-def references(task: Task, dataset: Dataset) -> dict[str, dict[str, float]]:
-    """Scores of predictors that learn nothing: bits per byte or accuracy per target, and exact match."""
-    per_target = {"reference": task.baselines(dataset)}
-    if task.metric != "exact":
-        return per_target
-    return per_target | {"reference_exact": task.exact_baselines(dataset)}
-
-
 def print_summary(results: dict[str, Any], run_dir: Path) -> None:
     """Log the held-out scores beside the task's baselines, and the run's folder."""
     if "val/bits_per_byte" in results:
@@ -75,7 +67,7 @@ def print_summary(results: dict[str, Any], run_dir: Path) -> None:
         baselines = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
         scores = f"{results['val/bits_per_byte']:.3f} bits per byte on {text} (there: {baselines})"
     else:
-        measured = [describe_score(results, tag) for tag in results["scores"] if tag in results]
+        measured = [describe_score(results, tag) for tag in results["score_names"] if tag in results]
         scores = f"{', '.join(measured)} on held-out samples"
     folder = Path(os.path.relpath(run_dir))
     root = "runs" if folder.parts[0] == "runs" else folder
@@ -87,4 +79,4 @@ def describe_score(results: dict[str, Any], tag: str) -> str:
     """One score with the baselines under the same measure: "exact match 3.1% (chance 1 in 90,000)"."""
     baselines = results["reference_exact" if tag == "val/exact" else "reference"]
     names = ", ".join(f"{name} {format_share(value)}" for name, value in baselines.items())
-    return f"{results['scores'][tag]} {results[tag]:.1%}" + (f" ({names})" if names else "")
+    return f"{results['score_names'][tag]} {results[tag]:.1%}" + (f" ({names})" if names else "")

@@ -33,8 +33,9 @@ def by_axis(
     title: str,
     baselines: dict[str, float] | None = None,
     trained_at: Number | None = None,
+    ylabel: str = "accuracy",
 ) -> Figure:
-    """Accuracy along an axis, a curve per name with its 95 % interval as a band; `trained_at` is a length."""
+    """Shares along an axis, a curve per name with its 95 % interval as a band; `trained_at` is a length."""
     figure, axes = _figure((7, 4), title)
     for name, proportions in series.items():
         points = sorted(proportions)
@@ -58,7 +59,7 @@ def by_axis(
     _draw_baselines(axes, baselines or {})
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(ylabel)
     axes.legend(fontsize=8, loc="best")
     return figure
 
@@ -87,7 +88,7 @@ def heat_maps(grids: dict[str, list[Result]], title: str, kind: str = "exact") -
         axes.set_xticks(range(len(lengths)), [format_number(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.set_xlabel("length (tokens)")
-    maps[0].set_ylabel("depth (%)")
+    maps[0].set_ylabel("depth (% before the key)")
     bar = figure.colorbar(image, ax=list(maps), fraction=0.05, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
@@ -108,11 +109,11 @@ def by_position(series: dict[str, Buckets], title: str) -> Figure:
 
 
 def by_group(
-    members: Sequence[Result], name: str, title: str, baselines: dict[str, float], kind: str = "targets"
+    members: Sequence[Result], name: str, title: str, baselines: dict[str, float], ylabel: str = "accuracy"
 ) -> Figure:
-    """A bar with its 95 % interval for every label of a group."""
+    """A bar for every label of a group: the share of its samples that are exact, with its 95 % interval."""
     figure, axes = _figure((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
-    proportions = [member[kind] for member in members]
+    proportions = [member["exact"] for member in members]
     errors = [
         [max(0.0, proportion["share"] - proportion["low"]) for proportion in proportions],
         [max(0.0, proportion["high"] - proportion["share"]) for proportion in proportions],
@@ -127,7 +128,7 @@ def by_group(
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(name)
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(ylabel)
     return figure
 
 

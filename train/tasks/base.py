@@ -163,6 +163,14 @@ def score_names(task: Task | type[Task]) -> dict[str, str]:
     return {f"val/{task.metric}": headline, "val/accuracy": per_target}
 
 
+def references(task: Task, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """The task's baselines under the keys that a run's files have for them."""
+    baselines = {"reference": task.baselines(dataset)}
+    if task.metric == "exact":
+        baselines["reference_exact"] = task.exact_baselines(dataset)
+    return {key: {name: float(score) for name, score in of.items()} for key, of in baselines.items()}
+
+
 def short_name(score: str) -> str:
     """A score's name beside others, where room is scarce: "per digit"."""
     return score.removeprefix("accuracy ")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.train.stored_runs import make_evaluation, make_run
-from zoo.train.comparison.evaluations import accuracy_by_length, grid_over_seeds, matching_entries
+from zoo.train.comparison.evaluations import grid_over_seeds, matching_entries, shares_by_length
 from zoo.train.comparison.figures import memory_figure
 from zoo.train.comparison.groups import group_runs, read_run
 from zoo.train.evaluation.intervals import proportion
@@ -24,12 +24,12 @@ def test_evaluations_have_the_interval_over_seeds(tmp_path: Path) -> None:
     for seed, share in enumerate((0.8, 0.7, 0.6)):
         make_evaluation(make_run(tmp_path / f"{seed}", "rmt", seed), share)
     results = evaluations_of(tmp_path, "rmt")
-    shares, _ = accuracy_by_length({"rmt": results})
+    shares, _ = shares_by_length({"rmt": results})
     half = 4.30265 * 0.1 / 3**0.5
     for mean in (shares["rmt"][512], grid_over_seeds(results)[0]["exact"]):
         assert mean["share"] == pytest.approx(0.7)
         assert (mean["low"], mean["high"]) == pytest.approx((0.7 - half, 0.7 + half), rel=1e-4)
-    single, _ = accuracy_by_length({"rmt": results[:1]})
+    single, _ = shares_by_length({"rmt": results[:1]})
     assert single["rmt"][512] == proportion(120, 150)  # Wilson's
 
 
@@ -42,7 +42,7 @@ def test_a_runs_latest_evaluation_counts(tmp_path: Path) -> None:
     for entries in (earlier + latest["evaluations"], latest["evaluations"] + earlier):
         path.write_text(json.dumps({**latest, "evaluations": entries}))
         [results] = evaluations_of(tmp_path, "rmt")
-        assert accuracy_by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
+        assert shares_by_length({"rmt": [results]})[0]["rmt"][512]["hits"] == 120
 
 
 def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_lengths_are_compared_over_the_same_depths(tmp_path: Path) -> None:
     [rmt] = evaluations_of(tmp_path, "rmt")
     assert rmt[0]["axes"] == {"length": 512, "depth": 0.0}
     rmt[0]["exact"] = proportion(0, 50)
-    shares, left_out = accuracy_by_length({"rmt": [rmt], "mamba": [rmt[1:]], "short": [rmt[1:3]]})
+    shares, left_out = shares_by_length({"rmt": [rmt], "mamba": [rmt[1:]], "short": [rmt[1:3]]})
     assert left_out == 1
     assert shares["rmt"] == shares["mamba"]
     assert (shares["rmt"][512], shares["rmt"][1024]) == (proportion(80, 100), proportion(60, 150))

@@ -36,10 +36,17 @@ def test_the_page_loads_nothing(run: Any, tmp_path: Path) -> None:
     assert all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert page.loads  # the heat maps' cells
     assert "link" not in page.tags
-    for figure in ("loss-by-tokens", "loss-by-position", "score-by-state", "length", "grid", "memory1"):
+    for figure in (
+        "loss-by-tokens",
+        "loss-by-position",
+        "score-by-state",
+        "length",
+        "grid-per-target",
+        "memory1",
+    ):
         assert figure in page.ids
         assert (tmp_path / f"runs/comparison/{figure}.png").read_bytes().startswith(b"\x89PNG")
-    assert page.tags.count("svg") == 7  # a heat map for each of two models
+    assert page.tags.count("svg") == 10  # a heat map of each measure for each of two models
     assert len(page.ids) == len(set(page.ids))
     for word in ("mamba", "2.100 ± 0.248", "012345678", "runs/rmt/0", "zoo compare runs"):
         assert word in text

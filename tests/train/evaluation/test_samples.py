@@ -1,5 +1,6 @@
 """Accuracy of samples against counts by hand: grids, groups, ceilings, memory."""
 
+import copy
 import gc
 import itertools
 import tracemalloc
@@ -16,8 +17,11 @@ from tests.train.evaluation.entries import result_at
 from zoo.errors import UserError
 from zoo.module import Batch, SequenceModule
 from zoo.train.evaluation.evaluate import evaluate
+from zoo.train.evaluation.figures import draw_figures
 from zoo.train.evaluation.options import EvalOptions
+from zoo.train.evaluation.results import EvalEntry
 from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, position_losses, predict_samples
+from zoo.train.evaluation.tables import tables
 from zoo.train.loop.trainer import train
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
@@ -144,10 +148,46 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
         assert (result["exact"]["hits"], result["exact"]["of"]) == (exact, 12)
         assert (result["targets"]["hits"], result["targets"]["of"]) == (digits, 60)
         assert result["groups"] == {}  # they are the cell's axes
+        assert result["reference"] == {"chance": pytest.approx((1 / 9 + 4 / 10) / 5)}
+        assert result["reference_exact"] == {"chance": 1 / 90_000}
+    check_names_of_shares(entry)
     names = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert names == {"passkey-grid.png", "passkey-by-length.png", "passkey-by-depth.png"}
     for name in names:
         assert imread(tmp_path / "evaluation" / name).std() > 0.01
+
+
+def check_names_of_shares(entry: EvalEntry) -> None:
+    """A table and a map of each share, under its name, and baselines beside their own share alone."""
+    titles = [str(table.title) for table in tables(entry)]
+    assert [title.rpartition(": ")[2] for title in titles] == [
+        "exact match, 95 % interval",
+        "accuracy per digit, 95 % interval",
+    ]
+    assert [table.caption for table in tables(entry)] == [
+        "learning nothing, exact match: chance 1 in 90,000",
+        "learning nothing, accuracy per digit: chance 10.2%",
+    ]
+    figures = draw_figures(entry, 16)
+    maps = [axes.get_title() for axes in figures["passkey-grid"].axes[:2]]
+    assert maps == ["exact match", "accuracy per digit"]
+    legend = figures["passkey-by-length"].axes[0].get_legend()
+    assert {text.get_text() for text in legend.get_texts()} == {
+        "exact match",
+        "accuracy per digit",
+        "training length",
+        "chance, exact match 1 in 90,000",
+        "chance, accuracy per digit 10.2%",
+    }
+    older = copy.deepcopy(entry)
+    del older["target"]
+    for result in older["results"]:
+        del result["reference_exact"]
+    captions = [table.caption for table in tables(older)]
+    assert captions == ["", "learning nothing, accuracy per target: chance 10.2%"]
+    legend = draw_figures(older, 16)["passkey-by-length"].axes[0].get_legend()
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert [label for label in labels if "chance" in label] == ["chance, accuracy per target 10.2%"]
 
 
 def test_groups_add_up_to_all_samples(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_both_scores_by_hand(zoo: Any) -> None:
     assert metrics["val/exact"] == pytest.approx(exact / 41)
     assert metrics["val/accuracy"] == pytest.approx(targets_hit / (3 * 41))  # of targets, as ever
     assert metrics["unit"] == "accuracy"
-    assert metrics["scores"] == {"val/exact": "exact match", "val/accuracy": "accuracy per symbol"}
+    assert metrics["score_names"] == {"val/exact": "exact match", "val/accuracy": "accuracy per symbol"}
     assert metrics["reference"] == {"chance": 1 / 2}
     assert metrics["reference_exact"] == {"chance": 1 / 8}
     assert [point["val/exact"] for point in metrics["curve"]][-1] == metrics["val/exact"]
@@ -118,7 +118,7 @@ def test_a_sample_with_one_target_has_one_score(zoo: Any) -> None:
     ended = zoo.run("task=induction", "task.length=16", "task.eval_samples=20", *words, as_given=True)
     assert ended.code == 0, ended.err
     metrics = zoo.metrics("run")
-    assert metrics["scores"] == {"val/accuracy": "accuracy"}
+    assert metrics["score_names"] == {"val/accuracy": "accuracy"}
     assert not {"val/exact", "reference_exact"} & metrics.keys()
     assert (
         f"rmt reached accuracy {metrics['val/accuracy']:.1%} (chance 6.7%) on held-out samples" in ended.out

@@ -55,7 +55,7 @@ def test_a_heat_map_shows_every_cell() -> None:
     assert labels(figure) == ["64", "4k"]
 
 
-def test_accuracy_by_length_of_several_models() -> None:
+def test_shares_by_length_of_several_models() -> None:
     series = {
         name: pooled([cell(64, 0.0, hits), cell(64, 50.0, 10), cell(256, 0.0, 1)], "length")
         for name, hits in (("rmt", 20), ("mamba", 50))

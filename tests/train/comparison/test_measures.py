@@ -1,0 +1,125 @@
+"""Exact match and accuracy per target in a comparison: each under its name, with its baselines."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.comparison.cases import read_csv
+from tests.train.stored_runs import make_evaluation, make_run
+from zoo.train.comparison.comparison import compare
+from zoo.train.comparison.figures import page_figures
+
+RESULTS = Path(__file__).parents[3] / "results/runs/passkey"
+NAMES = {"val/exact": "exact match", "val/accuracy": "accuracy per digit"}
+REFERENCES = {"reference": {"chance": 0.102}, "reference_exact": {"chance": 1 / 90_000}}
+
+
+def make_passkey(
+    folder: Path, model: str = "rmt", seed: int = 0, exact: float | None = 0.2, **metrics: Any
+) -> Path:
+    """A finished run with 60 % of the digits right; of an earlier version if `exact` is None."""
+    new = {"val/exact": exact, "score_names": NAMES, **REFERENCES}
+    scores = {"val/bits_per_byte": None, "val/accuracy": 0.6, "reference": REFERENCES["reference"]}
+    return make_run(
+        folder,
+        model,
+        seed,
+        metrics=scores | (new if exact is not None else {}) | metrics,
+        **{"task._target_": "zoo.train.tasks.passkey.Passkey", "names.task": "passkey"},
+    )
+
+
+def test_exact_match_is_compared_with_digits_beside_it(run: Any, tmp_path: Path) -> None:
+    for seed, exact in enumerate((0.2, 0.3)):
+        make_passkey(tmp_path / f"runs/rmt/{seed}", "rmt", seed, exact)
+        make_passkey(tmp_path / f"runs/transformer/{seed}", "transformer", seed, exact / 2)
+    code, out, err = run("runs")
+    assert (code, err) == (0, "")
+    row = read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]
+    assert float(row["val/exact"]) == pytest.approx(0.25)
+    assert float(row["val/accuracy"]) == pytest.approx(0.6)
+    assert float(row["difference"]) == pytest.approx((0.1 + 0.15) / 2)
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    for title in ("held-out exact match", "held-out accuracy per digit"):
+        assert text.count(f"| {title} |") == 1
+        assert title.split()[-1] in out
+    assert "| model | seed | exact match |" in text
+    assert "* Without learning, exact match: chance 1 in 90,000.\n" in text
+    assert "* Without learning, accuracy per digit: chance 10.2%.\n" in text
+    assert "didn't measure" not in text
+
+
+def test_runs_of_an_earlier_version_are_compared_by_digits_and_say_so(run: Any, tmp_path: Path) -> None:
+    make_passkey(tmp_path / "runs/old", "rmt", exact=None)
+    code, out, _ = run("runs")
+    assert code == 0
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| held-out accuracy per digit |" in text
+    assert "| model | seed | accuracy per digit |" in text
+    assert "Compared by accuracy per digit: the runs are of a version that didn't measure exact match." in out
+    make_passkey(tmp_path / "runs/new", "mamba")
+    code, out, _ = run("runs")
+    assert code == 0
+    assert list(read_csv(tmp_path / "runs/comparison/comparison.csv")) == ["mamba", "rmt"]
+    assert "Compared by accuracy per digit: runs/old are of a version" in out
+    assert "Without learning, accuracy per digit: chance 10.2%." in out
+    assert "90,000" not in out
+
+
+def test_the_committed_runs_of_passkey_say_which_measure_they_show(run: Any, tmp_path: Path) -> None:
+    code, out, _ = run(str(RESULTS), f"out={tmp_path / 'out'}")
+    assert code == 0
+    assert "held-out accuracy per digit" in out
+    assert "Compared by accuracy per digit: the runs are of a version that didn't measure exact match." in out
+    with (tmp_path / "out/comparison.csv").open() as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert float(rows["mamba2"]["val/accuracy"]) == pytest.approx(0.99661, abs=1e-5)
+
+
+def test_a_task_that_cannot_be_imported_has_targets(run: Any, tmp_path: Path) -> None:
+    folder = make_passkey(tmp_path / "runs/a", "rmt", exact=None)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("zoo.train.tasks.passkey.Passkey", "gone.Task"))
+    assert run("runs")[0] == 0
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| held-out accuracy per target |" in text
+    assert "Without learning, accuracy per target: chance 10.2%." in text
+
+
+def test_several_tasks_are_compared_by_a_score_that_all_have(run: Any, tmp_path: Path) -> None:
+    make_passkey(tmp_path / "runs/a", "rmt")
+    one_score = {"val/bits_per_byte": None, "val/accuracy": 0.9, "score_names": {"val/accuracy": "accuracy"}}
+    settings = {"task._target_": "zoo.train.tasks.induction.Induction", "names.task": "induction"}
+    make_run(tmp_path / "runs/b", "mamba", metrics=one_score, **settings)
+    assert run("runs", "mix=task,data")[0] == 0
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| held-out accuracy per target |" in text
+    assert "Without learning" not in text  # the tasks have different ones
+    make_run(tmp_path / "runs/text", "rmt")
+    assert "is scored in bits per byte, runs/a in exact match;" in run("runs", "mix=task,data")[2]
+
+
+def test_figures_of_both_measures(tmp_path: Path) -> None:
+    """Of make_evaluation 80 % of the digits are hit at both lengths, and of the samples 80 and 40 %."""
+    for model in ("rmt", "mamba"):
+        make_evaluation(make_passkey(tmp_path / model, model), 0.8)
+    figures = {figure.name: figure for figure in page_figures(compare([tmp_path]))}
+    assert {"length", "length-per-target", "grid", "grid-per-target", "score-by-state"} <= figures.keys()
+    curves = {
+        name: figures[name].draw().axes[0].lines[0].get_ydata().tolist()
+        for name in ("length", "length-per-target")
+    }
+    assert curves == {"length": [0.8, 0.4], "length-per-target": [0.8, 0.8]}
+    for name, title in (("length", "Exact match by length"), ("length-per-target", "Accuracy per digit by")):
+        assert figures[name].title.startswith(title)
+        assert figures[name].draw().axes[0].get_ylabel() == title.partition(" by")[0].lower()
+    cells = {text.get_text() for text in figures["grid-per-target"].draw().axes[0].texts}
+    assert cells == {"80"}
+    assert {text.get_text() for text in figures["grid"].draw().axes[0].texts} == {"80", "40"}
+    assert figures["score-by-state"].title == "Exact match against state bytes"
+    legends = {name: figures[name].draw().legends[0].get_texts() for name in curves}
+    texts = {name: [text.get_text() for text in legend] for name, legend in legends.items()}
+    assert texts["length"] == ["mamba", "rmt"]
+    assert texts["length-per-target"] == ["mamba", "rmt", "chance 10.0%"]
