@@ -60,7 +60,7 @@ class Attention(Mixer):
         if heads % self.kv_heads:
             raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
         self.groups = heads // self.kv_heads  # query heads per key head
-        self.positions = build_positions(position, self.head_dim, base=rope_base, rotated=rotated)
+        self.positions = build_positions(position, heads, self.head_dim, base=rope_base, rotated=rotated)
         self.dropout = nn.Dropout(dropout)
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out_proj = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)

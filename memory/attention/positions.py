@@ -117,7 +117,22 @@ class InterleavedRope(Positions):
 
 
 class Alibi(Positions):
-    """bias_ij = -m_h (i - j) with the slopes m_h of `alibi_slopes`."""
+    """bias_ij = -m_h (i - j), with the slopes m_h of `alibi_exponents`.
+
+    The logarithms of the slopes to base 2 are stored with the weights, since earlier versions had others.
+    """
+
+    log2_slopes: Float[Tensor, " heads"]
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("log2_slopes", torch.tensor(alibi_exponents(heads)))
+
+    def earlier_buffers(self) -> dict[str, Tensor]:
+        """What checkpoints of versions that stored no slopes were trained with: the formula of the paper's
+        text, which the published code follows only where the number of heads is a power of two."""
+        heads = len(self.log2_slopes)
+        return {"log2_slopes": torch.tensor([-8.0 * h / heads for h in range(1, heads + 1)])}
 
     def bias(
         self,
@@ -127,20 +142,22 @@ class Alibi(Positions):
         scores: Float[Tensor, "rows heads time keys"] | None = None,
     ) -> Float[Tensor, "*bias_rows heads time keys"]:
         distance = q_positions[..., :, None] - k_positions[..., None, :]
-        return -alibi_slopes(q.shape[1], q)[:, None, None] * distance
+        slopes = 2.0 ** self.log2_slopes.to(q.dtype)
+        return -slopes[:, None, None] * distance
 
 
 def build_positions(
-    position: Position, head_dim: int, *, base: float = 10000.0, rotated: int | None = None
+    position: Position, heads: int, head_dim: int, *, base: float = 10000.0, rotated: int | None = None
 ) -> Positions:
-    """The encoding for a configuration's `position`; `base` and `rotated` apply to `rope` only.
+    """The encoding for a configuration's `position`; `base` and `rotated` apply to `rope` only, the number of
+    query heads to `alibi`.
 
     Raises ValueError if the number of features that `rope` rotates isn't even, or exceeds head_dim.
     """
     if position in ("none", "learned"):
         return Positions()
     if position == "alibi":
-        return Alibi()
+        return Alibi(heads)
     rotated = head_dim if rotated is None else rotated
     if rotated % 2 or not 0 < rotated <= head_dim:
         raise ValueError(f"rotary positions need an even head width, not {rotated} of {head_dim}")
@@ -161,9 +178,15 @@ def rotary(
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
-def alibi_slopes(heads: int, reference: Tensor) -> Float[Tensor, " heads"]:
-    """Slopes 2^(-8h/H) for h = 1..H (arXiv:2108.12409, section 3)."""
-    return 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=reference.device, dtype=reference.dtype) / heads)
+def alibi_exponents(heads: int) -> list[float]:
+    """log2 of ALiBi's slopes, as in the published code (ofirpress/attention_with_linear_biases).
+
+    For a power of two, -8h/H for h = 1..H (arXiv:2108.12409, section 3).  Otherwise those of the next lower
+    power of two P, then every second one of those of 2P, beginning with the first.
+    """
+    power = 2 ** (heads.bit_length() - 1)
+    between = range(1, 2 * (heads - power), 2)
+    return [-8 * h / power for h in range(1, power + 1)] + [-4 * h / power for h in between]
 
 
 def repeat_kv(x: Float[Tensor, "*axes"], groups: int, dim: int = 1) -> Float[Tensor, "*repeated"]:

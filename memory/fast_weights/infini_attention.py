@@ -137,7 +137,7 @@ class CompressiveAttention(Mixer):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.head_dim = heads, head_dim or width // heads
         self.value_width = value_width or self.head_dim
-        self.positions = build_positions(position, self.head_dim, base=rope_base)
+        self.positions = build_positions(position, heads, self.head_dim, base=rope_base)
         self.segment_len, self.rule = segment_len, rule
         self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)

@@ -33,7 +33,7 @@ from zoo.train.runs.checkpoint import (
     AtomicCheckpointIO,
     check_weights,
     read_checkpoint,
-    update_weight_names,
+    update_weights,
 )
 from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.files import write_text
@@ -125,7 +125,7 @@ def read_resume_checkpoint(
 
 def update_checkpoint(model: SequenceModule, sharded: bool, checkpoint: dict[str, Any]) -> None:
     """Put today's names of the model's weights, and today's order of the optimiser's, into a checkpoint."""
-    checkpoint["state_dict"] = update_weight_names(checkpoint["state_dict"], model.state_dict().keys())
+    checkpoint["state_dict"] = update_weights(checkpoint["state_dict"], model)
     if not sharded:
         arrange(checkpoint, model)
 

@@ -91,6 +91,18 @@ def update_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> d
     return {update(name): weight for name, weight in weights.items()}
 
 
+def update_weights(weights: dict[str, Tensor], model: SequenceModule) -> dict[str, Tensor]:
+    """A checkpoint's weights by the model's names, with the buffers that earlier versions didn't store.
+
+    A module's `earlier_buffers` are those, with the values that held then.
+    """
+    weights = update_weight_names(weights, model.state_dict().keys())
+    for prefix, module in model.named_modules():
+        earlier_buffers = getattr(module, "earlier_buffers", dict)
+        weights = {f"{prefix}.{name}": buffer for name, buffer in earlier_buffers().items()} | weights
+    return weights
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of the zoo, on the CPU.
 
@@ -152,7 +164,7 @@ def check_weights(model: SequenceModule, weights: dict[str, Tensor], path: Path)
 
     Raises UserError unless they fit the model, name by name and shape by shape.
     """
-    weights = update_weight_names(weights, model.state_dict().keys())
+    weights = update_weights(weights, model)
     expected_shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(expected_shapes.keys() | shapes.keys()):

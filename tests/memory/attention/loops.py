@@ -19,6 +19,14 @@ def complex_rotation(x: Tensor, position: float, base: float) -> Tensor:
     return torch.cat([z.real, z.imag])
 
 
+def alibi_slope(head: int, heads: int) -> float:
+    """Published: of 2P slopes every second, of P all, for P up to the heads; the latter first."""
+    power = max(2**i for i in range(heads) if 2**i <= heads)
+    if head < power:
+        return 2.0 ** (-8 * (head + 1) / power)
+    return 2.0 ** (-8 * (2 * (head - power) + 1) / (2 * power))
+
+
 def attention_loop(layer: Attention, x: Tensor, attends: Callable[[int, int], bool]) -> Tensor:
     """Attention from the layer's weights, one pair at a time; `attends(query, key)` is the mask."""
     heads, kv_heads, width = layer.heads, layer.kv_heads, layer.head_dim
@@ -45,7 +53,7 @@ def attention_loop(layer: Attention, x: Tensor, attends: Callable[[int, int], bo
                         k = complex_rotation(k, -distance, layer.positions.base)
                     score = q @ k / math.sqrt(width)
                     if isinstance(layer.positions, Alibi):
-                        score = score - 2.0 ** (-8 * (head + 1) / heads) * distance
+                        score = score - alibi_slope(head, heads) * distance
                     scores.append(score)
                 weights = torch.stack(scores).softmax(0)
                 parts.append((weights[:, None] * torch.stack(values)).sum(0))

@@ -15,7 +15,7 @@ from zoo.memory.attention.positions import (
     Position,
     Positions,
     Rope,
-    alibi_slopes,
+    alibi_exponents,
     build_positions,
     repeat_kv,
     rotary,
@@ -26,7 +26,7 @@ KINDS: dict[str, Positions] = {
     "rope": Rope(base=50.0),
     "partial rope": Rope(base=50.0, rotated=4),
     "interleaved rope": InterleavedRope(base=50.0),
-    "alibi": Alibi(),
+    "alibi": Alibi(heads=4),
 }
 
 
@@ -71,13 +71,41 @@ def test_rotary_angles_are_exact_in_bfloat16() -> None:
     assert torch.equal(rotary(x, positions, 10000.0), rotary(x.float(), positions, 10000.0).bfloat16())
 
 
-def test_alibi_slopes_are_the_papers() -> None:
-    assert alibi_slopes(8, torch.zeros(1)).tolist() == [2.0**-h for h in range(1, 9)]
-    assert alibi_slopes(16, torch.zeros(1)).tolist() == pytest.approx([2.0 ** (-h / 2) for h in range(1, 17)])
+@pytest.mark.parametrize(
+    ("heads", "exponents"),
+    [
+        (1, [8]),
+        (2, [4, 8]),
+        (3, [4, 8, 2]),
+        (4, [2, 4, 6, 8]),
+        (6, [2, 4, 6, 8, 1, 3]),
+        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (12, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5]),
+        (15, [1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5]),
+        (16, [h / 2 for h in range(1, 17)]),
+    ],
+)
+def test_alibi_slopes_are_those_of_the_published_code(heads: int, exponents: list[float]) -> None:
+    assert alibi_exponents(heads) == [-exponent for exponent in exponents]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        bias = (
+            Alibi(heads)
+            .to(dtype)
+            .bias(torch.zeros(1, heads, 1, 2, dtype=dtype), torch.tensor([1]), torch.tensor([0]))
+        )
+        slopes = torch.tensor([2.0**-exponent for exponent in exponents], dtype=torch.float64)
+        torch.testing.assert_close(bias.flatten(), -slopes.to(dtype))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 6, 12, 16])
+def test_checkpoints_without_slopes_had_those_of_the_papers_text(heads: int) -> None:
+    (earlier,) = Alibi(heads).earlier_buffers().values()
+    torch.testing.assert_close(2**earlier, torch.tensor([2 ** (-8 * h / heads) for h in range(1, heads + 1)]))
+    assert (Alibi(heads).log2_slopes.tolist() == earlier.tolist()) == (heads in (1, 16))
 
 
 def test_alibi_falls_with_the_distance_alone() -> None:
-    q, kind = draw(2, 4, 3, 8), Alibi()
+    q, kind = draw(2, 4, 3, 8), Alibi(heads=4)
     bias = kind.bias(q, torch.tensor([5, 6, 7]), torch.tensor([0, 6]))
     expected = [[[-(2.0 ** (-2 * h)) * (i - j) for j in (0, 6)] for i in (5, 6, 7)] for h in range(1, 5)]
     assert bias.tolist() == expected
@@ -154,16 +182,16 @@ def test_a_bias_may_see_the_scores() -> None:
     ("position", "kind"), [("none", Positions), ("learned", Positions), ("alibi", Alibi), ("rope", Rope)]
 )
 def test_a_configuration_names_a_kind(position: Position, kind: type[Positions]) -> None:
-    assert type(build_positions(position, 8)) is kind
+    assert type(build_positions(position, 4, 8)) is kind
 
 
 def test_rope_needs_pairs_of_features() -> None:
-    rope = build_positions("rope", 8, base=5.0, rotated=4)
+    rope = build_positions("rope", 4, 8, base=5.0, rotated=4)
     assert isinstance(rope, Rope)
     assert (rope.base, rope.rotated) == (5.0, 4)
     for rotated in (3, 0, 10):
         with pytest.raises(ValueError, match=f"even head width, not {rotated} of 8"):
-            build_positions("rope", 8, rotated=rotated)
+            build_positions("rope", 4, 8, rotated=rotated)
 
 
 def test_key_heads_are_repeated_for_their_group() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.memory.attention.loops import alibi_slope
 from zoo.memory.attention.positions import Alibi, Position, Rope
 from zoo.memory.attention.sliding_window import WindowAttention, WindowState
 from zoo.state import leaves, replace_rows
@@ -43,7 +44,7 @@ def loop(layer: WindowAttention, x: Tensor) -> Tensor:
                 else:
                     score = q @ k / math.sqrt(width)
                 if isinstance(layer.positions, Alibi):
-                    score = score - 2.0 ** (-8 * (head + 1) / heads) * distance
+                    score = score - alibi_slope(head, heads) * distance
                 scores.append(score)
                 values.append(projected[key, heads + kv_heads + kv_head])
             weights = torch.stack(scores).softmax(0)

@@ -18,6 +18,7 @@ from zoo.train.runs.checkpoint import (
     AtomicCheckpointIO,
     check_weights,
     update_weight_names,
+    update_weights,
 )
 from zoo.train.runs.config import compose
 
@@ -99,3 +100,25 @@ def test_a_weight_of_another_layout_or_type(weight: Tensor, message: str) -> Non
     weights = {**Own().state_dict(), "out.bias": weight}
     with pytest.raises(UserError, match=f"weight out.bias {message}"):
         check_weights(Own(), weights, Path("last.ckpt"))
+
+
+def test_checkpoints_without_alibis_slopes_are_read_with_those_of_their_training() -> None:
+    """2^(-8h/H) in earlier versions, which published slopes aren't unless the heads are a power of two."""
+    cfg = compose(
+        ["model=transformer", "size=nano", "model.position=alibi", "model.heads=6", "model.width=24"]
+    )
+    model = build.model(cfg)
+    stored = {name: weight.clone() for name, weight in model.state_dict().items()}
+    slopes = [name for name in stored if name.endswith("positions.log2_slopes")]
+    assert len(slopes) == cfg.model.depth
+    assert check_weights(model, stored, Path("last.ckpt")).keys() == stored.keys()
+
+    model.load_state_dict(update_weights(stored, model))
+    assert torch.equal(model.state_dict()[slopes[0]], torch.tensor([-2.0, -4, -6, -8, -1, -3]))
+    former = {name: weight for name, weight in stored.items() if name not in slopes}
+    model.load_state_dict(check_weights(model, former, Path("last.ckpt")))
+    for name in slopes:
+        assert torch.equal(model.state_dict()[name], torch.tensor([-8 * h / 6 for h in range(1, 7)]))
+
+    others = build.model(compose(["model=transformer", "size=nano"]))
+    assert update_weights(others.state_dict(), others).keys() == others.state_dict().keys()
