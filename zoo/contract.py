@@ -9,7 +9,7 @@ laws on gradients are in zoo/law_gradients.py, that on reach in zoo/law_reach.py
 They run in float64, dropout off, on a model with noise added to its initial weights (a gate or a matrix that
 starts at zero would hide a dead memory), in eval mode; the laws of `BOTH_MODES` again in train mode, as
 "causality-train".  States are compared by their contents (zoo.state), which leave out identity fields.  Use
-small models: every law reads texts of up to six segments several times.
+small models: most laws read texts of up to six segments several times, two a text of 24.
 """
 
 import copy
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zoo.generation import greedy, stream_tokens
 from zoo.interface import StatefulLM, stateful
 from zoo.law_gradients import gradient_is_true, gradient_reach
-from zoo.law_reach import reach_is_true
+from zoo.law_reach import last_token_is_remembered, reach_is_true
 from zoo.law_tools import (
     BATCH_SIZE,
     assert_bitwise_equal,
@@ -151,6 +151,7 @@ def batch_invariance(model: StatefulLM) -> None:
     others_changed = torch.cat([text[:1], different_text(model, text[1:])])
     for rows, batch, label in (
         (torch.tensor([2, 0, 1]), text[[2, 0, 1]], "rows in a different order"),
+        (torch.arange(9) % 4 % 3, text[torch.arange(9) % 4 % 3], "rows in a batch of nine"),
         (torch.tensor([0]), text[:1], "a row read alone"),
         (torch.tensor([0]), others_changed, "a row beside different rows"),
     ):
@@ -174,11 +175,15 @@ def fresh_rows_forget(model: StatefulLM) -> None:
 
 
 def bounded_state(model: StatefulLM) -> None:
-    """A longer text doesn't make a larger state."""
-    short, long = (nbytes(model(random_text(model, segments))[1]) for segments in (2, 6))
-    assert short == long, (
-        f"size of the state: expected {short} bytes as after 2 segments, found {long} after 6"
-    )
+    """A longer text doesn't make a larger state, and is read to its end."""
+    _, state = model(random_text(model, segments=2, rows=1))
+    for segments in (6, 24):
+        logits, longer = model(random_text(model, segments, rows=1))
+        assert_finite(logits, f"logits of {segments} segments")
+        assert nbytes(longer) == nbytes(state), (
+            f"size of the state: expected {nbytes(state)} bytes as after 2 segments, found {nbytes(longer)}"
+            f" after {segments}"
+        )
 
 
 def parallel_equals_fold(model: StatefulLM) -> None:
@@ -239,6 +244,7 @@ LAWS: tuple[Law, ...] = (
     streaming,
     purity,
     memory_is_alive,
+    last_token_is_remembered,
     batch_invariance,
     fresh_rows_forget,
     bounded_state,

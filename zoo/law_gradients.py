@@ -92,7 +92,8 @@ class Derivatives(NamedTuple):
 
 
 class SegmentLoss:
-    """The cross-entropy of three segments as a function of all weights and of the state before them.
+    """The cross-entropy of three segments, of which the second is short, as a function of all weights and of
+    the state before them.
 
     The first row is fresh, the others continue a text.  Only leaves of the state that `learns_through_memory`
     declares are variables; the others have, after every segment, constant values, and so has what
@@ -100,7 +101,10 @@ class SegmentLoss:
     """
 
     def __init__(self, model: StatefulLM) -> None:
-        self.model, self.pieces = model, random_text(model, segments=3).split(model.segment_len, dim=1)
+        size = model.segment_len
+        lengths = [size, max(1, size - 3), size]
+        self.model = model
+        self.pieces = random_text(model, segments=3)[:, : sum(lengths)].split(lengths, dim=1)
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.constants: list[list[Tensor]] = []  # by segment: the leaves of the state after it
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The law on a model's reach."""
+"""The laws on what can reach a position."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -7,6 +7,24 @@ from torch import Tensor
 from zoo.interface import StatefulLM
 from zoo.law_tools import TOLERANCE, different_text, random_text
 from zoo.state import lazy_field_names
+
+
+def last_token_is_remembered(model: StatefulLM) -> None:
+    """If the model remembers, the last token of a segment changes logits of the next one, in one of four
+    texts, at their beginning and after 22 segments."""
+    if not model.remembers:
+        return
+    size, text = model.segment_len, random_text(model, segments=24, rows=4)
+    _, late = model(text[:, : 22 * size])
+    for state, segments in ((model.init_state(4), 0), (late, 22)):
+        tokens = text[:, segments * size : (segments + 2) * size]
+        changed = tokens.clone()
+        changed[:, size - 1] = different_text(model, tokens[:, size - 1])
+        difference = (model(tokens, state)[0] - model(changed, state)[0])[:, size:].abs().max()
+        assert difference > TOLERANCE, (
+            f"logits of segment {segments + 1}: expected others after another token before it, found a"
+            f" difference of {difference:.1e}"
+        )
 
 
 def reach_is_true(model: StatefulLM) -> None:

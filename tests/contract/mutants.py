@@ -439,11 +439,56 @@ class OneCountForAll(Honest):
 class GrowsLate(Honest):
     """A state of fixed shape, until a text has more than five segments."""
 
+    fixed_segments = 5
+
     def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         logits, after = super().segment(tokens, state._replace(upper=state.upper[:, :WIDTH]))
-        if bool((after.segments > 5).all()):
+        if bool((after.segments > self.fixed_segments).all()):
             after = after._replace(upper=torch.cat([after.upper, after.upper], dim=1))
         return logits, after
+
+
+class GrowsMuchLater(GrowsLate):
+    """The same after twenty segments."""
+
+    fixed_segments = 20
+
+
+class HasEightPositions(Honest):
+    """A table with a vector for each segment, of which a text may have eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(8, WIDTH)
+
+    def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        self.position = self.positions(state.segments)[:, None]
+        return super().segment(tokens, state)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        return super().embed_tokens(tokens) + self.position
+
+
+class LosesTheLastToken(Honest):
+    """Writes all tokens of a segment but the last."""
+
+    def summary(self, x: Tensor) -> Tensor:
+        return x[:, :-1].sum(1) / x.shape[1]
+
+
+class StopsReading(Honest):
+    """Reads its memory in a text's first twenty segments."""
+
+    def has_read(self, state: Memory) -> Tensor:
+        return super().has_read(state) * (state.segments < 20).to(state.lower.dtype)[:, None, None]
+
+
+class SharesWithTheFifthRow(Honest):
+    """Each row's memory also has what the fourth row before it has written."""
+
+    def summary(self, x: Tensor) -> Tensor:
+        y = super().summary(x)
+        return torch.cat([y[:4], y[4:] + y[:-4]]) if len(y) > 4 else y
 
 
 class DetachedWhenRead(Honest):
@@ -509,6 +554,14 @@ class DetachesTheStrength(DeltaRule):
 
     def write_strength(self, x: Tensor) -> Tensor:
         return super().write_strength(x).detach()
+
+
+class HalvesTheGradientOfShortSegments(Honest):
+    """What a short segment has written has half its gradient."""
+
+    def summary(self, x: Tensor) -> Tensor:
+        y = super().summary(x)
+        return y if x.shape[1] == SEGMENT else 0.5 * (y + y.detach())
 
 
 class DetachesBetweenSegments(Recurrent):

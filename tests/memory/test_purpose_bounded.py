@@ -23,7 +23,6 @@ from zoo.state import lazy_field_names
 CONSTANT, GROWS = 1.4, 2.0  # at most, at least
 GROWING: dict[str, set[str]] = {
     "infini": {"matrix", "normaliser"},  # sums over the text; an answer is a quotient of the two
-    "armt": {"matrix", "normaliser"},  # without correction; as Infini's
     "rmt_xl": {
         "memory",
         "hidden",
@@ -39,14 +38,6 @@ def has_bank(model: SequenceModule) -> bool:
 def segments(model: SequenceModule) -> int:
     """A bank is copies of the last tokens' keys and values: twice its length is enough and more."""
     return 64 if has_bank(model) else 128 if model.parallel == "none" else 256
-
-
-def float32(name: str) -> SequenceModule:
-    """The model in the precision of training, with weights where initial ones are zero."""
-    model = configured(name, size="nano").float()
-    for part in parts(model, AssociativeMemory):
-        nn.init.normal_(part.value.weight, std=part.width**-0.5)
-    return model
 
 
 @torch.no_grad()
@@ -78,20 +69,40 @@ def stays_of_one_size(name: str, count: int | None = None) -> Callable[[Sequence
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_state_stays_of_one_size(name: str) -> None:
-    stays_of_one_size(name)(float32(name))
+    stays_of_one_size(name)(configured(name, size="nano").float())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_state_stays_of_one_size_over_thousands_of_segments(name: str) -> None:
-    model = float32(name)
+    model = configured(name, size="nano").float()
     stays_of_one_size(name, 128 if has_bank(model) else 2048)(model)
+
+
+@torch.no_grad()
+def memory_growth(*settings: str) -> float:
+    """ARMT's memory alone, whose initial W_v is 0 in a model, written by 512 segments of similar tokens."""
+    torch.manual_seed(0)
+    memory = parts(configured("armt", *settings), AssociativeMemory)[0].float()
+    for projection in (memory.key, memory.query, memory.value):
+        nn.init.normal_(projection.weight, std=memory.width**-0.5)
+    common, state, sizes = torch.randn(1, 1, memory.width), memory.init_state(1), []
+    for _ in range(8):
+        for _ in range(64):
+            state = memory.write(common + 0.3 * torch.randn(1, 8, memory.width), state)
+        sizes.append(state.matrix.square().mean().sqrt().item())
+    return sum(sizes[4:]) / sum(sizes[:4])
+
+
+def test_an_associative_memory_stays_of_one_size_by_its_correction() -> None:
+    assert memory_growth() < CONSTANT
+    assert memory_growth("model.correction=false") > GROWS
 
 
 @torch.no_grad()
 def test_a_recurrence_that_never_forgets_is_caught() -> None:
     """A sum of random inputs grows as the root of their number."""
-    model = float32("mamba")
+    model = configured("mamba", size="nano").float()
     for mixer in parts(model, MambaMixer):
         mixer.A_log.fill_(-80.0)
     assert catches(stays_of_one_size("mamba"), model)

@@ -18,6 +18,8 @@ from zoo.memory.fast_weights.infini_attention import CompressiveAttention, Memor
 
 REPEATS = 16
 WIDTH = 64  # of size=micro
+PUBLISHED = "model.write=together", "model.floor=false"
+UNCORRECTED = *PUBLISHED, "model.correction=false"
 
 
 class Pairs(Protocol):
@@ -35,11 +37,12 @@ class Pairs(Protocol):
 class Associative:
     """ARMT's memory; value and key of a token are separate entries of it, and b = 1."""
 
-    def __init__(self, correction: bool, memory: type[AssociativeMemory] = AssociativeMemory) -> None:
-        (config, *_) = parts(configured("armt"), AssociativeMemory)
-        key_width = config.key.out_features
-        assert config.width == WIDTH
-        self.memory = memory(WIDTH, key_width, config.nu, correction).double()
+    def __init__(self, *settings: str, kind: type[AssociativeMemory] = AssociativeMemory) -> None:
+        memory = parts(configured("armt", *settings), AssociativeMemory)[0]
+        key_width, write = memory.key.out_features, "in_turn" if memory.in_turn else "together"
+        self.memory = kind(
+            memory.width, key_width, memory.nu, memory.correction, write, memory.floor
+        ).double()
         self.num_keys, self.value_width = self.memory.features, WIDTH - key_width
         with torch.no_grad():
             self.memory.key.weight.copy_(torch.eye(key_width, WIDTH))
@@ -111,14 +114,15 @@ def shares(memory: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
 S = 1 / (1 + EPS)  # |k|^2 / (|k|^2 + eps), for |k| = 1
 SHARES: dict[str, tuple[Callable[[], Pairs], dict[int, tuple[float, float]]]] = {
     # gamma = 0 from the second write on: z = k.  A = k a, a <- a + v - S a, the answer is S a
-    "armt, corrected": (
-        lambda: Associative(correction=True),
+    "armt, as configured": (Associative, {1: (S * (1 - S), S), REPEATS: (1 - S, S)}),
+    "armt, published": (
+        lambda: Associative(*PUBLISHED),
         {1: (S * (1 - S), S), REPEATS: (1 - S, S)},
     ),
     # z = n k after n writes.  A = k a, a <- a + v - a / n: a = n v / 2 from n = 2 on, the answer is a / n.
     # Written twice a value is halved, and a new value is 1 of 17 parts
     "armt, uncorrected": (
-        lambda: Associative(correction=False),
+        lambda: Associative(*UNCORRECTED),
         {1: (0.0, 1 / 2), 2: (1 / 6, 1 / 3), REPEATS: (7.5 / 17, 1 / 17)},
     ),
     "infini, delta": (
@@ -144,8 +148,8 @@ def test_the_answer_to_a_key_that_was_rewritten(name: str) -> None:
 @pytest.mark.parametrize(
     ("build", "normaliser"),
     [
-        (lambda: Associative(correction=True), 1),
-        (lambda: Associative(correction=False), 9),
+        (lambda: Associative(*PUBLISHED), 1),
+        (lambda: Associative(*UNCORRECTED), 9),
         (lambda: Compressive("delta"), 9),
     ],
 )
@@ -161,6 +165,16 @@ def test_tokens_of_one_segment_each_take_the_old_value_away(
     memory.write([3] * 8, new.expand(8, -1))
     expected = (-7 * old + 8 * new) / normaliser
     torch.testing.assert_close(memory.read([3])[0], expected, rtol=20 * EPS, atol=0)
+
+
+@torch.no_grad()
+def test_tokens_written_in_turn_overwrite_inside_a_segment_too() -> None:
+    """ARMT as configured: the last of eight values under one key is the answer."""
+    memory = Associative()
+    memory.write([3], torch.ones(1, memory.value_width, dtype=torch.float64))
+    values = torch.eye(8, memory.value_width, dtype=torch.float64)
+    memory.write([3] * 8, values)
+    torch.testing.assert_close(memory.read([3])[0], values[-1], rtol=0, atol=2 * EPS)
 
 
 def test_infini_is_configured_with_the_delta_rule() -> None:
@@ -180,8 +194,9 @@ def retains_a_pair_per_feature(memory: Pairs) -> None:
 
 
 CAPACITY: dict[str, tuple[Callable[[], Pairs], int]] = {
-    "armt, corrected": (lambda: Associative(correction=True), 2 * 3 * 8),  # 2 nu key_width
-    "armt, uncorrected": (lambda: Associative(correction=False), 2 * 3 * 8),
+    "armt, as configured": (Associative, 2 * 3 * 8),  # 2 nu key_width
+    "armt, published": (lambda: Associative(*PUBLISHED), 2 * 3 * 8),
+    "armt, uncorrected": (lambda: Associative(*UNCORRECTED), 2 * 3 * 8),
     "infini, delta": (lambda: Compressive("delta"), 16),  # head_dim
     "infini, linear": (lambda: Compressive("linear"), 16),
 }
@@ -243,7 +258,7 @@ class Fades(Compressive):
 @pytest.mark.parametrize("kind", [CountsEveryWrite, AddsOnly])
 @torch.no_grad()
 def test_a_wrong_rule_answers_with_the_old_value(kind: type[AssociativeMemory]) -> None:
-    old, _ = shares(Associative(correction=True, memory=kind))
+    old, _ = shares(Associative(kind=kind))
     assert old > 0.4
 
 
@@ -254,5 +269,5 @@ def test_a_wrong_delta_rule_has_other_shares() -> None:
 
 @torch.no_grad()
 def test_a_memory_that_shrinks_retains_less() -> None:
-    assert catches(retains_a_pair_per_feature, Associative(correction=True, memory=Normalises))
+    assert catches(retains_a_pair_per_feature, Associative(*PUBLISHED, kind=Normalises))
     assert catches(retains_a_pair_per_feature, Fades("delta"))
