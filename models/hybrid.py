@@ -42,6 +42,24 @@ class Hybrid(Decoder):
         self.reach = stack_reach(block.mixer for block in self.stack if isinstance(block, Block))
 
 
+def attention_in_the_middle(layer_type: str, depth: int, period: int) -> list[str]:
+    """The type of each layer: attention in the middle of every `period` layers, `layer_type` elsewhere.
+
+    As in Jamba's published code (period 8, offset 4), layer i from 0 on attends if i % period is period // 2.
+    A model of fewer layers is one shorter period: it attends in layer depth // 2, as the published codes do
+    in the golden cases (layer 2 of 4, 1 of 3).
+
+    Raises ValueError if no layer of `layer_type` is left.
+    """
+    length = min(period, depth)
+    if length < 2:
+        raise ValueError(
+            f"expected 2 layers at least between attention and attention, found attention_period {period} "
+            f"and depth {depth}"
+        )
+    return ["attention" if layer % length == length // 2 else layer_type for layer in range(depth)]
+
+
 def pattern_layers(pattern: Sequence[LayerType], depth: int) -> list[LayerType]:
     """The type of each layer: the pattern, repeated and cut off at `depth`.  Types that would then be absent
     replace the last layers, so that a shallow model has all of them.

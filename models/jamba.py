@@ -3,8 +3,8 @@
 Lieber et al. 2024, arXiv:2403.19887.
 
     x += mixer(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
-    mixer: attention in the middle of eight, elsewhere Mamba (memory/state_space/mamba_mixer.py) with norms on
-    dt, B and C
+    mixer: attention in the middle of eight, or of all layers of a shallower model; elsewhere Mamba
+    (memory/state_space/mamba_mixer.py) with norms on dt, B and C
 
 Attention has grouped queries and no positions: the recurrence provides the order.
 Carried from segment to segment: every Mamba's state, and the last `context` keys and values of attention.
@@ -20,15 +20,17 @@ from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
 from zoo.models.decoder import BaseOptions, attention_options
-from zoo.models.hybrid import Hybrid, Mixers
+from zoo.models.hybrid import Hybrid, Mixers, attention_in_the_middle
 
 LayerType = Literal["mamba", "attention"]
-PATTERN: Sequence[LayerType] = ("mamba", "mamba", "mamba", "mamba", "attention", "mamba", "mamba", "mamba")
 
 
 class Jamba(Hybrid):
     """`context` is the number of tokens before the current one that attention sees; `channels` Mamba's inner
-    width, 2 D by default."""
+    width, 2 D by default.
+
+    One layer in `attention_period` attends (`attention_in_the_middle`), unless a `pattern` names the types of
+    all layers, in turn."""
 
     def __init__(
         self,
@@ -39,7 +41,8 @@ class Jamba(Hybrid):
         heads: int,
         mlp_width: int,
         context: int,
-        pattern: Sequence[LayerType] = PATTERN,
+        attention_period: int = 8,
+        pattern: Sequence[LayerType] | None = None,
         kv_heads: int | None = None,
         channels: int | None = None,
         state_size: int = 16,
@@ -57,6 +60,7 @@ class Jamba(Hybrid):
             "mamba": partial(mamba, backend=backend),
             "attention": partial(attention, position="none", **attention_options(options)),
         }
+        layers = pattern or attention_in_the_middle("mamba", depth, attention_period)
         super().__init__(
-            vocab_size, segment_len, depth, width, pattern, mixers, mlp_width=mlp_width, **options
+            vocab_size, segment_len, depth, width, layers, mixers, mlp_width=mlp_width, **options
         )

@@ -3,7 +3,8 @@
 Dao & Gu 2024, arXiv:2405.21060, section 9.2.3 (Mamba-2-MLP-Attention): about a tenth attention is best.
 
     x += mixer(norm(x))        x += swiglu(norm(x))        logits = E norm(x)
-    mixer: attention in the middle of eight, Mamba-2 (memory/state_space/mamba2_mixer.py) elsewhere
+    mixer: attention in the middle of eight, or of all layers of a shallower model; Mamba-2
+    (memory/state_space/mamba2_mixer.py) elsewhere
 
 Carried from segment to segment: every Mamba-2's state, and the last `context` keys and values of attention.
 Differs from the paper: attention sees the last `context` tokens, not all, and has neither positions nor a
@@ -18,24 +19,17 @@ from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.ssd import Backend
 from zoo.models.decoder import BaseOptions, attention_options
-from zoo.models.hybrid import Hybrid, Mixers
+from zoo.models.hybrid import Hybrid, Mixers, attention_in_the_middle
 
 LayerType = Literal["mamba2", "attention"]
-PATTERN: Sequence[LayerType] = (
-    "mamba2",
-    "mamba2",
-    "mamba2",
-    "mamba2",
-    "attention",
-    "mamba2",
-    "mamba2",
-    "mamba2",
-)
 
 
 class Mamba2Hybrid(Hybrid):
     """`context` is the number of tokens before the current one that attention sees; the recurrence has
-    `channels` (2 D by default) in heads of `head_dim`."""
+    `channels` (2 D by default) in heads of `head_dim`.
+
+    One layer in `attention_period` attends (`attention_in_the_middle`), unless a `pattern` names the types of
+    all layers, in turn."""
 
     def __init__(
         self,
@@ -46,7 +40,8 @@ class Mamba2Hybrid(Hybrid):
         heads: int,
         mlp_width: int,
         context: int,
-        pattern: Sequence[LayerType] = PATTERN,
+        attention_period: int = 8,
+        pattern: Sequence[LayerType] | None = None,
         kv_heads: int | None = None,
         channels: int | None = None,
         head_dim: int = 64,
@@ -68,6 +63,7 @@ class Mamba2Hybrid(Hybrid):
             ),
             "attention": partial(attention, position="none", **attention_options(options)),
         }
+        layers = pattern or attention_in_the_middle("mamba2", depth, attention_period)
         super().__init__(
-            vocab_size, segment_len, depth, width, pattern, mixers, mlp_width=mlp_width, **options
+            vocab_size, segment_len, depth, width, layers, mixers, mlp_width=mlp_width, **options
         )

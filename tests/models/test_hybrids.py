@@ -3,30 +3,39 @@
 Their equations are held to slow loops in tests/golden/test_hybrids.py.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tests.laws import law_cases
+from zoo.errors import UserError
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentBlock
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.models.griffin import Griffin
-from zoo.models.hybrid import pattern_layers
+from zoo.models.hybrid import attention_in_the_middle, pattern_layers
 from zoo.models.jamba import Jamba
 from zoo.models.mamba2_hybrid import Mamba2Hybrid
+from zoo.models.published import jamba, mamba2_hybrid
 from zoo.models.published.mamba2_hybrid import PackedAttention
 from zoo.models.samba import Samba
 from zoo.module import SequenceModule
 from zoo.state import nbytes
 from zoo.train.runs import build
+from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose
+from zoo.train.runs.stored import load_stored
 
+ROOT = Path(__file__).parents[2]
 LETTERS: dict[type, str] = {
     RecurrentBlock: "r",
     MambaMixer: "m",
@@ -35,9 +44,9 @@ LETTERS: dict[type, str] = {
 }
 PLACES = {  # at nano, micro, tiny, small, base
     "griffin": ["ra", "rrar", "rrar", "rrarrarr", "rrarrarrarrarrar"],
-    "jamba": ["ma", "mmma", "mmma", "mmmmammm", "mmmmammmmmmmammm"],
+    "jamba": ["ma", "mmam", "mmam", "mmmmammm", "mmmmammmmmmmammm"],
     "samba": ["ma", "mama", "mama", "mamamama", "mamamamamamamama"],
-    "mamba2_hybrid": ["ma", "mmma", "mmma", "mmmmammm", "mmmmammmmmmmammm"],
+    "mamba2_hybrid": ["ma", "mmam", "mmam", "mmmmammm", "mmmmammmmmmmammm"],
 }
 BUDGETS = {"micro": (200_000, 0.03), "tiny": (1_500_000, 0.01), "small": (25_000_000, 0.01)}
 BUDGETS |= {"base": (125_000_000, 0.01)}
@@ -80,6 +89,76 @@ def test_a_pattern_is_repeated_cut_and_leaves_nothing_out(
             pattern_layers(pattern, depth)
     else:
         assert "".join(pattern_layers(pattern, depth)) == expected
+
+
+MIDDLE = {  # depth: layers that attend, from 0 on, one in 8
+    **{2: [1], 3: [1], 4: [2], 5: [2], 6: [3], 7: [3], 8: [4], 9: [4], 11: [4], 12: [4]},
+    **{13: [4, 12], 16: [4, 12], 20: [4, 12], 21: [4, 12, 20], 24: [4, 12, 20], 32: [4, 12, 20, 28]},
+}
+
+
+@pytest.mark.parametrize("depth", MIDDLE)
+def test_attention_stands_in_the_middle_at_every_depth(depth: int) -> None:
+    """As the published code of Jamba has it: of 32 layers 4, 12, 20 and 28; of 4 in its small model 2."""
+    layers = attention_in_the_middle("mamba", depth, 8)
+    assert len(layers) == depth
+    assert set(layers) == {"mamba", "attention"}
+    assert [layer for layer, kind in enumerate(layers) if kind == "attention"] == MIDDLE[depth]
+
+
+@pytest.mark.parametrize(("depth", "period", "expected"), [(6, 3, "mammam"), (5, 2, "mamam"), (4, 9, "mmam")])
+def test_attention_in_other_periods(depth: int, period: int, expected: str) -> None:
+    assert "".join(kind[0] for kind in attention_in_the_middle("mamba", depth, period)) == expected
+    built = Jamba(**NANO, depth=depth, context=4, attention_period=period)
+    assert "".join(LETTERS[type(block.mixer)] for block in built.stack) == expected
+    given = Jamba(**NANO, depth=depth, context=4, pattern=["attention", "mamba"], attention_period=period)
+    assert "".join(LETTERS[type(block.mixer)] for block in given.stack) == ("am" * 3)[:depth]
+
+
+@pytest.mark.parametrize(("depth", "period"), [(1, 8), (8, 1), (4, 0)])
+def test_attention_alone_is_no_hybrid(depth: int, period: int) -> None:
+    with pytest.raises(ValueError, match=f"found attention_period {period} and depth {depth}"):
+        attention_in_the_middle("mamba", depth, period)
+
+
+@pytest.mark.parametrize(
+    ("case", "loader", "model"),
+    [
+        ("jamba_nomoe", jamba, partial(Jamba, heads=4)),
+        ("mamba2_attn_mlp", mamba2_hybrid, partial(Mamba2Hybrid, heads=4, head_dim=8)),
+    ],
+)
+def test_attention_stands_where_it_does_in_the_published_cases(
+    case: str, loader: ModuleType, model: Callable[..., Any]
+) -> None:
+    path = Path(__file__).parents[1] / "golden" / "fixtures" / "hybrids" / case
+    weights = {
+        name.removeprefix("w."): weight
+        for name, weight in load_file(path.with_suffix(".safetensors")).items()
+        if name.startswith("w.")
+    }
+    published = loader.load(weights, json.loads(path.with_suffix(".json").read_text())["config"])
+    shape = {"vocab_size": 13, "segment_len": 8, "width": 16, "mlp_width": 8, "context": 8}
+    ours = model(**shape, depth=len(published.stack))
+    attends = [
+        [isinstance(block.mixer, (WindowAttention, PackedAttention)) for block in part.stack]
+        for part in (ours, published)
+    ]
+    assert attends[0] == attends[1]
+    assert attends[0].index(True) == len(published.stack) // 2
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba2_hybrid"])
+def test_runs_of_earlier_versions_keep_attention_in_their_last_layer(name: str) -> None:
+    """Their config.yaml has the pattern of eight layers, of which they had four."""
+    cfg = load_stored(ROOT / "results" / "runs" / "wikilong-tiny" / name / "config.yaml")
+    with torch.device("meta"):
+        built: Any = build.model(cfg)
+        cfg.model.pattern = None
+        today = build.model(cfg)
+    assert "".join(LETTERS[type(block.mixer)] for block in built.stack) == "mmma"
+    with pytest.raises(UserError, match=r"last.ckpt is of another model: weight stack\.2\.mixer"):
+        check_weights(today, built.state_dict(), Path("last.ckpt"))
 
 
 @pytest.mark.parametrize("model", PLACES)
