@@ -15,7 +15,8 @@ segments of the same window; their choice is constant.
 Differs from the paper: decoder-only.  Its encoder-decoder has one index of the encoder's outputs for all
 layers; here each layer has an index of its inputs, read segment by segment and not in overlapping windows.
 The published code for decoders replaces the oldest keys by retrieved ones; here these join the whole segment.
-Retrieved keys have no position, and neither has the query that retrieves them.
+The paper's retrieved keys have no positions; `retrieved_positions` gives them some, for encodings that see
+distances (memory/retrieval/unlimiformer_attention.py).
 """
 
 from typing import Literal, Unpack
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import IndexType
-from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
+from zoo.memory.retrieval.unlimiformer_attention import RetrievedPositions, UnlimiformerAttention
 from zoo.models.blocks import Block
 from zoo.models.decoder import attention_options
 from zoo.models.transformer import Transformer, TransformerOptions
@@ -46,6 +47,7 @@ class Unlimiformer(Transformer):
         neighbours: int = 32,
         block: int | None = None,  # tokens per block of the bank's ring; None: all of `capacity`
         layer_begin: int | None = None,
+        retrieved_positions: RetrievedPositions = "none",
         retrieval_training: bool = False,
         backend: Backend = "torch",
         index: IndexType = "flat",
@@ -62,6 +64,8 @@ class Unlimiformer(Transformer):
                 width,
                 heads,
                 KNNMemory(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype),
+                segment_len=segment_len,
+                retrieved_positions=retrieved_positions,
                 retrieval_training=retrieval_training,
                 **attention_options(options),
             )

@@ -5,18 +5,27 @@ position i; in each head, over j <= i of the segment (local) and j in N_i of the
 
     z_i = q_i W_k              the query in model space: one index of h serves all heads
     N_i = the k largest z_i h_j = q_i (W_k h_j + b_k) - q_i b_k
-    local_ij = R_i q_i . R_j k_j        retrieved_ij = z_i h_j + q_i b_k
+    local_ij = R_i q_i . R_j k_j        retrieved_ij = R_i q_i . R_m k_j = (R_(i-m) q_i) W_k h_j + (...) b_k
     p_i = softmax([local_i ; retrieved_i] / sqrt(K))
     y_i = W_o [sum_local p_ij v_j + W_v sum_retrieved p_ij h_j + b_v sum_retrieved p_ij]
 
-Carried: the last `capacity` inputs (memory/retrieval/bank.py), which have no positions.  In train mode the
+The position m of a retrieved key counts from the segment's first token, S is `segment_len`:
+
+    none     m = i             the paper's equation, without positions: to RoPE and ALiBi the distance 0
+    start    m = 0             the segment's first token
+    before   m = -S            one segment before it
+    spread   m = floor(r w / n) - w     the text that is stored, scaled to at most the S positions before the
+                               segment: r = 0 .. n - 1 is j's rank among the n stored tokens, w = min(n, S)
+
+N_i doesn't depend on it.
+
+Carried: the last `capacity` inputs (memory/retrieval/bank.py), without positions.  In train mode the
 bank is neither read nor written; with `retrieval_training` it is, and the gradient runs into what was stored
 in the same window, but not through the choice of N_i.
 Differs from the paper: see models/unlimiformer.py.
 """
 
-import itertools
-from typing import Unpack
+from typing import Literal, Unpack
 
 import torch
 from einops import einsum, rearrange
@@ -28,6 +37,7 @@ from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.attention.positions import repeat_kv
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 
+RetrievedPositions = Literal["before", "start", "spread", "none"]
 MAX_GATHERED = 2**26  # elements gathered from the bank at a time
 
 
@@ -40,11 +50,16 @@ class UnlimiformerAttention(Attention):
         heads: int,
         knn: KNNMemory,
         *,
+        segment_len: int | None = None,
+        retrieved_positions: RetrievedPositions = "none",
         retrieval_training: bool = False,
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(width, heads, **options)
+        if segment_len is None and retrieved_positions in ("before", "spread"):
+            raise ValueError(f"retrieved_positions {retrieved_positions} needs segment_len")
         self.knn, self.retrieval_training = knn, retrieval_training
+        self.segment_len, self.retrieved_positions = segment_len or 0, retrieved_positions
 
     def init_state(self, rows: int) -> Bank:
         return self.knn.init_state(rows, self.qkv.weight)
@@ -98,21 +113,20 @@ class UnlimiformerAttention(Attention):
         v: Float[Tensor, "rows kv_heads segment head_dim"],
         bank: Bank,
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """y before W_o, of one segment: retrieved keys and values are never computed, only their sums."""
-        w_k, w_v, b_k, b_v = self.kv_projections()
+        """y before W_o, of one segment: retrieved values are never computed, only their sums."""
+        w_k, w_v, _, b_v = self.kv_projections()
         z = einsum(q, w_k, "b h t k, h k d -> b h t d")
-        offset = einsum(q, b_k, "b h t k, h k -> b h t")
-        flat = [rearrange(part, "b h t ... -> b (h t) ...") for part in (z, local, offset)]
-        slots = self.knn.search(flat[0][:, None], bank)[:, 0]
-        size = max(1, MAX_GATHERED // max(1, len(slots) * slots.shape[2] * z.shape[3]))
+        slots = self.knn.search(rearrange(z, "b h t d -> b 1 (h t) d"), bank)
+        slots = rearrange(slots, "b 1 (h t) n -> b h t n", h=self.heads)
+        positions = torch.arange(q.shape[2], device=q.device)
+        size = max(1, MAX_GATHERED // max(1, slots[:, :, 0].numel() * z.shape[3]))
         outputs = [
             checkpoint(self.joint_softmax, bank, *batch, use_reentrant=False)  # gathered again in backward
-            for batch in zip(*(part.split(size, dim=1) for part in (*flat, slots)), strict=True)
+            for batch in zip(
+                positions.split(size), *(part.split(size, dim=2) for part in (q, local, slots)), strict=True
+            )
         ]
-        weights, context, mass = (
-            rearrange(torch.cat(part, dim=1), "b (h t) ... -> b h t ...", h=self.heads)
-            for part in zip(*outputs, strict=True)
-        )
+        weights, context, mass = (torch.cat(part, dim=2) for part in zip(*outputs, strict=True))
         return (
             weights @ repeat_kv(v, self.groups)
             + einsum(context, w_v, "b h t d, h k d -> b h t k")
@@ -122,41 +136,62 @@ class UnlimiformerAttention(Attention):
     def joint_softmax(
         self,
         bank: Bank,
-        z: Float[Tensor, "rows queries width"],
-        local: Float[Tensor, "rows queries segment"],
-        offset: Float[Tensor, "rows queries"],
-        slots: Int[Tensor, "rows queries neighbours"],
-    ) -> tuple[
-        Float[Tensor, "rows queries segment"],
-        Float[Tensor, "rows queries width"],
-        Float[Tensor, "rows queries"],
-    ]:
-        """p over the segment; sum p_ij h_j and sum p_ij over the retrieved inputs."""
-        hidden = self.knn.gather(bank, slots[:, None])[0][:, 0].to(z.dtype)
-        retrieved = einsum(z, hidden, "b n d, b n k d -> b n k") + offset[..., None]
-        retrieved = (self.head_dim**-0.5 * retrieved).masked_fill(slots < 0, -torch.inf)
-        scores = torch.cat([local, retrieved], dim=-1)
-        p = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(z.dtype)
-        p_local, p_retrieved = self.dropout(p).tensor_split([local.shape[-1]], dim=-1)
-        return p_local, einsum(p_retrieved, hidden, "b n k, b n k d -> b n d"), p_retrieved.sum(-1)
-
-    def attend_memory_loop(
-        self,
+        positions: Int[Tensor, " time"],
         q: Float[Tensor, "rows heads time head_dim"],
         local: Float[Tensor, "rows heads time segment"],
-        v: Float[Tensor, "rows kv_heads segment head_dim"],
-        bank: Bank,
-    ) -> Float[Tensor, "rows heads time head_dim"]:
-        """The definition of `attend_memory`, query by query, with recomputed keys and values; no dropout."""
-        w_k, w_v, b_k, b_v = self.kv_projections()
-        y = torch.empty_like(q)
-        for row, head, time in itertools.product(*map(range, q.shape[:3])):
-            count = min(int(bank.length[row]), self.knn.capacity)
-            stored = torch.cat(bank.keys, dim=2)[row, 0, :count].to(q.dtype)
-            scores = stored @ (q[row, head, time] @ w_k[head])
-            nearest = stored[scores.topk(min(self.knn.neighbours, count)).indices]
-            keys = nearest @ w_k[head].T + b_k[head]
-            retrieved = self.head_dim**-0.5 * keys @ q[row, head, time]
-            values = torch.cat([repeat_kv(v, self.groups)[row, head], nearest @ w_v[head].T + b_v[head]])
-            y[row, head, time] = torch.cat([local[row, head, time], retrieved]).softmax(0) @ values
-        return y
+        slots: Int[Tensor, "rows heads time neighbours"],
+    ) -> tuple[
+        Float[Tensor, "rows heads time segment"],
+        Float[Tensor, "rows heads time width"],
+        Float[Tensor, "rows heads time"],
+    ]:
+        """p over the segment; sum p_ij h_j and sum p_ij over the retrieved inputs."""
+        hidden = self.knn.gather(bank, rearrange(slots, "b h t n -> b 1 (h t) n"))[0]
+        hidden = rearrange(hidden, "b 1 (h t) n d -> b h t n d", h=self.heads).to(q.dtype)
+        retrieved = self.retrieved_scores(q, positions, hidden, self.key_positions(positions, slots, bank))
+        scores = torch.cat([local, retrieved.masked_fill(slots < 0, -torch.inf)], dim=-1)
+        p = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
+        p_local, p_retrieved = self.dropout(p).tensor_split([local.shape[-1]], dim=-1)
+        return p_local, einsum(p_retrieved, hidden, "b h t n, b h t n d -> b h t d"), p_retrieved.sum(-1)
+
+    def key_positions(
+        self, positions: Int[Tensor, " time"], slots: Int[Tensor, "rows heads time neighbours"], bank: Bank
+    ) -> Int[Tensor, "rows heads time neighbours"]:
+        """m of the inputs in these slots, for queries at `positions`; undefined where a slot is -1."""
+        if self.retrieved_positions == "none":
+            return positions[:, None].expand_as(slots)
+        if self.retrieved_positions == "start":
+            return torch.zeros_like(slots)
+        if self.retrieved_positions == "before":
+            return torch.full_like(slots, -self.segment_len)
+        length = bank.length[:, None, None, None]
+        n = length.clamp(max=self.knn.capacity)
+        r = (slots - (length - n)) % self.knn.capacity  # token t is in slot t % capacity
+        w = n.clamp(max=self.segment_len)
+        return r * w // n.clamp(min=1) - w
+
+    def retrieved_scores(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        positions: Int[Tensor, " time"],
+        hidden: Float[Tensor, "rows heads time neighbours width"],
+        key_positions: Int[Tensor, "rows heads time neighbours"],
+    ) -> Float[Tensor, "rows heads time neighbours"]:
+        """retrieved / sqrt(K)."""
+        w_k, _, b_k, _ = self.kv_projections()
+        if self.retrieved_positions == "spread":
+            keys = einsum(hidden, w_k, "b h t n d, h k d -> b h t n k") + b_k[:, None, None]
+            q, keys = self.positions.rotate(q, positions), self.positions.rotate(keys, key_positions)
+            scores = einsum(q, keys, "b h t k, b h t n k -> b h t n")
+        else:  # all of a query's keys have one distance, by which it is rotated: keys are never computed
+            q = self.positions.rotate(q, positions - key_positions[..., 0])
+            z = einsum(q, w_k, "b h t k, h k d -> b h t d")
+            offset = einsum(q, b_k, "b h t k, h k -> b h t")
+            scores = einsum(z, hidden, "b h t d, b h t n d -> b h t n") + offset[..., None]
+        scores = self.head_dim**-0.5 * scores
+        bias = self.positions.bias(  # a query's keys have positions of their own: each query is a row
+            rearrange(q, "b h t k -> (b t) h 1 k"),
+            positions.repeat(len(q))[:, None, None],
+            rearrange(key_positions, "b h t n -> (b t) h n"),
+        )
+        return scores if bias is None else scores + rearrange(bias, "(b t) h 1 n -> b h t n", b=len(q))

@@ -95,6 +95,12 @@ NANO |= {"capacity": 8, "neighbours": 3}
         {"position": "none", "layer_begin": 1, "depth": 3},
         {"layer_begin": 0, "capacity": 6, "segment_len": 3},
         {"depth": 1, "heads": 1, "segment_len": 1},
+        {"retrieved_positions": "start", "kv_heads": 1, "bias": True},
+        {"retrieved_positions": "start", "position": "alibi"},
+        {"retrieved_positions": "before", "rope_base": 50.0, "capacity": 5},
+        {"retrieved_positions": "spread", "kv_heads": 1, "bias": True},
+        {"retrieved_positions": "spread", "rope_base": 50.0, "capacity": 5, "neighbours": 5},
+        {"retrieved_positions": "spread", "position": "alibi", "capacity": 7},
     ],
     ids=repr,
 )

@@ -34,6 +34,17 @@ VARIANTS: dict[str, Callable[[], Unlimiformer]] = {
     "short_bank": partial(Unlimiformer, **NANO, capacity=3, neighbours=9),
     "odd_bank": partial(Unlimiformer, **NANO, capacity=20, neighbours=3, block=5),
     "bf16_bank": partial(MODEL, memory_dtype="bfloat16"),
+    "before": partial(MODEL, retrieved_positions="before"),
+    "before_alibi": partial(MODEL, position="alibi", retrieved_positions="before", retrieval_training=True),
+    "start": partial(MODEL, retrieved_positions="start", dropout=0.1),
+    "start_retrieval_training": partial(MODEL, retrieved_positions="start", retrieval_training=True),
+    "spread": partial(MODEL, retrieved_positions="spread", rope_base=20.0),
+    "spread_odd_bank": partial(
+        Unlimiformer, **NANO, capacity=20, neighbours=3, block=5, retrieved_positions="spread"
+    ),
+    "spread_retrieval_training": partial(
+        MODEL, retrieved_positions="spread", retrieval_training=True, kv_heads=2, bias=True
+    ),
     "faiss": partial(MODEL, backend="faiss"),
     "faiss_retrieval_training": partial(MODEL, backend="faiss", retrieval_training=True),
 }

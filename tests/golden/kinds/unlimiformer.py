@@ -5,6 +5,7 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case
+from tests.memory.retrieval.loops import attend_memory_loop
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 
@@ -41,7 +42,7 @@ class Heard:
     def best_first(self, heads: int) -> tuple[Tensor, Tensor]:
         """Weights and ids, (rows, queries, heads, k)."""
         ids = rearrange(self.ids, "b 1 (h t) k -> b t h k", h=heads)
-        weights, order = rearrange(self.weights, "b (h t) k -> b t h k", h=heads).sort(descending=True)
+        weights, order = rearrange(self.weights, "b h t k -> b t h k").sort(descending=True)
         return weights, ids.gather(-1, order)
 
 
@@ -58,8 +59,8 @@ def check_core(case: Case) -> None:
     q, _, v = mixer.project(asked.reshape(len(kept), -1, c["dim"]))
     bank = mixer.knn.add(mixer.init_state(len(kept)), kept[:, None], None)
     near, none = q.new_empty(*q.shape[:3], 0), v[:, :, :0]
-    for attend_memory in (mixer.attend_memory, mixer.attend_memory_loop):
-        y = mixer.out_proj(rearrange(attend_memory(q, near, none, bank), "b h t k -> b t (h k)"))
+    for attend_memory in (UnlimiformerAttention.attend_memory, attend_memory_loop):
+        y = mixer.out_proj(rearrange(attend_memory(mixer, q, near, none, bank), "b h t k -> b t (h k)"))
         compare(case, {"out/attn_output": y})
 
     weights, ids = heard.best_first(heads)

@@ -97,6 +97,13 @@ class Reference:
         right = [x[i + half] * cos + x[i] * sin for i, (cos, sin) in enumerate(turns)]
         return torch.stack(left + right)
 
+    def retrieved_position(self, i: int, rank: int, stored: int) -> int:
+        """Where the input stands that is newer than `rank` of those stored, for a query at position i."""
+        width = min(stored, self.c["segment_len"])
+        spread = [age * width // stored - width for age in range(stored)]
+        position = {"none": i, "start": 0, "before": -self.c["segment_len"], "spread": spread[rank]}
+        return position[self.c.get("retrieved_positions", "none")]
+
     def attention(self, inputs: list[Tensor], layer: int) -> list[Tensor]:
         c, name = self.c, f"stack.{layer}.mixer."
         heads, shared = c["heads"], c.get("kv_heads", c["heads"])
@@ -120,7 +127,10 @@ class Reference:
                     self.rotated(q, i) @ self.rotated(part(y, key), j) / math.sqrt(width) - slope * (i - j)
                     for j, y in enumerate(inputs[: i + 1])
                 ]
-                scores += [q @ part(y, key) / math.sqrt(width) for y in results]
+                for rank, y in zip(ids, results, strict=True):
+                    m = self.retrieved_position(i, rank, len(self.past[layer]))
+                    score = self.rotated(q, i) @ self.rotated(part(y, key), m) / math.sqrt(width)
+                    scores.append(score - slope * (i - m))
                 mixed.append(mixture(scores, [part(y, value) for y in [*inputs[: i + 1], *results]])[1])
             outputs.append(self.linear(torch.cat(mixed), f"{name}out_proj"))
         if layer >= c.get("layer_begin", c["depth"] // 2):

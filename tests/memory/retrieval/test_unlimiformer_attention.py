@@ -1,19 +1,21 @@
 """Unlimiformer's attention against its definition, and what its bank holds."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.memory.retrieval.loops import attend_memory_loop
 from tests.memory.watch import Watch
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval import unlimiformer_attention
 from zoo.memory.retrieval.bank import Bank, KNNMemory
-from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
+from zoo.memory.retrieval.unlimiformer_attention import RetrievedPositions, UnlimiformerAttention
 from zoo.state import leaves, replace_rows, take_rows, tree_map
 
-WIDTH, HEADS = 8, 4
+WIDTH, HEADS, SEGMENT_LEN = 8, 4, 5
+SETTINGS = get_args(RetrievedPositions)
 
 
 def make_mixer(
@@ -21,7 +23,7 @@ def make_mixer(
 ) -> UnlimiformerAttention:
     torch.manual_seed(0)
     mixer = UnlimiformerAttention(
-        WIDTH, HEADS, KNNMemory(capacity, 1, WIDTH, 0, neighbours, block), **options
+        WIDTH, HEADS, KNNMemory(capacity, 1, WIDTH, 0, neighbours, block), segment_len=SEGMENT_LEN, **options
     )
     for weight in mixer.parameters():
         torch.nn.init.normal_(weight, std=0.7)
@@ -46,6 +48,11 @@ def filled_bank(mixer: UnlimiformerAttention, rows: int, tokens: int) -> Bank:
         {"kv_heads": 1, "position": "alibi", "neighbours": 1},
         {"neighbours": 50, "position": "none", "bias": True},
         {"capacity": 5, "block": 5, "neighbours": 2},
+        *(
+            {"retrieved_positions": setting} | options
+            for setting in SETTINGS
+            for options in ({"bias": True, "kv_heads": 2, "rope_base": 9.0}, {"position": "alibi"})
+        ),
     ],
     ids=repr,
 )
@@ -54,16 +61,19 @@ def test_the_sums_equal_recomputed_keys_and_values(
 ) -> None:
     """With all gradients, the bank's among them; gathered at once or query by query."""
     mixer = make_mixer(**options)
-    x, bank = randn(3, 5, WIDTH), filled_bank(mixer, 3, tokens)
-    bank = replace_rows(bank, mixer.init_state(3), torch.tensor([False, True, False]))
-    cotangent = randn(3, HEADS, 5, WIDTH // HEADS)
+    x, bank = randn(2, 4, WIDTH), filled_bank(mixer, 2, tokens)
+    bank = mixer.knn.add(replace_rows(bank, mixer.init_state(2), torch.tensor([False, True])), x[:, None, :1])
+    cotangent = randn(2, HEADS, 4, WIDTH // HEADS)
     results = []
-    forms = [("attend_memory_loop", 1), *(("attend_memory", size) for size in (2**26, 1, 100))]
+    forms = [
+        (attend_memory_loop, 1),
+        *((UnlimiformerAttention.attend_memory, size) for size in (2**26, 1, 100)),
+    ]
     for form, max_gathered in forms:
         monkeypatch.setattr(unlimiformer_attention, "MAX_GATHERED", max_gathered)
         leaf_bank = bank._replace(keys=tree_map(lambda leaf: leaf.clone().requires_grad_(), bank.keys))
         q, k, v = mixer.project(x)
-        y = getattr(mixer, form)(q, mixer.local_scores(q, k), v, leaf_bank)
+        y = form(mixer, q, mixer.local_scores(q, k), v, leaf_bank)
         inputs = [mixer.qkv.weight, *leaf_bank.keys] + ([] if mixer.qkv.bias is None else [mixer.qkv.bias])
         grads = torch.autograd.grad((y * cotangent).sum(), inputs, allow_unused=True)
         results.append(
@@ -73,9 +83,10 @@ def test_the_sums_equal_recomputed_keys_and_values(
         torch.testing.assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
-def test_an_empty_bank_changes_nothing(position: Any) -> None:
-    mixer = make_mixer(position=position, kv_heads=2, bias=True)
+def test_an_empty_bank_changes_nothing(position: Any, setting: RetrievedPositions) -> None:
+    mixer = make_mixer(position=position, kv_heads=2, bias=True, retrieved_positions=setting)
     x = randn(2, 5, WIDTH)
     torch.testing.assert_close(mixer(x, mixer.init_state(2))[0], Attention.forward(mixer, x, ())[0])
 
@@ -108,9 +119,10 @@ def test_the_oldest_inputs_are_overwritten() -> None:
         assert torch.equal(slots[:, token % 12], x[:, token])
 
 
-def test_stored_inputs_have_no_positions() -> None:
+@pytest.mark.parametrize("setting", ["none", "start", "before"])
+def test_stored_inputs_have_no_positions(setting: RetrievedPositions) -> None:
     """The order of slots and the length of the text before them change nothing."""
-    mixer = make_mixer(neighbours=4)
+    mixer = make_mixer(neighbours=4, retrieved_positions=setting)
     x, bank = randn(2, 5, WIDTH), filled_bank(mixer, 2, 12)
     order = torch.randperm(12)
     permuted_keys = torch.cat(bank.keys, dim=2)[:, :, order].split(4, dim=2)
@@ -118,9 +130,54 @@ def test_stored_inputs_have_no_positions() -> None:
     torch.testing.assert_close(mixer(x, permuted)[0], mixer(x, bank)[0])
 
 
-def test_the_query_of_a_search_has_no_position() -> None:
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (1, {0: -1}),
+        (4, {0: -4, 1: -3, 2: -2, 3: -1}),
+        (5, {0: -5, 1: -4, 2: -3, 3: -2, 4: -1}),
+        (8, {0: -5, 1: -5, 2: -4, 3: -4, 4: -3, 5: -2, 6: -2, 7: -1}),
+        (10, {slot: slot // 2 - 5 for slot in range(10)}),
+        (12, {slot: slot * 5 // 12 - 5 for slot in range(12)}),
+        (13, {(slot + 1) % 12: slot * 5 // 12 - 5 for slot in range(12)}),
+        (12 * 10**9 + 11, {(slot + 11) % 12: slot * 5 // 12 - 5 for slot in range(12)}),
+    ],
+    ids=repr,
+)
+def test_stored_inputs_spread_over_a_segment_before(length: int, expected: dict[int, int]) -> None:
+    """The newest stands at -1; a text shorter than a segment has its positions, a longer one is scaled."""
+    mixer = make_mixer(retrieved_positions="spread")
+    bank = mixer.init_state(2)
+    bank = bank._replace(length=torch.tensor([length, 3]))
+    slots = torch.tensor(list(expected)).expand(2, HEADS, 4, -1)
+    positions = mixer.key_positions(torch.arange(4), slots, bank)
+    assert (positions[0] == torch.tensor(list(expected.values()))).all()
+    short = mixer.key_positions(torch.arange(4), torch.arange(3).expand(2, HEADS, 4, 3), bank)[1]
+    assert (short == torch.tensor([-3, -2, -1])).all()
+
+
+def test_where_retrieved_keys_stand_counts_only_for_encodings_that_see_distances() -> None:
+    x, outputs = randn(2, 5, WIDTH), {}
+    for position in ("rope", "alibi", "learned", "none"):
+        for setting in SETTINGS:
+            mixer = make_mixer(position=position, retrieved_positions=setting)
+            outputs[position, setting] = mixer(x, filled_bank(mixer, 2, 12))[0]
+    for position, setting in outputs:
+        for other in set(SETTINGS) - {setting}:
+            differs = not torch.allclose(outputs[position, setting], outputs[position, other])
+            assert differs == (position in ("rope", "alibi"))
+
+
+@pytest.mark.parametrize("setting", ["before", "spread"])
+def test_one_segment_needs_its_length(setting: RetrievedPositions) -> None:
+    with pytest.raises(ValueError, match=f"retrieved_positions {setting} needs segment_len"):
+        UnlimiformerAttention(WIDTH, HEADS, KNNMemory(12, 1, WIDTH), retrieved_positions=setting)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_query_of_a_search_has_no_position(setting: RetrievedPositions) -> None:
     """An input finds the same slots with the same scores at any position of a segment."""
-    mixer = make_mixer()
+    mixer = make_mixer(retrieved_positions=setting)
     ids = []
     search = mixer.knn.search
     mixer.knn.search = lambda q, bank: ids.append((q, search(q, bank))) or ids[-1][1]  # type: ignore[method-assign]
@@ -129,8 +186,9 @@ def test_the_query_of_a_search_has_no_position() -> None:
         torch.testing.assert_close(part, part[:, :, :, :1].expand_as(part))
 
 
-def test_segments_of_a_row_are_rows_of_one_batch() -> None:
-    mixer = make_mixer()
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_segments_of_a_row_are_rows_of_one_batch(setting: RetrievedPositions) -> None:
+    mixer = make_mixer(retrieved_positions=setting)
     x, bank = randn(2, 3 * 5, WIDTH), filled_bank(mixer, 2, 3)
     pieces, end = x.view(6, 5, WIDTH), bank
     outputs = []
