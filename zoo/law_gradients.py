@@ -25,6 +25,7 @@ from zoo.state import State, from_leaves, leaves, named_leaves, reset_rows
 
 STEPS = 1e-6, 1e-8, 1e-10  # h: shorter ones where a kink, another selection or a pole lies within the first
 AGREEMENT = 1e-5  # of the gradient's length
+SHIFT = 1e-3  # of the state's variables: texts repeat tokens, and equal stored keys have equal scores
 
 
 def gradient_reach(model: StatefulLM) -> None:
@@ -97,7 +98,8 @@ class SegmentLoss:
 
     The first row is fresh, the others continue a text.  Only leaves of the state that `learns_through_memory`
     declares are variables; the others have, after every segment, constant values, and so has what
-    `stop_gradient` stops.
+    `stop_gradient` stops.  The variables are moved a little from what the text wrote: where a selection is
+    undecided between equal keys, any move of one of them decides it, and there is no derivative.
     """
 
     def __init__(self, model: StatefulLM) -> None:
@@ -110,6 +112,12 @@ class SegmentLoss:
         with torch.no_grad():
             self.earlier, state = continued_states(model)  # the second with its first row fresh
             self.variables = [leaf for leaf, declared in self._declared(state) if declared]
+            generator = torch.Generator().manual_seed(2)
+            self.shifts = [
+                SHIFT * torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+                for leaf in self.variables
+            ]
+            state = self._start([torch.zeros_like(leaf) for leaf in self.variables])
             with recorded() as self.stopped:
                 for piece in self.pieces:
                     _, state = model.segment(piece, state)
@@ -125,7 +133,8 @@ class SegmentLoss:
     def _start(self, offsets: list[Tensor]) -> State:
         """The state before the text, with these offsets added to its variables in the rows that continue a
         text: an empty memory may be singular, the quotient of two sums that are still 0."""
-        fresh, remaining = torch.tensor([True, False, False]), iter(offsets)
+        fresh = torch.tensor([True, False, False])
+        remaining = (shift + offset for shift, offset in zip(self.shifts, offsets, strict=True))
         state = reset_rows(self.earlier, self.model.init_state(len(fresh)), fresh)
         moved = [
             leaf + next(remaining) * (~fresh).view(-1, *[1] * (leaf.ndim - 1)) if declared else leaf

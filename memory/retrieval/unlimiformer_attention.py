@@ -75,7 +75,7 @@ class UnlimiformerAttention(Attention):
         outputs = []
         for segment in range(q.shape[1]):
             outputs.append(self.attend_memory(q[:, segment], local[:, segment], v[:, segment], state))
-            state = self.knn.add(state, hidden[:, segment, None], detach=not self.training)
+            state = self.knn.add(state, hidden[:, segment, None], detach=not self.retrieval_training)
         y = torch.stack(outputs, dim=1).flatten(0, 1)
         return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state
 

@@ -202,15 +202,18 @@ def test_segments_of_a_row_are_rows_of_one_batch(setting: RetrievedPositions) ->
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_gradient_reaches_the_bank_in_retrieval_training_alone(training: bool) -> None:
-    mixer = make_mixer(retrieval_training=True).train(training)
+@pytest.mark.parametrize("retrieval_training", [False, True])
+def test_the_gradient_reaches_the_bank_with_retrieval_training_alone(
+    retrieval_training: bool, training: bool
+) -> None:
+    mixer = make_mixer(retrieval_training=retrieval_training).train(training)
     early, late = randn(2, 5, WIDTH).requires_grad_(), randn(2, 5, WIDTH).requires_grad_()
     bank = mixer(early, mixer.init_state(2))[1]
-    assert bank.keys[0].requires_grad == training
+    assert bank.keys[0].requires_grad == retrieval_training
     y, _ = mixer(late, bank)
     to_early, to_late = torch.autograd.grad(y.sum(), [early, late], allow_unused=True)
     assert to_late.any()
-    assert (to_early is not None and bool(to_early.any())) == training
+    assert (to_early is not None and bool(to_early.any())) == retrieval_training
 
 
 def test_dropout_has_the_same_mask_in_the_backward_pass() -> None:
