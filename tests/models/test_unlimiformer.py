@@ -31,7 +31,7 @@ VARIANTS: dict[str, Callable[[], Unlimiformer]] = {
     "gpt2": partial(MODEL, **GPT2, dropout=0.1, tied=False),
     "alibi": partial(MODEL, position="alibi", kv_heads=2, activation="relu"),
     "no_positions": partial(MODEL, position="none", kv_heads=1, bias=True, layer_begin=0),
-    "short_bank": partial(Unlimiformer, **NANO, capacity=3, neighbours=9),
+    "short_bank": partial(Unlimiformer, **NANO, capacity=3, neighbours=9, layer_begin=0),
     "odd_bank": partial(Unlimiformer, **NANO, capacity=20, neighbours=3, block=5),
     "bf16_bank": partial(MODEL, memory_dtype="bfloat16"),
     "before": partial(MODEL, retrieved_positions="before"),
