@@ -71,7 +71,7 @@ class ARMT(Decoder):
         nu: int = 3,
         correction: bool = True,
         write: Write = "together",
-        floor: bool = False,
+        bounded: bool = False,
         position: Literal["rope", "learned", "none"] = "rope",
         wrap_positions: bool = True,
         **options: Unpack[DecoderOptions],
@@ -83,7 +83,7 @@ class ARMT(Decoder):
 
         def wrap(block: Block) -> AssociativeBlock:
             return AssociativeBlock(
-                block, AssociativeMemory(width, key_width, nu, correction, write, floor), memory_tokens
+                block, AssociativeMemory(width, key_width, nu, correction, write, bounded), memory_tokens
             )
 
         attention = attention_options(options)

@@ -8,11 +8,14 @@ Rodkin et al. 2024, arXiv:2407.04841, equations 1-4; DPFP: Schlag et al. 2021, a
     gamma_i = clip(1 - (z k_i + eps) / (|k_i|^2 + eps), 0, 1), without gradient
 
 That is the published form, `write="together"`: all memory tokens i see the A and z from before the segment.
-Its memory grows without bound where it is written to in hundreds of segments, for two reasons.  The
-corrections of similar keys add up: `write="in_turn"` lets token i see what the tokens before it have written.
-And A is written, by keys with gamma = 0, where z is almost 0, so that the next key or query there divides by
-almost nothing: `floor` makes the denominator of a key or query q max(z q, |q|^2) + eps, that of a key which
-has been written.  Then no write overshoots, as b_i |k_i|^2 <= d_i, and what is read is at most |A| / |q|.
+Its memory grows without bound where it is written to in hundreds of segments, for three reasons.
+
+* The corrections of similar keys add up: `write="in_turn"` lets a token see what those before it wrote.
+* A is written, by keys with gamma = 0, where z is almost 0, so that the next key or query there divides by
+  almost nothing: with `bounded` the denominator of a key or query q is max(z q, |q|^2) + eps, that of a key
+  which has been written.  Then no write overshoots, b_i |k_i|^2 <= d_i, and a read is at most |A| / |q|.
+* What is read is added to x, from which the next keys and values come: with `bounded` these are taken from
+  x / rms(x).
 
 Carried: A and z, and the number of writes to each row.  The first write has old = 0 and gamma = 1.
 Differs from the paper, as its code does: eps = 1e-5, gamma is clipped, W_b has a bias, and ARMT adds read(x)
@@ -22,12 +25,13 @@ to x.
 from typing import Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.gradients import stop_gradient
 
-EPS = 1e-5
+EPS, RMS_EPS = 1e-5, 1e-6
 Write = Literal["together", "in_turn"]
 
 
@@ -53,14 +57,14 @@ class AssociativeMemory(nn.Module):
         nu: int = 3,
         correction: bool = True,
         write: Write = "together",
-        floor: bool = False,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
         if write not in get_args(Write):
             raise ValueError(f"write must be {' or '.join(get_args(Write))}, not {write}")
         self.width, self.nu, self.features = width, nu, 2 * nu * key_width
         self.correction = correction  # by gamma; without it gamma = 1
-        self.in_turn, self.floor = write == "in_turn", floor
+        self.in_turn, self.bounded = write == "in_turn", bounded
         self.query = nn.Linear(width, key_width, bias=False)
         self.key = nn.Linear(width, key_width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -79,19 +83,23 @@ class AssociativeMemory(nn.Module):
         self, x: Float[Tensor, "rows time width"], state: AssociativeState
     ) -> Float[Tensor, "rows time width"]:
         """The memory's values for each position; exactly 0 before the first write."""
-        values, normaliser = lookup(dpfp(self.query(x), self.nu), state, self.floor)
+        values, normaliser = lookup(dpfp(self.query(self._input(x)), self.nu), state, self.bounded)
         return (values / normaliser[..., None]).to(x.dtype)
 
     def write(
         self, x: Float[Tensor, "rows memory_tokens width"], state: AssociativeState
     ) -> AssociativeState:
         """The state after a segment with these memory tokens."""
+        x = self._input(x)
         keys, values, strength = dpfp(self.key(x), self.nu), self.value(x), self.strength(x).sigmoid()
         with torch.autocast(x.device.type, enabled=False):  # sums in the memory's precision
             keys, values, strength = (part.to(state.matrix.dtype) for part in (keys, values, strength))
             write = write_in_turn if self.in_turn else write_together
-            matrix, normaliser = write(state, keys, values, strength, self.correction, self.floor)
+            matrix, normaliser = write(state, keys, values, strength, self.correction, self.bounded)
             return AssociativeState(matrix, normaliser, state.writes + 1)
+
+    def _input(self, x: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows time width"]:
+        return F.rms_norm(x, x.shape[-1:], eps=RMS_EPS) if self.bounded else x
 
 
 Keys = Float[Tensor, "rows memory_tokens features"]

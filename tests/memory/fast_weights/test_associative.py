@@ -30,25 +30,32 @@ def recall(k: Tensor, matrix: Tensor, normaliser: Tensor, floor: bool) -> Tensor
     return sum((float(k[i]) / total * matrix[i] for i in range(len(k))), start=torch.zeros_like(matrix[0]))
 
 
+def inputs(memory: AssociativeMemory, x: Tensor) -> Tensor:
+    return x / (x.square().mean() + 1e-6).sqrt() if memory.bounded else x
+
+
 def write(
     memory: AssociativeMemory, x: Tensor, matrix: Tensor, normaliser: Tensor, first: bool
 ) -> tuple[Tensor, Tensor]:
     """Equations 2-4 for one row's memory tokens, all against the old matrix."""
     new_matrix, new_normaliser = matrix.clone(), normaliser.clone()
     for token in x:
+        token = inputs(memory, token)
         k, v = features(memory.key.weight @ token, memory.nu), memory.value.weight @ token
         strength = torch.sigmoid(memory.strength.weight[0] @ token + memory.strength.bias[0])
-        new_matrix += strength * torch.outer(k, v - recall(k, matrix, normaliser, memory.floor))
+        new_matrix += strength * torch.outer(k, v - recall(k, matrix, normaliser, memory.bounded))
         gamma = min(1.0, max(0.0, 1 - float(k @ normaliser + EPS) / float(k @ k + EPS)))
         new_normaliser += (1.0 if first or not memory.correction else gamma) * k
     return new_matrix, new_normaliser
 
 
 def build(
-    nu: int = 2, correction: bool = True, write: Write = "together", floor: bool = False
+    nu: int = 2, correction: bool = True, write: Write = "together", bounded: bool = False
 ) -> AssociativeMemory:
     torch.manual_seed(nu)
-    memory = AssociativeMemory(width=5, key_width=3, nu=nu, correction=correction, write=write, floor=floor)
+    memory = AssociativeMemory(
+        width=5, key_width=3, nu=nu, correction=correction, write=write, bounded=bounded
+    )
     return memory.double()
 
 
@@ -66,10 +73,10 @@ def test_dpfp_against_loops(nu: int) -> None:
 @pytest.mark.parametrize("nu", [1, 3])
 @pytest.mark.parametrize("correction", [True, False])
 @pytest.mark.parametrize("order", ["together", "in_turn"])
-@pytest.mark.parametrize("floor", [True, False])
+@pytest.mark.parametrize("bounded", [True, False])
 @torch.no_grad()
-def test_three_writes_and_reads_against_loops(nu: int, correction: bool, order: Write, floor: bool) -> None:
-    memory, state = build(nu, correction, order, floor), None
+def test_three_writes_and_reads_against_loops(nu: int, correction: bool, order: Write, bounded: bool) -> None:
+    memory, state = build(nu, correction, order, bounded), None
     matrix = torch.zeros(2, 6 * nu, 5, dtype=torch.float64)
     normaliser = torch.zeros(2, 6 * nu, dtype=torch.float64)
     state = memory.init_state(2)
@@ -86,9 +93,9 @@ def test_three_writes_and_reads_against_loops(nu: int, correction: bool, order: 
         values = memory.read(queries, state)
         for row in range(2):
             for time in range(3):
-                q = features(memory.query.weight @ queries[row, time], nu)
+                q = features(memory.query.weight @ inputs(memory, queries[row, time]), nu)
                 torch.testing.assert_close(
-                    values[row, time], recall(q, matrix[row], normaliser[row], memory.floor)
+                    values[row, time], recall(q, matrix[row], normaliser[row], memory.bounded)
                 )
     assert state.writes.tolist() == [3, 3]
 
