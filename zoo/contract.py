@@ -59,9 +59,10 @@ def shapes(model: StatefulLM) -> None:
     assert logits.shape == expected, f"logits: expected shape {expected}, found {tuple(logits.shape)}"
     for (name, leaf), (_, start) in zip(named_leaves(state), named_leaves(initial), strict=True):
         shape, start_shape = tuple(leaf.shape), tuple(start.shape)
-        assert shape[:1] == (BATCH_SIZE,), (
-            f"state `{name}`: expected {BATCH_SIZE} rows first, found shape {shape}"
-        )
+        for source, found in (("init_state's ", start_shape), ("", shape)):
+            assert found[:1] == (BATCH_SIZE,), (
+                f"{source}state `{name}`: expected {BATCH_SIZE} rows first, found shape {found}"
+            )
         assert shape == start_shape, f"state `{name}`: expected shape {start_shape}, found {shape}"
     assert_same_dtypes(state, initial)
 
@@ -103,7 +104,9 @@ def purity(model: StatefulLM) -> None:
     text = random_text(model)
     next_text = text[:, : 2 * model.segment_len]
     twin, weights = copy.deepcopy(model), copy.deepcopy(model.state_dict())
-    fresh_logits, state = model(text)
+    initial, saved_initial = (model.init_state(BATCH_SIZE) for _ in range(2))
+    fresh_logits, state = model(text, initial)
+    assert_bitwise_equal(leaves(initial), leaves(saved_initial), "the initial state passed in, after reading")
     saved = copy.deepcopy(state)
     logits = model(next_text, state)[0]
     assert_bitwise_equal(leaves(state), leaves(saved), "the state passed in, after reading")
@@ -119,11 +122,13 @@ def memory_is_alive(model: StatefulLM) -> None:
     replaced by its counterpart: the same tensor of the state after a different text.  A model that doesn't
     remember has the same logits after any text.
 
-    A lazy field (zoo.state) may be a bank that is larger than these texts fill: see `unwritten_leaves`.
+    Of a state of integers alone, token ids say, the state as one does.  A lazy field (zoo.state) may be a
+    bank that is larger than these texts fill: see `unwritten_leaves`.
     """
     text, initial = random_text(model, segments=5), model.init_state(BATCH_SIZE)
     dead, states = {name for name, _ in float_leaves(initial)}, []
-    assert dead or not model.remembers, "remembers=True: expected floating tensors in the state, found none"
+    if model.remembers and not dead:
+        dead = {"the whole state"}
     for cut in memory_cuts(model):
         before, after = text[:, :cut], text[:, cut : cut + 2 * model.segment_len]
         state, counterpart = model(before)[1], model(different_text(model, before))[1]
@@ -131,7 +136,8 @@ def memory_is_alive(model: StatefulLM) -> None:
         if not model.remembers:
             assert_close(logits, model(after)[0], "remembers=False, but logits after a text and after none")
             continue
-        for name, swapped in swapped_states(state, counterpart):
+        whole = [] if float_leaves(initial) else [("the whole state", counterpart)]
+        for name, swapped in [*swapped_states(state, counterpart), *whole]:
             if name in dead and not is_close(model(after, swapped)[0], logits):
                 dead.remove(name)
         states += [state, counterpart]
@@ -222,7 +228,7 @@ def bf16_is_finite(model: StatefulLM) -> None:
 
 def generation_is_teacher_forcing(model: StatefulLM) -> None:
     """Token by token, the logits are those of the finished text read at once."""
-    text, size = random_text(model, segments=2), model.segment_len
+    text, size = random_text(model, segments=3), model.segment_len  # 3 tokens where a segment has one
     for prompt_len, count in ((1, size + 3), (size, 3), (size + 2, size)):
         prompt = text[:, :prompt_len]
         logits: list[Tensor] = []
@@ -289,11 +295,13 @@ def saved_and_loaded(build: Build) -> None:
 @torch.no_grad()
 def deterministic_by_seed(build: Build) -> None:
     """The same seed builds the same weights and, dropout on, has the same logits in train mode."""
-    results = []
+    results, modules = [], []
     for _ in range(2):
         torch.manual_seed(3)
-        model = stateful(build()).train()
+        modules.append(build())
+        model = stateful(modules[-1]).train()
         results.append([*model.state_dict().values(), model(random_text(model, segments=2))[0]])
+    assert modules[0] is not modules[1], "build: expected a new model at every call, found the same one"
     assert_bitwise_equal(results[1], results[0], "weights and logits of the same seed")
 
 
@@ -339,6 +347,10 @@ def laws(build: Build) -> Iterator[tuple[str, Callable[[], None]]]:
     Each check uses a copy of one model.  Where a model computes the same in both modes, "-train" laws reuse
     the outcome of eval mode.
     """
+    if isinstance(build, nn.Module) or not callable(build):
+        raise TypeError(
+            f"laws: expected what builds a model, a class or lambda: MyModel(…), found {type(build).__name__}"
+        )
     runner = LawRunner(build)
     for law in LAWS:
         yield law.__name__, partial(runner.check, law, training=False)

@@ -6,13 +6,13 @@ heads H, head_dim K, memory tokens M, vocabulary V.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.state import State
+from zoo.state import State, named_leaves
 
 Parallel = Literal["none", "segments", "segments_as_batch", "any_length"]
 Reach = int | Literal["unknown"] | None
@@ -153,7 +153,51 @@ def stateful(module: nn.Module) -> StatefulLM:
     `forward(tokens, state) -> (logits, state)`; where it has no `segment`, `forward` reads a segment.  Traits
     that it doesn't declare have the defaults of StatefulLM.  Raises TypeError for what is missing.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, found {type(module).__name__}")
     return module if isinstance(module, StatefulLM) else _Wrapped(module)
+
+
+def check_interface(model: StatefulLM, rows: int = 3) -> None:
+    """Raises TypeError, in one line, for traits of other types, a state that isn't made of tensors, of the
+    weights' dtype or a wider one, and a `forward` that doesn't return a pair."""
+    expected = {
+        "vocab_size": ("a whole number above 0", _is_positive(model.vocab_size)),
+        "segment_len": ("a whole number above 0", _is_positive(model.segment_len)),
+        "parallel": (" | ".join(get_args(Parallel)), model.parallel in get_args(Parallel)),
+        "learns_through_memory": (
+            "True, False or a tuple of names",
+            isinstance(model.learns_through_memory, (bool, tuple)),
+        ),
+        **{
+            name: ("True or False", isinstance(getattr(model, name), bool))
+            for name in ("remembers", "cuts_anywhere", "mixes_rows_in_training")
+        },
+    }
+    for name, (values, holds) in expected.items():
+        if not holds:
+            raise TypeError(f"{name}: expected {values}, found {getattr(model, name)!r}")
+    weight = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
+    if weight is None or weight.is_meta:
+        raise TypeError(
+            f"expected weights on a device with memory, found {'none' if weight is None else 'meta'}"
+        )
+    for name, leaf in named_leaves(model.init_state(rows)):
+        label = f"init_state({rows})" + (f", `{name}`" if name else "")
+        if leaf.is_floating_point() and torch.promote_types(leaf.dtype, weight.dtype) != leaf.dtype:
+            raise TypeError(
+                f"{label}: expected {weight.dtype} as the weights or wider, found {leaf.dtype}: "
+                "weight.new_zeros(…) has a weight's dtype"
+            )
+    tokens = torch.zeros(rows, model.segment_len, dtype=torch.long, device=weight.device)
+    result = model(tokens, model.init_state(rows))
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
+        found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        raise TypeError(f"forward: expected a pair of logits and state, found {found}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class _Wrapped(StatefulLM):

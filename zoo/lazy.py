@@ -1,6 +1,7 @@
 """Public names of a package, each imported from its module when it is first used (PEP 562)."""
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ def lazy_names(
 
     def get(name: str) -> Any:
         if name not in modules:
+            if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
+                return importlib.import_module(f"{package}.{name}")  # `zoo.state` after `import zoo`
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(modules[name]), name)
         setattr(sys.modules[package], name, value)  # the next use doesn't come here

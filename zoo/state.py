@@ -49,7 +49,7 @@ def named_leaves(state: State, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, Tensor):
         yield name, state
         return
-    for field, part in _named_parts(state):
+    for field, part in _named_parts(state, name):
         yield from named_leaves(part, f"{name}.{field}" if name else field)
 
 
@@ -123,9 +123,10 @@ def nbytes(state: State) -> int:
     return sum(leaf.nbytes for leaf in leaves(state))
 
 
-def _named_parts(state: State) -> list[tuple[str, State]]:
+def _named_parts(state: State, name: str = "") -> list[tuple[str, State]]:
     if not isinstance(state, tuple):
-        raise TypeError(f"a state: expected tensors in NamedTuples and tuples, found {type(state).__name__}")
+        label = f"state `{name}`" if name else "a state"
+        raise TypeError(f"{label}: expected tensors in NamedTuples and tuples, found {type(state).__name__}")
     names = state._fields if hasattr(state, "_fields") else map(str, range(len(state)))
     return list(zip(names, state, strict=True))
 

@@ -35,6 +35,16 @@ def test_importing_it_imports_no_other_package() -> None:
     assert not packages
 
 
+def test_a_module_is_an_attribute_without_being_imported() -> None:
+    script = (
+        "import zoo; zoo.errors.UserError; zoo.state.detach; zoo.models.Decoder; print(zoo.memory.__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "zoo.memory\n"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_name_is_there_and_declared(package: str) -> None:
     module = importlib.import_module(package)

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from tests.laws import untyped
 from zoo import state
 from zoo.contract import LAWS, laws
 from zoo.interface import StatefulLM, stateful
@@ -27,7 +30,8 @@ sys.meta_path.insert(0, Blocked())
 """
 GRU = '''
 import torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 class GRU(nn.Module):
     """Two GRU layers between an embedding and logits; the state is (rows, layers, width)."""
@@ -118,6 +122,100 @@ class Dictionary(nn.Module):
 def test_a_state_of_another_kind_is_named() -> None:
     with pytest.raises(TypeError, match="expected tensors in NamedTuples and tuples, found dict"):
         state.leaves(stateful(Dictionary()).init_state(1))
+
+
+class Memory(nn.Module):
+    """A running sum of embeddings, which subclasses get wrong in one way."""
+
+    vocab_size, segment_len, learns_through_memory, cuts_anywhere = 7, 1, True, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 5), nn.Linear(5, 7)
+
+    def init_state(self, rows: int) -> Any:
+        return self.head.weight.new_zeros(rows, 5)
+
+    def forward(self, tokens: Tensor, state: Any) -> Any:
+        sums = state[:, None] + self.embed(tokens).cumsum(1)
+        return self.head(sums.tanh()), sums[:, -1]
+
+
+class LastTokens(Memory):
+    """A memory of integers: the last two tokens."""
+
+    learns_through_memory = False
+
+    def init_state(self, rows: int) -> Any:
+        return torch.zeros(rows, 2, dtype=torch.long)
+
+    def forward(self, tokens: Tensor, state: Any) -> Any:
+        text = torch.cat([state, tokens], dim=1)
+        x = self.embed(text)
+        return self.head(x[:, 2:] + 0.5 * x[:, 1:-1] + 0.25 * x[:, :-2]), text[:, -2:]
+
+
+@pytest.mark.parametrize("module", [Memory, LastTokens])
+def test_segments_of_one_token_and_memories_of_integers_are_models_like_others(module: Any) -> None:
+    for _, check in laws(module):
+        check()
+
+
+class WritesIntoAFreshState(Memory):
+    def forward(self, tokens: Tensor, state: Any) -> Any:
+        logits, after = super().forward(tokens, state.clone())
+        if not state.any():
+            state += 1e-3 * after.detach()
+        return logits, after
+
+
+class LogitsAlone(Memory):
+    def forward(self, tokens: Tensor, state: Any) -> Any:
+        return super().forward(tokens, state)[0]
+
+
+class Float32State(Memory):
+    def init_state(self, rows: int) -> Any:
+        return torch.zeros(rows, 5)
+
+
+class Parallel(Memory):
+    parallel = "anylength"
+
+
+def test_purity_covers_the_initial_state() -> None:
+    with pytest.raises(AssertionError, match="the initial state passed in, after reading"):
+        dict(laws(WritesIntoAFreshState))["purity"]()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (LogitsAlone, "forward: expected a pair of logits and state, found Tensor"),
+        (
+            Float32State,
+            r"init_state\(3\): expected torch.float64 as the weights or wider, found torch.float32",
+        ),
+        (Parallel, "parallel: expected none | segments | segments_as_batch | any_length, found 'anylength'"),
+        (lambda: object(), "expected a torch.nn.Module, found object"),
+        (lambda: nn.Module(), "found no vocab_size"),
+        (lambda: Memory().to("meta"), "expected weights on a device with memory, found meta"),
+    ],
+)
+def test_every_law_says_in_one_line_what_a_module_lacks(build: Any, message: str) -> None:
+    with untyped():
+        for name, check in laws(build):
+            if name != "deterministic_by_seed":  # not in float64
+                with pytest.raises(TypeError, match=message):
+                    check()
+
+
+def test_laws_take_what_builds_a_model() -> None:
+    with pytest.raises(TypeError, match=r"expected what builds a model, .* found Memory"), untyped():
+        next(laws(Memory()))
+    same = Memory()
+    with pytest.raises(AssertionError, match="expected a new model at every call"):
+        dict(laws(lambda: same))["deterministic_by_seed"]()
 
 
 def test_a_model_with_the_interface_is_not_wrapped() -> None:

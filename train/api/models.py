@@ -5,6 +5,7 @@ import torch
 from zoo import plugins
 from zoo.module import SequenceModule
 from zoo.train.api.errors import user_errors
+from zoo.train.commands.cli import refuse_without_effect
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, validate_config
 
@@ -23,6 +24,7 @@ def build_model(*words: str) -> SequenceModule:
     zoo.errors.UserError, whose message is the line that the command prints, for a word that is wrong.
     """
     with user_errors(words):
+        refuse_without_effect("build_model", words, ("resume", "run_dir"), "a model with initial weights")
         cfg = compose(list(words))
         validate_config(cfg)
         with torch.random.fork_rng(devices=[]):

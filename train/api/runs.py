@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -37,8 +38,12 @@ class Run:
     """In eval mode, with the checkpoint's weights; on the GPU where there is one."""
     config: dict[str, Any]
     """The settings of config.yaml, nested: `run.config["optim"]["lr"]`."""
+    checkpoint: Literal["last", "best"]
     step: int
     """Optimiser steps done by the checkpoint."""
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, checkpoint={self.checkpoint!r}, step={self.step})"
 
     def in_precision(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which `model` computes as the run's training and validation did, with its
@@ -69,7 +74,7 @@ class Run:
         return read_history(self.folder)
 
 
-def load_run(folder: str | PathLike[str], checkpoint: str = "last") -> Run:
+def load_run(folder: str | PathLike[str], checkpoint: Literal["last", "best"] = "last") -> Run:
     """The run in a folder, with the weights of its last or its best checkpoint (by held-out loss).
 
     Raises zoo.errors.UserError for a folder without a run, another checkpoint than `last` or `best`, and a
@@ -77,10 +82,10 @@ def load_run(folder: str | PathLike[str], checkpoint: str = "last") -> Run:
     """
     if checkpoint not in ("last", "best"):
         raise UserError(f"checkpoint: expected last | best, found {checkpoint}")
-    path = Path(folder)
+    path = Path(os.path.abspath(folder))
     with user_errors(()):
         cfg, model, progress = load_trained(path, checkpoint)
-    return Run(path, model, to_dict(cfg), progress["step"])
+    return Run(path, model, to_dict(cfg), checkpoint, progress["step"])
 
 
 def train_run(*words: str) -> Run:
@@ -125,9 +130,13 @@ def evaluate_run(run: Run | str | PathLike[str], *words: str) -> dict[str, Any]:
     """Evaluate a run as `zoo evaluate` does with these words, `"lengths=1x,4x"` say.
 
     Returns the entry that was added to the run's evaluation.json (docs/evaluating.md): its `results` are a
-    list with one dictionary for each point.  Raises zoo.errors.UserError for a word that is wrong.
+    list with one dictionary for each point.  A `Run` is read again from its folder, with the checkpoint that
+    it was loaded with; changes to its model in memory have no part in it.  Raises zoo.errors.UserError for a
+    word that is wrong.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
+    if isinstance(run, Run) and not any(word.startswith("checkpoint=") for word in words):
+        words = (*words, f"checkpoint={run.checkpoint}")
     with user_errors(words):
         run_dir, options = evaluate_command.arguments([f"run={folder}", *words])
         return evaluate(run_dir, options)

@@ -74,7 +74,7 @@ def loss_fields(losses: PositionLosses, edges: list[int], words: tuple[int, str]
     fields: EvalResult = {"nats": nats, "tokens": targets, "bytes": losses.bytes, "loss": nats / targets}
     fields["bits_per_byte"] = nats / math.log(2) / losses.bytes
     fields["accuracy"] = losses.hits / targets
-    if words is not None:
+    if words is not None and words[0]:
         count, unit = words
         fields |= {"words": count, "word_unit": unit, "word_perplexity": math.exp(min(nats / count, 700.0))}
     fields["by_position"] = [

@@ -1,12 +1,15 @@
 """SIGINT and SIGTERM during training: save, then stop."""
 
 import signal
+import threading
 import types
 from typing import Any
 
 import lightning as L
 
 from zoo.train.loop.checkpointing import Checkpoints
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedRunError(Exception):
@@ -26,9 +29,14 @@ class SignalHandler(L.Callback):
         self._step = 0
         self._previous_handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Notes the handlers of before, to which `teardown` returns; Lightning adds its own in between."""
+        if threading.current_thread() is threading.main_thread():  # others can't set handlers
+            self._previous_handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
+        for signum in self._previous_handlers:
+            signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         if self.received:

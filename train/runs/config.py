@@ -121,7 +121,9 @@ def check_keys(cfg: DictConfig) -> None:
     for group, node in ((str(key), node) for key, node in cfg.items()):
         if group not in kinds:
             raise UserError(f"{group}: unknown; expected one of {', '.join(kinds)}{nearest(group, kinds)}")
-        if dataclasses.is_dataclass(kinds[group]) and isinstance(node, DictConfig):
+        if dataclasses.is_dataclass(kinds[group]):
+            if not isinstance(node, DictConfig):
+                raise UserError(f"{group}: expected {group}.KEY=value, found {group}={node}")
             keys = [key.name for key in dataclasses.fields(kinds[group])]
             for key in map(str, node):
                 if key not in keys:

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import zoo
+from tests.laws import untyped
 from zoo.errors import UserError
 from zoo.train.runs.history import FILE, HistoryWriter, read_history
 
@@ -80,6 +83,8 @@ def test_it_is_the_model_that_the_run_starts_with(here: Path, monkeypatch: pytes
         (["model=rtm"], "rtm.*; did you mean rmt?"),
         (["model=rmt", "model.memory_tokens=many"], "model.memory_tokens"),
         (["model=rmt", "model.memory_token=3"], "did you mean model.memory_tokens"),
+        (["model=rmt size=nano"], 'expected words such as "model=rmt", "size=nano"'),
+        (["resume=whole"], "resume has no effect on a model"),
         (["model=rmt", "steps=0"], "steps: expected at least 1, found 0"),
     ],
 )
@@ -94,7 +99,7 @@ def test_a_wrong_word_raises_the_command_s_line(words: list[str], message: str) 
 def test_a_run_is_what_its_folder_holds(here: Path) -> None:
     for path in ("whole", here / "whole"):
         run = zoo.load_run(path)
-        assert run.folder == Path(path)
+        assert run.folder == here / "whole"
         assert run.step == 6
         assert run.config["data"]["seq_len"] == 32
         assert run.metrics == json.loads((here / "whole" / "metrics.json").read_text())
@@ -104,6 +109,32 @@ def test_a_run_is_what_its_folder_holds(here: Path) -> None:
             torch.equal(weight.cpu(), weights[name]) for name, weight in run.model.state_dict().items()
         )
     assert zoo.load_run("whole", checkpoint="best").step in (3, 6)
+    assert repr(run) == f"Run({str(here / 'whole')!r}, checkpoint='last', step=6)"
+
+
+def test_a_run_is_evaluated_with_the_checkpoint_that_it_was_loaded_with(here: Path) -> None:
+    zoo.train_run(*WORDS, "steps=4", "val_every=2", "checkpoint_every=2", "run_dir=overfit", "optim.lr=0.03")
+    for name in ("last", "best"):
+        entry = zoo.evaluate_run(zoo.load_run("overfit", checkpoint=name), "split=val", "tokens=100")  # type: ignore[arg-type]
+        assert entry["checkpoint"] == name
+    assert zoo.evaluate_run(zoo.load_run("overfit"), "split=val", "checkpoint=best")["checkpoint"] == "best"
+
+
+def test_signal_handlers_of_before_are_back(here: Path) -> None:
+    def handler(number: int, frame: object) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        zoo.train_run(*WORDS, "steps=1", "run_dir=signals")
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_can_train(here: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(zoo.train_run, *WORDS, "steps=1", "run_dir=thread").result().step == 1
 
 
 def test_history_has_every_logged_value_in_columns(here: Path) -> None:
@@ -135,7 +166,7 @@ def test_a_new_run_has_a_folder_of_its_own_and_a_log(
     words = [word for word in WORDS if not word.startswith("steps=")]
     first, second = (zoo.train_run(*words, "steps=1").folder for _ in range(2))
     assert first != second
-    assert first.parent == second.parent == Path("runs/lm/rmt")
+    assert first.parent == second.parent == here / "runs/lm/rmt"
     assert "bits per byte on" in capsys.readouterr().out
     assert "bits per byte on" in (first / "train.log").read_text()
     assert zoo.train_run(*words, f"resume={first}", "steps=2").step == 2  # words of the run, repeated
@@ -153,7 +184,6 @@ def test_evaluation_returns_what_it_writes(here: Path) -> None:
     ("call", "message"),
     [
         (lambda: zoo.load_run("nowhere"), "expected a run's folder"),
-        (lambda: zoo.load_run("whole", checkpoint="first"), "expected last | best, found first"),
         (lambda: zoo.evaluate_run("whole", "lenghts=1x"), "unknown key 'lenghts'"),
         (lambda: zoo.evaluate_run("whole", "lengths=1x"), "no effect on task lm"),
         (lambda: zoo.train_run(*WORDS, "run_dir=whole"), "holds a run already"),
@@ -166,6 +196,13 @@ def test_errors(here: Path, call: Any, message: str) -> None:
         call()
     assert message in str(raised.value)
     assert not Path("two").exists()
+
+
+def test_arguments_of_other_types_are_one_line(here: Path) -> None:
+    with untyped(), pytest.raises(UserError, match="expected words such as"):
+        zoo.build_model(["model=rmt"])  # type: ignore[arg-type]
+    with untyped(), pytest.raises(UserError, match=r"checkpoint: expected last \| best, found first"):
+        zoo.load_run("whole", checkpoint="first")  # type: ignore[arg-type]
 
 
 # -- history.jsonl

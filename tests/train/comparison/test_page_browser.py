@@ -61,7 +61,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["zoo compare", "runs"])
         patch.setattr(reproduce, "sweep_command", lambda group: f"zoo sweep model={group.label}")
-        compare.main()
+        with pytest.raises(SystemExit) as ended:
+            compare.main()
+        assert not ended.value.code
     text = (folder / "runs/comparison/index.html").read_text()
     watched = text.replace("<title>", WATCH + "<title>").replace("</body>", CLICK + "</body>")
     (folder / "watched.html").write_text(watched)
