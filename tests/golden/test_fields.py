@@ -1,14 +1,18 @@
 """Every field of a case's config is held: another value fails, and so does a field that nobody reads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
+from torch import Tensor
 
+from tests.golden import test_focused, test_landmark, test_unlimiformer
 from tests.golden.cases import NOTES, Case, read_case
-from tests.golden.test_golden import FIXTURES, KINDS
+from tests.golden.reference import focused, landmark, unlimiformer
+from tests.golden.test_golden import FIXTURES, KINDS, check
 from zoo.errors import UserError
 
 FILES = sorted(FIXTURES.rglob("*.json"))
@@ -121,3 +125,46 @@ def test_another_value_of_a_field_fails(path: Path) -> None:
             continue
         unnoticed.append(f"{field} = {value!r}")
     assert not unnoticed
+
+
+def padded() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = test_focused.LONG | {"B": 2, "left_pad": [0, 7]}
+    inputs = test_focused.random_tensors("fot/longllama", config)
+    return config, inputs | focused.longllama(config, inputs)
+
+
+def offloaded() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = test_landmark.LLAMA | {"offload_cache_to_cpu": True}
+    inputs = test_landmark.inputs("landmark/llama_cache", config)
+    return config, inputs | landmark.computed("landmark/llama_cache", config, inputs)
+
+
+def beams() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = {"B": 3, "beam": 2, "heads": 2, "dim": 8, "n_hidden": 9, "k": 4}
+    inputs = test_unlimiformer.random_tensors(config, bias=True)
+    return config, inputs | unlimiformer.core(config, inputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "field", "another"),
+    [
+        ("fot/longllama", padded, "left_pad", [0, 6]),
+        ("landmark/llama_cache", offloaded, "offload_cache_to_cpu", False),
+        ("unlimiformer/core_retrieval_attention", beams, "beam", 3),
+    ],
+)
+def test_a_folder_with_other_values_of_a_field(
+    tmp_path: Path, kind: str, made: Callable[[], tuple[Any, Any]], field: str, another: Any
+) -> None:
+    """As a user's $ZOO_GOLDEN has them: files with values that no fixture has."""
+    config, tensors = made()
+    fixture = json.loads(OF_KIND[kind].read_text())["config"]
+    assert fixture[field] != config[field]
+    path = tmp_path / "case.json"
+    save_file({name: x.contiguous() for name, x in tensors.items()}, path.with_suffix(".safetensors"))
+    record = {"kind": kind, "tensors": dict.fromkeys(tensors), "tolerance": {"atol": 1e-10, "rtol": 1e-9}}
+    path.write_text(json.dumps(record | {"config": config}))
+    check(path)
+    path.write_text(json.dumps(record | {"config": config | {field: another}}))
+    with pytest.raises(AssertionError, match=rf"config field {field}|state/final/"):
+        check(path)

@@ -19,6 +19,16 @@ def draw(seed: object, *shape: int) -> Tensor:
     return torch.randn(shape, generator=random, dtype=torch.float64)
 
 
+def random_tensors(c: Config, bias: bool) -> Tensors:
+    tensors = {"in/h_dec": draw("dec", c["B"] * c["beam"], 1, c["dim"])}
+    tensors["in/h_enc"] = draw("enc", c["B"], c["n_hidden"], c["dim"])
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        tensors[f"w/{name}.weight"] = 0.6 * draw(name, c["dim"], c["dim"])
+        if bias:
+            tensors[f"w/{name}.bias"] = draw([name], c["dim"])
+    return tensors
+
+
 def test_the_reference_agrees_with_the_published_case() -> None:
     case = read_case(FIXTURE)
     inputs = {name: case.read(name) for name in list(case.tensors) if name.startswith(("in/", "w/"))}
@@ -44,13 +54,8 @@ def test_the_reference_agrees_with_the_published_case() -> None:
 )
 def test_our_attention_agrees_with_the_reference(config: Config, bias: bool) -> None:
     c: Config = {"B": 2, "beam": 1, "heads": 2, "dim": 8, "n_hidden": 9, "k": 4} | config
-    inputs = {"in/h_dec": draw("dec", c["B"] * c["beam"], 1, c["dim"])}
-    inputs["in/h_enc"] = draw("enc", c["B"], c["n_hidden"], c["dim"])
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        inputs[f"w/{name}.weight"] = 0.6 * draw(name, c["dim"], c["dim"])
-        if bias:
-            inputs[f"w/{name}.bias"] = draw([name], c["dim"])
-    case = Case("unlimiformer/core_retrieval_attention", c, inputs | core(c, inputs))
+    tensors = random_tensors(c, bias)
+    case = Case("unlimiformer/core_retrieval_attention", c, tensors | core(c, tensors))
     unlimiformer.check_core(case)
     case.close()
 
@@ -58,9 +63,7 @@ def test_our_attention_agrees_with_the_reference(config: Config, bias: bool) -> 
 @pytest.mark.parametrize("shape", [(3, 2, 8), (6, 1, 8), (6, 8)])
 def test_beams_may_share_an_axis_with_the_rows(shape: tuple[int, ...]) -> None:
     c: Config = {"B": 3, "beam": 2, "heads": 2, "dim": 8, "n_hidden": 9, "k": 4}
-    tensors = {"in/h_dec": draw("dec", 3, 2, 8), "in/h_enc": draw("enc", 3, 9, 8)}
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        tensors[f"w/{name}.weight"] = draw(name, 8, 8)
+    tensors = random_tensors(c, bias=False)
     tensors |= core(c, tensors)
     for name in ("in/h_dec", "out/attn_output"):
         tensors[name] = tensors[name].reshape(shape)

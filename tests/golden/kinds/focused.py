@@ -203,7 +203,7 @@ def compare_positions(case: Case, mask: Tensor, plan: Schedule) -> None:
 
 def compare_masks(case: Case, mask: Tensor, plan: Schedule) -> None:
     """What the memory has of padding is masked: by the lowest number, added to scores, or by 0 of 0 and 1."""
-    for match in case.matching(r"state/(prefill|final)/layer\d+/(mem_)?masks?"):
+    for match in case.matching(r"state/(prefill|final)/layer\d+/(mem_)?m(asks?)?"):
         expected = case.tensors[match[0]]
         valid = mask[:, None, : plan.opened[0 if match[1] == "prefill" else -1][0], None]
         if expected.is_floating_point() and not (expected > 0).any():
