@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
         entry = evaluate(run_dir, options, lambda line: print(line, file=sys.stderr))
     except KeyboardInterrupt:
         stop(f"interrupted; what was measured before is in {run_dir / results.FILE}", 130)
-    Console().print(*tables.tables(entry))
+    tables.show(entry, Console())
     print(f"{run_dir / results.FILE}   figures: {run_dir / FIGURES}")
 
 

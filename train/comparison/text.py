@@ -2,10 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Column, Table
 
 from zoo.train.comparison.columns import cells, columns, format_cell, run_cells
@@ -15,7 +17,8 @@ from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.files import write_text
 
-TERMINAL_COLUMNS = ("difference", "val/accuracy", "parameters", "state_bytes", "steps_to_loss")
+TERMINAL_COLUMNS = ("difference", "val/accuracy", "state_bytes", "parameters", "steps_to_loss")
+"""Beside the score; on a narrow terminal the last ones are left out."""
 
 
 def write(comparison: Comparison, out: Path) -> None:
@@ -59,19 +62,43 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def show(comparison: Comparison, out: Path) -> None:
-    """Prints the columns that fit a terminal, and the names of the files with all of them."""
-    keys = (comparison.score, *TERMINAL_COLUMNS)
-    table_columns = [column for column in columns(comparison) if column.key in keys]
+    """Prints the columns that fit the terminal, and the names of the files with all of them."""
+    console = table_console()
+    console.print(fitting_table(comparison, console.width))
+    for note in notes(comparison):
+        print(note)
+    print(f"all columns: {out / 'index.html'}   {out / 'comparison.md'}   {out / 'comparison.csv'}")
+
+
+def fitting_table(comparison: Comparison, width: int) -> Table:
+    """A table of at most this width, if the score alone fits it: heads are wrapped where needed, but no cell,
+    and of TERMINAL_COLUMNS the last ones are left out."""
+    table = terminal_table(comparison, TERMINAL_COLUMNS)
+    for count in range(len(TERMINAL_COLUMNS), -1, -1):
+        if table_width(table) <= width:
+            break
+        table = terminal_table(comparison, TERMINAL_COLUMNS[:count], narrow=True)
+    return table
+
+
+def table_width(table: Table) -> int:
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def terminal_table(comparison: Comparison, keys: Sequence[str], narrow: bool = False) -> Table:
+    """The score and the columns with these keys; if `narrow` no wider than a cell or a word of the head."""
+    shown = [column for column in columns(comparison) if column.key in (comparison.score, *keys)]
+    cells_of = [[format_cell(column, group) for group in comparison.groups] for column in shown]
     table = Table(
         Column("model", no_wrap=True),
-        "seeds",
-        *(Column(column.title, justify="right") for column in table_columns),
+        Column("seeds", no_wrap=True),
         box=box.SIMPLE_HEAD,
         title=comparison.title,
     )
-    for group in comparison.groups:
-        table.add_row(group.label, group.seeds, *(format_cell(column, group) for column in table_columns))
-    table_console().print(table)
-    for note in notes(comparison):
-        print(note)
-    print(f"{out / 'index.html'}   {out / 'comparison.md'}   {out / 'comparison.csv'}")
+    for column, column_cells in zip(shown, cells_of, strict=True):
+        least = max(map(len, [*column.title.split(), *column_cells]))
+        table.add_column(column.title, justify="right", width=least if narrow else None)
+    for group, row in zip(comparison.groups, zip(*cells_of, strict=True), strict=True):
+        table.add_row(group.label, group.seeds, *row)
+    return table

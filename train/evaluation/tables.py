@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from rich.columns import Columns
+from rich.console import Console
 from rich.table import Table
 
 from zoo.train.evaluation.results import (
@@ -19,8 +21,14 @@ from zoo.train.plotting.charts import bucket, format_number, format_share
 from zoo.train.tasks.base import short_name
 
 
+def show(entry: EvalEntry, console: Console) -> None:
+    """Prints all results of an entry; narrow tables side by side."""
+    console.print(entry["title"], style="bold", highlight=False)
+    console.print(Columns(tables(entry)))
+
+
 def tables(entry: EvalEntry) -> list[Table]:
-    """All results of an entry."""
+    """All results of an entry: of a grid one table for each share."""
     if entry["unit"] == "bits per byte":
         return [_text_table(entry), _position_table(entry)]
     grid = [result for result in entry["results"] if has_grid(result)]
@@ -35,6 +43,9 @@ def tables(entry: EvalEntry) -> list[Table]:
 def _sample_table(entry: EvalEntry) -> Table:
     axes, results = axis_names(entry), entry["results"]
     names = share_names(entry)
+    captions = [
+        _baselines(entry, share, f", {name}" if len(names) > 1 else "") for share, name in names.items()
+    ]
     scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
     table = Table(
         *axes,
@@ -45,8 +56,7 @@ def _sample_table(entry: EvalEntry) -> Table:
         *scores,
         "tokens read/s",
         "peak memory",
-        title=entry["title"],
-        caption="\n".join(filter(None, (_baselines(entry, share) for share in names))),
+        caption="\n".join(filter(None, captions)),
     )
     for result in results:
         table.add_row(
@@ -73,12 +83,10 @@ def _shares(result: EvalResult, per_target: bool) -> list[str]:
     return [*cells, f"{result['targets']['share']:.1%}"] if per_target else cells
 
 
-def _baselines(entry: EvalEntry, share: str) -> str:
+def _baselines(entry: EvalEntry, share: str, measure: str = "") -> str:
     """Scores of predictors that learn nothing under one of the shares; "" if the task has none."""
     references = baselines(entry, share)
     values = ", ".join(f"{name} {format_share(value)}" for name, value in references.items())
-    names = share_names(entry)
-    measure = f", {names[share]}" if len(names) > 1 else ""
     return f"learning nothing{measure}: {values}" if values else ""
 
 
@@ -88,7 +96,7 @@ def _grid_table(entry: EvalEntry, grid: list[EvalResult], share: str, name: str)
     table = Table(
         "depth",
         *(f"{format_number(length)} tokens" for length in lengths),
-        title=f"{entry['title']}: {name}, 95 % interval",
+        title=f"{name}, 95 % interval",
         caption=_baselines(entry, share),
     )
     proportions = {(result["axes"]["length"], result["axes"]["depth"]): result[share] for result in grid}
@@ -119,7 +127,7 @@ def _text_table(entry: EvalEntry) -> Table:
     if "word_unit" in results[-1]:
         captions.append(f"perplexity per {results[-1]['word_unit']}")
     head = ("read with", "bytes", "bits per byte", "word perplexity", "targets/s")
-    table = Table(*head, title=entry["title"], caption="; ".join(captions))
+    table = Table(*head, caption="; ".join(captions))
     for result in results:
         table.add_row(
             memory_mode(result["axes"]),

@@ -65,18 +65,19 @@ def print_summary(results: dict[str, Any], run_dir: Path) -> None:
     if "val/bits_per_byte" in results:
         text = f"{results['val_bytes']:,} bytes of held-out text"
         baselines = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
-        scores = f"{results['val/bits_per_byte']:.3f} bits per byte on {text} (there: {baselines})"
+        scores = [f"{results['val/bits_per_byte']:.3f} bits per byte on {text} (there: {baselines})"]
     else:
-        measured = [describe_score(results, tag) for tag in results["score_names"] if tag in results]
-        scores = f"{', '.join(measured)} on held-out samples"
+        scores = [describe_score(results, tag) for tag in results["score_names"] if tag in results]
     folder = Path(os.path.relpath(run_dir))
     root = "runs" if folder.parts[0] == "runs" else folder
-    log.info("%s reached %s", results["model"], scores)
+    for score in scores:
+        log.info("%s reached %s", results["model"], score)
     log.info("run: %s   curves: tensorboard --logdir %s", folder, root)
 
 
 def describe_score(results: dict[str, Any], tag: str) -> str:
-    """One score with the baselines under the same measure: "exact match 3.1% (chance 1 in 90,000)"."""
+    """A score of samples with the baselines under the same measure."""
     baselines = results["reference_exact" if tag == "val/exact" else "reference"]
     names = ", ".join(f"{name} {format_share(value)}" for name, value in baselines.items())
-    return f"{results['score_names'][tag]} {results[tag]:.1%}" + (f" ({names})" if names else "")
+    score = f"{results['score_names'][tag]} {results[tag]:.1%} on held-out samples"
+    return f"{score} ({names})" if names else score

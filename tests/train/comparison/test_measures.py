@@ -1,15 +1,19 @@
 """Exact match and accuracy per target in a comparison: each under its name, with its baselines."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.train.comparison.cases import read_csv
 from tests.train.stored_runs import make_evaluation, make_run
+from zoo.train.comparison.columns import columns, format_cell
 from zoo.train.comparison.comparison import compare
 from zoo.train.comparison.figures import page_figures
+from zoo.train.comparison.text import TERMINAL_COLUMNS, fitting_table
 
 RESULTS = Path(__file__).parents[3] / "results/runs/passkey"
 NAMES = {"val/exact": "exact match", "val/accuracy": "accuracy per digit"}
@@ -123,3 +127,20 @@ def test_figures_of_both_measures(tmp_path: Path) -> None:
     texts = {name: [text.get_text() for text in legend] for name, legend in legends.items()}
     assert texts["length"] == ["mamba", "rmt"]
     assert texts["length-per-target"] == ["mamba", "rmt", "chance 10.0%"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 180])
+def test_a_terminal_shows_the_columns_that_fit_and_cuts_no_cell(width: int, tmp_path: Path) -> None:
+    for seed, exact in enumerate((0.2, 0.3)):
+        make_passkey(tmp_path / f"rmt/{seed}", "rmt", seed, exact, state_bytes=1_785_888)
+        make_passkey(tmp_path / f"transformer/{seed}", "transformer", seed, exact / 2)
+    comparison = compare([tmp_path])
+    console = Console(width=width, file=io.StringIO())
+    console.print(fitting_table(comparison, width))
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in out
+    shown = [column for column in columns(comparison) if column.key in ("val/exact", *TERMINAL_COLUMNS)]
+    first, *others = ([format_cell(column, group) for group in comparison.groups] for column in shown)
+    assert all(cell in out for cell in first)
+    fitting = [all(cell in out for cell in cells) for cells in others]
+    assert sum(fitting) == {60: 1, 80: 2, 100: 4, 140: 5, 180: 5}[width]

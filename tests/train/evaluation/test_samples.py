@@ -159,15 +159,20 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
 
 def check_names_of_shares(entry: EvalEntry) -> None:
     """A table and a map of each share, under its name, and baselines beside their own share alone."""
-    titles = [str(table.title) for table in tables(entry)]
-    assert [title.rpartition(": ")[2] for title in titles] == [
-        "exact match, 95 % interval",
-        "accuracy per digit, 95 % interval",
-    ]
-    assert [table.caption for table in tables(entry)] == [
-        "learning nothing, exact match: chance 1 in 90,000",
-        "learning nothing, accuracy per digit: chance 10.2%",
-    ]
+    assert {table.title: table.caption for table in tables(entry)} == {
+        "exact match, 95 % interval": "learning nothing: chance 1 in 90,000",
+        "accuracy per digit, 95 % interval": "learning nothing: chance 10.2%",
+    }
+    by_length = copy.deepcopy(entry)
+    for result in by_length["results"]:
+        del result["axes"]["depth"]
+    [both] = tables(by_length)
+    names = [str(column.header) for column in both.columns]
+    assert names[1:5] == ["samples", "exact match", "95 % interval", "per digit"]
+    assert both.caption == (
+        "learning nothing, exact match: chance 1 in 90,000\n"
+        "learning nothing, accuracy per digit: chance 10.2%"
+    )
     figures = draw_figures(entry, 16)
     maps = [axes.get_title() for axes in figures["passkey-grid"].axes[:2]]
     assert maps == ["exact match", "accuracy per digit"]
@@ -183,8 +188,10 @@ def check_names_of_shares(entry: EvalEntry) -> None:
     del older["target"]
     for result in older["results"]:
         del result["reference_exact"]
-    captions = [table.caption for table in tables(older)]
-    assert captions == ["", "learning nothing, accuracy per target: chance 10.2%"]
+    assert {table.title: table.caption for table in tables(older)} == {
+        "exact match, 95 % interval": "",
+        "accuracy per target, 95 % interval": "learning nothing: chance 10.2%",
+    }
     legend = draw_figures(older, 16)["passkey-by-length"].axes[0].get_legend()
     labels = [text.get_text() for text in legend.get_texts()]
     assert [label for label in labels if "chance" in label] == ["chance, accuracy per target 10.2%"]
