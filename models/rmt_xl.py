@@ -4,15 +4,21 @@ Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881: the code behind the paper's t
 
     H_0 = [M_s ; sqrt(D) E[w_1 .. w_S] ; M_s]  ->  Transformer-XL  ->  H_L        M_{s+1} = end of H_L
 
+With `prenorm` no norm stands behind the last layer, and what each segment adds to M stays in it: M grows with
+the text, until a segment changes next to nothing of it.  `memory_norm` normalises M_{s+1} (LayerNorm without
+weights), as the published RMT on GPT-2 does with its last norm.
+
 Carried from segment to segment: the memory tokens, with gradient, and the XL cache, in every layer its last
 `memory_len` inputs (those of memory tokens included), without.
 Differs from the paper: a memory token that attends to a later one of its block uses relative distance 0; in
-the published code the relative shift wraps around there (`wrapped=true` reproduces it).
+the published code the relative shift wraps around there (`wrapped=true` reproduces it).  It has no
+`memory_norm`.
 """
 
 from typing import ClassVar, NamedTuple, Unpack
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -42,6 +48,7 @@ class RMTXL(TransformerXL):
         memory_tokens: int,
         write_at_end: bool = True,
         read_cache: bool = False,
+        memory_norm: bool = False,
         wrapped: bool = False,  # how a memory token attends ahead, see above
         **options: Unpack[XLOptions],
     ) -> None:
@@ -53,6 +60,7 @@ class RMTXL(TransformerXL):
                 f"memory_tokens must be at least 1, not {memory_tokens}: with none this is transformer_xl"
             )
         self.memory_tokens, self.write_at_end, self.read_cache = memory_tokens, write_at_end, read_cache
+        self.memory_norm = memory_norm
         for part in self.modules():
             if isinstance(part, RelativeAttention):
                 part.wrapped = wrapped
@@ -93,4 +101,5 @@ class RMTXL(TransformerXL):
         h, layers = self.body(x, state.layers, x.shape[1], self.attention_mask(x.shape[1]))
         at_tokens = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
         memory = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
+        memory = F.layer_norm(memory, memory.shape[-1:]) if self.memory_norm else memory
         return self.head(at_tokens), RMTXLState(memory.to(self.memory.dtype), layers)

@@ -71,6 +71,7 @@ VARIANTS: dict[str, Callable[[], SequenceModule]] = {
     "xl_long_memory": partial(XL, memory_len=21, same_length=True),
     "rmt_xl_writes_first": partial(RMT_ON_XL, write_at_end=False),
     "rmt_xl_reads_cache": partial(RMT_ON_XL, read_cache=True, prenorm=True),
+    "rmt_xl_memory_norm": partial(RMT_ON_XL, memory_norm=True, prenorm=True),
     "rmt_xl_writes_first_reads_cache": partial(RMT_ON_XL, write_at_end=False, read_cache=True),
     "rmt_xl_wrapped": partial(RMT_ON_XL, wrapped=True),
     "rmt_xl_same_length": partial(RMT_ON_XL, same_length=True, clamp_len=6),

@@ -6,9 +6,11 @@ state is its root mean square at eight points, the sum of the second four divide
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.contract.test_contract import MODELS
@@ -23,10 +25,6 @@ from zoo.state import lazy_field_names
 CONSTANT, GROWS = 1.4, 2.0  # at most, at least
 GROWING: dict[str, set[str]] = {
     "infini": {"matrix", "normaliser"},  # sums over the text; an answer is a quotient of the two
-    "rmt_xl": {
-        "memory",
-        "hidden",
-    },  # with prenorm: memory tokens pass the residual stream without a last norm
 }
 """{model: fields of its state that grow with the text}"""
 
@@ -77,6 +75,36 @@ def test_a_state_stays_of_one_size(name: str) -> None:
 def test_a_state_stays_of_one_size_over_thousands_of_segments(name: str) -> None:
     model = configured(name, size="nano").float()
     stays_of_one_size(name, 128 if has_bank(model) else 2048)(model)
+
+
+@torch.no_grad()
+def changed_by_the_last_segment(name: str, *overrides: str, segments: int) -> float:
+    """By how much another last segment changes memory tokens, as the first layer reads them: normalised."""
+    model = configured(name, *overrides, size="nano").float()
+    generator, memories = torch.Generator().manual_seed(0), []
+    text = torch.randint(model.vocab_size, (4, segments * model.segment_len), generator=generator)
+    last = torch.randint(model.vocab_size, (2, 4, model.segment_len), generator=generator)
+    with untyped():
+        _, state = model(text, model.init_state(4))
+        for tokens in last:
+            (memory,) = [leaf for field, leaf in float_leaves(model(tokens, state)[1]) if field == "memory"]
+            memories.append(F.layer_norm(memory, memory.shape[-1:]))
+    return float((memories[0] - memories[1]).norm() / memories[0].norm())
+
+
+@pytest.mark.parametrize("name", ["rmt", "rmt_xl"])
+def test_memory_tokens_stay_open_to_what_comes(name: str) -> None:
+    early, late = (changed_by_the_last_segment(name, segments=count) for count in (4, 128))
+    assert late > 0.5 * early
+
+
+def test_memory_tokens_without_a_last_norm_freeze() -> None:
+    form = partial(changed_by_the_last_segment, "rmt_xl", "model.memory_norm=false")
+    assert form(segments=128) < 0.1 * form(segments=4)
+    published = partial(form, "model.prenorm=false")
+    assert published(segments=128) > 0.5 * published(segments=4)
+    growing = configured("rmt_xl", "model.memory_norm=false", size="nano").float()
+    assert min(growth(growing, 128)[field] for field in ("memory", "hidden")) > GROWS
 
 
 @torch.no_grad()
