@@ -218,6 +218,30 @@ def test_as_many_pairs_as_features_are_retained(name: str) -> None:
     retains_a_pair_per_feature(memory)
 
 
+def a_gate_chooses(layer: CompressiveAttention) -> None:
+    """Closed, a segment is read without the memory; open, by the memory alone, which is 0 while empty."""
+    x, earlier = torch.randn(2, 1, layer.segment_len, WIDTH, dtype=torch.float64).unbind(0)
+    with torch.no_grad():
+        empty = layer.init_state(1)
+        _, written = layer(earlier, empty)
+        answers = {}
+        for bias in (-60.0, 60.0):
+            layer.gate.fill_(bias)
+            answers[bias] = [layer(x, state)[0] for state in (empty, written)]
+    torch.testing.assert_close(*answers[-60.0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(answers[60.0][0], torch.zeros_like(x), rtol=0, atol=1e-12)
+    assert answers[60.0][1].abs().max() > 1e-3
+
+
+def infini_layer() -> CompressiveAttention:
+    torch.manual_seed(0)
+    return parts(configured("infini"), CompressiveAttention)[0]
+
+
+def test_infini_attention_s_gate_at_its_extremes() -> None:
+    a_gate_chooses(infini_layer())
+
+
 # -- wrong memories -----------------------------------------------------------------------------------
 
 
@@ -278,3 +302,10 @@ def test_a_wrong_delta_rule_has_other_shares() -> None:
 def test_a_memory_that_shrinks_retains_less() -> None:
     assert catches(retains_a_pair_per_feature, Associative(*PUBLISHED, kind=Normalises))
     assert catches(retains_a_pair_per_feature, Fades("delta"))
+
+
+def test_a_gate_that_is_never_shut_is_caught() -> None:
+    layer = infini_layer()
+    mix = layer.mix
+    layer.mix = lambda retrieved, local: local + mix(retrieved, local)  # type: ignore[method-assign]
+    assert catches(a_gate_chooses, layer)
