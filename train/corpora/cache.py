@@ -14,7 +14,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.train.corpora.documents import Source, digest
 
-VERSION = 2  # raise it when the same sources would be read, cut or ordered differently
+VERSION = 3  # raise it when the same sources would be read, cut or ordered differently
 
 _DAY = 86_400  # seconds
 

@@ -11,6 +11,7 @@ The documents of train are in order of name (rows and members in that of the fil
 the order of that hash, so that any prefix of them is a fair sample.
 """
 
+import hashlib
 import json
 import platform
 import sysconfig
@@ -27,6 +28,7 @@ from jaxtyping import UInt8
 from zoo.errors import UserError, nearest
 from zoo.train.corpora.cache import cached, key_of
 from zoo.train.corpora.documents import FIELD, Documents, Gathered, Source, digest, files_below, gather
+from zoo.train.corpora.left_out import LEFT_OUT_BECAUSE, refuse_empty
 from zoo.train.corpora.splits import (
     ENWIK8,
     PG19,
@@ -66,25 +68,17 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "enwik8": ("enwik8", "enwik8/enwik8", "enwik8.gz", "enwik8/enwik8.gz", "enwik8.xz", "enwik8.zip"),
     "pg19": ("pg19", "pg-19", "PG-19"),
 }
-UNITS = {"stdlib": "files", "wikilong": "articles", "books": "books", "stacks": "files", "pg19": "books"}
 
-LEFT_OUT_BECAUSE = {
-    "binary": "has a NUL byte",
-    "empty": "is empty",
-    "UTF-16": "is UTF-16: expected UTF-8",
-    "UTF-32": "is UTF-32: expected UTF-8",
-    "null": "is a row whose text is null",
-}
-"""Why a text is left out, in words for one."""
+UNITS = {"stdlib": "files", "wikilong": "articles", "books": "books", "stacks": "files", "pg19": "books"}
 
 Check = Callable[[UInt8[np.ndarray, " bytes"], SplitSpans], None]  # raises UserError
 
 
 class Corpus:
-    """Documents in splits; `note` is one line about their number and size."""
+    """Documents in splits; `note` is one line about their number and size, `digest` a hash of their bytes."""
 
-    def __init__(self, name: str, note: str, parts: dict[str, Documents]) -> None:
-        self.name, self.note, self.parts = name, note, parts
+    def __init__(self, name: str, note: str, parts: dict[str, Documents], digest: str) -> None:
+        self.name, self.note, self.parts, self.digest = name, note, parts, digest
 
     def split(self, name: str) -> Documents:
         """The documents of train, val or test.  Raises UserError if there are none."""
@@ -237,18 +231,7 @@ def _open(
     spans = np.fromfile(path, np.int64, 2 * total, offset=index["size"] - 16 * total).reshape(total, 2)
     spans_of = dict(zip(SPLITS, np.split(spans, np.cumsum(counts)[:-1]), strict=True))
     parts = {split: Documents(path, spans) for split, spans in spans_of.items() if len(spans)}
-    return Corpus(name, _note(name, title or name, index, parts), parts)
-
-
-def refuse_empty(texts: Gathered, where: str) -> None:
-    """Raises UserError where there is no text, with what was found instead."""
-    if texts.names:
-        return
-    counts = Counter(reason for _, reason in texts.left_out)
-    found = f"found {_plural(counts['binary'], 'binary file')} and {_plural(counts['empty'], 'empty file')}"
-    for name, reason in texts.left_out[:1]:
-        found += f"; {name} {LEFT_OUT_BECAUSE[reason]}"
-    raise UserError(f"no text in {where}: expected {READABLE}; {found}")
+    return Corpus(name, _note(name, title or name, index, parts), parts, index["digest"])
 
 
 def _write_spans(out: BufferedWriter, texts: Gathered, split_spans: SplitSpans) -> dict[str, Any]:
@@ -256,16 +239,31 @@ def _write_spans(out: BufferedWriter, texts: Gathered, split_spans: SplitSpans) 
     out.write(bytes(-out.tell() % 8))
     spans = [span for split in SPLITS for span in split_spans.get(split, [])]
     out.write(np.array(spans, np.int64).tobytes())
+    out.flush()
+    content = np.memmap(out.name, np.uint8, "r").view(np.ndarray)
     counts = {split: len(split_spans.get(split, [])) for split in SPLITS}
     single = len(texts.names) == 1
     reasons = Counter(reason for _, reason in texts.left_out)
     outside = 0 if single else len(texts.names) - len(set(spans))
     skipped = {reason: reasons[reason] for reason in LEFT_OUT_BECAUSE} | {"outside the splits": outside}
     bytes_used = sum(length for _, length in set(spans))
-    return {"counts": counts, "bytes": bytes_used, "passed": skipped, "alone": single}
+    total = hashlib.blake2b(digest_size=8)
+    for split in SPLITS:
+        total.update(f"{split} ".encode())
+        for start, length in split_spans.get(split, []):
+            total.update(f"{length} ".encode())
+            total.update(content[start : start + length].data)
+    return {
+        "counts": counts,
+        "bytes": bytes_used,
+        "passed": skipped,
+        "alone": single,
+        "digest": total.hexdigest(),
+    }
 
 
 def _note(name: str, title: str, index: dict[str, Any], parts: dict[str, Documents]) -> str:
+    """One line about the number and size of the documents, and about what is left out."""
     sizes = {split: int(documents.lengths.sum()) for split, documents in parts.items()}
     size = index["bytes"]
     if name == "enwik8" and "test" in parts:
@@ -283,7 +281,3 @@ def _note(name: str, title: str, index: dict[str, Any], parts: dict[str, Documen
     skipped = [f"{count:,} {kind}" for kind, count in index["passed"].items() if count]
     note += f"; left out: {', '.join(skipped)}" if skipped else ""
     return note + (f"; {index['remark']}" if index["remark"] else "")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -5,8 +5,9 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
-from zoo.train.corpora.catalog import LEFT_OUT_BECAUSE, find_sources, refuse_empty
+from zoo.train.corpora.catalog import find_sources
 from zoo.train.corpora.documents import FIELD, gather
+from zoo.train.corpora.left_out import LEFT_OUT_BECAUSE, refuse_empty
 from zoo.train.corpora.splits import SPLITS, announced_or_by_hash, remark
 
 BEGINNING = 40  # bytes

@@ -18,6 +18,7 @@ from zoo.train.evaluation.text import evaluate_text
 from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
 from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
+from zoo.train.runs.data_identity import stored_task
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
 from zoo.train.runs.precision import convert_weights, make_precision, precision_name
 from zoo.train.runs.provenance import commit, device_name
@@ -84,7 +85,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
         }
         run_model = convert_weights(build.model(run_cfg), precision.precision)
     name, task_cfg = task_config(cfg, options)
-    task = build.task(task_cfg)
+    task = stored_task(task_cfg)
     if task.vocab_size > model.vocab_size:
         raise UserError(
             f"expected a task of at most the {model.vocab_size} symbols of the run's model, "

@@ -96,10 +96,13 @@ class NonSkippingFitLoop(_FitLoop):
 
 
 class ExactResume(L.Callback):
-    """Saves and restores what Lightning doesn't: each rank's carried state and random generators."""
+    """Saves and restores what Lightning doesn't: each rank's carried state and random generators.
 
-    def __init__(self, seed: int, batch_size: int) -> None:
-        self.seed, self.batch_size = seed, batch_size
+    The identity of the data is saved with them.
+    """
+
+    def __init__(self, seed: int, batch_size: int, data: dict[str, str]) -> None:
+        self.seed, self.batch_size, self.data = seed, batch_size, data
         self.saved_ranks: list[dict[str, Any]] | None = None
 
     def on_save_checkpoint(
@@ -115,7 +118,7 @@ class ExactResume(L.Callback):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(ranks, this_rank)
         names = weight_names(pl_module, trainer.optimizers[0])
-        checkpoint["zoo"] = {"version": FORMAT_VERSION, "ranks": ranks, KEY: names}
+        checkpoint["zoo"] = {"version": FORMAT_VERSION, "ranks": ranks, KEY: names, "data": self.data}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

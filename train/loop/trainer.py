@@ -36,6 +36,7 @@ from zoo.train.runs.checkpoint import (
     update_weights,
 )
 from zoo.train.runs.config import hparams, stored_config, validate_config
+from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.optimizer_weights import arrange
@@ -56,7 +57,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     validate_config(cfg)
     start = time.perf_counter()
     L.seed_everything(cfg.seed, verbose=False)
-    task = build.task(cfg)
+    task = stored_task(cfg) if cfg.resume else build.task(cfg)
+    identity = data_identity(task)
     cfg.model = budget.solve_width(cfg)  # the free width, from the size's budget of parameters
     model = build.model(cfg)
     model.optim = build.optim(cfg)
@@ -72,13 +74,13 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     )
     last = run_dir / "checkpoints" / "last.ckpt"
     resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # without one it starts from step 0
-    checkpoint = read_resume_checkpoint(cfg, run_dir, last, model) if resumes else None
+    checkpoint = read_resume_checkpoint(cfg, run_dir, last, model, identity) if resumes else None
     tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0  # loss targets only
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every, run_dir)
     metrics.wall_start = start
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
     curve = ValidationCurve(metrics)
-    trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve)
+    trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve, identity)
     config = stored_config(cfg)
     if checkpoint:
         loop, sharded = trainer.fit_loop.state_dict(), is_sharded(cfg)
@@ -109,14 +111,16 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 
 def read_resume_checkpoint(
-    cfg: DictConfig, run_dir: Path, path: Path, model: SequenceModule
+    cfg: DictConfig, run_dir: Path, path: Path, model: SequenceModule, identity: dict[str, str]
 ) -> dict[str, Any]:
     """The run's last checkpoint.
 
-    Raises UserError if it isn't this model's, or if the run is already finished or longer than `cfg.steps`.
+    Raises UserError if it isn't this model's or of these data, or if the run is already finished or longer
+    than `cfg.steps`.
     """
     checkpoint = read_checkpoint(path)
     checkpoint["state_dict"] = check_weights(model, checkpoint["state_dict"], path)
+    check_data(cfg, run_dir, checkpoint["zoo"].get("data"), identity)
     step = checkpoint["global_step"]
     if step > cfg.steps or (step == cfg.steps and (run_dir / "metrics.json").exists()):
         raise UserError(f"resume: the run has done {step} of {cfg.steps} steps; steps=… makes it longer")
@@ -142,6 +146,7 @@ def make_trainer(
     metrics: Metrics,
     logger: RunLogger,
     curve: ValidationCurve,
+    identity: dict[str, str],
 ) -> L.Trainer:
     settings = cfg.trainer
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
@@ -165,7 +170,7 @@ def make_trainer(
                 curve,
                 GradientGuard(cfg.optim.clip, metrics),
                 ProgressReport(metrics, run_dir),
-                ExactResume(cfg.seed, cfg.data.batch_size),  # adds carried state and RNG to checkpoints
+                ExactResume(cfg.seed, cfg.data.batch_size, identity),  # adds to checkpoints
                 checkpoints,
                 SignalHandler(checkpoints),
             ],

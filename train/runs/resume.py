@@ -14,7 +14,7 @@ from zoo.train.runs.config import Config, compose
 from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
 from zoo.train.runs.stored import load_stored
 
-CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root")
+CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "data.corpus")
 
 
 def stored_settings(run_dir: Path) -> DictConfig:
@@ -42,6 +42,8 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictCon
             continue
         if key != "resume" and not key.startswith(CHANGEABLE):
             raise fixed(key, run_dir)
+        if key == "data.corpus" and stored.task.get("corpus") == stored.data.corpus:
+            stored.task.corpus = cfg.data.corpus  # a place of the same texts, as check_data shows
         OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
     return stored
 
@@ -49,7 +51,7 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictCon
 def fixed(key: str, run_dir: Path, difference: str = "") -> UserError:
     return UserError(
         f"resume: {key} is fixed by the run in {run_dir}{difference}; "
-        "only steps, val_every, checkpoint_every, trainer.* and data.root can be changed"
+        "only steps, val_every, checkpoint_every, trainer.*, data.root and the place of data.corpus change"
     )
 
 

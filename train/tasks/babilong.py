@@ -121,6 +121,9 @@ class Babilong(SampleTask):
     def _training_questions(self) -> dict[str, list[Question]]:
         return {task: read_babi(self.files[task, "train"]) for task in self.tasks}
 
+    def content_digest(self) -> str:
+        return open_corpus(self.corpus, self.root, self.field).digest
+
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Predictors that read nothing of a sample but the bytes of the answer so far.
 

@@ -115,6 +115,10 @@ class Task(ABC):
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         """Number of bytes that the targets stand for: 0 in a task without bytes."""
 
+    def content_digest(self) -> str:
+        """A hash of the corpus that the documents are taken from, "" in a task without one."""
+        return ""
+
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Scores of predictors that learn nothing, on the same dataset, by name: accuracy per target, or bits
         per byte."""

@@ -169,6 +169,9 @@ class Needle(SampleTask):
     def split(self, name: Split) -> "NeedleDataset":
         return NeedleDataset(self, name)
 
+    def content_digest(self) -> str:
+        return open_corpus(self.corpus, self.root, self.field).digest
+
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Expected shares of targets hit, commas and spaces included: `chance` guesses digits (the first is
         never 0), `any needle` copies the value of a random needle."""

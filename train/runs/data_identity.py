@@ -1,0 +1,64 @@
+"""The data that a run is trained on, as its checkpoint knows them: a resumed run trains on the same."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from zoo.errors import UserError
+from zoo.train.runs import build
+from zoo.train.runs.folder import read_config, read_json
+from zoo.train.runs.provenance import fingerprint
+from zoo.train.tasks.base import Task
+
+
+def data_identity(task: Task) -> dict[str, str]:
+    """Hashes of the documents: of their lengths and samples, and of every byte where they are a corpus."""
+    return {
+        "fingerprint": fingerprint(task),
+        "content": task.content_digest(),
+        "python": platform.python_version(),
+    }
+
+
+def check_data(cfg: DictConfig, run_dir: Path, saved: Any, current: dict[str, str]) -> None:
+    """Raises UserError unless the data are those of the checkpoint that a run resumes from.
+
+    `saved` is their identity in the checkpoint, None in those of earlier versions; then metrics.json may have
+    a part of it.
+    """
+    corpus = cfg.data.corpus
+    if not isinstance(saved, dict):
+        if read_config(run_dir).get("data.corpus") != corpus:
+            raise UserError(
+                "resume: data.corpus is fixed by the run, whose checkpoint can't tell whether the texts of "
+                f"{corpus} are the same"
+            )
+        metrics = run_dir / "metrics.json"
+        stored = read_json(metrics).get("data_fingerprint") if metrics.is_file() else None
+        saved = {"fingerprint": stored or current["fingerprint"]}
+    for key in ("content", "fingerprint"):
+        if saved.get(key, current[key]) != current[key]:
+            message = (
+                f"resume: data.corpus is fixed by the run, and the texts of {corpus} have changed or are "
+                f"others: expected {key} {saved[key]}, found {current[key]}"
+            )
+            pythons = [saved.get("python"), current["python"]]
+            if corpus == "stdlib" and pythons[0] and pythons[0] != pythons[1]:
+                message += f" (that was Python {pythons[0]}, this is {pythons[1]})"
+            raise UserError(message)
+
+
+def stored_task(cfg: DictConfig) -> Task:
+    """The task of a stored run; where its corpus isn't there, the UserError says how to name its place."""
+    try:
+        return build.task(cfg)
+    except UserError as error:
+        corpus = str(cfg.task.get("corpus") or "")
+        if corpus and "no corpus" in str(error) and not Path(corpus).is_absolute():
+            raise UserError(
+                f"{error}; the run has its path relative to the folder where it was started: "
+                "data.corpus=… names its place now"
+            ) from error
+        raise
