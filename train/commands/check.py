@@ -15,7 +15,7 @@ from zoo.errors import one_line
 from zoo.module import SequenceModule
 from zoo.train.commands.cli import command, refuse_without_effect
 from zoo.train.runs import build
-from zoo.train.runs.config import compose
+from zoo.train.runs.config import assignments, compose
 
 TRAINING_KEYS = (
     *("steps", "seed", "val_every", "checkpoint_every", "run_dir", "resume"),
@@ -36,7 +36,7 @@ def model_builder(words: list[str]) -> Callable[[], SequenceModule]:
     else:
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
-        cfg.model = OmegaConf.merge({"_target_": words[0]}, defaults, OmegaConf.from_dotlist(words[1:]))
+        cfg.model = OmegaConf.merge({"_target_": words[0]}, defaults, assignments(words[1:]))
     build.model(cfg)  # raises user errors once, not law by law
     return lambda: build.model(cfg)
 

@@ -61,6 +61,7 @@ def main() -> None:
     try:
         parser = get_args_parser()
         parser.error = refuse_option  # type: ignore[method-assign]  # instead of usage and two lines more
+        sys.argv[1:] = config.quoted_names(sys.argv[1:])
         check_words(parser.parse_args(sys.argv[1:]))
         run()
     except Exception as error:

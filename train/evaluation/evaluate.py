@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch.plugins.precision import Precision
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
@@ -17,7 +17,7 @@ from zoo.train.evaluation.streaming import StreamReader
 from zoo.train.evaluation.text import evaluate_text
 from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
-from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
+from zoo.train.runs.config import DEFAULT_FIELD, assignments, compose, to_dict
 from zoo.train.runs.data_identity import stored_task
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
 from zoo.train.runs.precision import convert_weights, make_precision, precision_name
@@ -85,7 +85,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
         }
         run_model = convert_weights(build.model(run_cfg), precision.precision)
     name, task_cfg = task_config(cfg, options)
-    task = stored_task(task_cfg)
+    task = stored_task(task_cfg, run_dir)
     if task.vocab_size > model.vocab_size:
         raise UserError(
             f"expected a task of at most the {model.vocab_size} symbols of the run's model, "
@@ -119,8 +119,18 @@ def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]
                 f"evaluate: {group}.{key}: task {name} has no such setting; expected one of "
                 f"{', '.join(settings_of(task_cfg.task))}"
             )
-        task_cfg.task[key] = OmegaConf.from_dotlist([assignment])[key]
+        task_cfg.task[key] = setting(task_cfg.task.get(key, DEFAULT_FIELD), assignment)
     return name, task_cfg
+
+
+def setting(current: Any, assignment: str) -> Any:
+    """The value of key=value: as yaml has it, but a text as it is typed unless it is in quotes.
+
+    A corpus may be called 1, or have a # in its name.
+    """
+    key, _, value = assignment.partition("=")
+    is_typed = isinstance(current, str) and not value.startswith(("'", '"'))
+    return value if is_typed else assignments([assignment])[key]
 
 
 def settings_of(node: DictConfig) -> dict[str, Any]:
@@ -134,7 +144,8 @@ def check_options(evaluation: Evaluation, options: EvalOptions) -> None:
     """Raises UserError for samples that the run trained on and for options of another kind of task."""
     cfg, task_cfg, name = evaluation.config, evaluation.task_config, evaluation.task_name
     same_class = task_cfg.task["_target_"] == cfg.task["_target_"]
-    if same_class and evaluation.settings != settings_of(cfg.task) and options.split != "train":
+    checks = type(evaluation.task).check_unseen is not Task.check_unseen  # else the run's corpus isn't needed
+    if checks and same_class and evaluation.settings != settings_of(cfg.task) and options.split != "train":
         evaluation.task.check_unseen(build.task(cfg), options.split)
     if evaluation.is_text:
         kind, allowed, refused = "reads text", TEXT_OPTIONS, SAMPLE_OPTIONS

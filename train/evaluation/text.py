@@ -15,7 +15,7 @@ from zoo.train.evaluation.streaming import (
 )
 from zoo.train.runs.resources import PeakMemory
 from zoo.train.tasks.base import EDGES, Dataset, Task
-from zoo.train.tasks.lm import prefix
+from zoo.train.tasks.lm import prefix, too_short
 
 
 def evaluate_text(
@@ -32,6 +32,8 @@ def evaluate_text(
     longest = int(dataset.lengths.max())
     edges = [edge for edge in options.positions or EDGES[1:] if edge < longest]
     words = task.word_count(dataset)
+    if warning := too_short(sum(len(dataset.text(i) or b"") for i in range(len(dataset.lengths)))):
+        print_line(f"{options.split} split: {warning}")
     rows = []
     for axes, windows in reading_modes(dataset, options):
         peak = PeakMemory(reader.model.device)
@@ -74,7 +76,7 @@ def loss_fields(losses: PositionLosses, edges: list[int], words: tuple[int, str]
     fields: EvalResult = {"nats": nats, "tokens": targets, "bytes": losses.bytes, "loss": nats / targets}
     fields["bits_per_byte"] = nats / math.log(2) / losses.bytes
     fields["accuracy"] = losses.hits / targets
-    if words is not None and words[0]:
+    if words is not None and words[0]:  # a text may be white space alone
         count, unit = words
         fields |= {"words": count, "word_unit": unit, "word_perplexity": math.exp(min(nats / count, 700.0))}
     fields["by_position"] = [

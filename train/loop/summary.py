@@ -17,7 +17,8 @@ from zoo.train.plotting.charts import format_share
 from zoo.train.runs.config import names
 from zoo.train.runs.provenance import commit, device_name, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
-from zoo.train.tasks.base import Task, references, score_names
+from zoo.train.tasks.base import Dataset, Task, references, score_names
+from zoo.train.tasks.lm import too_short
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def print_summary(results: dict[str, Any], run_dir: Path) -> None:
         text = f"{results['val_bytes']:,} bytes of held-out text"
         baselines = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
         scores = [f"{results['val/bits_per_byte']:.3f} bits per byte on {text} (there: {baselines})"]
+        if warning := too_short(results["val_bytes"]):
+            scores[0] += f"; {warning}"
     else:
         scores = [describe_score(results, tag) for tag in results["score_names"] if tag in results]
     folder = Path(os.path.relpath(run_dir))

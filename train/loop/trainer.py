@@ -57,7 +57,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     validate_config(cfg)
     start = time.perf_counter()
     L.seed_everything(cfg.seed, verbose=False)
-    task = stored_task(cfg) if cfg.resume else build.task(cfg)
+    task = stored_task(cfg, run_dir) if cfg.resume else build.task(cfg)
     identity = data_identity(task)
     cfg.model = budget.solve_width(cfg)  # the free width, from the size's budget of parameters
     model = build.model(cfg)

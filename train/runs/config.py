@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +11,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from zoo import plugins
-from zoo.errors import UserError, nearest
+from zoo.errors import UserError, nearest, one_line
 from zoo.train.runs.folder import flatten
 
 DEFAULT_FIELD = "text"
@@ -102,14 +103,48 @@ def compose(overrides: list[str]) -> DictConfig:
     register()
     with initialize_config_module("zoo.configs", version_base="1.3"):
         try:
-            cfg = hydra_compose("train", overrides, return_hydra_config=True)
-        except UserWarning as warning:  # a folder of configs that isn't there
-            raise UserError(str(warning)) from warning
+            cfg = hydra_compose("train", quoted_names(overrides), return_hydra_config=True)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+                raise
+            # a folder of configs that isn't there, a yaml file that isn't one, null for a name
+            raise UserError(one_line(error)) from error
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra
     check_keys(cfg)
     return cfg
+
+
+def quoted_names(words: Sequence[str]) -> list[str]:
+    """The words, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags."""
+    return [quoted_name(word) for word in words]
+
+
+def quoted_name(word: str) -> str:
+    key, _, value = word.partition("=")
+    if key.lstrip("+") not in plugins.CONFIG_GROUPS:
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except Exception:  # Hydra reports it when it composes
+        return word
+    is_name = override.is_sweep_override() or isinstance(override.value(), str | list | None)
+    return word if is_name else f"{key}='{value}'"
+
+
+def assignments(words: Sequence[str]) -> DictConfig:
+    """key=value words as settings, values as yaml has them; UserError for one that isn't yaml."""
+    parsed = []
+    for word in words:
+        try:
+            parsed.append(OmegaConf.from_dotlist([word]))
+        except Exception as error:  # yaml and OmegaConf raise many kinds
+            key, _, value = word.partition("=")
+            raise UserError(f"{key}: expected a value as yaml has it, found {value!r}") from error
+    settings = OmegaConf.unsafe_merge(OmegaConf.create(), *parsed)
+    assert isinstance(settings, DictConfig)
+    return settings
 
 
 def check_keys(cfg: DictConfig) -> None:

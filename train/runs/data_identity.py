@@ -50,13 +50,16 @@ def check_data(cfg: DictConfig, run_dir: Path, saved: Any, current: dict[str, st
             raise UserError(message)
 
 
-def stored_task(cfg: DictConfig) -> Task:
-    """The task of a stored run; where its corpus isn't there, the UserError says how to name its place."""
+def stored_task(cfg: DictConfig, run_dir: Path) -> Task:
+    """The task of a stored run; where the run's corpus isn't there, the UserError says how to name its
+    place."""
     try:
         return build.task(cfg)
     except UserError as error:
         corpus = str(cfg.task.get("corpus") or "")
-        if corpus and "no corpus" in str(error) and not Path(corpus).is_absolute():
+        is_runs = corpus == read_config(run_dir).get("data.corpus")
+        is_relative = is_runs and not Path(corpus).is_absolute()
+        if is_relative and "no corpus" in str(error):
             raise UserError(
                 f"{error}; the run has its path relative to the folder where it was started: "
                 "data.corpus=… names its place now"

@@ -27,6 +27,7 @@ from zoo.train.tasks.base import Dataset, Split, Task
 
 END = 256  # a document's first input and its last target
 VOCAB_SIZE = 257
+MIN_BYTES = 100  # of held-out text whose score says something
 CHUNK = 1 << 20  # positions of a document read together
 
 
@@ -133,6 +134,11 @@ class _Prefix(Dataset):
         return None if text is None else text[: self.lengths[document]]
 
 
+def too_short(size: int) -> str:
+    """What is wrong with a score on a text of this many bytes, "" where nothing is."""
+    return "" if size >= MIN_BYTES else f"too little text for a score that says anything (bytes: {size})"
+
+
 def words_and_lines(dataset: Dataset) -> tuple[int, int]:
     """Words between white space and line ends in all targets of a byte dataset."""
     words = lines = 0
@@ -152,5 +158,5 @@ def compression_baselines(text: bytes) -> dict[str, float]:
     shares = counts[counts > 0] / len(text)
     return {
         "xz -9": 8 * len(lzma.compress(text, preset=9)) / len(text),
-        "order-0": float(-(shares * np.log2(shares)).sum()),
+        "order-0": abs(float((shares * np.log2(shares)).sum())),
     }

@@ -1,6 +1,7 @@
 """No word of a command line is accepted and ignored, and a refused one leaves nothing behind."""
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.train.commands.test_train import check_refused
 from tests.train.conftest import Completed
+from tests.train.runs.test_import_published import checkpoint, published
 from zoo.__main__ import call
 
 UNREAD = [
@@ -112,6 +114,63 @@ def test_every_command_refuses_words_without_effect(
     printed = capsys.readouterr()
     check_refused(Completed(exit_.value.code, printed.out, printed.err), message)
     assert {*os.listdir(zoo.folder)} == entries
+
+
+NAMES = ["1", "1.5", "true", "1e3", "0x10", "{a: 1}", "nan"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("command", ["sweep", "bench", "check", "list", "evaluate", "import"])
+def test_a_name_that_yaml_takes_for_something_else(
+    zoo: Any, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    """It gets the line that a misspelt name gets."""
+    words = {"evaluate": ["run=whole"], "import": ["from=there", "run_dir=here", "format=mamba"]}
+    group = "task" if command == "import" else "model"
+    if command == "evaluate":
+        zoo.train_whole()
+    if command == "import":
+        checkpoint(zoo.folder / "there", *published("mamba1/model_2layer"))
+    zoo.monkeypatch.setattr(sys, "argv", [])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        call(command, [*words.get(command, []), f"{group}={name}"])
+    printed = capsys.readouterr()
+    expected = f"Could not find '{group}/{re.escape(name)}' Available options in '{group}': .*(rmt|lm)"
+    check_refused(Completed(exit_.value.code, printed.out, printed.err), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_such_a_name_in_training(zoo: Any, name: str) -> None:
+    check_refused(zoo.run(f"size={name}"), f"Could not find 'size/{re.escape(name)}' Available .* nano ")
+    assert os.listdir(zoo.folder) == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("check", ["zoo.models.rmt.RMT", "width=[1"], r"width: expected a value as yaml has it, found '\[1'"),
+        ("evaluate", ["run=whole", "task.vocab_size={"], "vocab_size: expected a value as yaml has it"),
+        ("evaluate", ["run=whole", "data.corpus=[a"], r"no corpus '\[a'"),
+        ("evaluate", ["run=whole", "data.corpus=1"], "no corpus '1'"),
+        ("evaluate", ["run=whole", "data.corpus="], "no corpus ''"),
+        ("evaluate", ["run=whole", "data.corpus= "], "no corpus ' '"),
+        ("evaluate", ["run=whole", "data.corpus=texts #2"], "no corpus 'texts #2'"),
+        ("sweep", ["model=null"], "must be a string"),
+    ],
+    ids=str,
+)
+def test_values_that_yaml_cannot_read_or_reads_otherwise(
+    zoo: Any, capsys: pytest.CaptureFixture[str], command: str, words: list[str], message: str
+) -> None:
+    if command == "evaluate":
+        zoo.train_whole()
+    zoo.monkeypatch.setattr(sys, "argv", [])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        call(command, words)
+    printed = capsys.readouterr()
+    check_refused(Completed(exit_.value.code, printed.out, printed.err), message)
 
 
 def test_words_that_a_run_was_started_with_may_be_repeated(zoo: Any) -> None:

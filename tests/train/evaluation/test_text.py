@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.train.evaluation.entries import result_at
+from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.evaluation import results
 from zoo.train.evaluation.evaluate import evaluate
@@ -104,3 +105,40 @@ def test_a_window_over_everything_equals_the_memory_kept(text_run: Path) -> None
         result_at(entry, memory="sliding", context=100),
     )
     assert sliding["nats"] == pytest.approx(with_memory["nats"], rel=1e-6)
+
+
+def evaluated(run_dir: Path, corpus: Path | str) -> tuple[dict[str, Any], list[str]]:
+    lines: list[str] = []
+    options = EvalOptions(overrides=(f"data.corpus={corpus}",))
+    return evaluate(run_dir, options, lines.append)["results"][0], lines
+
+
+def test_a_text_without_words_has_no_perplexity_per_word(text_run: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "dots.txt"
+    corpus.write_text("0" * 5400 + " " * 600)
+    result, lines = evaluated(text_run, corpus)
+    assert result["bytes"] == 300
+    assert math.isfinite(result["bits_per_byte"])
+    assert not {"words", "word_unit", "word_perplexity"} & result.keys()
+    assert not any("too little" in line for line in lines)
+    assert result["reference"]["order-0"] == 0
+    assert math.copysign(1, result["reference"]["order-0"]) == 1
+
+
+def test_a_text_too_short_to_say_anything_is_said_to_be(text_run: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "few.txt"
+    for size, held_out in ((6, 1), (1980, 99), (2000, 100)):
+        corpus.write_text("ab" * (size // 2))
+        result, lines = evaluated(text_run, corpus)
+        warning = f"test split: too little text for a score that says anything (bytes: {held_out})"
+        assert result["bytes"] == held_out
+        assert (warning in lines) == (held_out < 100)
+
+
+def test_a_corpus_that_moved_is_named_by_its_new_place(text_run: Path) -> None:
+    place = load_trained(text_run)[0].data.corpus
+    config = text_run / "config.yaml"
+    config.write_text(config.read_text().replace(place, "gone"))
+    with pytest.raises(UserError, match=r"no corpus 'gone'.*relative to the folder where it was started"):
+        evaluate(text_run)
+    assert evaluated(text_run, place)[0]["bytes"] == 121
