@@ -17,7 +17,7 @@ from zoo.train.plotting.charts import format_share
 from zoo.train.runs.config import names
 from zoo.train.runs.provenance import commit, device_name, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
-from zoo.train.tasks.base import Dataset, Task, references, score_names
+from zoo.train.tasks.base import Task, references, score_names
 from zoo.train.tasks.lm import too_short
 
 log = logging.getLogger(__name__)
