@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.generation import greedy, stream_tokens
-from zoo.interface import StatefulLM, stateful
+from zoo.interface import StatefulLM, check_interface, stateful
 from zoo.law_gradients import gradient_is_true, gradient_reach
 from zoo.law_reach import last_token_is_remembered, reach_is_true
 from zoo.law_tools import (
@@ -315,7 +315,10 @@ class LawRunner:
 
     @cached_property
     def model(self) -> StatefulLM:
-        return perturbed(self.build)
+        model = perturbed(self.build)
+        with torch.no_grad():
+            check_interface(copy.deepcopy(model).eval(), BATCH_SIZE)
+        return model
 
     def check(self, law: Law, training: bool) -> None:
         """Raises what the law raises in this mode."""

@@ -44,7 +44,11 @@ VARIANTS: dict[str, Callable[[], Landmark]] = {
 LOOKS_AHEAD = {"causality", "odd_lengths", "generation_is_teacher_forcing"}  # in eval mode
 EXCEPTIONS = {
     "landmark_by_head": dict.fromkeys(LOOKS_AHEAD, "sees the segment's later queries"),
-    "landmark_of_one_token": {"memory_is_alive": "blocks of one token are never open"},
+    "landmark_of_one_token": {
+        "memory_is_alive": "blocks of one token are never open",
+        "reach_is_true": "its bank has forgotten the first tokens of the law's text",
+    },
+    "landmark_small_bank": {"reach_is_true": "its bank has forgotten the first tokens of the law's text"},
 }
 BUDGETS = {"micro": (200_000, 0.03), "tiny": (1_500_000, 0.01), "small": (25_000_000, 0.01)}
 BUDGETS |= {"base": (125_000_000, 0.01)}

@@ -205,7 +205,7 @@ def test_purity_covers_the_initial_state() -> None:
 def test_every_law_says_in_one_line_what_a_module_lacks(build: Any, message: str) -> None:
     with untyped():
         for name, check in laws(build):
-            if name != "deterministic_by_seed":  # not in float64
+            if name not in ("deterministic_by_seed", "saved_and_loaded"):  # of two models
                 with pytest.raises(TypeError, match=message):
                     check()
 

@@ -214,7 +214,7 @@ def user_message(error: BaseException, words: Sequence[str] | None = None) -> st
     return None
 
 
-def suggestion(message: str, words: Sequence[str]) -> str:
+def suggestion(message: str, words: Sequence[str] = ()) -> str:
     """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
         return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))

@@ -93,7 +93,6 @@ class MyModel(Decoder):
     """A stack of blocks, each with such a memory and a feed-forward."""
 
     learns_through_memory = True
-    reach = None  # the memory may carry from any token to any later one
     cuts_anywhere = True
     parallel = "any_length"  # a call of `segment` takes a text of any length
 

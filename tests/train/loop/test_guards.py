@@ -144,7 +144,7 @@ def assert_finite(zoo: Any) -> None:
     ("words", "message"),
     [
         ((), "step 2: the loss or a gradient is not finite; first in layer"),
-        (("optim.weight_decay=1e30",), "step 1: memory is not finite; it is not saved"),
+        (("optim.weight_decay=1e30",), "step 1: embed.weight is not finite; it is not saved"),
     ],
 )
 def test_a_learning_rate_that_explodes(zoo: Any, words: Any, message: str) -> None:
