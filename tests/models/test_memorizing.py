@@ -39,7 +39,10 @@ VARIANTS: dict[str, Callable[[], Memorizing]] = {
 }
 
 
-@pytest.mark.parametrize("check", law_cases(VARIANTS))
+EXCEPTIONS = {"short_bank": {"reach_is_true": "its bank has forgotten the first tokens of the law's text"}}
+
+
+@pytest.mark.parametrize("check", law_cases(VARIANTS, EXCEPTIONS))
 def test_law(check: Callable[[], None]) -> None:
     check()
 
