@@ -31,7 +31,7 @@ from zoo.train.runs.run_folder import run_folder
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run in its folder.  What an attribute needs is read when it is first used."""
+    """A run in its folder; `metrics` and `history` are read when they are first used."""
 
     folder: Path
     model: SequenceModule
@@ -135,8 +135,8 @@ def evaluate_run(run: Run | str | PathLike[str], *words: str) -> dict[str, Any]:
     word that is wrong.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
-    if isinstance(run, Run) and not any(word.startswith("checkpoint=") for word in words):
-        words = (*words, f"checkpoint={run.checkpoint}")
     with user_errors(words):
+        if isinstance(run, Run) and not any(word.startswith("checkpoint=") for word in words):
+            words = (*words, f"checkpoint={run.checkpoint}")
         run_dir, options = evaluate_command.arguments([f"run={folder}", *words])
         return evaluate(run_dir, options)

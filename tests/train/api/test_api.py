@@ -201,6 +201,8 @@ def test_errors(here: Path, call: Any, message: str) -> None:
 def test_arguments_of_other_types_are_one_line(here: Path) -> None:
     with untyped(), pytest.raises(UserError, match="expected words such as"):
         zoo.build_model(["model=rmt"])  # type: ignore[arg-type]
+    with untyped(), pytest.raises(UserError, match="expected words such as"):
+        zoo.evaluate_run(zoo.load_run("whole"), ["split=val"])  # type: ignore[arg-type]
     with untyped(), pytest.raises(UserError, match=r"checkpoint: expected last \| best, found first"):
         zoo.load_run("whole", checkpoint="first")  # type: ignore[arg-type]
 
