@@ -4,9 +4,11 @@ Only Python's own modules are imported up here, so that help answers at once and
 packages are broken.
 """
 
+import errno
 import functools
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -208,10 +210,30 @@ def user_message(error: BaseException, words: Sequence[str] | None = None) -> st
     cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps the error of open()
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"can't use {cause.filename}: {cause.strerror}"
+    if problem := disk_problem(error):
+        return f"can't write: {problem}"
     phrases = ("out of memory", "allocate memory")  # torch has no type for these
     if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases):
         return f"{one_line(error)} (a smaller size, data.batch_size or data.seq_len?)"
     return None
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def disk_problem(error: BaseException | None) -> str:
+    """What the system says of a disk that can't be written to, "" for another error.
+
+    torch and other libraries raise errors of their own around the system's, or with its words.
+    """
+    problems = [os.strerror(number) for number in DISK_ERRORS]
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return str(error.strerror)
+        if found := next((problem for problem in problems if problem in str(error)), ""):
+            return found
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def suggestion(message: str, words: Sequence[str] = ()) -> str:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 
 from zoo import plugins
 from zoo.errors import UserError, one_line
-from zoo.train.commands.cli import stop, user_message
+from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, register
 from zoo.train.runs.files import is_further_rank
@@ -50,11 +51,18 @@ def exit_on_signal(number: int, frame: types.FrameType | None) -> None:
     raise SignalExit(128 + number)
 
 
+def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, whose full disk is raised again by the next write."""
+    if not disk_problem(arguments.exc_value):
+        threading.__excepthook__(arguments)
+
+
 def main() -> None:
     """Exit code 0 for a finished run, 2 for a user error, 128 + number for a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive unchanged, to be told apart below
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, exit_on_signal)
+    threading.excepthook = on_thread_error
     plugins.register()
     register()
     Composed.done = False

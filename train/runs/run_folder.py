@@ -63,9 +63,16 @@ def _is_one_of_several_ranks(cfg: DictConfig) -> bool:
     return is_further_rank() or cfg.trainer.num_nodes > 1 or any(size != "1" for size in sizes)
 
 
+class _LogFile(logging.FileHandler):
+    """A file whose lines are on the screen too: a full disk costs no more than those in the file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in LOGGERS:
         logging.getLogger(name).addHandler(handler)
@@ -74,7 +81,8 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def _remove_unless_begun(folder: Path, log_name: str) -> None:
