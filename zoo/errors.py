@@ -1,6 +1,7 @@
 """Errors that a user can fix, in one line."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -9,6 +10,18 @@ class UserError(Exception):
 
     The message says what was expected and what was found.
     """
+
+
+def tolerate_any_text() -> None:
+    """Has standard output and errors print what they can't encode in escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a test or a notebook captures it
+            stream.reconfigure(errors="backslashreplace")
+
+
+def printable(text: str) -> str:
+    """The text with escapes for the bytes of file names that aren't UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def first_line(error: BaseException) -> str:

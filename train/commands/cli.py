@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from zoo.errors import UserError, nearest, one_line
+from zoo.errors import UserError, nearest, one_line, tolerate_any_text
 
 Reader = Callable[[str], Any]
 """Turns the text behind `key=` into a value, or raises ValueError("expected …, found …")."""
@@ -182,6 +182,7 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def entry() -> None:
+        tolerate_any_text()
         words = sys.argv[1:]
         if words[:1] in (["-h"], ["--help"]) or (needs_words and not words):
             print(sys.modules[main.__module__].__doc__, file=sys.stdout if words else sys.stderr)

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from zoo import plugins
-from zoo.errors import UserError, one_line
+from zoo.errors import UserError, one_line, tolerate_any_text
 from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, register
@@ -62,6 +62,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive unchanged, to be told apart below
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, exit_on_signal)
+    tolerate_any_text()
     threading.excepthook = on_thread_error
     plugins.register()
     register()

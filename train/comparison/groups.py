@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zoo import trust
-from zoo.errors import UserError
+from zoo.errors import UserError, printable
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import Estimate, estimate
 from zoo.train.evaluation.results import EvalEntry
@@ -167,7 +167,8 @@ def group_labels(runs: list[Run]) -> list[str]:
         keys = list(zip(models, labels, strict=True))
         for i, run in enumerate(runs):
             peers = [peer for peer, key in zip(runs, keys, strict=True) if key == keys[i]]
-            labels[i] = " ".join([labels[i], *distinguishing_settings(run, peers, include_derived)])
+            settings = distinguishing_settings(run, peers, include_derived)
+            labels[i] = printable(" ".join([labels[i], *settings]))  # fonts have no other characters
     return labels
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig
 
-from zoo.errors import UserError
+from zoo.errors import UserError, printable
 from zoo.module import SequenceModule
 from zoo.train.evaluation import figures, results
 from zoo.train.evaluation.options import EvalOptions, PrintLine
@@ -231,7 +231,7 @@ def label_and_title(
     if precision != "32-true":
         words.append(precision)
         facts += f", {precision}"
-    return " ".join(words), f"{model} on {subject} ({facts})"
+    return printable(" ".join(words)), printable(f"{model} on {subject} ({facts})")
 
 
 def run_facts(run_dir: Path, cfg: DictConfig, model: SequenceModule) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from zoo import plugins
-from zoo.errors import UserError, nearest, one_line
+from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
 
 DEFAULT_FIELD = "text"
@@ -133,6 +133,27 @@ def quoted_name(word: str) -> str:
     return word if is_name else f"{key}='{value}'"
 
 
+def word_value(word: str) -> str:
+    """The text behind `key=`, without the quotes that Hydra's grammar asks for."""
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except Exception:  # Hydra reports it when it composes
+        value = None
+    return value if isinstance(value, str) else word.partition("=")[2]
+
+
+def path_word(key: str, path: object) -> str:
+    """`key=path`, in quotes where Hydra's grammar needs them."""
+    bare = f"{key}={path}"
+    try:
+        if OverridesParser.create().parse_override(bare).value() == str(path):
+            return bare
+    except Exception:  # not a bare word
+        pass
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
 def assignments(words: Sequence[str]) -> DictConfig:
     """key=value words as settings, values as yaml has them; UserError for one that isn't yaml."""
     parsed = []
@@ -234,7 +255,7 @@ def hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
     groups = {group: to_dict(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")}
     settings = {**names(cfg), "steps": cfg.steps, "seed": cfg.seed} | flatten(groups)
     return {
-        key: value if isinstance(value, (str, int, float, bool)) else str(value)
+        key: value if isinstance(value, (int, float, bool)) else printable(str(value))
         for key, value in settings.items()
         if key.rpartition(".")[2] not in ("_target_", "free", "root")
     }

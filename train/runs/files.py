@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from zoo.errors import UserError
+from zoo.errors import UserError, printable
 
 
 def require_empty(folder: Path) -> None:
@@ -82,7 +82,7 @@ def atomic_write(path: Path) -> Iterator[IO[Any]]:
 
 def write_text(path: Path, text: str) -> None:
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(printable(text).encode())
 
 
 LOCK = ".lock"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from zoo.errors import UserError
+from zoo.errors import UserError, printable
 from zoo.train.runs.files import LOCK, is_further_rank, missing_folders, new_folder, remove_empty
 
 FOLDER_OF_RANK_0 = "ZOO_RUN_DIR"  # for the further ranks that rank 0 starts
@@ -25,6 +25,8 @@ def run_folder(cfg: DictConfig, base: Path, log_name: str) -> Iterator[Path]:
     folder is removed, with those above it that were made for it.
     """
     folder, is_named = _folder(cfg, base)
+    if printable(str(folder)) != str(folder):
+        raise UserError(f"run_dir: expected a name in UTF-8, as TensorBoard needs it, found {folder}")
     created = missing_folders(folder.parent)
     if is_named:
         created = missing_folders(folder)
@@ -72,7 +74,7 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = _LogFile(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name in LOGGERS:
         logging.getLogger(name).addHandler(handler)

@@ -14,6 +14,7 @@ from typing import Any
 
 from zoo import trust
 from zoo.errors import UserError, one_line
+from zoo.train.runs.config import path_word
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.sweep.display import Display
@@ -118,7 +119,8 @@ class Sweep:
             if self.mark_if_done_or_failed(job):
                 return
             resumes = (job.folder / "config.yaml").is_file()
-            arguments = resume_arguments(job) if resumes else [*job.overrides, f"run_dir={job.folder}"]
+            new_run = [*job.overrides, path_word("run_dir", job.folder)]
+            arguments = resume_arguments(job) if resumes else new_run
             job.process = RunProcess(job.folder, arguments, self.resources.environment(slot), slot, lock)
         self.set_state(job, "running", "resumed" if resumes else "")
 
@@ -190,4 +192,4 @@ def resume_arguments(job: Job) -> list[str]:
     machine_overrides = [override for override in job.overrides if override.startswith(local_keys)]
     targets = {f"{group}._target_": job.config[f"{group}._target_"] for group in ("model", "task")}
     repeated = [f"{key}={target}" for key, target in targets.items() if not trust.is_trusted(target)]
-    return [f"resume={job.folder}", *machine_overrides, *repeated]
+    return [path_word("resume", job.folder), *machine_overrides, *repeated]
