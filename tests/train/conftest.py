@@ -23,6 +23,7 @@ from torch import Tensor
 
 from zoo.train.commands import train
 from zoo.train.loop import trainer as loop_trainer
+from zoo.train.runs.stop_signals import stop_signals
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
@@ -238,7 +239,7 @@ def same_checkpoints() -> Callable[[Any, Any], list[str]]:
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in stop_signals()}
     yield Workspace(tmp_path, monkeypatch)
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -29,6 +29,7 @@ from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, register
 from zoo.train.runs.files import is_further_rank
 from zoo.train.runs.resume import words_to_resume
+from zoo.train.runs.stop_signals import stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Exit code 0 for a finished run, 2 for a user error, 128 + number for a signal."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive unchanged, to be told apart below
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, exit_on_signal)
     tolerate_any_text()
     threading.excepthook = on_thread_error

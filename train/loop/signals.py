@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: save, then stop."""
+"""Signals during training: save, then stop."""
 
 import signal
 import threading
@@ -8,8 +8,7 @@ from typing import Any
 import lightning as L
 
 from zoo.train.loop.checkpointing import Checkpoints
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from zoo.train.runs.stop_signals import stop_signals
 
 
 class InterruptedRunError(Exception):
@@ -21,7 +20,7 @@ class InterruptedRunError(Exception):
 
 
 class SignalHandler(L.Callback):
-    """At SIGINT or SIGTERM finishes the step, saves last.ckpt and stops; at a second signal stops at once."""
+    """At a signal finishes the step, saves last.ckpt and stops; at a second one stops at once."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -32,7 +31,7 @@ class SignalHandler(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Notes the handlers of before, to which `teardown` returns; Lightning adds its own in between."""
         if threading.current_thread() is threading.main_thread():  # others can't set handlers
-            self._previous_handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+            self._previous_handlers = {signum: signal.getsignal(signum) for signum in stop_signals()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for signum in self._previous_handlers:

@@ -17,6 +17,7 @@ from zoo.errors import UserError, one_line
 from zoo.train.runs.config import path_word
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
+from zoo.train.runs.stop_signals import stop_signals
 from zoo.train.sweep.display import Display
 from zoo.train.sweep.job import Job, State
 from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, describe_mismatch
@@ -150,8 +151,8 @@ class Sweep:
 
     @contextlib.contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Passes SIGINT and SIGTERM on to the runs; ends them all if the sweep itself fails."""
-        signals = (signal.SIGINT, signal.SIGTERM)
+        """Passes signals on to the runs; ends them all if the sweep itself fails."""
+        signals = stop_signals()
         handlers = {signum: signal.signal(signum, self.on_signal) for signum in signals}
         try:
             yield

@@ -10,6 +10,7 @@ import torch
 from zoo.train.commands import train
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+FURTHER_SIGNALS = [(signal.SIGHUP, 129), (signal.SIGUSR1, 138)]  # a closed terminal, a scheduler's warning
 
 
 def send(signum: signal.Signals) -> Any:
@@ -23,6 +24,8 @@ def send(signum: signal.Signals) -> Any:
         (*SIGNALS[1], "on_validation_batch_start", 6, 6),
         (*SIGNALS[1], "on_train_batch_end", 6, 6),
         (*SIGNALS[0], "on_validation_batch_start", 8, 8),
+        (*FURTHER_SIGNALS[0], "on_train_batch_start", 4, 5),
+        (*FURTHER_SIGNALS[1], "on_validation_batch_start", 6, 6),
     ],
 )
 def test_a_signal_saves_and_prints_how_to_resume(
@@ -170,3 +173,14 @@ def test_gradients_are_clipped_together(zoo: Any) -> None:
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
     assert len(norms) == 5  # the others were cleared before a validation
     assert min(value for _, value in zoo.scalars("run")["train/grad_norm"]) > 0.01  # logged before clipping
+
+
+def test_a_signal_that_is_ignored_stays_ignored(zoo: Any) -> None:
+    """nohup has a closed terminal ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hangup = zoo.AtStep("on_train_batch_start", 4, lambda *_: signal.raise_signal(signal.SIGHUP))
+        assert zoo.run(callbacks=[hangup]).code == 0
+        assert zoo.checkpoint("run")["global_step"] == 8
+    finally:
+        signal.signal(signal.SIGHUP, previous)

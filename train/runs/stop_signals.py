@@ -1,0 +1,12 @@
+"""The signals at which a run saves and stops."""
+
+import signal
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""Ctrl-C, a polite kill, a closed terminal, a scheduler's warning."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that this system has and that nobody ignores: nohup has a closed terminal ignored."""
+    signals = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
