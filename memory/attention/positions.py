@@ -128,7 +128,7 @@ class Alibi(Positions):
         super().__init__()
         self.register_buffer("log2_slopes", torch.tensor(alibi_exponents(heads)))
 
-    def earlier_buffers(self) -> dict[str, Tensor]:
+    def legacy_buffers(self) -> dict[str, Tensor]:
         """What checkpoints of versions that stored no slopes were trained with: the formula of the paper's
         text, which the published code follows only where the number of heads is a power of two."""
         heads = len(self.log2_slopes)

@@ -32,14 +32,14 @@ from zoo.train.runs import budget, build
 from zoo.train.runs.checkpoint import (
     AtomicCheckpointIO,
     check_weights,
+    migrate_weights,
     read_checkpoint,
-    update_weights,
 )
 from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
-from zoo.train.runs.optimizer_weights import arrange
+from zoo.train.runs.optimizer_weights import reorder_moments
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
@@ -58,7 +58,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     start = time.perf_counter()
     L.seed_everything(cfg.seed, verbose=False)
     task = stored_task(cfg, run_dir) if cfg.resume else build.task(cfg)
-    identity = data_identity(task)
+    identity = data_identity(task)  # hashes of its documents: a resumed run reads the same
     cfg.model = budget.solve_width(cfg)  # the free width, from the size's budget of parameters
     model = build.model(cfg)
     model.optim = build.optim(cfg)
@@ -127,15 +127,15 @@ def read_resume_checkpoint(
     return checkpoint
 
 
-def update_checkpoint(model: SequenceModule, sharded: bool, checkpoint: dict[str, Any]) -> None:
-    """Put today's names of the model's weights, and today's order of the optimiser's, into a checkpoint."""
-    checkpoint["state_dict"] = update_weights(checkpoint["state_dict"], model)
+def migrate_checkpoint(model: SequenceModule, sharded: bool, checkpoint: dict[str, Any]) -> None:
+    """Bring a checkpoint of an earlier version to today's names of weights and order of moments, in place."""
+    checkpoint["state_dict"] = migrate_weights(checkpoint["state_dict"], model)
     if not sharded:
-        arrange(checkpoint, model)
+        reorder_moments(checkpoint, model)
 
 
 def is_sharded(cfg: DictConfig) -> bool:
-    """True if no rank has all weights; the optimiser's state then has the strategy's form."""
+    """True if no rank holds all weights (FSDP, DeepSpeed): the strategy decides the form of the moments."""
     return not cfg.trainer.strategy.startswith(("auto", "ddp"))
 
 
@@ -174,7 +174,7 @@ def make_trainer(
                 checkpoints,
                 SignalHandler(checkpoints),
             ],
-            plugins=[AtomicCheckpointIO(partial(update_checkpoint, model, is_sharded(cfg)))],
+            plugins=[AtomicCheckpointIO(partial(migrate_checkpoint, model, is_sharded(cfg)))],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -37,11 +37,11 @@ class MismatchError(Exception):
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a temporary file and renames it; loads nothing but tensors and plain Python data.
 
-    `update` brings a loaded checkpoint, in place, into the form that this version saves.
+    `migrate` changes a loaded checkpoint, in place, from an earlier version's form to this version's.
     """
 
-    def __init__(self, update: Callable[[dict[str, Any]], None]) -> None:
-        self.update = update
+    def __init__(self, migrate: Callable[[dict[str, Any]], None]) -> None:
+        self.migrate = migrate
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -57,7 +57,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         checkpoint = read_checkpoint(Path(path))
-        self.update(checkpoint)
+        self.migrate(checkpoint)
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -78,28 +78,28 @@ RENAMED_MODULES = {"enter": "in_proj", "out": "out_proj"}
 """Current module names, by their names in older checkpoints."""
 
 
-def update_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Replaces former module names by current ones in a checkpoint's weights; `names` are the model's.
+def migrate_weight_names(weights: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """A checkpoint's weights with former module names replaced by current ones; `names` are the model's.
 
     A name is replaced only if the model lacks it, has the new one, and the checkpoint lacks the new one.
     """
 
-    def update(name: str) -> str:
+    def migrate(name: str) -> str:
         renamed = ".".join(RENAMED_MODULES.get(part, part) for part in name.split("."))
         return renamed if name not in names and renamed in names and renamed not in weights else name
 
-    return {update(name): weight for name, weight in weights.items()}
+    return {migrate(name): weight for name, weight in weights.items()}
 
 
-def update_weights(weights: dict[str, Tensor], model: SequenceModule) -> dict[str, Tensor]:
-    """A checkpoint's weights by the model's names, with the buffers that earlier versions didn't store.
+def migrate_weights(weights: dict[str, Tensor], model: SequenceModule) -> dict[str, Tensor]:
+    """A checkpoint's state_dict under the model's names, with the buffers that earlier versions didn't store.
 
-    A module's `earlier_buffers` are those, with the values that held then.
+    A module's `legacy_buffers()` returns those, by name, with the values that earlier versions computed with.
     """
-    weights = update_weight_names(weights, model.state_dict().keys())
+    weights = migrate_weight_names(weights, model.state_dict().keys())
     for prefix, module in model.named_modules():
-        earlier_buffers = getattr(module, "earlier_buffers", dict)
-        weights = {f"{prefix}.{name}": buffer for name, buffer in earlier_buffers().items()} | weights
+        legacy_buffers = getattr(module, "legacy_buffers", dict)
+        weights = {f"{prefix}.{name}": buffer for name, buffer in legacy_buffers().items()} | weights
     return weights
 
 
@@ -160,11 +160,11 @@ def _has_progress(checkpoint: dict[str, Any]) -> bool:
 
 
 def check_weights(model: SequenceModule, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights by this model's names.
+    """A checkpoint's weights, migrated by `migrate_weights`.
 
-    Raises UserError unless they fit the model, name by name and shape by shape.
+    Raises UserError unless their names, shapes, layouts and kinds of dtype are the model's.
     """
-    weights = update_weights(weights, model)
+    weights = migrate_weights(weights, model)
     expected_shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     for name in sorted(expected_shapes.keys() | shapes.keys()):
@@ -195,8 +195,8 @@ def rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    version, inner, gauss = states["python"]
-    random.setstate((version, tuple(inner), gauss))
+    version, internal_state, gauss_next = states["python"]
+    random.setstate((version, tuple(internal_state), gauss_next))
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])

@@ -1,7 +1,7 @@
-"""Whose state an optimiser's state is: a checkpoint names the weights of each group.
+"""The names of the weights in each of an optimiser's parameter groups, which a checkpoint stores.
 
-torch stores the state of a weight under its index over all groups, so that a model with other groups than
-the checkpoint's would give its weights the states of others.
+torch stores a weight's moments under its index over all groups, so that a model with other groups than the
+checkpoint's would give its weights the moments of others.
 """
 
 from itertools import chain
@@ -75,8 +75,8 @@ def _former_names(names: WeightNames, shapes: Shapes) -> WeightNames:
     return [[name for name in shapes if name in decaying or name in moved], *vectors_first]
 
 
-def arranged(saved: dict[str, Any], old: WeightNames, new: WeightNames) -> dict[str, Any]:
-    """A saved state in another order: each group keeps its settings, and each weight its moments."""
+def reordered(saved: dict[str, Any], old: WeightNames, new: WeightNames) -> dict[str, Any]:
+    """A saved state_dict with the weights in another order: each keeps its moments, a group its settings."""
     index = {name: i for i, name in enumerate(chain(*new))}
     state = {index[name]: saved["state"][i] for i, name in enumerate(chain(*old)) if i in saved["state"]}
     groups = [
@@ -86,10 +86,10 @@ def arranged(saved: dict[str, Any], old: WeightNames, new: WeightNames) -> dict[
     return {**saved, "state": state, "param_groups": groups}
 
 
-def arrange(checkpoint: dict[str, Any], model: SequenceModule) -> None:
-    """Put a checkpoint's state of the optimiser into the order of the model's groups."""
+def reorder_moments(checkpoint: dict[str, Any], model: SequenceModule) -> None:
+    """Put the optimiser's moments in a checkpoint into the order of the model's parameter groups."""
     names = weight_names(model, model.configure_optimizers()["optimizer"])
     saved = checkpoint["optimizer_states"][0]
     old = saved_names(names, weight_shapes(model), saved, checkpoint["zoo"].get(KEY))
     if old != names:
-        checkpoint["optimizer_states"] = [arranged(saved, old, names)]
+        checkpoint["optimizer_states"] = [reordered(saved, old, names)]

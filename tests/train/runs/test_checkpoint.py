@@ -17,8 +17,8 @@ from zoo.train.runs.checkpoint import (
     REQUIRED_KEYS,
     AtomicCheckpointIO,
     check_weights,
-    update_weight_names,
-    update_weights,
+    migrate_weight_names,
+    migrate_weights,
 )
 from zoo.train.runs.config import compose
 
@@ -52,7 +52,7 @@ def test_a_resumed_run_reads_the_former_names(tmp_path: Path) -> None:
     checkpoint |= {"global_step": 1, "metrics": {"tokens_seen": 8}, "zoo": {"version": FORMAT_VERSION}}
     checkpoint["state_dict"] = with_former_names(weights)
     files = AtomicCheckpointIO(
-        lambda saved: saved.update(state_dict=update_weight_names(saved["state_dict"], weights.keys()))
+        lambda saved: saved.update(state_dict=migrate_weight_names(saved["state_dict"], weights.keys()))
     )
     files.save_checkpoint(checkpoint, tmp_path / "last.ckpt")
     loaded = files.load_checkpoint(tmp_path / "last.ckpt")["state_dict"]
@@ -78,7 +78,7 @@ class Own(SequenceModule):
 
 def test_a_users_own_modules_keep_their_names() -> None:
     weights = Own().state_dict()
-    assert update_weight_names(weights, weights.keys()) == weights
+    assert migrate_weight_names(weights, weights.keys()) == weights
     renamed = {name.replace("out", "outer"): weight for name, weight in weights.items()}
     with pytest.raises(UserError, match=r"weight out\.bias expected \(2,\), found absent"):
         check_weights(Own(), renamed, Path("last.ckpt"))
@@ -86,7 +86,7 @@ def test_a_users_own_modules_keep_their_names() -> None:
 
 def test_nothing_is_renamed_onto_a_weight_that_exists() -> None:
     weights = {"out.weight": torch.zeros(1), "out_proj.weight": torch.ones(1)}
-    assert update_weight_names(weights, ["out_proj.weight"]) == weights
+    assert migrate_weight_names(weights, ["out_proj.weight"]) == weights
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_checkpoints_without_alibis_slopes_are_read_with_those_of_their_training
     assert len(slopes) == cfg.model.depth
     assert check_weights(model, stored, Path("last.ckpt")).keys() == stored.keys()
 
-    model.load_state_dict(update_weights(stored, model))
+    model.load_state_dict(migrate_weights(stored, model))
     assert torch.equal(model.state_dict()[slopes[0]], torch.tensor([-2.0, -4, -6, -8, -1, -3]))
     former = {name: weight for name, weight in stored.items() if name not in slopes}
     model.load_state_dict(check_weights(model, former, Path("last.ckpt")))
@@ -121,4 +121,4 @@ def test_checkpoints_without_alibis_slopes_are_read_with_those_of_their_training
         assert torch.equal(model.state_dict()[name], torch.tensor([-8 * h / 6 for h in range(1, 7)]))
 
     others = build.model(compose(["model=transformer", "size=nano"]))
-    assert update_weights(others.state_dict(), others).keys() == others.state_dict().keys()
+    assert migrate_weights(others.state_dict(), others).keys() == others.state_dict().keys()
