@@ -24,9 +24,9 @@ def features(x: Tensor, nu: int) -> Tensor:
     return torch.tensor([y[i] * y[i - j] for j in range(1, nu + 1) for i in range(len(y))], dtype=x.dtype)
 
 
-def recall(k: Tensor, matrix: Tensor, normaliser: Tensor, floor: bool) -> Tensor:
+def recall(k: Tensor, matrix: Tensor, normaliser: Tensor, bounded: bool) -> Tensor:
     total = sum(float(k[i]) * float(normaliser[i]) for i in range(len(k)))
-    total = (max(total, float(k @ k)) if floor else total) + EPS
+    total = (max(total, float(k @ k)) if bounded else total) + EPS
     return sum((float(k[i]) / total * matrix[i] for i in range(len(k))), start=torch.zeros_like(matrix[0]))
 
 
@@ -101,8 +101,8 @@ def test_three_writes_and_reads_against_loops(nu: int, correction: bool, order: 
 
 
 @pytest.mark.parametrize("correction", [True, False])
-@pytest.mark.parametrize("floor", [True, False])
-def test_in_turn_is_its_loop(correction: bool, floor: bool) -> None:
+@pytest.mark.parametrize("bounded", [True, False])
+def test_in_turn_is_its_loop(correction: bool, bounded: bool) -> None:
     """From an empty row beside a written one, with gradients in the state as well."""
     torch.manual_seed(0)
     keys = torch.rand(2, 5, 12, dtype=torch.float64, requires_grad=True)
@@ -115,7 +115,7 @@ def test_in_turn_is_its_loop(correction: bool, floor: bool) -> None:
     results = []
     for form in (write_in_turn, write_in_turn_loop):
         state = AssociativeState(*start, torch.tensor([0, 2]))
-        written = form(state, keys, values, strength, correction, floor)
+        written = form(state, keys, values, strength, correction, bounded)
         loss = sum((part * torch.arange(part.numel()).view_as(part)).sum() for part in written)
         results.append([*written, *torch.autograd.grad(loss, inputs)])
     for fast, loop in zip(*results, strict=True):
@@ -123,9 +123,9 @@ def test_in_turn_is_its_loop(correction: bool, floor: bool) -> None:
 
 
 @pytest.mark.parametrize(("correction", "expected"), [(True, [0, 1]), (False, [7.5 / 17, 1 / 17])])
-@pytest.mark.parametrize("floor", [True, False])
+@pytest.mark.parametrize("bounded", [True, False])
 @torch.no_grad()
-def test_what_is_written_again_is_replaced(correction: bool, expected: list[float], floor: bool) -> None:
+def test_what_is_written_again_is_replaced(correction: bool, expected: list[float], bounded: bool) -> None:
     """A pair is written 16 times, then once with another value, all with b = 1.
 
     With gamma z k stays |k|^2, and the new value alone is read.  Without it z k is n |k|^2 after n writes, so
@@ -135,24 +135,24 @@ def test_what_is_written_again_is_replaced(correction: bool, expected: list[floa
     key, values = torch.rand(1, 1, 6).double(), torch.eye(2).double().view(2, 1, 1, 2)
     state = AssociativeState(torch.zeros(1, 6, 2).double(), torch.zeros(1, 6).double(), torch.zeros(1).long())
     for value in [values[0]] * 16 + [values[1]]:
-        matrix, normaliser = write_in_turn(state, key, value, torch.ones(1, 1, 1).double(), correction, floor)
-        state = AssociativeState(matrix, normaliser, state.writes + 1)
-    numerator, total = lookup(key, state, floor)
+        A, z = write_in_turn(state, key, value, torch.ones(1, 1, 1).double(), correction, bounded)
+        state = AssociativeState(A, z, state.writes + 1)
+    numerator, total = lookup(key, state, bounded)
     read = (numerator / total[..., None])[0, 0]
     torch.testing.assert_close(read, torch.tensor(expected).double(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("floor", "total"), [(False, 1e-6 + 1e-5), (True, 1 + 1e-5)])
+@pytest.mark.parametrize(("bounded", "total"), [(False, 1e-6 + 1e-5), (True, 1 + 1e-5)])
 @torch.no_grad()
-def test_a_query_beside_all_weight_divides_by_its_own_square_at_least(floor: bool, total: float) -> None:
+def test_a_query_beside_all_weight_divides_by_its_own_square_at_least(bounded: bool, total: float) -> None:
     """(1, 0) is written with value 0, (1, 0.01) with 1, with b = 1: gamma is 1e-4, z = (1, 1e-6), and A has
     0.01 in its second row.  The query (0, 1) reads 0.01 over z q + eps, or over |q|^2 + eps."""
     state = AssociativeState(torch.zeros(1, 2, 1).double(), torch.zeros(1, 2).double(), torch.zeros(1).long())
     for key, value in (([1.0, 0.0], 0.0), ([1.0, 0.01], 1.0)):
         keys, values = torch.tensor([[key]]).double(), torch.tensor([[[value]]]).double()
-        written = write_together(state, keys, values, torch.ones(1, 1, 1).double(), True, floor)
+        written = write_together(state, keys, values, torch.ones(1, 1, 1).double(), True, bounded)
         state = AssociativeState(*written, state.writes + 1)
-    numerator, denominator = lookup(torch.tensor([[[0.0, 1.0]]]).double(), state, floor)
+    numerator, denominator = lookup(torch.tensor([[[0.0, 1.0]]]).double(), state, bounded)
     assert numerator.item() == pytest.approx(0.01, rel=1e-4)
     assert denominator.item() == pytest.approx(total, rel=0.1)
 
