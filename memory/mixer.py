@@ -19,9 +19,9 @@ class Mixer(DecodeRule, nn.Module):
 
     decodes: bool = False
     """True if the class has a cache smaller than the open segment's inputs (see DecodeRule)."""
-    undecayed: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that weight decay spares although they have the shape of a matrix; vectors, such as
-    biases and gains, it always spares (see SequenceModule.parameter_groups)."""
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters without weight decay although they have the shape of a matrix; vectors, such as
+    biases and gains, never have any (see SequenceModule.parameter_groups)."""
 
     def init_state(self, rows: int) -> State:
         """The state before the first token: every tensor has the rows first."""

@@ -56,7 +56,7 @@ class AssociativeBlock(Mixer):
 class ARMT(Decoder):
     learns_through_memory = True
     reach = None
-    undecayed: ClassVar[tuple[str, ...]] = ("memory",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class RMTState(NamedTuple):
 class RMT(Decoder):
     learns_through_memory = True
     reach = None
-    undecayed: ClassVar[tuple[str, ...]] = ("memory",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,

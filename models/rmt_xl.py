@@ -4,15 +4,15 @@ Bulatov, Kuratov & Burtsev 2022, arXiv:2207.06881: the code behind the paper's t
 
     H_0 = [M_s ; sqrt(D) E[w_1 .. w_S] ; M_s]  ->  Transformer-XL  ->  H_L        M_{s+1} = end of H_L
 
-With `prenorm` no norm stands behind the last layer, and what each segment adds to M stays in it: M grows with
-the text, until a segment changes next to nothing of it.  `memory_norm` normalises M_{s+1} (LayerNorm without
-weights), as the published RMT on GPT-2 does with its last norm.
+With `prenorm` no norm follows the last layer, so that every segment adds to the residual stream of M: M grows
+with the text, until a segment hardly changes it.  `memory_norm` applies LayerNorm (without weights) to
+M_{s+1}; in the published RMT on GPT-2 the body's final norm does.
 
-Carried from segment to segment: the memory tokens, with gradient, and the XL cache, in every layer its last
-`memory_len` inputs (those of memory tokens included), without.
+Carried from segment to segment: the memory tokens, with gradient; in every layer the XL cache, its last
+`memory_len` inputs (those of memory tokens included), without gradient.
 Differs from the paper: a memory token that attends to a later one of its block uses relative distance 0; in
-the published code the relative shift wraps around there (`wrapped=true` reproduces it).  It has no
-`memory_norm`.
+the published code the relative shift wraps around there (`wrapped=true` reproduces it).  The published code
+has no `memory_norm`.
 """
 
 from typing import ClassVar, NamedTuple, Unpack
@@ -22,19 +22,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention.relative import RecurrenceState, RelativeAttention, recurrence_reach
+from zoo.memory.attention.relative import RelativeAttention, XLCache, xl_reach
 from zoo.memory.tokens.memory_tokens import surround_with_memory
 from zoo.models.transformer_xl import TransformerXL, XLOptions
 
 
 class RMTXLState(NamedTuple):
     memory: Float[Tensor, "rows memory width"]
-    layers: tuple[RecurrenceState, ...]  # the XL cache of each layer
+    layers: tuple[XLCache, ...]
 
 
 class RMTXL(TransformerXL):
     parallel = "none"
-    undecayed: ClassVar[tuple[str, ...]] = ("memory",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RMTXL(TransformerXL):
         write_at_end: bool = True,
         read_cache: bool = False,
         memory_norm: bool = False,
-        wrapped: bool = False,  # how a memory token attends ahead, see above
+        wrapped: bool = False,  # distances to later memory tokens as in the published code, see above
         **options: Unpack[XLOptions],
     ) -> None:
         """With `write_at_end=false` there are no memory tokens after the segment: those before it become the
@@ -70,15 +70,15 @@ class RMTXL(TransformerXL):
         self.remembers, self.reach = True, None
         if not (write_at_end or read_cache or self.same_length):  # the memory tokens never see the text
             full, rest = divmod(memory_len, segment_len + memory_tokens)
-            self.reach = recurrence_reach(segment_len, depth, full * segment_len + min(rest, segment_len))
+            self.reach = xl_reach(segment_len, depth, full * segment_len + min(rest, segment_len))
         # without write tokens, the memory never sees the segment except through the detached cache
         self.learns_through_memory = ("memory",) if write_at_end else ()
 
     def init_state(self, rows: int) -> RMTXLState:
         return RMTXLState(self.memory.expand(rows, -1, -1), super().init_state(rows))
 
-    def attention_mask(self, time: int) -> Bool[Tensor, "augmented keys"] | None:
-        """The paper's mask for `time` positions, of a segment and its memory tokens: causal, except that each
+    def attention_mask(self, time: int) -> Bool[Tensor, "time keys"] | None:
+        """The paper's mask for `time` positions, a segment with its memory tokens: causal, except that each
         block of memory tokens attends to all of itself, and to the XL cache only with `read_cache`.  As
         published, None with `same_length`: the default mask."""
         if self.same_length:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.interface import Parallel
-from zoo.memory.attention.relative import OpenSegment, RecurrenceState, RelativeAttention, recurrence_reach
+from zoo.memory.attention.relative import RelativeAttention, XLCache, XLDecodeCache, xl_reach
 from zoo.models.blocks import FeedForward, init_weights, sinusoid
 from zoo.module import SequenceModule
 from zoo.state import State
@@ -36,17 +36,17 @@ class XLLayer(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "rows time width"],
-        state: RecurrenceState,
+        state: XLCache,
         R: Float[Tensor, "distances width"],
         segment_len: int,
         mask: Tensor | None = None,
-    ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
+    ) -> tuple[Float[Tensor, "rows time width"], XLCache]:
         y, state = self.attention(h, state, R, segment_len, mask)
         return self._feed_forward(y), state
 
     def decode(
-        self, h: Float[Tensor, "rows time width"], cache: OpenSegment
-    ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
+        self, h: Float[Tensor, "rows time width"], cache: XLDecodeCache
+    ) -> tuple[Float[Tensor, "rows time width"], XLDecodeCache]:
         y, cache = self.attention.decode(h, cache)
         return self._feed_forward(y), cache
 
@@ -104,7 +104,7 @@ class TransformerXL(SequenceModule):
         self.memory_len, self.remembers = memory_len, memory_len > same_length  # which sees itself first
         self.clamp_len, self.same_length = clamp_len, same_length
         in_window = depth * (memory_len - 1) + 1
-        self.reach = in_window if same_length else recurrence_reach(segment_len, depth, memory_len)
+        self.reach = in_window if same_length else xl_reach(segment_len, depth, memory_len)
         self.embed = nn.Embedding(vocab_size, width)
         biases = [nn.Parameter(torch.empty(heads, head_dim)) for _ in range(2)]
         self.content_bias, self.position_bias = biases

@@ -29,8 +29,8 @@ class SequenceModule(StatefulLM, L.LightningModule):
 
     outside_budget: ClassVar[tuple[str, ...]] = ("embed", "positions", "head")
     """Attributes that a parameter budget leaves out: token embedding, position table, output projection."""
-    undecayed: ClassVar[tuple[str, ...]] = ()
-    """Names of parameters that weight decay spares although they have the shape of a matrix (see
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters without weight decay although they have the shape of a matrix (see
     `parameter_groups`)."""
 
     optim: Optim
@@ -39,16 +39,18 @@ class SequenceModule(StatefulLM, L.LightningModule):
     _target_shares: Tensor | None = None  # summed since the last step; None in steps of one window
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser (see zoo.optim): embeddings and other matrices decay, the rest doesn't.
+        """Groups for the optimiser (see zoo.optim): weight decay for embeddings and other matrices only.
 
-        The rest are vectors, and what any module of the model names in `undecayed`: parameters that have the
-        shape of a matrix and map nothing, such as biases per head and memory tokens.
+        It spares vectors, and what any module of the model names in `no_weight_decay`: parameters that have
+        the shape of a matrix and map nothing, such as biases per head and memory tokens.
         """
-        undecayed = {
-            id(getattr(part, name)) for part in self.modules() for name in getattr(part, "undecayed", ())
+        spared = {
+            id(getattr(part, name))
+            for part in self.modules()
+            for name in getattr(part, "no_weight_decay", ())
         }
         weights = [weight for weight in self.parameters() if weight.requires_grad]
-        decaying = [weight for weight in weights if weight.ndim >= 2 and id(weight) not in undecayed]
+        decaying = [weight for weight in weights if weight.ndim >= 2 and id(weight) not in spared]
         identities = {id(weight) for weight in decaying}
         rest = [weight for weight in weights if id(weight) not in identities]
         return [{"params": decaying}, {"params": rest, "decays": False}]

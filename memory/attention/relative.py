@@ -20,13 +20,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
-class RecurrenceState(NamedTuple):
+class XLCache(NamedTuple):
+    """One layer's memory: its inputs at the last `memory_len` positions."""
+
     hidden: Float[Tensor, "rows memory width"]  # newest last
     filled: Int[Tensor, " rows"]  # valid positions, which are the last ones
 
 
-class OpenSegment(NamedTuple):
-    """The decode cache: memory and segment so far."""
+class XLDecodeCache(NamedTuple):
+    """Keys and values of the memory and of the segment so far."""
 
     keys: Float[Tensor, "rows heads keys head_dim"]
     values: Float[Tensor, "rows heads keys head_dim"]
@@ -47,7 +49,7 @@ def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*
 class RelativeAttention(nn.Module):
     """Attention sub-layer with residual and LayerNorm (after it, or before it with `prenorm`)."""
 
-    undecayed: ClassVar[tuple[str, ...]] = ("content_bias", "position_bias")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("content_bias", "position_bias")
 
     def __init__(
         self,
@@ -74,26 +76,26 @@ class RelativeAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
 
-    def init_state(self, rows: int) -> RecurrenceState:
+    def init_state(self, rows: int) -> XLCache:
         weight = self.qkv.weight
         filled = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        return RecurrenceState(weight.new_zeros(rows, self.memory_len, self.width), filled)
+        return XLCache(weight.new_zeros(rows, self.memory_len, self.width), filled)
 
     def forward(
         self,
         h: Float[Tensor, "rows time width"],
-        state: RecurrenceState,
+        state: XLCache,
         R: Float[Tensor, "distances width"],
         segment_len: int,
         mask: Bool[Tensor, "segment keys"] | None = None,
-    ) -> tuple[Float[Tensor, "rows time width"], RecurrenceState]:
+    ) -> tuple[Float[Tensor, "rows time width"], XLCache]:
         """Read `time` tokens, a multiple of `segment_len`, all segments at once.
 
         `R` holds R for the distances memory + segment - 1 .. 0; `mask` replaces the causal mask.
         """
         rows, segments = len(h), h.shape[1] // segment_len
         before = torch.cat([state.hidden.to(h.dtype), h.detach()], dim=1)
-        after = RecurrenceState(
+        after = XLCache(
             before[:, h.shape[1] :].to(state.hidden.dtype),
             (state.filled + h.shape[1]).clamp(max=self.memory_len),
         )
@@ -120,14 +122,14 @@ class RelativeAttention(nn.Module):
         y = h + self.dropout(self.out_proj(y))
         return (y if self.prenorm else self.norm(y)), after
 
-    def init_decode_cache(self, state: RecurrenceState, R: Float[Tensor, "distances width"]) -> OpenSegment:
+    def init_decode_cache(self, state: XLCache, R: Float[Tensor, "distances width"]) -> XLDecodeCache:
         """A cache for `decode`, of the memory alone; `R` as in `forward`, for a full segment."""
         keys, values = self._memory(state.hidden.to(R.dtype))
-        return OpenSegment(keys, values, self._split(self.relative(R)), state.filled)
+        return XLDecodeCache(keys, values, self._split(self.relative(R)), state.filled)
 
     def decode(
-        self, h: Float[Tensor, "rows time width"], cache: OpenSegment
-    ) -> tuple[Float[Tensor, "rows time width"], OpenSegment]:
+        self, h: Float[Tensor, "rows time width"], cache: XLDecodeCache
+    ) -> tuple[Float[Tensor, "rows time width"], XLDecodeCache]:
         """`forward` of a segment, causal, at the tokens after those in the cache."""
         q, k, v = self._heads(self.qkv, h, 3)
         keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
@@ -168,7 +170,7 @@ class RelativeAttention(nn.Module):
         return rearrange(old.unfold(2, self.memory_len, segment_len), "b h n k m -> b h n m k")
 
     def _with_future_keys(
-        self, position_scores: Tensor, raw: Tensor, state: RecurrenceState, segments: int
+        self, position_scores: Tensor, raw: Tensor, state: XLCache, segments: int
     ) -> Float[Tensor, "rows_and_segments heads segment keys"]:
         """A key after its query has distance 0.  With `wrapped` it gets what the published shift wraps around
         to: 0 one step ahead, then the next query's farthest distances, of the memory's content only."""
@@ -184,7 +186,7 @@ class RelativeAttention(nn.Module):
         return torch.where(ahead > 0, raw.roll(-1, dims=-2).gather(-1, column), position_scores)
 
     def attention_mask(
-        self, state: RecurrenceState, segments: int, segment_len: int, mask: Tensor | None = None
+        self, state: XLCache, segments: int, segment_len: int, mask: Tensor | None = None
     ) -> Bool[Tensor, "rows_and_segments 1 segment keys"]:
         """`mask` (causal and within reach by default), without the memory's empty positions."""
         device, memory = state.filled.device, self.memory_len
@@ -201,7 +203,7 @@ class RelativeAttention(nn.Module):
         return rearrange(stored, "b n m -> (b n) 1 1 m") & mask
 
 
-def recurrence_reach(segment_len: int, depth: int, stored: int) -> int:
-    """How many positions can change logits, where each layer has `stored` positions before its segment: an
-    input stored by layer l has read the segment that it stands in, and what that segment had stored."""
+def xl_reach(segment_len: int, depth: int, stored: int) -> int:
+    """The receptive field of a stack whose layers cache `stored` positions before the segment: an input that
+    layer l cached has attended to its segment, and to the positions that were cached then."""
     return segment_len + (depth - 1) * math.ceil(stored / segment_len) * segment_len + stored

@@ -104,7 +104,7 @@ def ema(
 class ComplexEMA(Mixer):
     """Complex moving averages, `state_size` for each channel."""
 
-    undecayed: ClassVar[tuple[str, ...]] = ("alpha", "delta", "gamma")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("alpha", "delta", "gamma")
 
     def __init__(self, width: int, state_size: int = 16) -> None:
         super().__init__()

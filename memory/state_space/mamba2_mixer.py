@@ -36,7 +36,7 @@ class Mamba2Mixer(Mixer):
     """`heads` of `head_dim` channels each, in `groups` that share B and C; `gated_width` channels bypass
     the recurrence as silu(z0) x0."""
 
-    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
 
     def __init__(
         self,

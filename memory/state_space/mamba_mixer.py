@@ -42,7 +42,7 @@ class MambaMixer(Mixer):
     The decoder's init_weights draws the weights of its linear maps and norms; `reset` draws the rest.
     """
 
-    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "dt_bias")
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ def gained_rms(
 class GatedAttention(Mixer):
     """Attention inside chunks over keys from the moving average of the text, gated; the residual is added."""
 
-    undecayed: ClassVar[tuple[str, ...]] = ("gain", "shift")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("gain", "shift")
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ TABLE: Table = {
 class JointAttention(Mixer):
     """y = W_o softmax([exp(p) q_i . k_found ; exp(p) q_i . k_j + bias_ij]) [their v], times tanh(gate)."""
 
-    undecayed: ClassVar[tuple[str, ...]] = ("sharpness",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("sharpness",)
 
     def __init__(
         self, width: int, heads: int, head_dim: int, capacity: int, neighbours: int, gated: bool = False

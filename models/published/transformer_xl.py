@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.memory.attention.relative import RecurrenceState
+from zoo.memory.attention.relative import XLCache
 from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
     Config,
@@ -89,7 +89,7 @@ def published_state(state: State) -> dict[str, Tensor]:
     return {f"mems{layer}": filled(layer_state) for layer, layer_state in enumerate(state)}
 
 
-def filled(state: RecurrenceState) -> Tensor:
+def filled(state: XLCache) -> Tensor:
     """The part of a memory that is there, time first."""
     lengths = state.filled.unique().tolist()
     if len(lengths) != 1:

@@ -133,7 +133,7 @@ class Undeclared(SequenceModule):
 
 
 class Declared(Undeclared):
-    undecayed = ("turn",)
+    no_weight_decay = ("turn",)
 
 
 def test_without_a_declaration_all_but_vectors_decay() -> None:

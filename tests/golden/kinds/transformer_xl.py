@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.golden.cases import Case
 from tests.golden.kinds.recurrence import Reading, check_model, never
-from zoo.memory.attention.relative import RecurrenceState, RelativeAttention
+from zoo.memory.attention.relative import RelativeAttention, XLCache
 from zoo.models.blocks import FeedForward, sinusoid
 from zoo.models.published import rmt, transformer_xl
 from zoo.models.published.weights import fill, gradients, same
@@ -98,7 +98,7 @@ def check_layer(case: Case) -> None:
     (queries, rows), kept = w.shape[:2], len(mems)
     case.expect(batch=rows, qlen=queries, mlen=kept)
     hidden = F.pad(time_first(mems), (0, 0, memory_len - kept, 0))
-    state = RecurrenceState(hidden, torch.full((rows,), kept))
+    state = XLCache(hidden, torch.full((rows,), kept))
     distances = torch.arange(memory_len + queries - 1, -1, -1)
     if config["clamp_len"] > 0:
         distances = distances.clamp(max=config["clamp_len"])

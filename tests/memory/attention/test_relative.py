@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from zoo.memory.attention.relative import RecurrenceState, RelativeAttention, shift
+from zoo.memory.attention.relative import RelativeAttention, XLCache, shift
 from zoo.models.blocks import sinusoid
 
 WIDTH, HEADS, HEAD = 6, 2, 4
@@ -104,9 +104,7 @@ def test_three_segments_at_once_and_a_short_one_against_loops(
     layer, segment_len = build(memory_len, prenorm, same_length), 3
     earlier = torch.randn(5, WIDTH, dtype=torch.float64)
     _, filled = layer(earlier[None], layer.init_state(1), table(layer, 5), 5)
-    state = RecurrenceState(
-        *(torch.cat([new, old]) for new, old in zip(layer.init_state(1), filled, strict=True))
-    )
+    state = XLCache(*(torch.cat([new, old]) for new, old in zip(layer.init_state(1), filled, strict=True)))
     past: list[list[Tensor]] = [[], [*earlier]]
     for length in (3 * segment_len, 2):
         h = torch.randn(2, length, WIDTH, dtype=torch.float64)
@@ -141,7 +139,7 @@ def test_a_future_key_shown_by_the_mask_has_distance_0() -> None:
 
 def test_the_memory_has_no_gradient_but_the_weights_learn_from_it() -> None:
     layer, h = build(3), torch.randn(1, 6, WIDTH, dtype=torch.float64, requires_grad=True)
-    state = RecurrenceState(torch.randn(1, 3, WIDTH, dtype=torch.float64), torch.tensor([3]))
+    state = XLCache(torch.randn(1, 3, WIDTH, dtype=torch.float64), torch.tensor([3]))
     y, after = layer(h, state, table(layer, 3), 3)
     assert not after.hidden.requires_grad
     (grad,) = torch.autograd.grad(y[:, 3:].square().sum(), [h], retain_graph=True)
