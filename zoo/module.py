@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     tokens: Int[Tensor, "rows time"]
     targets: Int[Tensor, "rows time"]  # IGNORE where there is none
-    fresh: Bool[Tensor, " rows"]  # rows in which a new document begins
+    fresh: Bool[Tensor, " rows"]  # rows in which a new document begins: their state is reset
 
 
 class SequenceModule(StatefulLM, L.LightningModule):

@@ -97,10 +97,10 @@ def take_rows(state: State, rows: Int[Tensor, " picked"]) -> State:
     return tree_map(lambda leaf: leaf[rows], state)
 
 
-def replace_rows(state: State, fresh: State, rows: Bool[Tensor, " rows"]) -> State:
-    """Rows marked True come from `fresh`, the rest from `state`."""
+def replace_rows(state: State, other: State, rows: Bool[Tensor, " rows"]) -> State:
+    """Rows marked True come from `other`, the rest from `state`."""
     return tree_map(
-        lambda old, new: torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old), state, fresh
+        lambda old, new: torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old), state, other
     )
 
 

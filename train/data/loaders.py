@@ -1,10 +1,11 @@
 """Loaders: row i of every batch is the next window of stream i, where the previous batch stopped.
 
-A stream is an endless text, one document (or chunk of one) after the other; a rank's batch has a row for each
-of its batch_size streams.  A document or chunk begins at the start of a window and flags its row fresh; the
-rest of its last window is padding (token 0, target IGNORE).  Every rank tracks the cursors of all streams and
-reads the documents of its rows only, so that all ranks yield the same number of batches and save the same
-state.
+A window is seq_len positions, what one training step reads of a row.  A stream is an endless text, one
+document (or chunk of one) after the other; a rank's batch has a row for each of its batch_size streams.  A
+document or chunk begins at the start of a window and flags its row fresh, which resets the model's state in
+that row; the rest of its last window is padding (token 0, target IGNORE).  Every rank tracks the cursors of
+all streams and reads the documents of its rows only, so that all ranks yield the same number of batches and
+save the same state.
 """
 
 import heapq
@@ -26,7 +27,7 @@ class Span(NamedTuple):
     document: int
     start: int
     stop: int
-    fresh: bool  # a document or a chunk of one begins: the row starts from an empty state
+    fresh: bool  # a document or a chunk of one begins: the row's state is reset
 
 
 def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Batch:
@@ -58,22 +59,25 @@ class StreamCursor(NamedTuple):
     end: int
 
 
+SETTINGS = {"rows_of_all_ranks": "global_batch_size", "window": "seq_len"}
+"""What messages call keys of stored checkpoints."""
+
 _NO_DOCUMENT = StreamCursor(-1, 0, 0)  # the cursor of a stream that needs a new chunk
 
 
 class TrainLoader:
     """Training: an endless queue of chunks, shuffled in every pass, read by batch_size * world_size streams.
 
-    A chunk is a document, or a part of one that is longer than a stream's share of a pass: such a document is
-    cut at multiples of seq_len, so that several streams read it at the same time; otherwise all streams of a
-    one-text corpus would read the same bytes.  A chunk starts with an empty state, but its first input is the
-    last symbol of the preceding chunk, so that no target is lost at the cut: every target counts once per
-    pass.  A stream whose chunk ends takes the next one from the queue, across passes, so that none is ever
-    idle.
+    A chunk is a document, or a part of one that is longer than a stream's share of the data: such a document
+    is cut at multiples of seq_len, so that several streams read it at the same time; otherwise all streams of
+    a one-text corpus would read the same bytes.  A chunk starts with an empty state, but its first input is
+    the last token of the preceding chunk, so that no target is lost at the cut.
 
-    `len` is the number of batches in one pass (a nominal epoch); each `iter` yields that many, and the next
-    one continues from there.  After `load_state_dict` the first `iter` yields the rest of the epoch (all of a
-    new one if nothing is left), as Lightning expects.
+    A pass is the queue with every chunk once, and so with every target once.  A stream whose chunk ends takes
+    the next one, if need be of the next pass, so that none is ever idle.  Lightning's epoch is a number of
+    batches, `len`: as many as the windows of a pass fill.  Each `iter` yields one epoch, from where the last
+    one stopped.  After `load_state_dict` the first `iter` yields the rest of the epoch (all of a new one if
+    nothing is left), as Lightning expects.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class TrainLoader:
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
         self.rank = rank
         num_streams = batch_size * world_size
-        windows_per_stream = max(1, int(windows.sum()) // num_streams)  # in a pass
+        windows_per_stream = max(1, int(windows.sum()) // num_streams)  # a stream's share of a pass
         num_chunks = -(-windows // windows_per_stream)
         self._chunk_document = np.repeat(np.arange(len(windows)), num_chunks)
         first_chunk = np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)
@@ -175,15 +179,15 @@ class TrainLoader:
         changed = [key for key in expected if state.get(key) != expected[key]]
         if changed:
             raise _cannot_resume(
-                ", ".join(f"{key}={expected[key]}" for key in changed),
-                ", ".join(f"{key}={state.get(key)}" for key in changed),
+                ", ".join(f"{SETTINGS.get(key, key)}={expected[key]}" for key in changed),
+                ", ".join(f"{SETTINGS.get(key, key)}={state.get(key)}" for key in changed),
             )
 
     def _check_cursors(self, state: dict[str, Any]) -> None:
         limits = {"pass": 2**63, "position": len(self._queue), "given": self._length}
-        for key, most in limits.items():
-            if type(state.get(key)) is not int or not 0 <= state[key] <= most:
-                raise _cannot_resume(f"{key} from 0 to {most}", repr(state.get(key)))
+        for key, maximum in limits.items():
+            if type(state.get(key)) is not int or not 0 <= state[key] <= maximum:
+                raise _cannot_resume(f"{key} from 0 to {maximum}", repr(state.get(key)))
         cursors = state.get("lanes")
         if (
             not isinstance(cursors, list)

@@ -145,8 +145,8 @@ def test_an_iterator_dropped_in_the_middle_loses_no_batch(kind: Any) -> None:
 def test_a_state_of_other_data_is_refused() -> None:
     state = TrainLoader(Numbered([9, 30]), 3, 4, seed=5).state_dict()
     for loader, message in [
-        (TrainLoader(Numbered([9, 30]), 2, 4, seed=5), "rows_of_all_ranks=2, found rows_of_all_ranks=3"),
-        (TrainLoader(Numbered([9, 30]), 3, 8, seed=5), "window=8, found window=4"),
+        (TrainLoader(Numbered([9, 30]), 2, 4, seed=5), "global_batch_size=2, found global_batch_size=3"),
+        (TrainLoader(Numbered([9, 30]), 3, 8, seed=5), "seq_len=8, found seq_len=4"),
         (TrainLoader(Numbered([9, 30]), 3, 4, seed=6), "seed=6, found seed=5"),
         (TrainLoader(Numbered([9, 20, 10]), 3, 4, seed=5), "documents=3, found documents=2"),
         (TrainLoader(Numbered([9, 31]), 3, 4, seed=5), "positions=40, found positions=39"),
