@@ -7,12 +7,12 @@ run's config.yaml keeps exactly these, and its checkpoint keeps the weights.
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo.models.published
 from zoo.errors import UserError, first_line
@@ -63,16 +63,36 @@ def stand_ins(shapes: Mapping[str, Sequence[int]], tied: Sequence[Sequence[str]]
     }
 
 
+def _cut_logits(symbols: int, head: nn.Module, inputs: Any, logits: Tensor) -> Tensor:
+    return logits[..., :symbols]
+
+
 class Imported(SequenceModule):
     """The model that the loader `format` makes of weights with these `shapes`; `tied` names the matrices that
-    are one and the same."""
+    are one and the same.
+
+    `symbols`: the vocabulary, where further rows only pad the tables.  Their logits are cut off where the
+    output projection makes them, so that losses and probabilities are over these symbols alone.
+    """
 
     def __init__(
-        self, format: str, config: dict[str, Any], shapes: dict[str, Any], tied: list[Any] | None = None
+        self,
+        format: str,
+        config: dict[str, Any],
+        shapes: dict[str, Any],
+        tied: list[Any] | None = None,
+        symbols: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model = loaded(format, stand_ins(shapes, tied or []), config, is_stored=True)
         self.vocab_size, self.segment_len = model.vocab_size, model.segment_len
+        if symbols is not None:
+            if not 0 < symbols <= model.vocab_size:
+                raise ValueError(f"symbols: expected 1 to {model.vocab_size}, found {symbols}")
+            self.vocab_size = symbols
+            head = model.head
+            assert isinstance(head, nn.Module)
+            head.register_forward_hook(partial(_cut_logits, symbols))
         self.remembers, self.learns_through_memory = model.remembers, model.learns_through_memory
         self.cuts_anywhere, self.mixes_rows_in_training = model.cuts_anywhere, model.mixes_rows_in_training
         self.decodes, self.reach = model.decodes, model.reach

@@ -10,15 +10,19 @@ folder, which evaluate and generate take like any other.
     config.KEY=   a field of it: config.segment_len=512 config.num_mem_tokens=16
     task= size=   of a published checkpoint: the task whose symbols it speaks, such as lm if it was trained on
                   bytes; without one its tokens are numbers.  data.KEY=, task.KEY=: settings of that task
+    symbols=      padded: the model's first symbols are the task's, and further ones only fill up its tables
 
 Weights are read from .safetensors, .bin, .pt, .pth or .ckpt, in one file or several with an index; no file's
 code is run.
 """
 
-from zoo.train.commands.cli import command, parse, text
-from zoo.train.runs.import_weights import PREFIXES, import_run
+from zoo.train.commands.cli import command, one_of, parse, text
+from zoo.train.runs.import_weights import PADDED, PREFIXES, import_run
 
-KEYS = dict.fromkeys(("from", "run_dir", "format", "config", "task", "size"), text)
+KEYS = {
+    **dict.fromkeys(("from", "run_dir", "format", "config", "task", "size"), text),
+    "symbols": one_of(PADDED),
+}
 TARGETS = ("model._target_", "task._target_")
 
 

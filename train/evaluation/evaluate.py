@@ -24,6 +24,7 @@ from zoo.train.runs.precision import convert_weights, make_precision, precision_
 from zoo.train.runs.provenance import commit, device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
+from zoo.train.runs.symbols import check_run_symbols, check_task_symbols, surplus_symbols
 from zoo.train.tasks.base import Task
 
 FIGURES = "evaluation"
@@ -76,6 +77,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
         run_dir, options.checkpoint, options.overrides, options.model, options.precision
     )
     precision = make_precision(precision_name(cfg), model.device)
+    check_run_symbols(cfg, model, "evaluate")
     run_model, changed_settings = model, None
     if options.model is not None:
         run_cfg = load_stored(run_dir / "config.yaml")
@@ -86,11 +88,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
         run_model = convert_weights(build.model(run_cfg), precision.precision)
     name, task_cfg = task_config(cfg, options)
     task = stored_task(task_cfg, run_dir)
-    if task.vocab_size > model.vocab_size:
-        raise UserError(
-            f"expected a task of at most the {model.vocab_size} symbols of the run's model, "
-            f"found {name} with {task.vocab_size}"
-        )
+    check_task_symbols(cfg, model, task)
     facts = run_facts(run_dir, cfg, run_model)
     return Evaluation(run_dir, cfg, model, precision, facts, changed_settings, progress, name, task_cfg, task)
 
@@ -184,6 +182,8 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
     if not evaluation.is_text:
         entry["target"] = task.target_noun
     facts = measurement_facts(model, options)
+    if note := surplus_symbols(model, task):
+        print_line(note)
     measure_task = evaluate_text if evaluation.is_text else evaluate_samples
     reader = StreamReader(
         model,

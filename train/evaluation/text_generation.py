@@ -14,6 +14,7 @@ from zoo.generation import Pick, sampler, stream_tokens
 from zoo.module import SequenceModule
 from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.precision import ForwardContext, make_precision, precision_name
+from zoo.train.runs.symbols import check_run_symbols
 from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 
@@ -33,6 +34,7 @@ def generate_text(options: GenerateOptions) -> Iterator[tuple[int, str]]:
     """Yields the text piece by piece, each with the number of tokens generated so far."""
     silence_lightning()
     cfg, model, _ = load_trained(options.run, options.checkpoint, options.overrides)
+    check_run_symbols(cfg, model, "generate")
     vocab_size = int(cfg.task.vocab_size)
     is_bytes = vocab_size == VOCAB_SIZE
     prompt = encode_prompt(options.prompt) if is_bytes else parse_prompt(options.prompt, vocab_size)

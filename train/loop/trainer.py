@@ -43,7 +43,8 @@ from zoo.train.runs.optimizer_weights import reorder_moments
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
-from zoo.train.tasks.base import score_names
+from zoo.train.runs.symbols import surplus_symbols
+from zoo.train.tasks.base import Task, score_names
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +90,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
         start_logs(logger, hparams(cfg), score_names(task), config)
-    log.info(
-        "%s on %s: %s parameters (%s with embeddings), %s bytes of state per row",
-        cfg.names.model,
-        cfg.names.task,
-        f"{model.count_parameters():,}",
-        f"{sum(weight.numel() for weight in model.parameters()):,}",
-        f"{state_bytes(model):,}",
-    )
+    log_sizes(cfg, model, task)
     # before training: the source files may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
     trainer.fit(model, data, ckpt_path=last if checkpoint else None)
@@ -108,6 +102,19 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
         print_summary(results, run_dir)
     return results
+
+
+def log_sizes(cfg: DictConfig, model: SequenceModule, task: Task) -> None:
+    log.info(
+        "%s on %s: %s parameters (%s with embeddings), %s bytes of state per row",
+        cfg.names.model,
+        cfg.names.task,
+        f"{model.count_parameters():,}",
+        f"{sum(weight.numel() for weight in model.parameters()):,}",
+        f"{state_bytes(model):,}",
+    )
+    if note := surplus_symbols(model, task):
+        log.info("%s", note)
 
 
 def read_resume_checkpoint(

@@ -20,12 +20,14 @@ from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
 from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
 from zoo.train.runs.stored import update_names
+from zoo.train.runs.symbols import IMPORTED_CLASS, check_run_symbols
 from zoo.train.runs.weight_files import check_finite, read_model_config, read_weights, weight_files
 from zoo.train.tasks.tokens import Tokens
 
 PREFIXES = ("config.", "task.", "data.")
+PADDED = "padded"
 ROOT = "${oc.env:ZOO_DATA,data}"
-IMPORTED = "zoo.models.published.imported"  # imported by name: train knows no models
+IMPORTED = IMPORTED_CLASS.rpartition(".")[0]  # imported by name: train knows no models
 
 
 class ImportedRun(NamedTuple):
@@ -54,6 +56,7 @@ def import_run(options: Mapping[str, str]) -> Path:
     run = from_zoo(files, config, options) if is_export else from_published(files, config, options)
     check_finite(run.weights)
     model = build.model(run.cfg)
+    check_run_symbols(run.cfg, model, "import")
     content: dict[str, Any] = {
         "state_dict": check_weights(model, run.weights, files[0]),
         "pytorch-lightning_version": lightning.__version__,
@@ -84,7 +87,7 @@ def from_zoo(files: list[Path], config: dict[str, Any], options: Mapping[str, st
             f"import: expected a {CONFIG} of zoo export, version {VERSION}, found format "
             f"{config.get('format')!r}, version {config.get('version')!r}"
         )
-    settled = (*PREFIXES, "task", "size")
+    settled = (*PREFIXES, "task", "size", "symbols")
     fixed = [key for key in options if key.startswith(settled) and not key.endswith("_target_")]
     if fixed:
         raise UserError(f"import: {fixed[0]} is settled by the run that was exported")
@@ -147,7 +150,7 @@ def from_published(files: list[Path], config: dict[str, Any], options: Mapping[s
     }
     model = published.loaded(format_, weights, config)
     record = {
-        "_target_": f"{IMPORTED}.Imported",
+        "_target_": IMPORTED_CLASS,
         "format": format_,
         "config": config,
         "shapes": {name: list(weight.shape) for name, weight in weights.items()},
@@ -167,6 +170,8 @@ def published_config(record: dict[str, Any], vocab_size: int, options: Mapping[s
         setting = f"{task_keys[0]}={options[task_keys[0]]}"
         raise UserError(f"import: {setting} is a setting of no task: name one, task=…")
     composed = compose(overrides)
+    if options.get("symbols") == PADDED:
+        record = record | {"symbols": padded_symbols(composed, vocab_size, "task" in options)}
     composed.model = plain_config(record)
     composed.names.model = record["format"]
     composed.size.budget = None
@@ -176,6 +181,17 @@ def published_config(record: dict[str, Any], vocab_size: int, options: Mapping[s
     cfg = OmegaConf.create(stored_config(composed))
     assert isinstance(cfg, DictConfig)
     return cfg
+
+
+def padded_symbols(cfg: DictConfig, vocab_size: int, has_task: bool) -> int:
+    """The task's symbols, of a model with further rows that only fill up its tables."""
+    symbols = int(cfg.task.vocab_size)
+    if not has_task or vocab_size == symbols:
+        reason = f"the model has exactly the {symbols:,} symbols of task {cfg.names.task}"
+        raise UserError(
+            f"import: symbols={PADDED} has no effect: {reason if has_task else 'it needs a task, task=…'}"
+        )
+    return min(symbols, vocab_size)  # too few are refused by build.model
 
 
 def plain_config(settings: dict[str, Any]) -> DictConfig:
