@@ -15,8 +15,9 @@ segments of the same window; their choice is constant.
 Differs from the paper: decoder-only.  Its encoder-decoder has one index of the encoder's outputs for all
 layers; here each layer has an index of its inputs, read segment by segment and not in overlapping windows.
 The published code for decoders replaces the oldest keys by retrieved ones; here these join the whole segment.
-The paper's retrieved keys have no positions; `retrieved_positions` gives them some, for encodings that see
-distances (memory/retrieval/unlimiformer_attention.py).
+The paper's retrieved keys have no positions (`retrieved_positions=none`, the default of this class and that
+of runs from before there was the setting).  configs/model places them one segment back (`before`): weights
+that were trained with rotary positions take a key without any for one at distance 0.
 """
 
 from typing import Literal, Unpack

@@ -79,11 +79,19 @@ def memorizing(age: int, query: int, gate: float = 0.5) -> float:
     return gate * weight(SHARP, blanks=15) if age <= CAPACITY else 0.0
 
 
-def unlimiformer(age: int, query: int) -> float:
-    """One softmax, in which retrieved keys have no position."""
+def unlimiformer(age: int, query: int, distance: Callable[[int, int], int] | None = None) -> float:
+    """One softmax, in which retrieved keys stand one segment before the query's, or at another distance."""
     if age == 0:
         return local(query)
-    return weight(SHARP, blanks=31 + query + 1) if age <= CAPACITY else 0.0
+    gap = SEGMENT + query if distance is None else distance(age, query)
+    return weight(score(gap), blanks=31 + query + 1) if age <= CAPACITY else 0.0
+
+
+def spread(age: int, query: int) -> int:
+    """The needle's distance where the stored text is scaled to the segment before the query's."""
+    stored = SEGMENT * min(age, CAPACITY)
+    rank = NEEDLE - (SEGMENT * age - stored)
+    return query + SEGMENT - SEGMENT * rank // stored
 
 
 def focused(age: int, query: int) -> float:
@@ -159,6 +167,15 @@ def finds_the_needle(layer: Any, weight_of: Callable[[int, int], float]) -> None
 def test_the_needle_is_answered_with_its_score_until_the_bank_has_overwritten_it(name: str) -> None:
     kind, weight_of = KINDS[name]
     finds_the_needle(layer_of(name, kind), weight_of)
+
+
+@pytest.mark.parametrize(
+    ("setting", "distance"),
+    [("none", lambda age, query: 0), ("start", lambda age, query: query), ("spread", spread)],
+)
+def test_unlimiformer_s_other_positions(setting: str, distance: Callable[[int, int], int]) -> None:
+    layer = layer_of("unlimiformer", UnlimiformerAttention, f"model.retrieved_positions={setting}")
+    finds_the_needle(layer, lambda age, query: unlimiformer(age, query, distance))
 
 
 @pytest.mark.parametrize(("bias", "gate"), [(-60.0, 0.0), (60.0, 1.0), (math.log(3), 0.75)])
