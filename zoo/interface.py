@@ -19,7 +19,7 @@ Reach = int | Literal["unknown"] | None
 
 
 class DecodeRule:
-    """Base of StatefulLM and Mixer, which keeps an inherited decode cache from being used wrongly.
+    """Base of StatefulLM and Mixer: decides for each subclass whether it `decodes` from a cache.
 
     A class that overrides `segment` or `forward` but not `init_decode_cache` has `decodes = False`, since the
     inherited cache belongs to the inherited code; it may set `decodes` itself.
@@ -39,7 +39,8 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
 
     Reading a long text is the fold of `segment` over it: cutting a call at any segment boundary changes
     nothing.  Every call of `segment` ends a segment: fewer tokens are a short segment, which the next call
-    doesn't continue.  All further promises are laws in zoo/contract.py.
+    doesn't continue.  Generation, which adds tokens to a segment that isn't complete (an open segment), reads
+    it again with every token, or continues it by `decode`.  All further promises are laws in zoo/contract.py.
     """
 
     vocab_size: int
@@ -47,12 +48,12 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
     remembers: bool = True
     """False for a baseline without memory: every segment starts from an empty state."""
     learns_through_memory: bool | tuple[str, ...]
-    """True if in train mode the gradient runs back through the state into earlier segments; or the names of
-    the state's fields that it runs through."""
+    """True if in train mode the gradient flows through the state into earlier segments (back-propagation
+    through time); or the names of the state's fields that it flows through."""
     reach: Reach = "unknown"
-    """How many positions can change the logits at position t in eval mode: t - reach + 1 .. t.  It is the
-    receptive field of all layers together, in a text of full segments.  None if something carries further: a
-    recurrent state, memory tokens, sinks, or a bank, as far as its capacity."""
+    """The receptive field of all layers together, in eval mode and in a text of full segments: the positions
+    t - reach + 1 .. t can change the logits at t.  None if it has no such limit, where a recurrent state,
+    memory tokens, attention sinks or a bank, of any capacity, carries further; "unknown" promises nothing."""
     cuts_anywhere: bool = False
     """True if a call may end at any token, also inside a segment, and the next call continues there."""
     mixes_rows_in_training: bool = False

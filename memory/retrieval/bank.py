@@ -39,8 +39,9 @@ class Bank(NamedTuple):
     """Rings of keys and values: token t is in slot t % capacity, so that new tokens evict the oldest.
 
     Lazy: a reset row's `length` of 0 marks its old keys and values as invalid, so they aren't cleared.
-    Identity: a row's faiss index belongs to the bank with its stamp, and is extended for the bank that has it
-    as `stamp_before`; stamps aren't part of a bank's contents.
+    Identity: stamps are versions, under which IndexCache holds faiss indexes: a row's index belongs to the
+    bank with its stamp, and is extended for the bank that has it as `stamp_before`.  They aren't part of a
+    bank's contents.
     """
 
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]

@@ -5,7 +5,7 @@
     jobs=       runs at once (default: one per GPU, or one)
     runs=       where runs go: <task>/<model>/<size>-s<seed>, with a code for further settings (default runs)
     results=    folders whose finished runs count as done, commas between (default results/runs)
-    keep=       a folder that gets each finished run's config.yaml and metrics.json (default: none)
+    keep=       a folder for copies of finished runs' configs, metrics and evaluations (default: none)
     …           everything else goes to every run: steps=2000 optim.lr=1e-3
 
 A finished run isn't run again, a dead one is resumed from its last checkpoint, one that another sweep trains

@@ -26,7 +26,7 @@ def matching_entries(groups: list[RunGroup]) -> list[dict[str, list[EvalEntry]]]
     by_identity: dict[str, dict[str, dict[Path, EvalEntry]]] = {}
     for group in groups:
         for run in group.runs:
-            for entry in sorted(run.entries, key=lambda entry: entry.get("step", 0)):
+            for entry in sorted(run.evaluations, key=lambda entry: entry.get("step", 0)):
                 identity = json.dumps({key: entry.get(key) for key in IDENTITY}, sort_keys=True)
                 by_label = by_identity.setdefault(identity, {})
                 by_label.setdefault(group.label, {})[run.folder] = entry

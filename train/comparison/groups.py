@@ -33,7 +33,7 @@ SCORE_METRICS = {
     "val/exact": "exact match",
     "val/accuracy": "accuracy per target",
 }
-"""Tags of scores, of which a run needs at least one, and their names for any task."""
+"""Metrics that are scores, of which a run needs at least one, with names that suit any task."""
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
 CONSTRUCTED_SECTIONS = ("model", "task")
 """Sections of a config whose keys are arguments of the class that `_target_` names."""
@@ -45,10 +45,11 @@ class Run(NamedTuple):
 
     folder: Path
     config: dict[str, Any]
-    """Of config.yaml, on one level: "optim.lr"."""
+    """config.yaml, flattened: {"optim.lr": 0.001, …}."""
     metrics: dict[str, Any]
-    entries: list[EvalEntry]
-    """Of evaluation.json, those measured with the run's own architecture."""
+    """metrics.json."""
+    evaluations: list[EvalEntry]
+    """Entries of evaluation.json; without those of the weights read as another architecture."""
 
     @property
     def name(self) -> str:
@@ -56,8 +57,11 @@ class Run(NamedTuple):
 
     @property
     def score_names(self) -> dict[str, str]:
-        """Names of its scores by tag, that by which the task is judged first; of a run of an earlier version
-        from the task's class, and none if that can't be imported."""
+        """Names of its scores by metric, the task's main metric first.
+
+        Earlier versions stored none; then they are those of the task's class, and none if that can't be
+        imported.
+        """
         stored: dict[str, str] | None = self.metrics.get("score_names")
         if stored is not None:
             return stored
@@ -103,8 +107,9 @@ def read_run(folder: Path) -> Run:
         for entry in entries:
             if entry.get("task") == config["names.task"]:
                 entry.setdefault("target", task.target_noun)  # which earlier versions didn't store
-    # "read_by" is set where the weights were evaluated as another architecture (`zoo evaluate model=…`)
-    return Run(folder, config, metrics, [entry for entry in entries if entry.get("read_by") is None])
+    # "read_by" names the architecture of `zoo evaluate model=…`, where it isn't the run's
+    evaluations = [entry for entry in entries if entry.get("read_by") is None]
+    return Run(folder, config, metrics, evaluations)
 
 
 def missing_metrics(metrics: Any) -> list[str]:
@@ -173,14 +178,15 @@ def group_labels(runs: list[Run]) -> list[str]:
 
 
 def distinguishing_settings(run: Run, peers: list[Run], include_derived: bool) -> list[str]:
-    """The run's settings in which its peers differ, as "memory_tokens=8"."""
+    """The run's settings that differ among its peers, as "memory_tokens=8"."""
     values = {key: pair[0] for peer in peers for key, pair in differing_settings(run, peer).items()}
     derived: tuple[str, ...] = ()
     if "names.task" in values:
         derived = ("task.", "data.", "model.")
     elif "names.size" in values:
         derived = ("size.", "model.", "optim.", "data.")
-    free_width = f"model.{run.config.get('model.free')}"  # solved from the parameter budget (runs/budget.py)
+    # the setting that model.free names is solved from the parameter budget (runs/budget.py)
+    free_width = f"model.{run.config.get('model.free')}"
     keys = [key for key in values if include_derived or not (key == free_width or key.startswith(derived))]
     counts = Counter(map(short_key, keys))
     names = [short_key(key) if counts[short_key(key)] == 1 else key for key in keys]

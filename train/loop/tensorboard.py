@@ -46,9 +46,12 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
-def start_logs(logger: RunLogger, hparams: dict[str, Any], scores: dict[str, str], config: str) -> None:
-    """Write the run's row in the HParams tab (its final values are logged later under the same tags), charts
-    that overlay runs, and the configuration as text.  `scores`: names of the task's scores by tag."""
+def log_setup(logger: RunLogger, hparams: dict[str, Any], scores: dict[str, str], config: str) -> None:
+    """Log what is known before training: the run's row in the HParams tab (its final values are logged later
+    under the same tags), charts that overlay runs, and the configuration as text.
+
+    `scores`: names of the task's scores by tag.
+    """
     writer = logger.experiment
     for summary in hparams_summary(hparams, dict.fromkeys([*scores, *FINAL], 0.0)):
         writer._get_file_writer().add_summary(summary)  # add_hparams would open a separate run

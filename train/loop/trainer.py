@@ -26,7 +26,7 @@ from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport
 from zoo.train.loop.signals import SignalHandler
 from zoo.train.loop.summary import print_summary, summary
-from zoo.train.loop.tensorboard import RunLogger, position_figure, start_logs
+from zoo.train.loop.tensorboard import RunLogger, log_setup, position_figure
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
 from zoo.train.runs.checkpoint import (
@@ -89,7 +89,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
-        start_logs(logger, hparams(cfg), score_names(task), config)
+        log_setup(logger, hparams(cfg), score_names(task), config)
     log_sizes(cfg, model, task)
     # before training: the source files may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
@@ -167,7 +167,7 @@ def make_trainer(
             accumulate_grad_batches=settings.accumulate,
             max_steps=cfg.steps,
             max_epochs=-1,
-            val_check_interval=sys.maxsize,  # Checkpoints decides when to validate
+            val_check_interval=sys.maxsize,  # Checkpoints validates: it saves first, and resumes there
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our loaders divide their streams among the ranks
@@ -177,7 +177,7 @@ def make_trainer(
                 curve,
                 GradientGuard(cfg.optim.clip, metrics),
                 ProgressReport(metrics, run_dir),
-                ExactResume(cfg.seed, cfg.data.batch_size, identity),  # adds to checkpoints
+                ExactResume(cfg.seed, cfg.data.batch_size, identity),  # adds carried states and RNGs
                 checkpoints,
                 SignalHandler(checkpoints),
             ],
@@ -188,5 +188,5 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer: {first_line(error)}") from error
-    trainer.fit_loop = NonSkippingFitLoop(trainer.fit_loop)
+    trainer.fit_loop = NonSkippingFitLoop(trainer.fit_loop)  # to validate even if no step is left
     return trainer

@@ -133,17 +133,17 @@ def quoted_name(word: str) -> str:
     return word if is_name else f"{key}='{value}'"
 
 
-def word_value(word: str) -> str:
-    """The text behind `key=`, without the quotes that Hydra's grammar asks for."""
+def override_value(override: str) -> str:
+    """The value of a `key=value` override, without the quotes that Hydra's grammar asks for."""
     try:
-        value = OverridesParser.create().parse_override(word).value()
+        value = OverridesParser.create().parse_override(override).value()
     except Exception:  # Hydra reports it when it composes
         value = None
-    return value if isinstance(value, str) else word.partition("=")[2]
+    return value if isinstance(value, str) else override.partition("=")[2]
 
 
-def path_word(key: str, path: object) -> str:
-    """`key=path`, in quotes where Hydra's grammar needs them."""
+def path_override(key: str, path: object) -> str:
+    """The Hydra override `key=path`, in quotes where Hydra's grammar needs them."""
     bare = f"{key}={path}"
     try:
         if OverridesParser.create().parse_override(bare).value() == str(path):

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import plugins, trust
 from zoo.errors import UserError, one_line
-from zoo.train.runs.config import Config, compose, word_value
+from zoo.train.runs.config import Config, compose, override_value
 from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
 from zoo.train.runs.stored import load_stored
 
@@ -64,7 +64,7 @@ def words_to_resume(words: Sequence[str]) -> list[str]:
 
     Raises UserError if `resume=` names no run, and for a word that contradicts the run's config.yaml.
     """
-    run_dirs = [Path(word_value(word)) for word in words if word.startswith("resume=")]
+    run_dirs = [Path(override_value(word)) for word in words if word.startswith("resume=")]
     repeated = set[str]()
     for run_dir in run_dirs:
         if not (run_dir / "config.yaml").is_file():

@@ -16,7 +16,7 @@ class Job:
     overrides: list[str]
     """Hydra overrides, all but run_dir=."""
     config: dict[str, Any]
-    """On one level, as in config.yaml."""
+    """Its config.yaml, flattened: {"optim.lr": 0.001, …}."""
     explicit_keys: set[str]
     """Settings from the command line: all others that an older run lacks count as their defaults."""
     task_version: int

@@ -25,7 +25,7 @@ from zoo.train.sweep.job import Job
 from zoo.train.tasks.base import score_names
 
 NAME_KEYS = ("model", "task", "size")
-"""Keys that a run's `names.…` settings hold: each names a yaml file."""
+"""Config groups whose choices identify a run, with its seed; a config holds them as `names.…`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SweepOptions:
     runs: str = "runs"
     """Where the jobs' folders are."""
     results: str = "results/runs"
-    """Folders whose finished runs count as done, separated by commas."""
+    """Folders, separated by commas, of finished runs: a job that one of them did isn't run again."""
     keep: str = ""
     """A folder to copy each finished run's files to; none if empty."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from zoo import trust
 from zoo.errors import UserError, one_line
-from zoo.train.runs.config import path_word
+from zoo.train.runs.config import path_override
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.runs.stop_signals import stop_signals
@@ -36,7 +36,7 @@ class Sweep:
         self.jobs, self.copy_to = jobs, options.keep
         self.resources = Resources(jobs, options.max_parallel)
         self.display = Display(jobs)
-        self.finished = finished_runs(options.results)  # their configs by folder
+        self.finished = finished_runs(options.results)  # to be reused: their configs by folder
         self.stop_signal = 0
 
     def run(self) -> int:
@@ -80,8 +80,8 @@ class Sweep:
     def mark_if_done_or_failed(self, job: Job) -> bool:
         """Marks a job that is not to be started, as done or failed, and returns True for it.
 
-        It is done if its folder or the results hold the finished run, and failed if its folder holds another
-        run or can't be read.
+        It is done if the finished run is in its folder or among the finished runs to be reused, and failed if
+        its folder holds another run or can't be read.
         """
         try:
             if (job.folder / "config.yaml").is_file():
@@ -93,13 +93,13 @@ class Sweep:
                 if finished:
                     self.complete(job, job.folder)
                     return True
-            return self.mark_if_in_results(job)
+            return self.mark_if_reused(job)
         except UserError as error:
             self.set_state(job, "failed", one_line(error))
             return True
 
-    def mark_if_in_results(self, job: Job) -> bool:
-        """Marks a job as done if the results hold its finished run, and returns True for it."""
+    def mark_if_reused(self, job: Job) -> bool:
+        """Marks a job as done if one of the finished runs is its run, and returns True for it."""
         identity = {key: job.config[key] for key in (*(f"names.{name}" for name in NAME_KEYS), "seed")}
         for folder, config in self.finished.items():
             if all(config.get(key) == value for key, value in identity.items()):
@@ -120,7 +120,7 @@ class Sweep:
             if self.mark_if_done_or_failed(job):
                 return
             resumes = (job.folder / "config.yaml").is_file()
-            new_run = [*job.overrides, path_word("run_dir", job.folder)]
+            new_run = [*job.overrides, path_override("run_dir", job.folder)]
             arguments = resume_arguments(job) if resumes else new_run
             job.process = RunProcess(job.folder, arguments, self.resources.environment(slot), slot, lock)
         self.set_state(job, "running", "resumed" if resumes else "")
@@ -173,7 +173,8 @@ class Sweep:
 
 
 def finished_runs(results: str) -> dict[Path, dict[str, Any]]:
-    """The config of every finished run below these folders (separated by commas), by its folder."""
+    """The config of every finished run in these folders (separated by commas) and their subfolders, by its
+    folder."""
     paths = [Path(folder) for folder in results.split(",") if folder]
     if missing := [str(path) for path in paths if not path.is_dir()]:
         if results != SweepOptions.results:
@@ -193,4 +194,4 @@ def resume_arguments(job: Job) -> list[str]:
     machine_overrides = [override for override in job.overrides if override.startswith(local_keys)]
     targets = {f"{group}._target_": job.config[f"{group}._target_"] for group in ("model", "task")}
     repeated = [f"{key}={target}" for key, target in targets.items() if not trust.is_trusted(target)]
-    return [path_word("resume", job.folder), *machine_overrides, *repeated]
+    return [path_override("resume", job.folder), *machine_overrides, *repeated]

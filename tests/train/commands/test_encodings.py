@@ -13,7 +13,7 @@ from tests.train.commands.test_train import check_refused
 from zoo.errors import printable
 from zoo.train.evaluation.evaluate import label_and_title
 from zoo.train.evaluation.options import EvalOptions
-from zoo.train.runs.config import path_word, word_value
+from zoo.train.runs.config import override_value, path_override
 from zoo.train.runs.files import write_text
 
 NAME = "caf\udce9"  # b"caf\xe9", as Python has the name of such a file
@@ -45,7 +45,7 @@ def test_labels_and_files_have_escapes(tmp_path: Path) -> None:
     "path", ["runs/a", "runs/日本", "runs/a=b", "it's", "a b", 'a"b', "a\\b", "a,b", "{a}", "1"]
 )
 def test_paths_survive_hydras_grammar(path: str) -> None:
-    assert word_value(path_word("run_dir", path)) == path
+    assert override_value(path_override("run_dir", path)) == path
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
