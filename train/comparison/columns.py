@@ -32,7 +32,7 @@ def columns(comparison: Comparison) -> list[Column]:
         *result,
         metric("parameters", "parameters", integer),
         metric("state_bytes", "state bytes per row", integer),
-        metric("tokens_seen", "tokens seen", integer),
+        metric("tokens_seen", "targets seen", integer),
         metric("tokens_per_s", "training targets/s", integer),
         metric("eval_tokens_per_s", "evaluation targets/s", integer),
         metric("peak_memory_bytes", "peak memory", mebibytes),

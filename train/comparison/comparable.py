@@ -8,7 +8,7 @@ from zoo.train.comparison.groups import Run, settings_with_defaults
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
-TOKENS_TOLERANCE = 0.05  # of tokens seen, which don't count padding: its share depends on seed and window
+TOKENS_TOLERANCE = 0.05  # of targets seen, as the share of padding depends on seed and window
 POSITION_FACTORS = (
     "steps",
     "data.batch_size",
@@ -75,7 +75,7 @@ def budget_differences(runs: list[Run]) -> list[str]:
 
 
 def tokens_differences(runs: list[Run]) -> list[str]:
-    """The difference in positions read in training; if there is none, in tokens seen."""
+    """The difference in positions read in training; if there is none, in targets seen."""
     line = describe_fact("positions read", runs, positions_read)
     line = line or describe_spread(runs, "tokens_seen", TOKENS_TOLERANCE)
     return [line] if line else []

@@ -62,11 +62,11 @@ def single_panel(name: str, title: str, caption: str, draw: Draw) -> PageFigure:
 def loss_figure(groups: list[RunGroup]) -> PageFigure:
     return single_panel(
         "loss-by-tokens",
-        "Held-out loss against tokens seen",
+        "Held-out loss against targets seen",
         "A point per validation; the band is the 95 % interval over seeds.",
         lambda: charts.curves(
             {group.label: loss_curve(group) for group in groups},
-            "tokens seen",
+            "targets seen",
             "held-out loss (nats per target)",
         ),
     )

@@ -1,4 +1,4 @@
-"""Measurements of a run and their TensorBoard tags: the same for every model, x = tokens seen.
+"""Measurements of a run and their TensorBoard tags: the same for every model, x = targets seen.
 
 All counts are of loss targets, over all ranks: `tokens_seen` and `tokens_per_s` count only positions whose
 target isn't IGNORE, and losses are means over these.  In a task of samples, where only answers are targets,

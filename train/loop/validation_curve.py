@@ -1,4 +1,4 @@
-"""A run's validations: held-out loss by tokens seen, and reading speed."""
+"""A run's validations: held-out loss by targets seen, and reading speed."""
 
 import time
 from typing import Any
