@@ -68,6 +68,16 @@ def test_attention_stands_where_the_papers_put_it_and_the_budget_is_met(model: s
         assert abs(built.count_parameters() - budget) < share * budget
 
 
+@pytest.mark.parametrize("model", ["griffin", "samba"])
+def test_the_window_is_two_segments_and_their_pages_state_what_share_that_is(model: str) -> None:
+    shares = {}
+    for size in ("nano", *BUDGETS):
+        cfg = compose([f"model={model}", f"size={size}"])
+        assert cfg.model.window == 2 * cfg.model.segment_len
+        shares[size] = cfg.model.window / cfg.data.seq_len
+    assert shares == {"nano": 0.5, "micro": 1, "tiny": 1, "small": 0.5, "base": 0.5}
+
+
 @pytest.mark.parametrize(
     ("pattern", "depth", "expected"),
     [
