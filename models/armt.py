@@ -112,7 +112,7 @@ class ARMT(Decoder):
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         """Learned positions of the memory tokens are the table's last, in short segments too, or with
-        `wrap_positions=false` those right behind the segment."""
+        `wrap_positions=false` those right after the segment's."""
         if self.positions is not None and self.wrap_positions:
             time = x.shape[1] - self.memory_tokens
             positions = torch.cat([self.positions[:time], self.positions[-self.memory_tokens :]])

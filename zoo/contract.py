@@ -59,9 +59,9 @@ def shapes(model: StatefulLM) -> None:
     assert logits.shape == expected, f"logits: expected shape {expected}, found {tuple(logits.shape)}"
     for (name, leaf), (_, start) in zip(named_leaves(state), named_leaves(initial), strict=True):
         shape, start_shape = tuple(leaf.shape), tuple(start.shape)
-        for source, found in (("init_state's ", start_shape), ("", shape)):
-            assert found[:1] == (BATCH_SIZE,), (
-                f"{source}state `{name}`: expected {BATCH_SIZE} rows first, found shape {found}"
+        for source, actual in (("init_state's ", start_shape), ("", shape)):
+            assert actual[:1] == (BATCH_SIZE,), (
+                f"{source}state `{name}`: expected {BATCH_SIZE} rows first, found shape {actual}"
             )
         assert shape == start_shape, f"state `{name}`: expected shape {start_shape}, found {shape}"
     assert_same_dtypes(state, initial)
@@ -136,8 +136,8 @@ def memory_is_alive(model: StatefulLM) -> None:
         if not model.remembers:
             assert_close(logits, model(after)[0], "remembers=False, but logits after a text and after none")
             continue
-        whole = [] if float_leaves(initial) else [("the whole state", counterpart)]
-        for name, swapped in [*swapped_states(state, counterpart), *whole]:
+        all_at_once = [] if float_leaves(initial) else [("the whole state", counterpart)]
+        for name, swapped in [*swapped_states(state, counterpart), *all_at_once]:
             if name in dead and not is_close(model(after, swapped)[0], logits):
                 dead.remove(name)
         states += [state, counterpart]

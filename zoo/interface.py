@@ -193,8 +193,8 @@ def check_interface(model: StatefulLM, rows: int = 3) -> None:
     tokens = torch.zeros(rows, model.segment_len, dtype=torch.long, device=weight.device)
     result = model(tokens, model.init_state(rows))
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
-        found = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
-        raise TypeError(f"forward: expected a pair of logits and state, found {found}")
+        kind = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        raise TypeError(f"forward: expected a pair of logits and state, found {kind}")
 
 
 def _is_positive(value: object) -> bool:

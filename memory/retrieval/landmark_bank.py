@@ -56,7 +56,7 @@ class BankState(NamedTuple):
 
 
 class LocalContext(NamedTuple):
-    """Each row's open block and the new tokens behind it; keys and values past the last one are undefined."""
+    """Each row's open block and the new tokens after it; keys and values past the last one are undefined."""
 
     positions: Int[Tensor, "rows local"]  # 0, 1, .. from the start of the open block
     keys: Float[Tensor, "rows heads local head_dim"]

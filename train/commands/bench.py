@@ -127,7 +127,7 @@ def table(results: dict[BenchCase, list[Measurement | str]], rounds: int) -> Tab
 
 
 def cells(measurements: list[Measurement]) -> list[str]:
-    """A row's cells behind model and tokens."""
+    """A row's cells after model and tokens."""
     median = {key: statistics.median(entry[key] for entry in measurements) for key in measurements[0]}
     speeds = [entry["train"] for entry in measurements]
     return [

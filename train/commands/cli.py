@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from zoo.errors import UserError, nearest, one_line, tolerate_any_text
 
 Reader = Callable[[str], Any]
-"""Turns the text behind `key=` into a value, or raises ValueError("expected …, found …")."""
+"""Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
 
 
 # -- readers
@@ -171,7 +171,7 @@ def refuse_without_effect(command: str, words: Iterable[str], keys: Iterable[str
 
 
 def command(main: Callable[..., int | None]) -> Callable[[], None]:
-    """The entry point of a command: calls `main` with the words behind the command's name.
+    """The entry point of a command: calls `main` with the words after the command's name.
 
     Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C. `--help`
     prints the docstring of the command's module; no words do so too, where `main` needs some (its parameter
@@ -231,8 +231,8 @@ def disk_problem(error: BaseException | None) -> str:
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             return str(error.strerror)
-        if found := next((problem for problem in problems if problem in str(error)), ""):
-            return found
+        if quoted := next((problem for problem in problems if problem in str(error)), ""):
+            return quoted
         error = error.__cause__ or error.__context__
     return ""
 

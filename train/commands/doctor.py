@@ -201,7 +201,7 @@ def extensions() -> Iterator[Finding]:
             if owner != choice.owner:
                 yield Finding(
                     f"{group}={choice.name}",
-                    f"{owner}'s counts, {choice.owner}'s stands behind it: give that another name",
+                    f"{owner}'s counts, {choice.owner}'s comes after it: give that another name",
                     problem=True,
                 )
             elif owner != "zoo" and (error := build_error(group, choice.name)):

@@ -102,7 +102,7 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def choices_of(group: str, words: list[str]) -> Iterator[tuple[Choice, str]]:
-    """The choices of a group, and their names, a plug-in's with its owner's behind it."""
+    """The choices of a group, and their names, a plug-in's followed by its owner's."""
     search = next((word.partition("=")[2] for word in words if word.startswith("hydra.searchpath=")), "")
     names = set()
     for choice in plugins.choices(group, search):

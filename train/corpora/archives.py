@@ -87,7 +87,7 @@ def _check_rest(stream: Any) -> None:
     like one."""
     while chunk := stream.read(CHUNK):
         if chunk.strip(b"\0"):
-            raise tarfile.ReadError("the archive goes on behind its end mark")
+            raise tarfile.ReadError("the archive continues after its end mark")
 
 
 def _tar(stem: str, stream: Stream) -> Iterator[tuple[str, Stream]]:

@@ -21,7 +21,7 @@ from zoo.train.corpora.unread import HEAD, check_format, encoding
 
 FIELD = "text"  # of a row
 FIRST_LINE = 1 << 24  # bytes of a first line that are looked at
-LOOKAHEAD = 1 << 16  # bytes behind it
+LOOKAHEAD = 1 << 16  # bytes after it
 _BROKEN = (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
 

@@ -21,10 +21,10 @@ def refuse_empty(texts: Gathered, where: str) -> None:
     if texts.names:
         return
     counts = Counter(reason for _, reason in texts.left_out)
-    found = f"found {_plural(counts['binary'], 'binary file')} and {_plural(counts['empty'], 'empty file')}"
+    unusable = f"{_plural(counts['binary'], 'binary file')} and {_plural(counts['empty'], 'empty file')}"
     for name, reason in texts.left_out[:1]:
-        found += f"; {name} {LEFT_OUT_BECAUSE[reason]}"
-    raise UserError(f"no text in {where}: expected {READABLE}; {found}")
+        unusable += f"; {name} {LEFT_OUT_BECAUSE[reason]}"
+    raise UserError(f"no text in {where}: expected {READABLE}; found {unusable}")
 
 
 def _plural(count: int, noun: str) -> str:

@@ -47,9 +47,9 @@ def read_rows(name: str, lines: Iterator[bytes], field: str) -> Iterator[str | N
         elif row is not None and field in row and value is None:
             yield None
         else:
-            found = f"fields {_names(row)}; data.field=… names another" if row else repr(line[:40])
+            content = f"fields {_names(row)}; data.field=… names another" if row else repr(line[:40])
             raise UserError(
-                f"{name}, line {line_number}: expected a JSON object with a string `{field}`, found {found}"
+                f"{name}, line {line_number}: expected a JSON object with a string `{field}`, found {content}"
             )
 
 

@@ -31,7 +31,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def new_folder(folder: Path) -> Path:
-    """Creates a folder that no other process creates; where the name is taken, with -2, -3, … behind it."""
+    """Creates a folder that no other process creates; where the name is taken, with -2, -3, … appended."""
     numbered, number = folder, 1
     while True:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ class Listops(SampleTask):
         return self._splits[name]
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
-        """Accuracy of three predictors that learn next to nothing.
+        """Accuracy of three predictors that learn almost nothing.
 
         constant: the commonest answer; root operator: the commonest answer given the first token (both as
         counted in the training samples); root digits: the root's value if it had no nested lists (where it

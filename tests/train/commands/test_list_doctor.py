@@ -304,7 +304,7 @@ def test_plug_ins_and_what_they_would_hide(zoo: Any, monkeypatch: pytest.MonkeyP
     assert set(findings) == {"lost", "configs", "model=rmt", "model=mine"}
     assert findings["model=mine"].text.startswith("configs's can't be used: model: can't import mine.Model: ")
     assert findings["lost"].text == "left out: ModuleNotFoundError: No module named 'lost'"
-    assert findings["model=rmt"].text.startswith("zoo's counts, configs's stands behind it")
+    assert findings["model=rmt"].text.startswith("zoo's counts, configs's comes after it")
     assert [name for name, finding in findings.items() if finding.problem] == [
         "lost",
         "model=mine",

@@ -54,7 +54,7 @@ def test_a_damaged_header_is_not_the_end(root, at, damage):
 
 
 def test_two_archives_in_one_file_are_not_the_first_alone(root):
-    assert "goes on behind its end mark" in refusal(write(root / "a.tar", tar(SIX) + tar(SIX)), root)
+    assert "continues after its end mark" in refusal(write(root / "a.tar", tar(SIX) + tar(SIX)), root)
 
 
 # -- rows
