@@ -120,12 +120,12 @@ class ARMT(Decoder):
             return self.norm(x), state
         return super().body(x, state)
 
-    def segment(
+    def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: State
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
         x = torch.cat([self.embed(tokens), self.memory.expand(len(tokens), -1, -1)], dim=1)
         x, state = self.body(x, state)
-        return self.head(x[:, : tokens.shape[1]]), state
+        return x[:, : tokens.shape[1]], state
 
     def init_decode_cache(self, state: State) -> Any:
         """Without the memory tokens: they follow the text, which doesn't see them."""

@@ -101,11 +101,19 @@ class Decoder(SequenceModule):
         x, state = self.stack(self.dropout(x), state)
         return self.norm(x), state
 
+    def hidden_segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        return self.body(self.embed(tokens), state)
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        return self.head(hidden)
+
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        x, state = self.body(self.embed(tokens), state)
-        return self.head(x), state
+        x, state = self.hidden_segment(tokens, state)
+        return self.logits(x), state
 
     def init_decode_cache(self, state: State) -> Any:
         """(number of tokens in the cache, the blocks' caches)."""

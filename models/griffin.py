@@ -65,9 +65,11 @@ class Griffin(Hybrid):
         )
         self.scale, self.soft_cap = width**0.5 if scaled_embeddings else 1.0, soft_cap
 
-    def segment(
+    def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: State
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        x, state = self.body(self.scale * self.embed(tokens), state)
-        logits = self.head(x)
-        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh(), state
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        return self.body(self.scale * self.embed(tokens), state)
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        logits = self.head(hidden)
+        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh()

@@ -91,9 +91,9 @@ class Landmark(Decoder):
         """The embedding that stands at every landmark of the stream."""
         return self.landmark
 
-    def segment(
+    def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: State
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
         rows, time = tokens.shape
         offset = tokens.new_zeros(rows) if self.training else state[0].open_length
         num_landmarks = time // self.mem_freq  # in `time` tokens at any offset, if mem_freq divides `time`
@@ -104,7 +104,7 @@ class Landmark(Decoder):
                 return self._segment_in_groups(tokens, state, landmarks_per_row != num_landmarks)
         x, positions = self.insert_landmarks(tokens, offset, time + num_landmarks)
         x, state = self.body(x, state)
-        return self.head(x.take_along_dim(positions[..., None], dim=1)), state
+        return x.take_along_dim(positions[..., None], dim=1), state
 
     def init_decode_cache(self, state: State) -> Any:
         """Each row's offset in its block, and the cache of `decode_body`; None where offsets differ."""
@@ -145,14 +145,14 @@ class Landmark(Decoder):
 
     def _segment_in_groups(
         self, tokens: Int[Tensor, "rows time"], state: State, mask: Bool[Tensor, " rows"]
-    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        """`segment` for the rows in the mask and for the rest separately: the number of landmarks is the same
-        within a group, and differs between the two."""
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """`hidden_segment` for the rows in the mask and for the rest separately: the number of landmarks is
+        the same within a group, and differs between the two."""
         groups = [group.nonzero()[:, 0] for group in (mask, ~mask)]
         inverse = torch.cat(groups).argsort()
-        outputs = [self.segment(tokens[rows], take_rows(state, rows)) for rows in groups]
-        logits, states = zip(*outputs, strict=True)
-        return torch.cat(logits)[inverse], tree_map(lambda *parts: torch.cat(parts)[inverse], *states)
+        outputs = [self.hidden_segment(tokens[rows], take_rows(state, rows)) for rows in groups]
+        hidden, states = zip(*outputs, strict=True)
+        return torch.cat(hidden)[inverse], tree_map(lambda *parts: torch.cat(parts)[inverse], *states)
 
     def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], Any]:
         """Nothing is carried in train mode: the banks would stay empty."""

@@ -135,9 +135,18 @@ class Megalodon(SequenceModule):
     def init_state(self, rows: int) -> MegalodonModelState:
         return MegalodonModelState(self.layers.init_state(rows), self.norm.init_state(rows))
 
-    def segment(
+    def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: State
-    ) -> tuple[Float[Tensor, "rows time vocab"], MegalodonModelState]:
+    ) -> tuple[Float[Tensor, "rows time width"], MegalodonModelState]:
         x, layers = self.layers(self.dropout(self.embed(tokens) * self.scale), state.layers)
         x, norm = self.norm(x, state.norm)
-        return self.head(x), MegalodonModelState(layers, norm)
+        return x, MegalodonModelState(layers, norm)
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        return self.head(hidden)
+
+    def segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time vocab"], State]:
+        x, state = self.hidden_segment(tokens, state)
+        return self.logits(x), state

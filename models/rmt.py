@@ -75,13 +75,13 @@ class RMT(Decoder):
     def init_state(self, rows: int) -> RMTState:
         return RMTState(self.memory.expand(rows, -1, -1))
 
-    def segment(
+    def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: RMTState
-    ) -> tuple[Float[Tensor, "rows time vocab"], RMTState]:
+    ) -> tuple[Float[Tensor, "rows time width"], RMTState]:
         x = surround_with_memory(state.memory, self.embed(tokens))
         x, _ = self.body(x, self.stack.init_state(len(tokens)))
         end = self.memory_tokens + tokens.shape[1]
-        return self.head(x[:, self.memory_tokens : end]), RMTState(x[:, end:].to(self.memory.dtype))
+        return x[:, self.memory_tokens : end], RMTState(x[:, end:].to(self.memory.dtype))
 
     def init_decode_cache(self, state: RMTState) -> Any:
         """With the memory tokens already read."""

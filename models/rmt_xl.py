@@ -90,9 +90,9 @@ class RMTXL(TransformerXL):
             mask[block, :cache] = self.read_cache
         return mask
 
-    def segment(
+    def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: RMTXLState
-    ) -> tuple[Float[Tensor, "rows time vocab"], RMTXLState]:
+    ) -> tuple[Float[Tensor, "rows time width"], RMTXLState]:
         x = self.embed_tokens(tokens)
         if self.write_at_end:
             x = surround_with_memory(state.memory, x)
@@ -102,4 +102,4 @@ class RMTXL(TransformerXL):
         at_tokens = h[:, self.memory_tokens : self.memory_tokens + tokens.shape[1]]
         memory = h[:, -self.memory_tokens :] if self.write_at_end else h[:, : self.memory_tokens]
         memory = F.layer_norm(memory, memory.shape[-1:]) if self.memory_norm else memory
-        return self.head(at_tokens), RMTXLState(memory.to(self.memory.dtype), layers)
+        return at_tokens, RMTXLState(memory.to(self.memory.dtype), layers)

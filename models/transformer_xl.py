@@ -167,8 +167,16 @@ class TransformerXL(SequenceModule):
         """sqrt(D) E[w]."""
         return self.embed(tokens) * self.width**0.5
 
+    def hidden_segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        return self.body(self.embed_tokens(tokens), state, min(tokens.shape[1], self.segment_len))
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        return self.head(hidden)
+
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
-        h, state = self.body(self.embed_tokens(tokens), state, min(tokens.shape[1], self.segment_len))
-        return self.head(h), state
+        h, state = self.hidden_segment(tokens, state)
+        return self.logits(h), state

@@ -6,6 +6,7 @@ heads H, head_dim K, memory tokens M, vocabulary V.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,13 +17,15 @@ from zoo.state import State, named_leaves
 
 Parallel = Literal["none", "segments", "segments_as_batch", "any_length"]
 Reach = int | Literal["unknown"] | None
+Segment = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 class DecodeRule:
     """Base of StatefulLM and Mixer: decides for each subclass whether it `decodes` from a cache.
 
-    A class that overrides `segment` or `forward` but not `init_decode_cache` has `decodes = False`, since the
-    inherited cache belongs to the inherited code; it may set `decodes` itself.
+    A class that overrides `segment`, `hidden_segment` (see SequenceModule) or `forward` but not
+    `init_decode_cache` has `decodes = False`, since the inherited cache belongs to the inherited code; it may
+    set `decodes` itself.
     """
 
     decodes: bool = False
@@ -30,7 +33,8 @@ class DecodeRule:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         defined = vars(cls).keys()
-        if "decodes" not in defined and defined & {"segment", "forward", "init_decode_cache"}:
+        reading = {"segment", "hidden_segment", "forward", "init_decode_cache"}
+        if "decodes" not in defined and defined & reading:
             cls.decodes = "init_decode_cache" in defined
 
 
@@ -82,12 +86,14 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
         self, tokens: Int[Tensor, "rows time"], state: State | None = None
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         """Read a text of any length segment by segment: the definition of `forward`."""
-        if state is None:
-            state = self.init_state(len(tokens))
+        state = self.init_state(len(tokens)) if state is None else state
+        return self._fold(self.segment, tokens, state)
+
+    def _fold(self, segment: Segment, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         outputs = []
         for piece in tokens.split(self.segment_len, dim=1):
-            logits, state = self.segment(piece, state)
-            outputs.append(logits)
+            output, state = segment(piece, state)
+            outputs.append(output)
         return torch.cat(outputs, dim=1), state
 
     def forward(
@@ -99,22 +105,25 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
         """
         if self.parallel == "none":
             return self.fold(tokens, state)
-        if state is None:
-            state = self.init_state(len(tokens))
-        if self.parallel == "any_length":
-            return self.segment(tokens, state)
+        state = self.init_state(len(tokens)) if state is None else state
+        return self._read(self.segment, tokens, state)
+
+    def _read(self, segment: Segment, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read a text by calls of `segment`, or another method that reads segments, as `parallel` allows."""
         end = tokens.shape[1] // self.segment_len * self.segment_len
-        if not end:
-            return self.segment(tokens, state)
+        if self.parallel == "none":
+            return self._fold(segment, tokens, state)
+        if self.parallel == "any_length" or not end:
+            return segment(tokens, state)
         if self.parallel == "segments_as_batch":
-            logits, state = self.segment(split_segments(tokens[:, :end], self.segment_len), state)
-            logits = join_segments(logits, len(tokens))
+            outputs, state = segment(split_segments(tokens[:, :end], self.segment_len), state)
+            outputs = join_segments(outputs, len(tokens))
         else:
-            logits, state = self.segment(tokens[:, :end], state)
+            outputs, state = segment(tokens[:, :end], state)
         if end < tokens.shape[1]:
-            rest, state = self.segment(tokens[:, end:], state)
-            logits = torch.cat([logits, rest], dim=1)
-        return logits, state
+            rest, state = segment(tokens[:, end:], state)
+            outputs = torch.cat([outputs, rest], dim=1)
+        return outputs, state
 
     def init_decode_cache(self, state: State) -> Any:
         """An empty cache for `decode` at the start of the segment after `state`.

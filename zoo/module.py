@@ -5,15 +5,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.interface import StatefulLM
+from zoo.loss import IGNORE as IGNORE
+from zoo.loss import chunked_cross_entropy, cross_entropy, is_chunked
 from zoo.optim import Optim
-from zoo.state import State, detach, reset_rows
-
-IGNORE = -100  # the target of positions without a loss
+from zoo.state import State, detach, leaves, reset_rows
 
 
 class Batch(NamedTuple):
@@ -22,6 +21,12 @@ class Batch(NamedTuple):
     tokens: Int[Tensor, "rows time"]
     targets: Int[Tensor, "rows time"]  # IGNORE where there is none
     fresh: Bool[Tensor, " rows"]  # rows in which a new document begins: their state is reset
+
+    def to(self, device: torch.device) -> "Batch":
+        """Tokens and targets on the device.  `fresh` stays where it is: on the CPU, where the model sees
+        without waiting for the device that no row is fresh, and copies no state then."""
+        tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
+        return Batch(tokens, targets, self.fresh)
 
 
 class SequenceModule(StatefulLM, L.LightningModule):
@@ -33,10 +38,32 @@ class SequenceModule(StatefulLM, L.LightningModule):
     """Names of parameters without weight decay although they have the shape of a matrix (see
     `parameter_groups`)."""
 
+    separates_projection: bool = False
+    """True if `segment` is `logits` of `hidden_segment`, so that the loss of a large vocabulary needs no more
+    than a chunk of all logits."""
     optim: Optim
     train_state: State | None = None  # from one training step to the next, detached
     val_state: State | None = None  # the same in validation, never shared with training
     _target_shares: Tensor | None = None  # summed since the last step; None in steps of one window
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class that overrides one of the methods that make logits, but not `hidden_segment`, doesn't
+        separate the projection, as its logits may be others."""
+        super().__init_subclass__(**options)
+        defined = vars(cls).keys()
+        reading = {"segment", "hidden_segment", "fold", "forward"}
+        if "separates_projection" not in defined and defined & reading:
+            cls.separates_projection = "hidden_segment" in defined
+
+    def hidden_segment(
+        self, tokens: Int[Tensor, "rows time"], state: State
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """`segment` up to the output projection: the hidden states that `logits` makes logits of."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't separate its output projection")
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        """The output projection; each position's logits depend on its hidden state alone."""
+        raise NotImplementedError(f"{type(self).__name__} doesn't separate its output projection")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser (see zoo.optim): weight decay for embeddings and other matrices only.
@@ -72,18 +99,39 @@ class SequenceModule(StatefulLM, L.LightningModule):
     def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], State]:
         """Read one window after the state of the last one.
 
-        Returns the loss in nats per target, `nats` and `hits` (rows, time) (0 and False where there is no
-        target), and the state after the window, detached.
+        Returns the loss in nats per target, `nats` (rows, time) (0 where there is no target), in eval mode
+        `hits` (rows, time) too (False where there is none), and the state after the window, detached.
         """
-        # Computed even if no row is fresh: so a learned initial state has a gradient (zero) on every rank.
-        empty = self.init_state(len(batch.tokens))
-        state = empty if state is None else reset_rows(state, empty, batch.fresh)
-        logits, state = self(batch.tokens, state)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nats = F.cross_entropy(logits.mT, batch.targets, ignore_index=IGNORE, reduction="none")
-        num_targets = (batch.targets != IGNORE).sum().clamp(min=1)  # no target at all: loss 0, not NaN
-        hits = logits.argmax(-1) == batch.targets
-        return {"loss": nats.sum() / num_targets, "nats": nats.detach(), "hits": hits}, detach(state)
+        state = self._state_before(batch, state)
+        targets, with_hits = batch.targets.flatten(), not self.training
+        chunked = is_chunked(len(targets), self.vocab_size)
+        if chunked and self.separates_projection and self._compiled_call_impl is None:
+            hidden, state = self._read(self.hidden_segment, batch.tokens, state)
+            hidden = hidden.flatten(0, 1)
+            nats, hits = chunked_cross_entropy(self.logits, hidden, targets, self.vocab_size, with_hits)
+        else:
+            logits, state = self(batch.tokens, state)
+            nats, hits = cross_entropy(logits.flatten(0, 1), targets, with_hits)
+        num_targets = (targets != IGNORE).sum().clamp(min=1)  # no target at all: loss 0, not NaN
+        outputs = {"loss": nats.sum() / num_targets, "nats": nats.detach().view_as(batch.targets)}
+        if hits is not None:
+            outputs["hits"] = hits.view_as(batch.targets)
+        return outputs, detach(state)
+
+    def _state_before(self, batch: Batch, state: State | None) -> State:
+        """The state in which the window is read: that of fresh rows is empty.
+
+        Where no row is fresh nothing is copied, unless an initial state is learned: it then has a gradient
+        (zero) in every step and on every rank.
+        """
+        rows = len(batch.tokens)
+        if state is None:
+            return self.init_state(rows)
+        none_fresh = batch.fresh.device.type == "cpu" and not batch.fresh.any()  # never waits for a GPU
+        if none_fresh and not any(leaf.requires_grad for leaf in leaves(self.init_state(0))):
+            return state
+        fresh = batch.fresh.to(batch.tokens.device, non_blocking=True)
+        return reset_rows(state, self.init_state(rows), fresh)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """`compute_loss` of the next window; its loss is weighted where an optimiser step has several."""

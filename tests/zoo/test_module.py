@@ -50,7 +50,7 @@ def window(seed: int, fresh: list[bool], share: float = 0.5) -> Batch:
 
 @BUILDS
 def test_the_loss_is_the_mean_over_the_targets(build: Callable[[], SequenceModule]) -> None:
-    model, batch = perturbed(build), window(0, [True] * ROWS)
+    model, batch = perturbed(build).eval(), window(0, [True] * ROWS)
     outputs, _ = model.compute_loss(batch, None)
     logits = model(batch.tokens)[0].detach()
     total, num_targets = 0.0, 0
@@ -72,7 +72,7 @@ def test_the_loss_is_the_mean_over_the_targets(build: Callable[[], SequenceModul
 
 @BUILDS
 def test_a_window_without_targets_has_no_loss_and_no_gradient(build: Callable[[], SequenceModule]) -> None:
-    model = perturbed(build)
+    model = perturbed(build).eval()
     outputs, state = model.compute_loss(window(0, [True] * ROWS, share=0.0), None)
     outputs["loss"].backward()
     assert outputs["loss"].item() == 0

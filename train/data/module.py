@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 
 import lightning as L
+import torch
 
 from zoo.errors import UserError
 from zoo.module import Batch
@@ -47,6 +48,9 @@ class DataModule(L.LightningDataModule):
             )
         self.task, self.batch_size, self.seq_len, self.seed = task, batch_size, seq_len, seed
         self.val_bytes = val_bytes
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
 
     def train_dataloader(self) -> Iterable[Batch]:
         dataset = self.task.split("train")

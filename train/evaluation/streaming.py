@@ -53,7 +53,7 @@ class StreamReader(NamedTuple):
         state: State | None = None
         with torch.inference_mode():
             for spans, batch in zip(loader.spans(), loader, strict=True):
-                batch = Batch(*(tensor.to(self.model.device) for tensor in batch))
+                batch = batch.to(self.model.device)
                 with self.forward_context():
                     if reset_memory:
                         outputs = _read_segments_apart(self.model, batch)
@@ -70,7 +70,7 @@ def _read_segments_apart(model: SequenceModule, batch: Batch) -> dict[str, Tenso
         rearrange(tensor, "rows (segments time) -> (rows segments) time", segments=segments)
         for tensor in (batch.tokens, batch.targets)
     )
-    fresh = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+    fresh = torch.ones(len(tokens), dtype=torch.bool)
     outputs, _ = model.compute_loss(Batch(tokens, targets, fresh), None)
     return {
         name: rearrange(outputs[name], "(rows segments) time -> rows (segments time)", segments=segments)

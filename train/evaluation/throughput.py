@@ -82,7 +82,7 @@ def measure(cfg: DictConfig) -> Measurement:
         model.compile()
     shape = (cfg.data.batch_size, cfg.data.seq_len)
     tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
-    batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool, device=device))
+    batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool))
     context = make_precision(cfg.trainer.precision, device).forward_context
     train = tokens_per_second(
         train_step(model.train(), batch, cfg.optim.clip, context), tokens.numel(), device

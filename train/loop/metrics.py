@@ -156,7 +156,8 @@ class Metrics(L.Callback):
         device = batch.tokens.device
         if not len(self._position):
             self._position = torch.zeros(rows, dtype=torch.long, device=device)
-        self._position = torch.where(batch.fresh, 0, self._position)
+        fresh = batch.fresh.to(device, non_blocking=True)
+        self._position = torch.where(fresh, 0, self._position)
         positions = self._position[:, None] + torch.arange(seq_len, device=device)
         self._position = self._position + seq_len
         edges = torch.tensor(EDGES[1:], device=device)
@@ -169,7 +170,7 @@ class Metrics(L.Callback):
         num_bytes = self.task.byte_count(batch.targets)
         self._val_sums.add(targets_mask.sum(), nats.sum(), num_bytes, hits, nats_by_bucket, targets_by_bucket)
         if self.task.metric == "exact":
-            self._exact_sums.add(self._exact_match.add(batch.fresh, targets_mask, outputs["hits"]))
+            self._exact_sums.add(self._exact_match.add(fresh, targets_mask, outputs["hits"]))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
