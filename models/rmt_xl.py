@@ -85,7 +85,10 @@ class RMTXL(TransformerXL):
             return None
         cache, memory_tokens = self.memory_len, self.memory_tokens
         mask = torch.ones(time, cache + time, dtype=torch.bool, device=self.memory.device).tril(cache)
-        for block in (slice(0, memory_tokens), slice(time - memory_tokens, time))[: 1 + self.write_at_end]:
+        blocks = [slice(0, memory_tokens)]
+        if self.write_at_end:
+            blocks.append(slice(time - memory_tokens, time))
+        for block in blocks:
             mask[block, cache:][:, block] = True
             mask[block, :cache] = self.read_cache
         return mask

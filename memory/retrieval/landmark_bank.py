@@ -18,13 +18,13 @@ from zoo.memory.attention.chunked import gather_slots
 from zoo.memory.retrieval.ring_buffer import oldest_first, touched_blocks, write_entries
 from zoo.state import special_fields
 
-Ring = tuple[Float[Tensor, "rows heads ring_block block head_dim"], ...]
+BlockRing = tuple[Float[Tensor, "rows heads ring_block block head_dim"], ...]
 
 
 @special_fields(lazy=("closed_keys", "closed_values"))
 class BankState(NamedTuple):
-    closed_keys: Ring  # without positions; a block's landmark is its last token
-    closed_values: Ring
+    closed_keys: BlockRing  # without positions; a block's landmark is its last token
+    closed_values: BlockRing
     open_keys: Float[Tensor, "rows heads open head_dim"]  # the open block's tokens in order, then zeros
     open_values: Float[Tensor, "rows heads open head_dim"]
     length: Int[Tensor, " rows"]  # tokens read since the last reset, landmarks included
@@ -86,7 +86,7 @@ def append(state: BankState, local: LocalContext, time: int) -> BankState:
     index = positions.clamp(max=local.keys.shape[2] - 1)[:, None, :, None]
     touched = touched_blocks(state.closed_keys, closed, num_closed)
 
-    def write(context: Tensor, ring: Ring) -> tuple[Ring, Tensor]:
+    def write(context: Tensor, ring: BlockRing) -> tuple[BlockRing, Tensor]:
         context = context.to(state.open_keys.dtype)
         open_tokens = context.take_along_dim(index, 2).masked_fill(past_end, 0)
         blocks = context.unflatten(2, (-1, block_len))

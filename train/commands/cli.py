@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 from zoo.errors import UserError, nearest, one_line, tolerate_any_text
 
-Reader = Callable[[str], Any]
+ValueParser = Callable[[str], Any]
 """Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
 
 
-# -- readers
+# -- values
 
 
 def text(value: str) -> str:
@@ -29,7 +29,7 @@ def text(value: str) -> str:
     return value
 
 
-def integer(least: int, most: int | None = None) -> Reader:
+def integer(least: int, most: int | None = None) -> ValueParser:
     bounds = f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
 
     def read(value: str) -> int:
@@ -44,7 +44,7 @@ def integer(least: int, most: int | None = None) -> Reader:
     return read
 
 
-def number(least: int | float, most: int | float = math.inf, what: str = "a number") -> Reader:
+def number(least: int | float, most: int | float = math.inf, what: str = "a number") -> ValueParser:
     """`what` is the quantity in words: "per cent" say."""
     bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
 
@@ -57,7 +57,7 @@ def number(least: int | float, most: int | float = math.inf, what: str = "a numb
     return read
 
 
-def positive(what: str = "a number") -> Reader:
+def positive(what: str = "a number") -> ValueParser:
     def read(value: str) -> float:
         result = to_float(value)
         if not result > 0:
@@ -75,7 +75,7 @@ def to_float(value: str) -> float:
         return math.nan
 
 
-def one_of(*choices: str) -> Reader:
+def one_of(*choices: str) -> ValueParser:
     def read(value: str) -> str:
         if value not in choices:
             raise ValueError(f"expected {' | '.join(choices)}, found {value}")
@@ -90,9 +90,9 @@ def boolean(value: str) -> bool:
     return value.lower() == "true"
 
 
-def list_of(read: Reader) -> Reader:
+def list_of(parse_value: ValueParser) -> ValueParser:
     """Values with commas between, in brackets or not."""
-    return lambda value: [read(part.strip()) for part in value.strip("[]").split(",")]
+    return lambda value: [parse_value(part.strip()) for part in value.strip("[]").split(",")]
 
 
 def distinct(value: str) -> list[str]:
@@ -109,7 +109,7 @@ def distinct(value: str) -> list[str]:
 def parse(
     command: str,
     words: Iterable[str],
-    readers: Mapping[str, Reader],
+    parsers: Mapping[str, ValueParser],
     *,
     required: Iterable[str] = (),
     passed_on: tuple[str, ...] = (),
@@ -122,7 +122,7 @@ def parse(
     `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` a word that isn't a key
     of the command's is passed on. `refused` says for a key what to use instead, `renamed` gives new names.
     Raises UserError, in one line, for a word that isn't key=value, a key that is unknown, given twice or
-    refused, a value that its reader refuses, and a required key that is missing.
+    refused, a value that its parser refuses, and a required key that is missing.
     """
     values: dict[str, Any] = {}
     rest: list[str] = []
@@ -134,19 +134,19 @@ def parse(
         if equals and key in (refused or {}):
             raise UserError(f"{command}: {key} can't be set here; {(refused or {})[key]}")
         passes = pass_unknown or key in passed_on or key.startswith(beginnings)
-        if equals and key and key not in readers and passes:
+        if equals and key and key not in parsers and passes:
             rest.append(word)
             continue
         if pass_unknown and not (equals and key):
             raise UserError(f"{command}: expected key=value, found {word!r}")
-        if not equals or key not in readers:
-            expected = ", ".join([*readers, *(f"{start}…" for start in beginnings)])
+        if not equals or key not in parsers:
+            expected = ", ".join([*parsers, *(f"{start}…" for start in beginnings)])
             message = f"{command}: unknown key {key!r}; expected one of {expected}"
-            raise UserError(message + nearest(key, readers))
+            raise UserError(message + nearest(key, parsers))
         if key in values:
             raise UserError(f"{command}: {key} is given twice")
         try:
-            values[key] = readers[key](value)
+            values[key] = parsers[key](value)
         except ValueError as error:
             raise UserError(f"{command}: {key}: {error}") from error
     if missing := [key for key in required if key not in values]:

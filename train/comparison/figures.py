@@ -21,7 +21,7 @@ from zoo.train.plotting import charts, render
 from zoo.train.plotting.charts import Buckets
 
 Draw = Callable[[], Figure]
-Size = tuple[float, float] | None  # inches
+FigureSize = tuple[float, float] | None  # inches
 
 PANEL_SIZE = (5.2, 3.8)
 INTERVALS = (
@@ -34,7 +34,7 @@ class PageFigure(NamedTuple):
     title: str
     caption: str
     draw: Draw
-    panels: dict[str, tuple[Draw, Size]]
+    panels: dict[str, tuple[Draw, FigureSize]]
     """Side by side on the page, by name; for most figures one panel with everything."""
 
 

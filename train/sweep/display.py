@@ -14,11 +14,11 @@ from rich.table import Column, Table
 from zoo.errors import UserError
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.folder import PROGRESS_FILE, read_json
-from zoo.train.sweep.job import Job, State
+from zoo.train.sweep.job import Job, JobState
 from zoo.train.sweep.process import OUTPUT
 from zoo.train.tasks.base import short_name
 
-STYLES: dict[State, str] = {
+STYLES: dict[JobState, str] = {
     "waiting": "dim",
     "running elsewhere": "yellow",
     "running": "cyan",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from zoo.train.sweep.process import RunProcess
 
-State = Literal["waiting", "running elsewhere", "running", "done", "failed", "stopped"]
+JobState = Literal["waiting", "running elsewhere", "running", "done", "failed", "stopped"]
 """Running elsewhere: another process trains it."""
 
 
@@ -24,7 +24,7 @@ class Job:
     """Names of the task's held-out scores, by tag."""
     code: dict[str, str]
     """Fingerprints of classes that aren't the zoo's, by their keys in metrics.json."""
-    state: State = "waiting"
+    state: JobState = "waiting"
     note: str = ""
     result_folder: Path | None = None
     result: dict[str, Any] = field(default_factory=dict)

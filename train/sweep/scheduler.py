@@ -19,7 +19,7 @@ from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.runs.stop_signals import stop_signals
 from zoo.train.sweep.display import Display
-from zoo.train.sweep.job import Job, State
+from zoo.train.sweep.job import Job, JobState
 from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, describe_mismatch
 from zoo.train.sweep.process import RunProcess, try_lock
 from zoo.train.sweep.resources import Resources
@@ -73,7 +73,7 @@ class Sweep:
 
     # -- one job
 
-    def set_state(self, job: Job, state: State, note: str = "") -> None:
+    def set_state(self, job: Job, state: JobState, note: str = "") -> None:
         job.state, job.note = state, note
         self.display.print_change(job)
 
