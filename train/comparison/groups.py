@@ -182,7 +182,7 @@ def distinguishing_settings(run: Run, peers: list[Run], include_derived: bool) -
     values = {key: pair[0] for peer in peers for key, pair in differing_settings(run, peer).items()}
     derived: tuple[str, ...] = ()
     if "names.task" in values:
-        derived = ("task.", "data.", "model.")
+        derived = ("task.", "task_", "data.", "model.")
     elif "names.size" in values:
         derived = ("size.", "model.", "optim.", "data.")
     # the setting that model.free names is solved from the parameter budget (runs/budget.py)
@@ -221,16 +221,17 @@ def is_constructor_argument(key: str, *runs: Run) -> bool:
 
 
 def settings_with_defaults(run: Run) -> dict[str, Any]:
-    """A run's settings, with constructors' defaults for those it lacks and, for code outside the zoo, the
-    model's fingerprint."""
+    """A run's settings, with constructors' defaults for those it lacks, the task's version and, for code
+    outside the zoo, the fingerprints of model and task."""
     configured = {".".join(key.split(".")[:2]) for key in run.config}
     settings: dict[str, Any] = {}
     for section in CONSTRUCTED_SECTIONS:
         for name, value in (constructor_defaults(run.config.get(f"{section}._target_")) or {}).items():
             if f"{section}.{name}" not in configured and value is not inspect.Parameter.empty:
                 settings |= flatten(list(value) if isinstance(value, tuple) else value, f"{section}.{name}")
-    if code := run.metrics.get("model_code"):
-        settings["model_code"] = code
+    for fact in ("task_version", "task_code", "model_code"):
+        if value := run.metrics.get(fact):
+            settings[fact] = value
     return settings | run.config
 
 

@@ -14,8 +14,10 @@ from zoo.train.tasks.base import Task
 
 
 def data_identity(task: Task) -> dict[str, str]:
-    """Hashes of the documents: of their lengths and samples, and of every byte where they are a corpus."""
+    """The task's version, and hashes of the documents: of their lengths and samples, and of every byte where
+    they are a corpus."""
     return {
+        "task_version": str(task.VERSION),
         "fingerprint": fingerprint(task),
         "content": task.content_digest(),
         "python": platform.python_version(),
@@ -23,11 +25,12 @@ def data_identity(task: Task) -> dict[str, str]:
 
 
 def check_data(cfg: DictConfig, run_dir: Path, saved: Any, current: dict[str, str]) -> None:
-    """Raises UserError unless the data are those of the checkpoint that a run resumes from.
+    """Raises UserError unless task and data are those of the checkpoint that a run resumes from.
 
     `saved` is their identity in the checkpoint, None in those of earlier versions; then metrics.json may have
     a part of it.
     """
+    check_task_version(run_dir, str(cfg.names.task), saved, current)
     corpus = cfg.data.corpus
     if not isinstance(saved, dict):
         if read_config(run_dir).get("data.corpus") != corpus:
@@ -48,6 +51,27 @@ def check_data(cfg: DictConfig, run_dir: Path, saved: Any, current: dict[str, st
             if corpus == "stdlib" and pythons[0] and pythons[0] != pythons[1]:
                 message += f" (that was Python {pythons[0]}, this is {pythons[1]})"
             raise UserError(message)
+
+
+def check_task_version(run_dir: Path, name: str, saved: Any, current: dict[str, str]) -> None:
+    """Raises UserError unless a checkpoint's task has the version that it has now.
+
+    Checkpoints of earlier versions don't state it, but metrics.json of a finished run does.  Where neither
+    does, the same hash of samples tells that it is the same; without one the run is of the task's first
+    version if there never was another.
+    """
+    metrics = run_dir / "metrics.json"
+    stored = saved.get("task_version") if isinstance(saved, dict) else None
+    if stored is None and metrics.is_file():
+        stored = read_json(metrics).get("task_version")
+    if stored is None and (isinstance(saved, dict) or current["task_version"] == "1"):
+        return
+    if str(stored) != current["task_version"]:
+        found = "one of a checkpoint that doesn't state it" if stored is None else str(stored)
+        raise UserError(
+            f"resume: the version of task {name} is fixed by the run, and its samples have changed since: "
+            f"expected version {current['task_version']}, found {found}"
+        )
 
 
 def stored_task(cfg: DictConfig, run_dir: Path) -> Task:

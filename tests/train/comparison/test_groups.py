@@ -40,6 +40,25 @@ def test_runs_of_different_code_are_separate_groups(run: Any, tmp_path: Path) ->
     }
 
 
+def test_versions_of_a_task_are_separate_groups(run: Any, tmp_path: Path) -> None:
+    for seed, version in enumerate((1, 1, 2)):
+        make_run(tmp_path / f"runs/{seed}", "rmt", seed, metrics={"task_version": version})
+    assert run("runs")[0] == 2
+    assert run("runs", "mix=task")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert {label: row["seeds"] for label, row in rows.items()} == {
+        "rmt task_version=1": "0, 1",
+        "rmt task_version=2": "2",
+    }
+
+
+def test_the_version_is_no_label_where_tasks_differ(run: Any, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a", "rmt")
+    make_run(tmp_path / "runs/b", "rmt", **{"names.task": "needle", "metrics": {"task_version": 2}})
+    assert run("runs", "mix=task")[0] == 0
+    assert set(read_csv(tmp_path / "runs/comparison/comparison.csv")) == {"rmt task=lm", "rmt task=needle"}
+
+
 def test_location_of_the_corpus_and_validation_interval_may_differ(run: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "runs/a", "rmt", 0)
     make_run(

@@ -81,6 +81,50 @@ def test_checkpoints_of_earlier_versions(zoo: Any) -> None:
     assert zoo.run("resume=whole", "steps=9").code == 0
 
 
+PASSKEY = ("task=passkey", "task.form=compact", "task.length=32", "task.samples=40", "task.eval_samples=4")
+
+
+def change_checkpoint(zoo: Any, run: str, data: dict[str, str] | None) -> None:
+    """Gives the run's last checkpoint other hashes of its data; None as before there were any."""
+    checkpoint = zoo.checkpoint(run)
+    checkpoint["zoo"].pop("data", None)
+    if data is not None:
+        checkpoint["zoo"]["data"] = data
+    torch.save(checkpoint, zoo.folder / run / "checkpoints/last.ckpt")
+
+
+def test_a_run_keeps_its_task_s_version(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(zoo, *PASSKEY)
+    before = (zoo.folder / "run/config.yaml").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Passkey, "VERSION", Passkey.VERSION + 1)
+        ended = zoo.run("resume=run")
+    check_refused(ended, "the version of task passkey is fixed by the run.*: expected version 3, found 2")
+    assert (zoo.folder / "run/config.yaml").read_bytes() == before
+    assert not (zoo.folder / "run/metrics.json").exists()
+    assert zoo.run("resume=run").code == 0
+
+
+def test_versions_of_tasks_of_checkpoints_that_do_not_state_them(
+    zoo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a finished run metrics.json does; of others equal samples tell, or that there is one version."""
+    monkeypatch.setattr(Passkey, "VERSION", 1)
+    stopped(zoo, *PASSKEY)
+    data = zoo.checkpoint("run")["zoo"]["data"]
+    change_checkpoint(zoo, "run", None)
+    shutil.copytree(zoo.folder / "run", zoo.folder / "first")
+    monkeypatch.setattr(Passkey, "VERSION", 2)
+    check_refused(zoo.run("resume=run"), "expected version 2, found one of a checkpoint that doesn't state")
+    monkeypatch.setattr(Passkey, "VERSION", 1)
+    assert zoo.run("resume=first").code == 0
+    change_checkpoint(zoo, "first", None)
+    monkeypatch.setattr(Passkey, "VERSION", 2)
+    check_refused(zoo.run("resume=first", "steps=9"), "expected version 2, found 1")
+    change_checkpoint(zoo, "run", {key: value for key, value in data.items() if key != "task_version"})
+    assert zoo.run("resume=run").code == 0  # the samples haven't changed
+
+
 def test_tasks_know_the_corpus_that_they_read(zoo: Any) -> None:
     digest = LanguageModelling("text", "data").content_digest()
     assert Needle(corpus="text").content_digest() == digest
