@@ -5,7 +5,7 @@ A mixer (zoo/memory/mixer.py) mixes positions and may carry a state; a feed-forw
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +41,28 @@ def sinusoid(distances: Int[Tensor, " time"], width: int, reference: Tensor) -> 
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def output_projection(embed: nn.Embedding, tied: bool) -> nn.Linear:
-    """From the width to logits, without bias; `tied` shares the embedding's matrix."""
-    head = nn.Linear(embed.embedding_dim, embed.num_embeddings, bias=False)
+class OutputProjection(nn.Linear):
+    """From the width to logits.
+
+    On a GPU the product has a multiple of 64 columns: tensor cores want their number even and more, and 257
+    isn't.  Rows of zeros fill up the matrix for the product alone, and their logits are cut off, so that
+    weights, checkpoints and logits know nothing of them.
+    """
+
+    alignment: ClassVar[int] = 64
+    aligned_devices: ClassVar[tuple[str, ...]] = ("cuda",)
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        padding = -self.out_features % self.alignment
+        if not padding or x.device.type not in self.aligned_devices:
+            return super().forward(x)
+        bias = None if self.bias is None else F.pad(self.bias, (0, padding))
+        return F.linear(x, F.pad(self.weight, (0, 0, 0, padding)), bias)[..., : self.out_features]
+
+
+def output_projection(embed: nn.Embedding, tied: bool, bias: bool = False) -> OutputProjection:
+    """An output projection for the vocabulary of `embed`; `tied` shares its matrix."""
+    head = OutputProjection(embed.embedding_dim, embed.num_embeddings, bias=bias)
     if tied:
         head.weight = embed.weight
     return head

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zoo.interface import Parallel
 from zoo.memory.attention.relative import RelativeAttention, XLCache, XLDecodeCache, xl_reach
-from zoo.models.blocks import FeedForward, init_weights, sinusoid
+from zoo.models.blocks import FeedForward, init_weights, output_projection, sinusoid
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -115,9 +115,7 @@ class TransformerXL(SequenceModule):
         self.layers = nn.ModuleList(
             XLLayer(attention(dropout=dropout), mlp(dropout=dropout), width, prenorm) for _ in range(depth)
         )
-        self.head = nn.Linear(width, vocab_size)
-        if tied:
-            self.head.weight = self.embed.weight
+        self.head = output_projection(self.embed, tied, bias=True)
         init_weights(self, depth)
         for bias in biases:
             nn.init.normal_(bias, std=0.02)
