@@ -105,7 +105,7 @@ def call(name: str, arguments: list[str]) -> None:
     """Import a command and run it, with a command line of its arguments."""
     module, _, function = COMMANDS[name].target.partition(":")
     sys.argv = [f"zoo {name}", *arguments]
-    if name == "train":  # a further rank restarts this process's main module, without the word "train"
+    if name == "train":  # a further rank restarts this process's main module, without the argument "train"
         sys.modules["__main__"].__spec__ = importlib.util.find_spec("zoo.train.__main__")
     try:
         getattr(importlib.import_module(module), function)()

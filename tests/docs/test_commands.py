@@ -334,9 +334,9 @@ def train(docs_folder: DocsFolder, words: list[str]) -> None:
 
 
 def evaluate(docs_folder: DocsFolder, words: list[str]) -> None:
-    from zoo.train.commands.evaluate import arguments
+    from zoo.train.commands.evaluate import parse_args
 
-    arguments(["run=made", *(word for word in words if "…" not in word and not word.startswith("run="))])
+    parse_args(["run=made", *(word for word in words if "…" not in word and not word.startswith("run="))])
     keys = {word.partition("=")[0]: word for word in words if not word.startswith("run=")}
     of_samples = {"lengths", "depths", "prompts"} & keys.keys() or any(
         key.startswith("task.") for key in keys
@@ -354,18 +354,18 @@ def evaluate(docs_folder: DocsFolder, words: list[str]) -> None:
 
 
 def compare(docs_folder: DocsFolder, words: list[str]) -> None:
-    from zoo.train.commands.compare import arguments
+    from zoo.train.commands.compare import parse_args
 
     run = docs_folder.run()
     settings = [word for word in words if "=" in word and "…" not in word]
-    arguments([run, *settings])
+    parse_args([run, *settings])
     docs_folder.call(
         "compare", [run, *(word for word in settings if not word.startswith(("out=", "loss=", "baseline=")))]
     )
 
 
 def generate(docs_folder: DocsFolder, words: list[str]) -> None:
-    from zoo.train.commands.generate import arguments
+    from zoo.train.commands.generate import parse_args
 
     keys = {word.partition("=")[0]: word for word in words if "…" not in word}
     run = docs_folder.run()
@@ -373,16 +373,16 @@ def generate(docs_folder: DocsFolder, words: list[str]) -> None:
         Path("prompt.txt").write_text("The keeper ")
         keys["prompt_file"] = "prompt_file=prompt.txt"
     docs_folder.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
-    arguments([*(word for key, word in keys.items() if key != "run"), f"run={run}"])
+    parse_args([*(word for key, word in keys.items() if key != "run"), f"run={run}"])
     docs_folder.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
     docs_folder.call("generate", [*(keys | {"run": f"run={run}", "tokens": "tokens=4"}).values()])
 
 
 def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
-    from zoo.train.commands.sweep import KEYS, arguments
+    from zoo.train.commands.sweep import KEYS, parse_args
     from zoo.train.sweep.plan import NAME_KEYS
 
-    arguments(words)
+    parse_args(words)
     shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*NAME_KEYS}]
     for run in combinations(shared):
         compose_and_build(run)

@@ -1,1 +1,1 @@
-"""The functions of `import zoo`: they take the words of the command line and return objects."""
+"""The functions of `import zoo`: they take the arguments of the command line and return objects."""

@@ -9,14 +9,16 @@ from zoo.train.commands.cli import user_message
 
 
 @contextlib.contextmanager
-def user_errors(words: Sequence[str]) -> Iterator[None]:
-    """An error about these words, Hydra's too, becomes a UserError with the line that the command prints."""
-    for word in words:
-        if not isinstance(word, str) or re.match(r"[\w.]+=\S+\s+[\w.]+=", word):
-            raise UserError(f'expected words such as "model=rmt", "size=nano", each a string, found {word!r}')
+def user_errors(args: Sequence[str]) -> Iterator[None]:
+    """An error about these arguments, also Hydra's, becomes a UserError with the command's message."""
+    for arg in args:
+        if not isinstance(arg, str) or re.match(r"[\w.]+=\S+\s+[\w.]+=", arg):
+            raise UserError(
+                f'expected arguments such as "model=rmt", "size=nano", each a string, found {arg!r}'
+            )
     try:
         yield
     except Exception as error:
-        if (message := user_message(error, words)) is None:
+        if (message := user_message(error, args)) is None:
             raise
         raise UserError(message) from error

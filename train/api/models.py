@@ -15,17 +15,17 @@ def list_models() -> list[str]:
     return sorted({choice.name for choice in plugins.choices("model")})
 
 
-def build_model(*words: str) -> SequenceModule:
-    """The model that `python -m zoo.train` would train with these words, with its initial weights.
+def build_model(*args: str) -> SequenceModule:
+    """The model that `python -m zoo.train` would train with these arguments, with its initial weights.
 
     `zoo.build_model("model=rmt", "size=nano", "seed=3")` is a SequenceModule on the CPU, in train mode:
     `logits, state = model(tokens)` reads tokens (rows, time) from the initial state.  `seed` (default 0)
     decides the weights, whatever the state of torch's generator, which stays as it is.  Raises
-    zoo.errors.UserError, whose message is the line that the command prints, for a word that is wrong.
+    zoo.errors.UserError, whose message is the line that the command prints, for an argument that is wrong.
     """
-    with user_errors(words):
-        refuse_without_effect("build_model", words, ("resume", "run_dir"), "a model with initial weights")
-        cfg = compose(list(words))
+    with user_errors(args):
+        refuse_without_effect("build_model", args, ("resume", "run_dir"), "a model with initial weights")
+        cfg = compose(list(args))
         validate_config(cfg)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)

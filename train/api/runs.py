@@ -25,7 +25,7 @@ from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
 from zoo.train.runs.precision import make_precision, precision_name
-from zoo.train.runs.resume import words_to_resume
+from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
 
 
@@ -88,15 +88,15 @@ def load_run(folder: str | PathLike[str], checkpoint: Literal["last", "best"] = 
     return Run(path, model, to_dict(cfg), checkpoint, progress["step"])
 
 
-def train_run(*words: str) -> Run:
-    """Train a run as `python -m zoo.train` does with these words, or resume one (`"resume=runs/…"`).
+def train_run(*args: str) -> Run:
+    """Train a run as `python -m zoo.train` does with these arguments, or resume one (`"resume=runs/…"`).
 
     It trains in this process, and its messages are those of the command.  Raises zoo.errors.UserError for a
-    word that is wrong, and InterruptedRunError after Ctrl-C, with everything saved.  Several processes
+    argument that is wrong, and InterruptedRunError after Ctrl-C, with everything saved.  Several processes
     (`trainer.devices`) need the command, which starts them.
     """
-    with user_errors(words):
-        overrides = words_to_resume(words)
+    with user_errors(args):
+        overrides = args_to_resume(args)
         cfg = compose(overrides)
         if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
             raise UserError(
@@ -126,17 +126,17 @@ def messages_on_screen() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
-def evaluate_run(run: Run | str | PathLike[str], *words: str) -> dict[str, Any]:
-    """Evaluate a run as `zoo evaluate` does with these words, `"lengths=1x,4x"` say.
+def evaluate_run(run: Run | str | PathLike[str], *args: str) -> dict[str, Any]:
+    """Evaluate a run as `zoo evaluate` does with these arguments, `"lengths=1x,4x"` say.
 
     Returns the entry that was added to the run's evaluation.json (docs/evaluating.md): its `results` are a
     list with one dictionary for each point.  A `Run` is read again from its folder, with the checkpoint that
     it was loaded with; changes to its model in memory have no part in it.  Raises zoo.errors.UserError for a
-    word that is wrong.
+    argument that is wrong.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
-    with user_errors(words):
-        if isinstance(run, Run) and not any(word.startswith("checkpoint=") for word in words):
-            words = (*words, f"checkpoint={run.checkpoint}")
-        run_dir, options = evaluate_command.arguments([f"run={folder}", *words])
+    with user_errors(args):
+        if isinstance(run, Run) and not any(arg.startswith("checkpoint=") for arg in args):
+            args = (*args, f"checkpoint={run.checkpoint}")
+        run_dir, options = evaluate_command.parse_args([f"run={folder}", *args])
         return evaluate(run_dir, options)

@@ -1,1 +1,1 @@
-"""The commands: each parses its words, calls one function and prints."""
+"""The commands: each parses its arguments, calls one function and prints."""

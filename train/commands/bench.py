@@ -57,12 +57,12 @@ COLUMNS = ("tokens", "parameters", "train tok/s", "peak MiB", "read tok/s", "wri
 
 
 @command
-def main(words: list[str]) -> int:
+def main(args: list[str]) -> int:
     """Exit code 1 where a measurement failed."""
-    if words[0] == WORKER_FLAG:
-        print(json.dumps(measure(compose(words[1:]))))
+    if args[0] == WORKER_FLAG:
+        print(json.dumps(measure(compose(args[1:]))))
         return 0
-    cases, rounds = plan(words)
+    cases, rounds = plan(args)
     results = run_rounds(cases, rounds)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table(results, rounds))
@@ -75,9 +75,9 @@ def main(words: list[str]) -> int:
     return int(any(failures.values()))
 
 
-def plan(words: list[str]) -> tuple[dict[BenchCase, list[str]], int]:
-    """The words of every measurement, each checked by building its model; and how often to measure."""
-    options, others = parse("bench", words, KEYS, required=["model"], pass_unknown=True, refused=REFUSED)
+def plan(args: list[str]) -> tuple[dict[BenchCase, list[str]], int]:
+    """The overrides of every measurement, each checked by building its model; and how often to measure."""
+    options, others = parse("bench", args, KEYS, required=["model"], pass_unknown=True, refused=REFUSED)
     cases: dict[BenchCase, list[str]] = {}
     for model in options["model"]:
         for length in options.get("lengths", [None]):

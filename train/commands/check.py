@@ -24,19 +24,19 @@ TRAINING_KEYS = (
 
 
 @command
-def main(words: list[str]) -> int:
-    return 1 if check(model_builder(words)) else 0
+def main(args: list[str]) -> int:
+    return 1 if check(model_builder(args)) else 0
 
 
-def model_builder(words: list[str]) -> Callable[[], SequenceModule]:
-    """Builds what the words name: a class with its arguments, or a config at size=nano."""
-    if "=" in words[0]:
-        cfg = compose(["size=nano", *words])
-        refuse_without_effect("check", words, TRAINING_KEYS, "the laws")
+def model_builder(args: list[str]) -> Callable[[], SequenceModule]:
+    """Builds what is named: a class, with the arguments of its constructor, or a config at size=nano."""
+    if "=" in args[0]:
+        cfg = compose(["size=nano", *args])
+        refuse_without_effect("check", args, TRAINING_KEYS, "the laws")
     else:
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
-        cfg.model = OmegaConf.merge({"_target_": words[0]}, defaults, assignments(words[1:]))
+        cfg.model = OmegaConf.merge({"_target_": args[0]}, defaults, assignments(args[1:]))
     build.model(cfg)  # raises user errors once, not law by law
     return lambda: build.model(cfg)
 

@@ -1,4 +1,4 @@
-"""What all commands share: the parser of their words, the boundary at which errors become one line, help.
+"""What all commands share: the parser of their arguments, the boundary at which errors become one line, help.
 
 Only Python's own modules are imported up here, so that help answers at once and `zoo doctor` runs where other
 packages are broken.
@@ -103,12 +103,12 @@ def distinct(value: str) -> list[str]:
     return names
 
 
-# -- words
+# -- arguments
 
 
 def parse(
     command: str,
-    words: Iterable[str],
+    args: Iterable[str],
     parsers: Mapping[str, ValueParser],
     *,
     required: Iterable[str] = (),
@@ -117,28 +117,28 @@ def parse(
     refused: Mapping[str, str] | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values by key, and the words that are passed on unread to the configuration.
+    """Values by key, and the arguments that are passed on unread to the configuration.
 
-    `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` a word that isn't a key
-    of the command's is passed on. `refused` says for a key what to use instead, `renamed` gives new names.
-    Raises UserError, in one line, for a word that isn't key=value, a key that is unknown, given twice or
-    refused, a value that its parser refuses, and a required key that is missing.
+    `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` an argument whose key is
+    none of the command's is passed on. `refused` says for a key what to use instead, `renamed` gives new
+    names.  Raises UserError, in one line, for an argument that isn't key=value, a key that is unknown, given
+    twice or refused, a value that its parser refuses, and a required key that is missing.
     """
     values: dict[str, Any] = {}
     rest: list[str] = []
     beginnings = tuple(start for start in passed_on if start.endswith("."))
-    for word in words:
-        key, equals, value = word.partition("=")
+    for arg in args:
+        key, equals, value = arg.partition("=")
         if equals and key in (renamed or {}):
             raise UserError(f"{command}: {key} is called {(renamed or {})[key]} now")
         if equals and key in (refused or {}):
             raise UserError(f"{command}: {key} can't be set here; {(refused or {})[key]}")
         passes = pass_unknown or key in passed_on or key.startswith(beginnings)
         if equals and key and key not in parsers and passes:
-            rest.append(word)
+            rest.append(arg)
             continue
         if pass_unknown and not (equals and key):
-            raise UserError(f"{command}: expected key=value, found {word!r}")
+            raise UserError(f"{command}: expected key=value, found {arg!r}")
         if not equals or key not in parsers:
             expected = ", ".join([*parsers, *(f"{start}…" for start in beginnings)])
             message = f"{command}: unknown key {key!r}; expected one of {expected}"
@@ -154,15 +154,15 @@ def parse(
     return values, rest
 
 
-def refuse_without_effect(command: str, words: Iterable[str], keys: Iterable[str], subject: str) -> None:
-    """Raises UserError for a word of the configuration that changes nothing about the subject.
+def refuse_without_effect(command: str, args: Iterable[str], keys: Iterable[str], subject: str) -> None:
+    """Raises UserError for an argument of the configuration that changes nothing about the subject.
 
     `keys` are keys, or beginnings of keys such as `optim.`.
     """
     keys = tuple(keys)
     groups = tuple(key for key in keys if key.endswith("."))
-    for word in words:
-        key = word.lstrip("+~").partition("=")[0]
+    for arg in args:
+        key = arg.lstrip("+~").partition("=")[0]
         if key in keys or key.startswith(groups):
             raise UserError(f"{command}: {key} has no effect on {subject}")
 
@@ -171,24 +171,24 @@ def refuse_without_effect(command: str, words: Iterable[str], keys: Iterable[str
 
 
 def command(main: Callable[..., int | None]) -> Callable[[], None]:
-    """The entry point of a command: calls `main` with the words after the command's name.
+    """The entry point of a command: calls `main` with the arguments after the command's name.
 
     Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C. `--help`
-    prints the docstring of the command's module; no words do so too, where `main` needs some (its parameter
-    has no default).
+    prints the docstring of the command's module; so does a call without arguments, where `main` needs some
+    (its parameter has no default).
     """
     parameter = next(iter(inspect.signature(main).parameters.values()))
-    needs_words = parameter.default is inspect.Parameter.empty
+    needs_args = parameter.default is inspect.Parameter.empty
 
     @functools.wraps(main)
     def entry() -> None:
         tolerate_any_text()
-        words = sys.argv[1:]
-        if words[:1] in (["-h"], ["--help"]) or (needs_words and not words):
-            print(sys.modules[main.__module__].__doc__, file=sys.stdout if words else sys.stderr)
-            sys.exit(0 if words else 2)
+        args = sys.argv[1:]
+        if args[:1] in (["-h"], ["--help"]) or (needs_args and not args):
+            print(sys.modules[main.__module__].__doc__, file=sys.stdout if args else sys.stderr)
+            sys.exit(0 if args else 2)
         try:
-            code = main(words)
+            code = main(args)
         except KeyboardInterrupt:
             stop("interrupted", 130)
         except Exception as error:
@@ -201,13 +201,13 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
     return entry
 
 
-def user_message(error: BaseException, words: Sequence[str] | None = None) -> str | None:
-    """One line about what the user can fix, or None for an error that isn't the user's; `words` are those of
+def user_message(error: BaseException, args: Sequence[str] | None = None) -> str | None:
+    """One line about what the user can fix, or None for an error that isn't the user's; `args` are those of
     the command line."""
-    words = sys.argv[1:] if words is None else words
+    args = sys.argv[1:] if args is None else args
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, UserError) or package in ("hydra", "omegaconf"):
-        return one_line(error) + suggestion(str(error), words)
+        return one_line(error) + suggestion(str(error), args)
     cause = error.__cause__ if isinstance(error, ValueError) else error  # logging wraps the error of open()
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"can't use {cause.filename}: {cause.strerror}"
@@ -237,7 +237,7 @@ def disk_problem(error: BaseException | None) -> str:
     return ""
 
 
-def suggestion(message: str, words: Sequence[str] = ()) -> str:
+def suggestion(message: str, args: Sequence[str] = ()) -> str:
     """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
         return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))
@@ -248,16 +248,16 @@ def suggestion(message: str, words: Sequence[str] = ()) -> str:
     if new_name := renamed_key(message):
         return new_name
     unknown = re.search(r"Could not override '([^']+)'", message)
-    return nearest(unknown[1], config_keys(words)) if unknown else ""
+    return nearest(unknown[1], config_keys(args)) if unknown else ""
 
 
-def config_keys(words: Sequence[str]) -> list[str]:
-    """Keys of the configuration that the groups among these words compose; [] where they don't compose."""
+def config_keys(args: Sequence[str]) -> list[str]:
+    """Keys of the configuration that these arguments' groups compose; [] where they don't compose."""
     from zoo.train.runs.config import compose, to_dict
 
     groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
     try:
-        cfg = to_dict(compose([word for word in words if word.startswith(groups)]))
+        cfg = to_dict(compose([arg for arg in args if arg.startswith(groups)]))
     except Exception:  # the first error is reported anyway
         return []
     inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]

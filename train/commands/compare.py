@@ -26,21 +26,21 @@ KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": list_of(o
 
 
 @command
-def main(words: list[str]) -> None:
+def main(args: list[str]) -> None:
     from zoo.train.comparison import page
 
-    folders, options = arguments(words)
+    folders, options = parse_args(args)
     out = Path(options.pop("out", "runs/comparison"))
-    comparison = compare(folders, **options, command=shlex.join(["zoo", "compare", *words]))
+    comparison = compare(folders, **options, command=shlex.join(["zoo", "compare", *args]))
     write(comparison, out)
     page.write(comparison, out)
     show(comparison, out)
 
 
-def arguments(words: list[str]) -> tuple[list[Path], dict[str, Any]]:
+def parse_args(args: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """The folders, of which a name may contain "=", and the options."""
-    folders = [word for word in words if "=" not in word or Path(word).is_dir()]
-    options, _ = parse("compare", [word for word in words if word not in folders], KEYS)
+    folders = [arg for arg in args if "=" not in arg or Path(arg).is_dir()]
+    options, _ = parse("compare", [arg for arg in args if arg not in folders], KEYS)
     if not folders:
         raise UserError("compare: expected folders of runs, such as runs/lm, found none")
     if missing := [folder for folder in folders if not Path(folder).is_dir()]:

@@ -36,9 +36,9 @@ class Finding(NamedTuple):
 
 
 @command
-def main(words: Sequence[str] = ()) -> int:
-    if words:
-        raise UserError(f"doctor: expected no further words, found {words[0]!r}")
+def main(args: Sequence[str] = ()) -> int:
+    if args:
+        raise UserError(f"doctor: expected no further arguments, found {args[0]!r}")
     problems = []
     for title, inspect in SECTIONS.items():
         print(title, flush=True)

@@ -46,8 +46,8 @@ POSITIVE = integer(least=1)
 
 
 @command
-def main(words: list[str]) -> None:
-    run_dir, options = arguments(words)
+def main(args: list[str]) -> None:
+    run_dir, options = parse_args(args)
     try:
         entry = evaluate(run_dir, options, lambda line: print(line, file=sys.stderr))
     except KeyboardInterrupt:
@@ -96,9 +96,7 @@ RENAMED = {"rows": "batch_size", "window": "seq_len"}
 PASSED_ON = ("task.", "model.", "data.")
 
 
-def arguments(words: list[str]) -> tuple[Path, EvalOptions]:
+def parse_args(args: list[str]) -> tuple[Path, EvalOptions]:
     """The run's folder, and what to evaluate it on."""
-    options, overrides = parse(
-        "evaluate", words, KEYS, required=["run"], passed_on=PASSED_ON, renamed=RENAMED
-    )
+    options, overrides = parse("evaluate", args, KEYS, required=["run"], passed_on=PASSED_ON, renamed=RENAMED)
     return Path(options.pop("run")), EvalOptions(overrides=tuple(overrides), **options)

@@ -19,8 +19,8 @@ TARGETS = ("model._target_", "task._target_")
 
 
 @command
-def main(words: list[str]) -> None:
-    options, targets = parse("export", words, KEYS, required=("run", "to"), passed_on=TARGETS)
+def main(args: list[str]) -> None:
+    options, targets = parse("export", args, KEYS, required=("run", "to"), passed_on=TARGETS)
     folder = Path(options["to"])
     export(Path(options["run"]), folder, options.get("checkpoint", "last"), tuple(targets))
     print(f"{folder}: {WEIGHTS}, {CONFIG}")

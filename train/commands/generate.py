@@ -25,10 +25,10 @@ from zoo.train.evaluation.text_generation import GenerateOptions, generate_text
 
 
 @command
-def main(words: list[str]) -> None:
+def main(args: list[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")
-    options = arguments(words)
+    options = parse_args(args)
     start, count = time.perf_counter(), 0
     try:
         for count, piece in generate_text(options):  # noqa: B007
@@ -63,8 +63,8 @@ KEYS = {
 TARGETS = ("model._target_", "task._target_")
 
 
-def arguments(words: list[str]) -> GenerateOptions:
-    options, overrides = parse("generate", words, KEYS, required=["run"], passed_on=TARGETS)
+def parse_args(args: list[str]) -> GenerateOptions:
+    options, overrides = parse("generate", args, KEYS, required=["run"], passed_on=TARGETS)
     if "prompt" in options and "prompt_file" in options:
         raise UserError("generate: expected prompt= or prompt_file=, found both")
     if "prompt_file" in options:

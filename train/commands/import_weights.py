@@ -27,9 +27,7 @@ TARGETS = ("model._target_", "task._target_")
 
 
 @command
-def main(words: list[str]) -> None:
-    options, rest = parse(
-        "import", words, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS)
-    )
-    run_dir = import_run(options | dict(word.split("=", 1) for word in rest))
+def main(args: list[str]) -> None:
+    options, rest = parse("import", args, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS))
+    run_dir = import_run(options | dict(arg.split("=", 1) for arg in rest))
     print(f"{run_dir}: zoo evaluate run={run_dir}   zoo generate run={run_dir} prompt=…")

@@ -65,8 +65,8 @@ class ModelRow(NamedTuple):
 
 
 @command
-def main(words: Sequence[str] = ()) -> None:
-    sections, others, options = arguments(words)
+def main(args: Sequence[str] = ()) -> None:
+    sections, others, options = parse_args(args)
     console = table_console()
     if "path" in options:
         show_contents(console, options["path"], others, options.get("format", "table"))
@@ -75,19 +75,19 @@ def main(words: Sequence[str] = ()) -> None:
         console.print(TABLES[section](others))
 
 
-def arguments(words: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
-    """The sections requested, all if none is, the words of every configuration, and `path` and `format`."""
-    requested = [word for word in words if "=" not in word]
-    if unknown := [word for word in requested if word not in SECTIONS]:
+def parse_args(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """The sections requested, all if none is; the overrides of every configuration; `path` and `format`."""
+    requested = [arg for arg in args if "=" not in arg]
+    if unknown := [arg for arg in requested if arg not in SECTIONS]:
         raise UserError(
             f"list: expected models, tasks, corpora or key=value, found {' and '.join(unknown)!r}"
         )
-    options, others = parse("list", [word for word in words if "=" in word], KEYS, pass_unknown=True)
+    options, others = parse("list", [arg for arg in args if "=" in arg], KEYS, pass_unknown=True)
     if "path" in options and requested not in ([], ["corpora"]):
         raise UserError(f"list: path= is of corpora, found {' '.join(requested)}")
     if "format" in options and "path" not in options:
         raise UserError("list: format= has no effect without path=")
-    if not any(word.startswith("size=") for word in others):
+    if not any(arg.startswith("size=") for arg in others):
         others.insert(0, "size=micro")
     compose(others)  # raises user errors once, not model by model
     refuse_without_effect("list", others, TRAINING_KEYS, "these tables")
@@ -101,9 +101,9 @@ def new_table(title: str, *columns: str) -> Table:
     return table
 
 
-def choices_of(group: str, words: list[str]) -> Iterator[tuple[Choice, str]]:
+def choices_of(group: str, args: list[str]) -> Iterator[tuple[Choice, str]]:
     """The choices of a group, and their names, a plug-in's followed by its owner's."""
-    search = next((word.partition("=")[2] for word in words if word.startswith("hydra.searchpath=")), "")
+    search = next((arg.partition("=")[2] for arg in args if arg.startswith("hydra.searchpath=")), "")
     names = set()
     for choice in plugins.choices(group, search):
         if choice.name not in names:
@@ -122,21 +122,21 @@ def comment(content: str) -> str:
 
 
 # -- models
-def models(words: list[str]) -> Table:
-    size = next(word for word in words if word.startswith("size="))
+def models(args: list[str]) -> Table:
+    size = next(arg for arg in args if arg.startswith("size="))
     columns = "model=", "paper", "state bytes", "parameters", "gradient", "cut", "golden", "reach"
     shown = len(columns) if table_console().width >= WIDTH_WITH_REACH else -1
     table = new_table(f"models at {size}", *columns[:shown])
-    for choice, name in choices_of("model", words):
-        table.add_row(*(name, *model_row(choice, words))[:shown])
+    for choice, name in choices_of("model", args):
+        table.add_row(*(name, *model_row(choice, args))[:shown])
     return table
 
 
-def model_row(choice: Choice, words: list[str]) -> ModelRow:
+def model_row(choice: Choice, args: list[str]) -> ModelRow:
     """The model is built on the meta device, where weights take no memory."""
     paper = paper_of(choice.text)
     try:
-        cfg = compose([*words, f"model={choice.name}"])
+        cfg = compose([*args, f"model={choice.name}"])
         with torch.device("meta"):
             model = build.model(cfg)
             state_bytes = f"{nbytes(model.init_state(1)):,}"
@@ -195,11 +195,11 @@ def golden_kinds() -> list[str]:
 
 
 # -- tasks and corpora
-def tasks(words: list[str]) -> Table:
+def tasks(args: list[str]) -> Table:
     table = new_table("tasks", "task=", "score", "symbols", "what")
-    for choice, name in choices_of("task", words):
+    for choice, name in choices_of("task", args):
         try:
-            cfg = compose([*words, f"task={choice.name}"])
+            cfg = compose([*args, f"task={choice.name}"])
             score = next(iter(score_names(get_class(cfg.task["_target_"])).values()))
             table.add_row(name, score, f"{cfg.task.vocab_size:,}", comment(choice.text).partition(";")[0])
         except Exception as error:
@@ -207,8 +207,8 @@ def tasks(words: list[str]) -> Table:
     return table
 
 
-def corpora(words: list[str]) -> Table:
-    root = Path(compose(words).data.root)
+def corpora(args: list[str]) -> Table:
+    root = Path(compose(args).data.root)
     table = new_table(f"corpora below data.root={root}", "data.corpus=", "present")
     table.add_row("stdlib", f"the sources of Python {platform.python_version()}'s standard library")
     for name in LAYOUTS:
@@ -221,8 +221,8 @@ def corpora(words: list[str]) -> Table:
 TABLES: dict[str, Callable[[list[str]], Table]] = {"models": models, "tasks": tasks, "corpora": corpora}
 
 
-def show_contents(console: Console, path: str, words: list[str], output_format: str) -> None:
-    data = compose(words).data
+def show_contents(console: Console, path: str, args: list[str], output_format: str) -> None:
+    data = compose(args).data
     listing, remark = contents(path, Path(data.root), data.field)
     if output_format == "json":
         print(json.dumps(listing, indent=1))

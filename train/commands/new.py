@@ -173,10 +173,10 @@ IMPORTED = ("Decoder", "Float", "Mixer", "NamedTuple", "Tensor")  # by MODEL
 
 
 @command
-def main(words: list[str]) -> None:
-    if len(words) > 1:
-        raise UserError(f"new: expected one name, found {' '.join(words)!r}")
-    name = words[0]
+def main(args: list[str]) -> None:
+    if len(args) > 1:
+        raise UserError(f"new: expected one name, found {' '.join(args)!r}")
+    name = args[0]
     check(name)
     write(name, Path())
     files = ", ".join(renamed(name, file) for file in FILES if not file.endswith("__init__.py"))

@@ -22,8 +22,8 @@ from zoo.train.sweep.scheduler import Sweep
 
 
 @command
-def main(words: list[str]) -> int:
-    options, matrix = arguments(words)
+def main(args: list[str]) -> int:
+    options, matrix = parse_args(args)
     return Sweep(plan(matrix, options), options).run()
 
 
@@ -58,9 +58,9 @@ REFUSED = {
 }
 
 
-def arguments(words: list[str]) -> tuple[SweepOptions, list[list[str]]]:
+def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     """The sweep's options, and the command line of every run without its folder, the seed last."""
-    options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
+    options, others = parse("sweep", args, KEYS, pass_unknown=True, refused=REFUSED)
     named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
     combinations = itertools.product(*named, options.pop("seeds", [0]))
     matrix = [[*names, *others, f"seed={seed}"] for *names, seed in combinations]

@@ -28,7 +28,7 @@ from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, register
 from zoo.train.runs.files import is_further_rank
-from zoo.train.runs.resume import words_to_resume
+from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.stop_signals import stop_signals
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def check_words(arguments: argparse.Namespace) -> None:
     for word in arguments.overrides:
         if word.startswith(("hydra.run.dir=", "hydra.sweep.subdir=")) and not is_further_rank():
             raise UserError(f"{word.partition('=')[0]} can't be set here; run_dir= is a run's folder")
-    left = words_to_resume(arguments.overrides)
+    left = args_to_resume(arguments.overrides)
     sys.argv[1:] = [word for word in sys.argv[1:] if word in left or word not in arguments.overrides]
     if arguments.multirun:  # Hydra writes multirun.yaml before the first job is looked at
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)

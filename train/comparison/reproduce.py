@@ -20,19 +20,19 @@ def sweep_commands(groups: list[RunGroup]) -> list[str]:
 def sweep_command(group: RunGroup) -> str:
     """Trains a group's runs with today's configs; "" where they aren't installed."""
     config = group.runs[0].config
-    words = [f"{key}={config[f'names.{key}']}" for key in ("model", "task", "size")]
-    words.append(f"steps={config['steps']}")
+    args = [f"{key}={config[f'names.{key}']}" for key in ("model", "task", "size")]
+    args.append(f"steps={config['steps']}")
     try:
-        defaults = flatten(OmegaConf.to_container(compose([*words, "run_dir=."]), resolve=True))
+        defaults = flatten(OmegaConf.to_container(compose([*args, "run_dir=."]), resolve=True))
         ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
         settings = differences(config, defaults, ignored)
         if is_solved(group.runs[0]):
             settings.pop(f"model.{config['model.free']}", None)
     except Exception:  # a missing plug-in may raise anything
         return ""
-    words += [f"{key}={to_yaml(value)}" for key, (value, _) in settings.items() if value != NOT_SET]
+    args += [f"{key}={to_yaml(value)}" for key, (value, _) in settings.items() if value != NOT_SET]
     seeds = ",".join(str(run.config["seed"]) for run in group.runs)
-    return shlex.join(["zoo", "sweep", *words, f"seeds={seeds}"])
+    return shlex.join(["zoo", "sweep", *args, f"seeds={seeds}"])
 
 
 def is_solved(run: Run) -> bool:

@@ -116,21 +116,21 @@ def compose(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def quoted_names(words: Sequence[str]) -> list[str]:
-    """The words, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags."""
-    return [quoted_name(word) for word in words]
+def quoted_names(args: Sequence[str]) -> list[str]:
+    """Overrides, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags."""
+    return [quoted_name(arg) for arg in args]
 
 
-def quoted_name(word: str) -> str:
-    key, _, value = word.partition("=")
+def quoted_name(arg: str) -> str:
+    key, _, value = arg.partition("=")
     if key.lstrip("+") not in plugins.CONFIG_GROUPS:
-        return word
+        return arg
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(arg)
     except Exception:  # Hydra reports it when it composes
-        return word
+        return arg
     is_name = override.is_sweep_override() or isinstance(override.value(), str | list | None)
-    return word if is_name else f"{key}='{value}'"
+    return arg if is_name else f"{key}='{value}'"
 
 
 def override_value(override: str) -> str:
@@ -154,14 +154,14 @@ def path_override(key: str, path: object) -> str:
     return f"{key}='{escaped}'"
 
 
-def assignments(words: Sequence[str]) -> DictConfig:
-    """key=value words as settings, values as yaml has them; UserError for one that isn't yaml."""
+def assignments(args: Sequence[str]) -> DictConfig:
+    """key=value overrides as settings, values as yaml has them; UserError for one that isn't yaml."""
     parsed = []
-    for word in words:
+    for arg in args:
         try:
-            parsed.append(OmegaConf.from_dotlist([word]))
+            parsed.append(OmegaConf.from_dotlist([arg]))
         except Exception as error:  # yaml and OmegaConf raise many kinds
-            key, _, value = word.partition("=")
+            key, _, value = arg.partition("=")
             raise UserError(f"{key}: expected a value as yaml has it, found {value!r}") from error
     settings = OmegaConf.unsafe_merge(OmegaConf.create(), *parsed)
     assert isinstance(settings, DictConfig)

@@ -46,8 +46,8 @@ def load_trained(
     """
     plugins.register()
     cfg = read_run_config(run_dir, overrides)
-    settings = [word for word in overrides if not word.startswith(LOCAL_OVERRIDES)]
-    model_settings = [word for word in settings if word.startswith("model.")]
+    settings = [arg for arg in overrides if not arg.startswith(LOCAL_OVERRIDES)]
+    model_settings = [arg for arg in settings if arg.startswith("model.")]
     if architecture is not None:
         replace_architecture(cfg, architecture, model_settings)
     elif model_settings:
@@ -85,7 +85,7 @@ def replace_architecture(cfg: DictConfig, name: str, overrides: list[str]) -> No
     """Make `cfg.model` another architecture, with the run's settings where both have them."""
     names = [f"{group}={cfg.names[group]}" for group in ("task", "size")]
     new = compose([f"model={name}", *names, *overrides])
-    fixed = {word.partition("=")[0].removeprefix("model.") for word in overrides}
+    fixed = {arg.partition("=")[0].removeprefix("model.") for arg in overrides}
     fixed |= {"_target_", "free", "base"}
     shared = {key: value for key, value in cfg.model.items() if key in new.model and key not in fixed}
     cfg.model = to_dict(OmegaConf.merge(new, {"model": shared}).model)

@@ -19,9 +19,9 @@ def commit() -> str:
     """The checkout's commit, with a plus where files differ from it; "" where the zoo isn't a checkout."""
     root = Path(zoo.__file__).parent.parent
 
-    def git(*words: str) -> str:
+    def git(*args: str) -> str:
         return subprocess.run(
-            ("git", *words), cwd=root, capture_output=True, text=True, check=True
+            ("git", *args), cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:

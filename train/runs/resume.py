@@ -55,48 +55,48 @@ def fixed(key: str, run_dir: Path, difference: str = "") -> UserError:
     )
 
 
-# -- words that a run was started with, given again
+# -- arguments that a run was started with, given again
 
 
-def words_to_resume(words: Sequence[str]) -> list[str]:
-    """The words of a command line; with `resume=`, without those that only repeat what the run was started
+def args_to_resume(args: Sequence[str]) -> list[str]:
+    """A command line's arguments; with `resume=`, without those that only repeat what the run was started
     with.
 
-    Raises UserError if `resume=` names no run, and for a word that contradicts the run's config.yaml.
+    Raises UserError if `resume=` names no run, and for an argument that contradicts the run's config.yaml.
     """
-    run_dirs = [Path(override_value(word)) for word in words if word.startswith("resume=")]
+    run_dirs = [Path(override_value(arg)) for arg in args if arg.startswith("resume=")]
     repeated = set[str]()
     for run_dir in run_dirs:
         if not (run_dir / "config.yaml").is_file():
             raise UserError(f"resume: {no_run(run_dir)}")
-        repeated |= repeated_words(words, run_dir)
-    return [word for word in words if word not in repeated]
+        repeated |= repeated_args(args, run_dir)
+    return [arg for arg in args if arg not in repeated]
 
 
-def repeated_words(words: Sequence[str], run_dir: Path) -> set[str]:
-    """Those of a command line's words that only repeat what the run in this folder was started with.
+def repeated_args(args: Sequence[str], run_dir: Path) -> set[str]:
+    """Those of a command line's arguments that only repeat what the run in this folder was started with.
 
-    Raises UserError for a word that contradicts the run's config.yaml.
+    Raises UserError for an argument that contradicts the run's config.yaml.
     """
     stored = stored_settings(run_dir)
     repeated = set()
-    for word in words:
+    for arg in args:
         try:
-            override = OverridesParser.create().parse_override(word)
+            override = OverridesParser.create().parse_override(arg)
         except Exception:  # Hydra reports it with the others
             continue
         key = override.key_or_group
         passes = key == "resume" or key.endswith("._target_") or key.startswith(CHANGEABLE)
         if passes or override.is_hydra_override() or override.is_sweep_override():
             continue
-        if difference := _difference(override, words, stored, run_dir):
+        if difference := _difference(override, args, stored, run_dir):
             raise fixed(key, run_dir, difference)
-        repeated.add(word)
+        repeated.add(arg)
     return repeated
 
 
-def _difference(override: Override, words: Sequence[str], stored: DictConfig, run_dir: Path) -> str:
-    """How a word differs from the stored settings, "" where it doesn't."""
+def _difference(override: Override, args: Sequence[str], stored: DictConfig, run_dir: Path) -> str:
+    """How an argument differs from the stored settings, "" where it doesn't."""
     key = override.key_or_group
     if override.is_delete():
         current = OmegaConf.select(stored, key)
@@ -107,7 +107,7 @@ def _difference(override: Override, words: Sequence[str], stored: DictConfig, ru
     if key in stored.names and isinstance(value, str):
         return "" if value == stored.names[key] else f": {stored.names[key]} there, found {value}"
     if key in plugins.CONFIG_GROUPS:
-        return _group_difference(override, words, stored)
+        return _group_difference(override, args, stored)
     if value is None and key == f"model.{stored.model.get('free')}":  # solved from the budget
         return ""
     pairs = differences(_settings(stored, key), _settings(_with_value(stored, key, value), key), without=())
@@ -125,13 +125,11 @@ def _settings(cfg: DictConfig, key: str) -> dict[str, Any]:
     return flatten(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node, key)
 
 
-def _group_difference(override: Override, words: Sequence[str], stored: DictConfig) -> str:
+def _group_difference(override: Override, args: Sequence[str], stored: DictConfig) -> str:
     """The first setting of a group's yaml file in which the run differs."""
-    groups = [
-        word for word in words if word.partition("=")[0] in (*plugins.CONFIG_GROUPS, "hydra.searchpath")
-    ]
+    groups = [arg for arg in args if arg.partition("=")[0] in (*plugins.CONFIG_GROUPS, "hydra.searchpath")]
     with_group = compose(groups)
-    without_group = compose([word for word in groups if word != override.input_line])
+    without_group = compose([arg for arg in groups if arg != override.input_line])
     before, after = (
         flatten(OmegaConf.to_container(cfg, resolve=False)) for cfg in (without_group, with_group)
     )

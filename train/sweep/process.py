@@ -34,12 +34,12 @@ class RunProcess:
     """A training process, whose output is appended to a file in the run's folder."""
 
     def __init__(
-        self, folder: Path, words: list[str], environment: Mapping[str, str], slot: int, lock: IO[Any]
+        self, folder: Path, args: list[str], environment: Mapping[str, str], slot: int, lock: IO[Any]
     ) -> None:
         self.folder, self.slot, self.start = folder, slot, time.monotonic()
         with (folder / OUTPUT).open("ab") as output:
             self.process = subprocess.Popen(
-                [*PROGRAM, *words],
+                [*PROGRAM, *args],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

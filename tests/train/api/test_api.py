@@ -83,7 +83,7 @@ def test_it_is_the_model_that_the_run_starts_with(here: Path, monkeypatch: pytes
         (["model=rtm"], "rtm.*; did you mean rmt?"),
         (["model=rmt", "model.memory_tokens=many"], "model.memory_tokens"),
         (["model=rmt", "model.memory_token=3"], "did you mean model.memory_tokens"),
-        (["model=rmt size=nano"], 'expected words such as "model=rmt", "size=nano"'),
+        (["model=rmt size=nano"], 'expected arguments such as "model=rmt", "size=nano"'),
         (["resume=whole"], "resume has no effect on a model"),
         (["model=rmt", "steps=0"], "steps: expected at least 1, found 0"),
     ],
@@ -199,9 +199,9 @@ def test_errors(here: Path, call: Any, message: str) -> None:
 
 
 def test_arguments_of_other_types_are_one_line(here: Path) -> None:
-    with untyped(), pytest.raises(UserError, match="expected words such as"):
+    with untyped(), pytest.raises(UserError, match="expected arguments such as"):
         zoo.build_model(["model=rmt"])  # type: ignore[arg-type]
-    with untyped(), pytest.raises(UserError, match="expected words such as"):
+    with untyped(), pytest.raises(UserError, match="expected arguments such as"):
         zoo.evaluate_run(zoo.load_run("whole"), ["split=val"])  # type: ignore[arg-type]
     with untyped(), pytest.raises(UserError, match=r"checkpoint: expected last \| best, found first"):
         zoo.load_run("whole", checkpoint="first")  # type: ignore[arg-type]

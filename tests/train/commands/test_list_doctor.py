@@ -322,4 +322,4 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_doctor_takes_no_words(ran: Ran) -> None:
     code, out, err = ran("doctor", "now")
     assert (code, out) == (2, "")
-    assert err == "error: doctor: expected no further words, found 'now'\n"
+    assert err == "error: doctor: expected no further arguments, found 'now'\n"

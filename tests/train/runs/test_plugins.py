@@ -10,7 +10,7 @@ import pytest
 
 from zoo import plugins, trust
 from zoo.train.commands import evaluate as command
-from zoo.train.commands.sweep import arguments
+from zoo.train.commands.sweep import parse_args
 from zoo.train.evaluation import evaluate
 from zoo.train.runs import load
 from zoo.train.sweep.plan import SweepOptions, plan
@@ -233,7 +233,7 @@ def test_the_configs_of_the_folder_one_works_in(zoo: Any, same_checkpoints: Any,
 
 def test_a_run_of_local_code_is_evaluated(zoo: Any, local_configs: str) -> None:
     assert zoo.run("model=counter", "steps=1").code == 0
-    entry = evaluate.evaluate(*command.arguments(["run=run", "split=val"]), lambda *message: None)
+    entry = evaluate.evaluate(*command.parse_args(["run=run", "split=val"]), lambda *message: None)
     assert entry
     cfg, _, far = load.load_trained(Path("run"))
     assert (cfg.model["_target_"], far["step"]) == (f"{local_configs}.counter.Counter", 1)
@@ -256,7 +256,7 @@ def test_code_edited_while_it_trains_is_fingerprinted_as_it_was(zoo: Any, local_
 
 
 def test_a_model_of_local_code_is_swept(zoo: Any, local_configs: str) -> None:
-    options, matrix = arguments(["model=counter,rmt", "task=count", "size=pico", "data.seq_len=16"])
+    options, matrix = parse_args(["model=counter,rmt", "task=count", "size=pico", "data.seq_len=16"])
     jobs = plan(matrix, options)
     assert [job.name for job in jobs] == ["count/counter/pico-s0", "count/rmt/pico-s0"]
     assert jobs[1].config["model._target_"] == "zoo.models.rmt.RMT"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from zoo.train.commands import sweep
-from zoo.train.commands.sweep import arguments
+from zoo.train.commands.sweep import parse_args
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.sweep import process, scheduler
@@ -56,7 +56,7 @@ class SweepRunner:
         monkeypatch.setattr(scheduler, "POLL_INTERVAL", 0.02)
 
     def jobs(self, *words: str) -> list[Job]:
-        options, matrix = arguments([*WORDS, *words])
+        options, matrix = parse_args([*WORDS, *words])
         return plan(matrix, options)
 
     def write_configs(self, *words: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.train.sweep.runner import SweepRunner
-from zoo.train.commands.sweep import arguments, seeds
+from zoo.train.commands.sweep import parse_args, seeds
 from zoo.train.sweep.plan import plan
 
 
@@ -62,7 +62,7 @@ def test_folders_depend_on_the_settings_that_change_results(runner: SweepRunner)
     assert [job.folder for job in jobs] == [job.folder for job in same]
     assert not {job.folder for job in jobs} & {job.folder for job in different}
     assert str(jobs[0].folder).startswith("runs/lm/rmt/nano-s0-")
-    options, matrix = arguments(["model=rmt", "size=nano", "seeds=4", "runs=elsewhere"])
+    options, matrix = parse_args(["model=rmt", "size=nano", "seeds=4", "runs=elsewhere"])
     assert str(plan(matrix, options)[0].folder) == "elsewhere/lm/rmt/nano-s4"
 
 

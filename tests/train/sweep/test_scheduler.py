@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.train.sweep.runner import WORDS, SweepRunner, wait_for
-from zoo.train.commands.sweep import arguments
+from zoo.train.commands.sweep import parse_args
 from zoo.train.sweep import display, resources, scheduler
 from zoo.train.sweep.plan import plan
 
@@ -53,7 +53,7 @@ def test_no_more_than_jobs_at_once(runner: SweepRunner) -> None:
     hold = runner.folder / "hold"
     hold.touch()
     runner.write_configs("model=rmt", "seeds=0:3")
-    options, matrix = arguments([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
+    options, matrix = parse_args([*WORDS, "model=rmt", "seeds=0:3", "jobs=2"])
     first = scheduler.Sweep(plan(matrix, options), options)
     second = scheduler.Sweep(plan(matrix, options), options)
     first.poll()
@@ -73,7 +73,7 @@ def test_a_signal_stops_all_runs_and_the_same_command_resumes_them(runner: Sweep
     (runner.folder / "hold").touch()
     words = ("model=rmt", "seeds=0:3", "jobs=2")
     runner.write_configs(*words)
-    options, matrix = arguments([*WORDS, *words])
+    options, matrix = parse_args([*WORDS, *words])
     sweep_run = scheduler.Sweep(plan(matrix, options), options)
     poll, signalled = sweep_run.poll, False
 
