@@ -217,21 +217,21 @@ def label_and_title(
 ) -> tuple[str, str]:
     """A label, unique among the run's evaluations, for files; and a title."""
     overrides = [override for override in options.overrides if not override.startswith(LOCAL_OVERRIDES)]
-    model_settings = [word.removeprefix("model.") for word in overrides if word.startswith("model.")]
-    task_settings = [word.partition(".")[2] for word in overrides if not word.startswith("model.")]
-    words = [task, *task_settings]
+    model_settings = [item.removeprefix("model.") for item in overrides if item.startswith("model.")]
+    task_settings = [item.partition(".")[2] for item in overrides if not item.startswith("model.")]
+    parts = [task, *task_settings]
     if options.model:
-        words += [f"by {options.model}", *model_settings]
-    subject = " ".join(words)
+        parts += [f"by {options.model}", *model_settings]
+    subject = " ".join(parts)
     if options.split != "test":
-        words.append(options.split)
+        parts.append(options.split)
     if options.checkpoint != "last":
-        words.append(options.checkpoint)
+        parts.append(options.checkpoint)
     facts = f"{options.split} split, step {step:,}"
     if precision != "32-true":
-        words.append(precision)
+        parts.append(precision)
         facts += f", {precision}"
-    return printable(" ".join(words)), printable(f"{model} on {subject} ({facts})")
+    return printable(" ".join(parts)), printable(f"{model} on {subject} ({facts})")
 
 
 def run_facts(run_dir: Path, cfg: DictConfig, model: SequenceModule) -> dict[str, Any]:
