@@ -23,9 +23,9 @@ def columns(comparison: Comparison) -> list[Column]:
     """In the order of the table."""
     (score, name), *others = comparison.score_names.items()
     result = [metric(score, f"held-out {name}", score_format(comparison), True)]
+    result += [metric(tag, f"held-out {name}", per_cent, True) for tag, name in others]
     if comparison.baseline is not None:
         result.append(difference(comparison, comparison.baseline))
-    result += [metric(tag, f"held-out {name}", per_cent, True) for tag, name in others]
     if comparison.is_share:
         result.append(metric("val/loss", "held-out loss (nats)", three_decimals, True))
     return [
@@ -54,7 +54,7 @@ def metric(key: str, title: str, form: Callable[[float], str], has_interval: boo
 
 
 def difference(comparison: Comparison, baseline: RunGroup) -> Column:
-    """Score minus the baseline's, paired by seed."""
+    """Score minus the baseline's, paired by seed; beside a second score the title has its name."""
     scores = baseline.by_seed(lambda run: run.metrics[comparison.score])
 
     def estimate(group: RunGroup) -> Estimate | None:
@@ -63,7 +63,8 @@ def difference(comparison: Comparison, baseline: RunGroup) -> Column:
         return paired(group.by_seed(lambda run: run.metrics[comparison.score]), scores)
 
     if comparison.is_share:
-        title = f"against {baseline.label} (points)"
+        subject = f"{comparison.unit} " if len(comparison.score_names) > 1 else ""
+        title = f"{subject}against {baseline.label} (points)"
         return Column("difference", title, estimate, lambda x: f"{100 * x:+.1f}", True)
     return Column("difference", f"against {baseline.label}", estimate, lambda x: f"{x:+.3f}", True)
 

@@ -42,6 +42,15 @@ class Comparison(NamedTuple):
             names["val/accuracy"] = common_name(self.runs, "val/accuracy")
         return names
 
+    def references(self, tag: str) -> dict[str, float]:
+        """Scores of predictors that learn nothing, by name, under one of the scores; {} where runs of several
+        tasks or data have different ones."""
+        key = "reference_exact" if tag == "val/exact" else "reference"
+        references: dict[str, float] = {}
+        for run in [] if self.mismatches else self.runs:
+            references |= run.metrics.get(key, {})
+        return references
+
     @property
     def unit(self) -> str:
         return self.score_names[self.score]

@@ -44,7 +44,7 @@ def page_figures(comparison: Comparison) -> list[PageFigure]:
     colours = {group.label: index for index, group in enumerate(groups)}
     figures = [
         loss_figure(groups),
-        state_figure(comparison, colours),
+        *(state_figure(comparison, tag, colours) for tag in comparison.score_names),
         position_figure(groups),
     ]
     for index, entries in enumerate(matching_entries(groups)):
@@ -91,15 +91,17 @@ def loss_curve(group: RunGroup) -> charts.Line:
     return charts.Line(x, y, low, high)
 
 
-def state_figure(comparison: Comparison, colours: dict[str, int]) -> PageFigure | None:
-    spots = state_scores(comparison.groups, comparison.score)
+def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> PageFigure | None:
+    """One of the scores against state bytes, with what is reached without learning where it is a share."""
+    spots = state_scores(comparison.groups, tag)
     if not spots:
         return None
-    score, better = comparison.unit, "Higher" if comparison.is_share else "Lower"
-    draw = partial(charts.scatter, spots, "state bytes per row", f"held-out {score}", comparison.is_share)
+    name, better = comparison.score_names[tag], "Higher" if comparison.is_share else "Lower"
+    baselines = comparison.references(tag) if comparison.is_share else None
+    draw = partial(charts.scatter, spots, "state bytes per row", f"held-out {name}", baselines)
     return single_panel(
-        "score-by-state",
-        f"{capitalised(score)} against state bytes",
+        "score-by-state" if tag == comparison.score else "score-by-state-per-target",
+        f"{capitalised(name)} against state bytes",
         f"{better} is better; left is smaller.",
         render.with_styles(draw, [render.line_style(colours[label]) for label in spots]),
     )
@@ -184,6 +186,11 @@ class Measure(NamedTuple):
             return "The share of samples of which every target is hit."
         return "The share of targets that are hit."
 
+    @property
+    def baselines_sentence(self) -> str:
+        values = [f"{name} {charts.format_share(value)}" for name, value in self.baselines.items()]
+        return f" Without learning: {', '.join(values)}." if values else ""
+
 
 def length_figure(
     entries: dict[str, list[EvalEntry]], measure: Measure, subject: str, suffix: str, colours: dict[str, int]
@@ -221,7 +228,7 @@ def grid_figure(
     return PageFigure(
         f"grid{measure.figure_suffix}{suffix}",
         f"{capitalised(measure.name)} by length and depth, per cent ({subject})",
-        f"{measure.definition} Mean over seeds.",
+        f"{measure.definition} Mean over seeds.{measure.baselines_sentence}",
         partial(charts.heat_maps, grids, "", share),
         {label: (partial(charts.heat_maps, {label: grid}, "", share), None) for label, grid in grids.items()},
     )

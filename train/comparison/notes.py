@@ -63,15 +63,10 @@ def earlier_version_note(comparison: Comparison) -> str:
 
 def references_notes(comparison: Comparison) -> list[str]:
     """Scores of predictors that learn nothing, a line for each measure in the table."""
-    if comparison.mismatches:
-        return []
     form = format_share if comparison.is_share else score_format(comparison)
     lines = []
     for tag, name in comparison.score_names.items():
-        references: dict[str, float] = {}
-        for run in comparison.runs:
-            references |= run.metrics.get("reference_exact" if tag == "val/exact" else "reference", {})
-        if references:
+        if references := comparison.references(tag):
             values = ", ".join(f"{label} {form(value)}" for label, value in references.items())
             lines.append(f"Without learning, {name}: {values}.")
     return lines

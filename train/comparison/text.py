@@ -17,7 +17,7 @@ from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.files import write_text
 
-TERMINAL_COLUMNS = ("difference", "val/accuracy", "state_bytes", "parameters", "steps_to_loss")
+TERMINAL_COLUMNS = ("val/accuracy", "difference", "state_bytes", "parameters", "steps_to_loss")
 """Beside the score; on a narrow terminal the last ones are left out."""
 
 

@@ -50,6 +50,5 @@ def _sample_figures(entry: EvalEntry, trained_at: Number | None) -> dict[str, Fi
         figures[f"by-{axis}"] = charts.by_axis(series, axis, full_title, references, trained_at, ylabel)
     if len(results) == 1:
         for group, members in results[0]["groups"].items():
-            reference = baselines(entry, "exact")
-            figures[f"by-{group}"] = charts.by_group(members, group, title, reference, names["exact"])
+            figures[f"by-{group}"] = charts.by_group(members, names, group, title, references, ylabel)
     return figures

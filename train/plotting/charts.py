@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator, PercentFormatter
 from torch.utils.tensorboard import SummaryWriter
 
@@ -109,21 +110,28 @@ def by_position(series: dict[str, Buckets], title: str) -> Figure:
 
 
 def by_group(
-    members: Sequence[Result], name: str, title: str, baselines: dict[str, float], ylabel: str = "accuracy"
+    members: Sequence[Result],
+    shares: dict[str, str],
+    name: str,
+    title: str,
+    baselines: dict[str, float],
+    ylabel: str = "accuracy",
 ) -> Figure:
-    """A bar for every label of a group: the share of its samples that are exact, with its 95 % interval."""
-    figure, axes = _figure((max(4.5, 1.5 + 0.7 * len(members)), 3.8), title)
-    proportions = [member["exact"] for member in members]
-    errors = [
-        [max(0.0, proportion["share"] - proportion["low"]) for proportion in proportions],
-        [max(0.0, proportion["high"] - proportion["share"]) for proportion in proportions],
-    ]
-    indices = range(len(members))
-    heights = [proportion["share"] for proportion in proportions]
-    axes.bar(indices, heights, yerr=errors, capsize=3, color="tab:blue", alpha=0.8)
+    """Bars for every label of a group, one for each of the shares (names by kind), with 95 % intervals."""
+    figure, axes = _figure((max(4.5, 1.5 + 0.7 * len(members) * len(shares)), 3.8), title)
+    indices, width = np.arange(len(members)), 0.8 / len(shares)
+    for number, (kind, label) in enumerate(shares.items()):
+        proportions = [member[kind] for member in members]
+        heights = [proportion["share"] for proportion in proportions]
+        errors = [
+            [max(0.0, proportion["share"] - proportion["low"]) for proportion in proportions],
+            [max(0.0, proportion["high"] - proportion["share"]) for proportion in proportions],
+        ]
+        offsets = indices + width * (number - (len(shares) - 1) / 2)
+        axes.bar(offsets, heights, width, yerr=errors, capsize=3, alpha=0.8, label=label)
     axes.set_xticks(indices, [f"{member['value']}\nn={member['exact']['of']:,}" for member in members])
     _draw_baselines(axes, baselines)
-    if baselines:
+    if baselines or len(shares) > 1:
         axes.legend(fontsize=8, loc="best")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -162,11 +170,18 @@ def _figure(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> None:
+def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> list[Line2D]:
     """The task's baselines as dotted lines."""
-    for index, (name, value) in enumerate(baselines.items()):
-        style = (0, (1, 1 + index))
-        axes.axhline(value, color=GREY, linestyle=style, linewidth=1.2, label=f"{name} {format_share(value)}")
+    return [
+        axes.axhline(
+            value,
+            color=GREY,
+            linestyle=(0, (1, 1 + index)),
+            linewidth=1.2,
+            label=f"{name} {format_share(value)}",
+        )
+        for index, (name, value) in enumerate(baselines.items())
+    ]
 
 
 def _every_nth(points: Sequence[Number], most: int = 12) -> list[Number]:
@@ -209,8 +224,9 @@ def curves(lines: dict[str, Line], xlabel: str, ylabel: str) -> Figure:
     return legend_below(figure)
 
 
-def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, share: bool) -> Figure:
-    """A point per name over a logarithmic axis that starts at 0."""
+def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[str, float] | None) -> Figure:
+    """A point per name over a logarithmic axis that starts at 0; of shares with their baselines, of other
+    scores, where `baselines` is None, with none."""
     figure, axes = canvas(xlabel, ylabel)
     least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
     for name, spot in spots.items():
@@ -224,7 +240,9 @@ def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, share: bool) -> Fi
     axes.xaxis.set_major_formatter(EngFormatter("B"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.15)
-    if share:
+    if baselines is not None:
+        if lines := _draw_baselines(axes, baselines):
+            figure.legend(handles=lines, fontsize=8, loc="outside lower center")
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_figures_of_both_measures(tmp_path: Path) -> None:
     for model in ("rmt", "mamba"):
         make_evaluation(make_passkey(tmp_path / model, model), 0.8)
     figures = {figure.name: figure for figure in page_figures(compare([tmp_path]))}
-    assert {"length", "length-per-target", "grid", "grid-per-target", "score-by-state"} <= figures.keys()
+    assert {"length", "length-per-target", "grid", "grid-per-target"} <= figures.keys()
     curves = {
         name: figures[name].draw().axes[0].lines[0].get_ydata().tolist()
         for name in ("length", "length-per-target")
@@ -122,11 +123,53 @@ def test_figures_of_both_measures(tmp_path: Path) -> None:
     cells = {text.get_text() for text in figures["grid-per-target"].draw().axes[0].texts}
     assert cells == {"80"}
     assert {text.get_text() for text in figures["grid"].draw().axes[0].texts} == {"80", "40"}
-    assert figures["score-by-state"].title == "Exact match against state bytes"
     legends = {name: figures[name].draw().legends[0].get_texts() for name in curves}
     texts = {name: [text.get_text() for text in legend] for name, legend in legends.items()}
     assert texts["length"] == ["mamba", "rmt"]
     assert texts["length-per-target"] == ["mamba", "rmt", "chance 10.0%"]
+
+
+def test_scores_against_state_bytes_of_both_measures_with_their_baselines(tmp_path: Path) -> None:
+    for model, exact in (("rmt", 0.2), ("mamba", 0.4)):
+        make_passkey(tmp_path / model, model, exact=exact)
+    figures = {figure.name: figure for figure in page_figures(compare([tmp_path]))}
+    expected = {
+        "score-by-state": ("exact match", [0.4, 0.2], "chance 1 in 90,000", 1 / 90_000),
+        "score-by-state-per-target": ("accuracy per digit", [0.6, 0.6], "chance 10.2%", 0.102),
+    }
+    assert {name for name in figures if name.startswith("score")} == expected.keys()
+    for figure_name, (name, scores, label, chance) in expected.items():
+        assert figures[figure_name].title.lower() == f"{name} against state bytes"
+        figure = figures[figure_name].draw()
+        axes = figure.axes[0]
+        assert axes.get_ylabel() == f"held-out {name}"
+        *points, line = [line.get_ydata() for line in axes.lines]
+        assert [float(y[0]) for y in points if len(y)] == scores
+        assert list(line) == [chance, chance]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [label]
+        assert axes.get_ylim()[0] <= chance
+
+
+def test_measures_stand_side_by_side_and_the_difference_says_whose_it_is(tmp_path: Path) -> None:
+    for model in ("rmt", "transformer"):
+        make_passkey(tmp_path / model, model)
+    assert [column.title for column in columns(compare([tmp_path]))][:3] == [
+        "held-out exact match",
+        "held-out accuracy per digit",
+        "exact match against transformer (points)",
+    ]
+
+
+def test_captions_of_grids_have_the_baseline_of_their_measure(tmp_path: Path) -> None:
+    folder = make_passkey(tmp_path / "rmt")
+    make_evaluation(folder, 0.8)
+    content = json.loads((folder / "evaluation.json").read_text())
+    for result in [result for entry in content["evaluations"] for result in entry["results"]]:
+        result |= REFERENCES
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    captions = {figure.name: figure.caption for figure in page_figures(compare([tmp_path]))}
+    assert captions["grid"].endswith("Without learning: chance 1 in 90,000.")
+    assert captions["grid-per-target"].endswith("Without learning: chance 10.2%.")
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 180])

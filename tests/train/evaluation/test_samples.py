@@ -184,6 +184,17 @@ def check_names_of_shares(entry: EvalEntry) -> None:
         "chance, exact match 1 in 90,000",
         "chance, accuracy per digit 10.2%",
     }
+    single = copy.deepcopy(entry)
+    [result, *_] = single["results"] = single["results"][:1]
+    result["groups"] = {"depth": [{"value": depth, **result} for depth in (0.0, 0.5)]}
+    bars = draw_figures(single, 16)["passkey-by-depth"].axes[0]
+    heights = [bar.get_height() for bar in bars.patches]
+    assert heights == [result[share]["share"] for share in ("exact", "exact", "targets", "targets")]
+    legend = bars.get_legend()
+    assert [text.get_text() for text in legend.get_texts() if "chance" not in text.get_text()] == [
+        "exact match",
+        "accuracy per digit",
+    ]
     older = copy.deepcopy(entry)
     del older["target"]
     for result in older["results"]:
