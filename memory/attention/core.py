@@ -92,23 +92,23 @@ class Attention(Mixer):
         q: Float[Tensor, "rows heads time head_dim"],
         k: Float[Tensor, "rows kv_heads keys head_dim"],
         v: Float[Tensor, "rows kv_heads keys head_dim"],
-        q_positions: Int[Tensor, " time"],
-        k_positions: Int[Tensor, " keys"],
-        mask: Bool[Tensor, "*masks time keys"],
+        q_positions: Int[Tensor, " time"] | range,
+        k_positions: Int[Tensor, " keys"] | range,
+        mask: Bool[Tensor, "*masks time keys"] | None = None,
     ) -> Float[Tensor, "rows heads time head_dim"]:
-        """Softmax attention of rotated queries and keys; 0 for a query whose keys are all masked."""
+        """Softmax attention of rotated queries and keys; causal, of the same tokens, without a mask."""
         dropout = self.dropout.p if self.training else 0.0
         return self.positions.attend(q, k, v, q_positions, k_positions, mask, dropout)
 
-    def segment_mask(self, time: int, device: torch.device) -> Bool[Tensor, "time time"]:
-        """True where a query of a segment may attend to a key: the causal mask."""
-        return torch.ones(time, time, dtype=torch.bool, device=device).tril()
+    def segment_mask(self, time: int, device: torch.device) -> Bool[Tensor, "time time"] | None:
+        """True where a query of a segment may attend to a key; None: all keys up to its own."""
+        return None
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         q, k, v = self.project(x)
-        positions = torch.arange(x.shape[1], device=x.device)
+        positions = range(x.shape[1])
         q, k = (self.positions.rotate(part, positions) for part in (q, k))
         y = self.attend(q, k, v, positions, positions, self.segment_mask(x.shape[1], x.device))
         return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state
@@ -124,7 +124,7 @@ class Attention(Mixer):
         start = cache[0].shape[2] if cache else 0
         positions = torch.arange(start + x.shape[1], device=x.device)
         new = positions[start:]
-        q, k = (self.positions.rotate(part, new) for part in (q, k))
+        q, k = (self.positions.rotate(part, range(start, len(positions))) for part in (q, k))
         if cache:
             k, v = (torch.cat(pair, dim=2) for pair in zip(cache, (k, v), strict=True))
         y = self.attend(q, k, v, new, positions, new[:, None] >= positions)

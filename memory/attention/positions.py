@@ -11,6 +11,7 @@ passes them with their positions to `attend`, or to `scores` if its softmax incl
 are modules since they may have weights.
 """
 
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -34,10 +35,18 @@ class Positions(nn.Module):
     fused: ClassVar[bool] = True
     """True if `bias` doesn't depend on scores, so that `attend` can use one fused kernel."""
 
+    @property
+    def unbiased(self) -> bool:
+        """True if scores are the products of rotated queries and keys alone."""
+        return self.fused and type(self).bias is Positions.bias
+
     def rotate(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range
     ) -> Float[Tensor, "*rows time head_dim"]:
-        """Queries or keys at these positions: (time) for all rows, or (rows, 1, time)."""
+        """Queries or keys at these positions: (time) or a range for all rows, or (rows, 1, time).
+
+        Of a range the angles are computed once, not in every layer and call.
+        """
         return x
 
     def bias(
@@ -69,21 +78,35 @@ class Positions(nn.Module):
         q: Float[Tensor, "rows heads time head_dim"],
         k: Float[Tensor, "rows kv_heads keys head_dim"],
         v: Float[Tensor, "rows kv_heads keys value_width"],
-        q_positions: Int[Tensor, "*q_rows time"],
-        k_positions: Int[Tensor, "*k_rows keys"],
-        mask: Bool[Tensor, "*masks time keys"],
+        q_positions: Int[Tensor, "*q_rows time"] | range,
+        k_positions: Int[Tensor, "*k_rows keys"] | range,
+        mask: Bool[Tensor, "*masks time keys"] | None = None,
         dropout: float = 0.0,
     ) -> Float[Tensor, "rows heads time value_width"]:
-        """Softmax attention of rotated queries and keys; 0 for a query whose keys are all masked."""
-        v = repeat_kv(v, q.shape[1] // v.shape[1])
+        """Softmax attention of rotated queries and keys; 0 for a query whose keys are all masked.
+
+        Without a mask, queries and keys are those of the same tokens, and attention is causal.
+        """
+        grouped = q.shape[1] != k.shape[1]
+        if mask is None and self.unbiased:  # a mask would shut out the kernels that skip later keys
+            return F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped
+            )
+        q_positions, k_positions = (
+            torch.arange(positions.start, positions.stop, device=q.device)
+            if isinstance(positions, range)
+            else positions
+            for positions in (q_positions, k_positions)
+        )
+        if mask is None:
+            mask = q_positions[..., :, None] >= k_positions[..., None, :]
         if self.fused:
-            k = repeat_kv(k, q.shape[1] // k.shape[1])
             bias = self.bias(q, q_positions, k_positions)
             attn_mask = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p=dropout)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p=dropout, enable_gqa=grouped)
         scores = self.scores(q, k, q_positions, k_positions, mask)
         weights = scores.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0)
-        return F.dropout(weights, dropout) @ v
+        return F.dropout(weights, dropout) @ repeat_kv(v, q.shape[1] // v.shape[1])
 
 
 class Rope(Positions):
@@ -94,7 +117,7 @@ class Rope(Positions):
         self.base, self.rotated = base, rotated
 
     def rotate(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range
     ) -> Float[Tensor, "*rows time head_dim"]:
         if self.rotated is None or self.rotated == x.shape[-1]:
             return rotary(x, positions, self.base)
@@ -110,7 +133,7 @@ class InterleavedRope(Positions):
         self.base = base
 
     def rotate(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"]
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range
     ) -> Float[Tensor, "*rows time head_dim"]:
         halves = rotary(rearrange(x, "... (k pair) -> ... (pair k)", pair=2), positions, self.base)
         return rearrange(halves, "... (pair k) -> ... (k pair)", pair=2)
@@ -165,17 +188,46 @@ def build_positions(
 
 
 def rotary(
-    x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"], base: float
+    x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range, base: float
 ) -> Float[Tensor, "*rows time head_dim"]:
     """Rotate the pairs (i, i + K/2) by the angle position * base^(-2i/K) (arXiv:2104.09864, eq. 34)."""
     half = x.shape[-1] // 2
     # in bf16 an angle would be pure rounding error after a few hundred positions
     dtype = torch.promote_types(x.dtype, torch.float32)
-    frequencies = base ** -(torch.arange(half, device=x.device, dtype=dtype) / half)
-    angles = positions.to(dtype)[..., None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
+    if isinstance(positions, range):
+        # a compiled graph computes its own table: it may not hold tensors from outside
+        table = rotary_table if torch.compiler.is_compiling() else stored_rotary_table
+        cos, sin = table(positions, half, base, x.device, dtype)
+    else:
+        frequencies = base ** -(torch.arange(half, device=x.device, dtype=dtype) / half)
+        angles = positions.to(dtype)[..., None] * frequencies
+        cos, sin = angles.cos(), angles.sin()
     left, right = x.to(dtype).chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+
+
+def rotary_table(
+    positions: range, half: int, base: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "time half"], Float[Tensor, "time half"]]:
+    """cos and sin of the angles position * base^(-k / half), k = 0 .. half - 1.
+
+    The angles are float64, so that those of a long text's last positions are as exact as the first ones';
+    MPS devices have no float64.
+    """
+    exact = dtype if device.type == "mps" else torch.float64
+    frequencies = base ** -(torch.arange(half, device=device, dtype=exact) / half)
+    steps = torch.arange(positions.start, positions.stop, positions.step, device=device, dtype=exact)
+    angles = steps[:, None] * frequencies
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@lru_cache(maxsize=64)
+def stored_rotary_table(
+    positions: range, half: int, base: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "time half"], Float[Tensor, "time half"]]:
+    """`rotary_table`, computed once: all layers and calls share it."""
+    with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients through a product
+        return rotary_table(positions, half, base, device, dtype)
 
 
 def alibi_exponents(heads: int) -> list[float]:

@@ -71,7 +71,7 @@ class WindowAttention(Attention):
         v: Float[Tensor, "rows kv_heads time head_dim"],
         state: WindowState,
     ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
-        """Attention in chunks of `window` queries, each chunk with the keys in its reach."""
+        """Attention in chunks of half a window of queries, each chunk with the keys in its reach."""
         rows, time, cache = len(q), q.shape[2], self.window - 1
         keys, values = (
             torch.cat([old.to(new.dtype), new], 2) for old, new in ((state.keys, k), (state.values, v))
@@ -86,20 +86,20 @@ class WindowAttention(Attention):
             state.length + time,
         )
 
-        chunk = min(self.window, time)
-        padding = -time % chunk  # of the last chunk; its outputs are dropped below
-        q, keys, values = (F.pad(part, (0, 0, 0, padding)) for part in (q, keys, values))
-        # counted from each chunk's first key: a rotation stays exact however long the text is
-        k_positions = torch.arange(cache + chunk, device=q.device)
-        q_positions = k_positions[cache:]
-        mask = self._mask(q_positions, k_positions, keys.shape[2], state)
-        q_chunks = rearrange(q, "b h (n c) k -> (b n) h c k", c=chunk)
-        k_chunks, v_chunks = (
-            rearrange(part.unfold(2, cache + chunk, chunk), "b h n k c -> (b n) h c k")
-            for part in (keys, values)
+        # each chunk scores cache + chunk keys, of which a query sees `window`: half a window is fastest
+        chunk = min(max(self.window // 2, 1), time)
+        front, back = -cache % chunk, -time % chunk  # to whole chunks; outputs of the back are dropped below
+        q, keys, values = (
+            F.pad(part, (0, 0, before, back)) for part, before in ((q, 0), (keys, front), (values, front))
         )
-        q_chunks = self.positions.rotate(q_chunks, q_positions)
-        k_chunks = self.positions.rotate(k_chunks, k_positions)
+        cache, end = front + cache, keys.shape[2]
+        q_rotated = self.positions.rotate(q, range(cache, end))
+        keys = self.positions.rotate(keys, range(end))
+        q_chunks = rearrange(q_rotated, "b h (n c) k -> (b n) h c k", c=chunk)
+        k_chunks, v_chunks = (_with_chunks_before(part, chunk, cache) for part in (keys, values))
+        k_positions = torch.arange(cache + chunk, device=q.device)  # in a chunk
+        q_positions = k_positions[cache:]
+        mask = self._mask(q_positions, k_positions, end, state)
         if self.sinks:
             local = self.positions.scores(q_chunks, k_chunks, q_positions, k_positions, mask)
             y = self._attend_with_sinks(q, local, v_chunks, sink_keys, sink_values, state)
@@ -111,16 +111,17 @@ class WindowAttention(Attention):
         self,
         q_positions: Int[Tensor, " chunk"],
         k_positions: Int[Tensor, " keys"],
-        time: int,
+        end: int,
         state: WindowState,
     ) -> Bool[Tensor, "rows_and_chunks 1 chunk keys"]:
-        """True for the last `window` keys, cached or new, without sinks, which are scored separately."""
+        """True for the last `window` keys, cached or new, without sinks, which are scored separately.
+
+        `end` is the number of keys of the call, padding included.
+        """
         keys, chunk = len(k_positions), len(q_positions)
         distance = q_positions[:, None] - k_positions
         in_window = (distance >= 0) & (distance < self.window)
-        text_positions = (
-            torch.arange(time, device=q_positions.device) - self.window + 1 + state.length[:, None]
-        )
+        text_positions = torch.arange(end, device=q_positions.device) - (keys - chunk) + state.length[:, None]
         stored = (text_positions >= self.sinks).unfold(1, keys, chunk)  # (rows, chunks, keys)
         return rearrange(in_window & stored[:, :, None], "b n c m -> (b n) 1 c m")
 
@@ -161,6 +162,21 @@ class WindowAttention(Attention):
         sink_values = repeat_kv(sink_values, self.groups).repeat_interleave(len(local) // len(q), dim=0)
         to_sinks, local = weights.tensor_split([self.sinks], dim=-1)
         return to_sinks @ sink_values + local @ repeat_kv(v_chunks, self.groups)
+
+
+def _with_chunks_before(
+    x: Float[Tensor, "rows heads keys head_dim"], chunk: int, cache: int
+) -> Float[Tensor, "rows_and_chunks heads cache_and_chunk head_dim"]:
+    """Each chunk after the first `cache` keys, and the `cache` keys before it; both are multiples of `chunk`.
+
+    The same as `unfold`, whose backward pass is slow.
+    """
+    blocks = x.unflatten(2, (-1, chunk))
+    chunks = blocks.shape[2] - cache // chunk
+    if chunks == 1:
+        return x
+    shifted = [blocks[:, :, start : start + chunks] for start in range(cache // chunk + 1)]
+    return rearrange(torch.cat(shifted, dim=3), "b h n m k -> (b n) h m k")
 
 
 def stack_reach(mixers: Iterable[nn.Module]) -> int | None:

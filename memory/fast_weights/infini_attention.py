@@ -187,8 +187,7 @@ class CompressiveAttention(Mixer):
         v: Float[Tensor, "rows heads time value_width"],
     ) -> Float[Tensor, "rows heads time value_width"]:
         """Causal attention inside each segment; positions are counted from its first token."""
-        positions = torch.arange(q.shape[2], device=q.device)
-        q, k = (self.positions.rotate(part, positions) for part in (q, k))
+        q, k = (self.positions.rotate(part, range(q.shape[2])) for part in (q, k))
         dropout = self.dropout.p if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 

@@ -77,7 +77,7 @@ class FocusedAttention(Attention):
         if self.sharpness is not None:
             q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
             q = q * (self.sharpness.exp() * self.head_dim**0.5).to(v.dtype)[:, None, None]
-        positions, bank = torch.arange(x.shape[1], device=x.device), state.bank
+        positions, bank = range(x.shape[1]), state.bank
         segments = Segments(self.positions.rotate(q, positions), self.positions.rotate(k, positions), v)
         if self.training:
             contexts, seen_rows = self.training_contexts(k, v, state)

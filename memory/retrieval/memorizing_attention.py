@@ -115,8 +115,7 @@ class MemorizingAttention(Attention):
         q, k, v = self.project(x)
         q, k = (F.normalize(part, dim=-1).to(v.dtype) for part in (q, k))
         scale, dropout = self.sharpness.exp(), self.dropout.p if self.training else 0.0
-        positions = torch.arange(x.shape[1], device=x.device)
-        q_rotated, k_rotated = (self.positions.rotate(part, positions) for part in (q, k))
+        q_rotated, k_rotated = (self.positions.rotate(part, range(x.shape[1])) for part in (q, k))
         local = attend_local(q_rotated, k_rotated, v, scale, dropout=dropout)
         retrieved = []
         segments = (part.unflatten(0, (len(state.length), -1)).unbind(1) for part in (q, k, v))

@@ -86,11 +86,11 @@ class UnlimiformerAttention(Attention):
     ) -> Float[Tensor, "rows heads time time"]:
         """local / sqrt(K), and -inf for later tokens."""
         positions = torch.arange(q.shape[2], device=q.device)
-        q, k = self.positions.rotate(q, positions), self.positions.rotate(k, positions)
+        q, k = (self.positions.rotate(part, range(len(positions))) for part in (q, k))
         scores = self.head_dim**-0.5 * q @ repeat_kv(k, self.groups).mT
         bias = self.positions.bias(q, positions, positions)
         scores = scores if bias is None else scores + bias
-        return scores.masked_fill(~self.segment_mask(q.shape[2], q.device), -torch.inf)
+        return scores.masked_fill(positions > positions[:, None], -torch.inf)
 
     def kv_projections(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each head's W_k and W_v (heads, head_dim, width), b_k and b_v (heads, head_dim)."""
