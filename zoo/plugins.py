@@ -115,3 +115,12 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "first", lambda *values: next((v for v in values if v), None), replace=True
     )
+    OmegaConf.register_new_resolver("default_precision", default_precision, replace=True)
+
+
+def default_precision(accelerator: str) -> str:
+    """`trainer.precision` unless it is given: bf16-mixed on a CUDA device, 32-true elsewhere."""
+    import torch  # not before it is needed: --help answers at once
+
+    on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_cuda else "32-true"

@@ -40,6 +40,7 @@ from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
 from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.optimizer_weights import reorder_moments
+from zoo.train.runs.precision import precision_name, set_matmul_precision
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
@@ -82,6 +83,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
     curve = ValidationCurve(metrics)
     trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve, identity)
+    set_matmul_precision(precision_name(cfg), trainer.strategy.root_device)
     config = stored_config(cfg)
     if checkpoint:
         loop, sharded = trainer.fit_loop.state_dict(), is_sharded(cfg)
@@ -113,6 +115,7 @@ def log_sizes(cfg: DictConfig, model: SequenceModule, task: Task) -> None:
         f"{sum(weight.numel() for weight in model.parameters()):,}",
         f"{state_bytes(model):,}",
     )
+    log.info("precision %s", precision_name(cfg))
     if note := surplus_symbols(model, task):
         log.info("%s", note)
 

@@ -175,6 +175,7 @@ def published_config(record: dict[str, Any], vocab_size: int, options: Mapping[s
     composed.model = plain_config(record)
     composed.names.model = record["format"]
     composed.size.budget = None
+    composed.trainer.precision = "32-true"  # as published, whatever this machine would train in
     if "task" not in options:
         composed.names.task = Tokens.name
         composed.task = {"_target_": f"{Tokens.__module__}.{Tokens.__name__}", "vocab_size": vocab_size}

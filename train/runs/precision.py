@@ -27,6 +27,15 @@ def precision_name(cfg: DictConfig) -> str:
     return SHORT_NAMES.get(name, name)
 
 
+def set_matmul_precision(name: str, device: torch.device) -> None:
+    """On a CUDA device products of float32 are in TF32 where the precision is mixed, and exact otherwise.
+
+    It holds for the process, since the backward pass needs it too.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if name.endswith("-mixed") else "highest")
+
+
 def convert_weights(model: SequenceModule, name: str) -> SequenceModule:
     """The model with its weights in the type that this precision trains."""
     dtype = WEIGHT_DTYPES.get(name)
@@ -36,8 +45,11 @@ def convert_weights(model: SequenceModule, name: str) -> SequenceModule:
 def make_precision(name: str, device: torch.device) -> Precision:
     """What Lightning's Trainer makes of `trainer.precision`: its `forward_context` is a ForwardContext.
 
+    Products of float32 are then as in a run of this precision (see `set_matmul_precision`).
+
     UserError: an unknown precision, or one that needs Lightning's own loop.
     """
+    set_matmul_precision(name, device)
     if name == "16-mixed" and device.type == "cpu":
         name = "bf16-mixed"  # as Lightning does
     match name:
