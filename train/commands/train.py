@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Composed:
-    """`done` once Hydra has composed a configuration: errors before that are about the words."""
+    """`done` once Hydra has composed a configuration: errors before that are about the arguments."""
 
     done = False
 
@@ -72,7 +72,7 @@ def main() -> None:
         parser = get_args_parser()
         parser.error = refuse_option  # type: ignore[method-assign]  # instead of usage and two lines more
         sys.argv[1:] = config.quoted_names(sys.argv[1:])
-        check_words(parser.parse_args(sys.argv[1:]))
+        check_args(parser.parse_args(sys.argv[1:]))
         run()
     except Exception as error:
         message = user_message(error)
@@ -83,14 +83,14 @@ def main() -> None:
         stop("interrupted before the first step; nothing was saved", signalled.code)
 
 
-def check_words(arguments: argparse.Namespace) -> None:
-    """Raises UserError for words that no run can start with, and takes from `sys.argv` those that only repeat
-    what the run that is resumed was started with."""
-    for word in arguments.overrides:
-        if word.startswith(("hydra.run.dir=", "hydra.sweep.subdir=")) and not is_further_rank():
-            raise UserError(f"{word.partition('=')[0]} can't be set here; run_dir= is a run's folder")
+def check_args(arguments: argparse.Namespace) -> None:
+    """Raises UserError for arguments that no run can start with, and takes those from `sys.argv` that only
+    repeat what the run to be resumed was started with."""
+    for arg in arguments.overrides:
+        if arg.startswith(("hydra.run.dir=", "hydra.sweep.subdir=")) and not is_further_rank():
+            raise UserError(f"{arg.partition('=')[0]} can't be set here; run_dir= is a run's folder")
     left = args_to_resume(arguments.overrides)
-    sys.argv[1:] = [word for word in sys.argv[1:] if word in left or word not in arguments.overrides]
+    sys.argv[1:] = [arg for arg in sys.argv[1:] if arg in left or arg not in arguments.overrides]
     if arguments.multirun:  # Hydra writes multirun.yaml before the first job is looked at
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
         config.compose(BasicSweeper.split_arguments(overrides, 1)[0][0])
