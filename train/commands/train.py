@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from zoo import plugins
 from zoo.errors import UserError, one_line, tolerate_any_text
 from zoo.train.commands.cli import disk_problem, stop, user_message
+from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, register
 from zoo.train.runs.files import is_further_rank
@@ -49,6 +50,7 @@ def refuse_option(message: str) -> NoReturn:
 
 
 def exit_on_signal(number: int, frame: types.FrameType | None) -> None:
+    WATCH.handled()
     raise SignalExit(128 + number)
 
 
@@ -73,7 +75,8 @@ def main() -> None:
         parser.error = refuse_option  # type: ignore[method-assign]  # instead of usage and two lines more
         sys.argv[1:] = config.quoted_names(sys.argv[1:])
         check_args(parser.parse_args(sys.argv[1:]))
-        run()
+        with WATCH.running():
+            run()
     except Exception as error:
         message = user_message(error)
         if message is None and Composed.done:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from zoo.train.loop.checkpointing import Checkpoints
+from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs.stop_signals import stop_signals
 
 
@@ -34,10 +35,12 @@ class SignalHandler(L.Callback):
             self._previous_handlers = {signum: signal.getsignal(signum) for signum in stop_signals()}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        WATCH.met()
         for signum in self._previous_handlers:
             signal.signal(signum, self._on_signal)
 
     def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
+        WATCH.handled()
         if self.received:
             raise InterruptedRunError(signum)
         self.received = signum

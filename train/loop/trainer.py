@@ -24,6 +24,7 @@ from zoo.train.loop.checkpointing import (
 from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport
+from zoo.train.loop.ranks import ranks_meet
 from zoo.train.loop.signals import SignalHandler
 from zoo.train.loop.summary import print_summary, summary
 from zoo.train.loop.tensorboard import RunLogger, log_setup, position_figure
@@ -95,7 +96,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     log_sizes(cfg, model, task)
     # before training: the source files may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
-    trainer.fit(model, data, ckpt_path=last if checkpoint else None)
+    with ranks_meet(trainer, run_dir):
+        trainer.fit(model, data, ckpt_path=last if checkpoint else None)
     results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.update_wall_time()}
     if trainer.is_global_zero:
         tokens_seen = int(metrics.tokens_seen)  # TensorBoard's x axis is targets seen
