@@ -324,6 +324,10 @@ def train(docs_folder: DocsFolder, words: list[str]) -> None:
         rest = [word for word in words if not word.startswith(("resume=", "steps="))]
         docs_folder.call("train", [f"resume={docs_folder.run()}", "steps=3", *rest])
         return
+    if any(word.startswith("model.base=") for word in words):
+        rest = at_size_nano([word for word in words if not word.startswith(("model.base=", "data.corpus="))])
+        docs_folder.call("train", [f"model.base={docs_folder.run()}", *rest, "run_dir=from-a-base"])
+        return
     for run in combinations([word for word in words if word != "-m"]):
         paths = [word for word in run if not word.startswith(("run_dir=", "hydra."))]
         compose_and_build(paths)

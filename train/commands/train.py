@@ -104,6 +104,7 @@ def run(cfg: DictConfig) -> float | None:
     from zoo.train.loop.launch import launch
     from zoo.train.loop.signals import InterruptedRunError
     from zoo.train.runs import build
+    from zoo.train.runs.base import start_from_base
     from zoo.train.runs.run_folder import run_folder
 
     hydra_config = HydraConfig.get()
@@ -113,6 +114,7 @@ def run(cfg: DictConfig) -> float | None:
         try:
             check_keys(cfg)
             if not cfg.resume:
+                start_from_base(cfg, list(hydra_config.overrides.task))
                 build.check_classes(cfg)
             base, log_name = Path(hydra_config.runtime.output_dir), f"{hydra_config.job.name}.log"
             run_dir = stack.enter_context(run_folder(cfg, base, log_name))

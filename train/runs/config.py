@@ -5,6 +5,7 @@ import math
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -17,8 +18,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from zoo import plugins
 from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
+from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 DEFAULT_FIELD = "text"
+BASE = "model.base"
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Config:
     checkpoint_every: int = MISSING  # steps
     run_dir: str | None = None
     resume: str | None = None
+    base: Any = None  # of a run with model.base: what it started from (zoo.train.runs.base)
 
 
 def register() -> None:
@@ -113,12 +117,38 @@ def compose(overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg.hydra
     check_keys(cfg)
+    if not cfg.resume:
+        from zoo.train.runs.base import start_from_base  # which needs torch, and this module
+
+        start_from_base(cfg, overrides)
     return cfg
 
 
 def quoted_names(args: Sequence[str]) -> list[str]:
-    """Overrides, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags."""
-    return [quoted_name(arg) for arg in args]
+    """Overrides, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags.
+
+    model.base=, which no yaml file of a model need have, is added; without model= and size= with those of the
+    run that it names.
+    """
+    return [override for arg in args for override in base_overrides(quoted_name(arg), args)]
+
+
+def base_overrides(arg: str, args: Sequence[str]) -> list[str]:
+    """The override itself, or all that model.base=<run_dir> stands for."""
+    key, _, value = arg.partition("=")
+    if key.lstrip("+") != BASE or not value:
+        return [arg]
+    keys = {arg.partition("=")[0].lstrip("+") for arg in args}
+    try:
+        stored = load_stored(Path(override_value(arg)) / "config.yaml")
+        own = stored.model["_target_"] != IMPORTED_CLASS
+        groups = [group for group in ("model", "size") if group not in keys and (own or group != "model")]
+        names = [(group, str(stored.names[group])) for group in groups]
+        choices = {group: {choice.name for choice in plugins.choices(group)} for group in groups}
+    except Exception:  # reported when the base is read
+        return [f"++{BASE}={value}"]
+    added = [quoted_name(f"{group}={name}") for group, name in names if name in choices[group]]
+    return [f"++{BASE}={value}", *added]
 
 
 def quoted_name(arg: str) -> str:
@@ -176,7 +206,9 @@ def check_keys(cfg: DictConfig) -> None:
     kinds = typing.get_type_hints(Config)
     for group, node in ((str(key), node) for key, node in cfg.items()):
         if group not in kinds:
-            raise UserError(f"{group}: unknown; expected one of {', '.join(kinds)}{nearest(group, kinds)}")
+            settable = [kind for kind in kinds if kind != "base"]
+            message = f"{group}: unknown; expected one of {', '.join(settable)}"
+            raise UserError(message + nearest(group, settable))
         if dataclasses.is_dataclass(kinds[group]):
             if not isinstance(node, DictConfig):
                 raise UserError(f"{group}: expected {group}.KEY=value, found {group}={node}")
@@ -244,6 +276,8 @@ def stored_config(cfg: DictConfig) -> str:
     if "root" in unresolved["task"]:
         stored["task"]["root"] = unresolved["task"]["root"]
     del stored["run_dir"], stored["resume"]
+    if stored.get("base") is None:
+        stored.pop("base", None)
     for group in ("data", "task"):  # newer than stored runs, which are to be comparable
         if stored[group].get("field") == DEFAULT_FIELD:
             del stored[group]["field"]

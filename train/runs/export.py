@@ -29,6 +29,7 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
     for group in ("data", "task"):
         if "root" in settings[group]:
             settings[group]["root"] = None  # a path of this machine
+    settings["model"].pop("base", None)  # another; of its weights `base` has the hash
     metrics_path = run_dir / "metrics.json"
     metrics = read_json(metrics_path) if metrics_path.exists() else None
     weights, tied = untied(model.state_dict())

@@ -21,6 +21,9 @@ RESULT_NEUTRAL_SETTINGS = (
     "checkpoint_every",
     "trainer.log_every",
     "trainer.accelerator",
+    "base.run",
+    "base.step",
+    "base.commit",
 )
 NOT_SET = "absent"
 PROGRESS_FILE = "progress.json"

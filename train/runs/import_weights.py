@@ -19,8 +19,8 @@ from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
 from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
-from zoo.train.runs.stored import update_names
-from zoo.train.runs.symbols import IMPORTED_CLASS, check_run_symbols
+from zoo.train.runs.stored import IMPORTED_CLASS, update_names
+from zoo.train.runs.symbols import check_run_symbols
 from zoo.train.runs.weight_files import check_finite, read_model_config, read_weights, weight_files
 from zoo.train.tasks.tokens import Tokens
 

@@ -8,10 +8,9 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
+from zoo.train.runs.stored import IMPORTED_CLASS
 from zoo.train.tasks.base import Task
 from zoo.train.tasks.lm import VOCAB_SIZE
-
-IMPORTED_CLASS = "zoo.models.published.imported.Imported"  # a name: train knows no models
 
 
 def check_run_symbols(cfg: DictConfig, model: SequenceModule, command: str) -> None:

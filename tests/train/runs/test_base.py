@@ -126,8 +126,3 @@ def test_a_damaged_base(zoo: Any, base: Path) -> None:
         (base / "config.yaml").write_text(text)
         with pytest.raises(UserError, match=r"whole/config.yaml is not the config of a run"):
             build.model(compose([*WORDS]))
-
-
-def test_models_without_the_key() -> None:
-    with pytest.raises(Exception, match="base"):
-        compose(["model=rmt", "model.base=whole"])
