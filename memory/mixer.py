@@ -44,6 +44,19 @@ class Mixer(DecodeRule, nn.Module):
         ) -> tuple[Float[Tensor, "rows time width"], State]: ...
 
 
+def matmul_dtype(activations: Tensor, state_dtype: torch.dtype) -> torch.dtype:
+    """What a memory multiplies matrices in: bfloat16 where autocast has made the activations so, otherwise
+    the dtype of its state.  Not float16, whose range is too small for states."""
+    if activations.dtype == torch.bfloat16 and torch.is_autocast_enabled(activations.device.type):
+        return torch.bfloat16
+    return state_dtype
+
+
+def matmul(A: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
+    """A B, in A's dtype, of matrices rounded to `dtype`; of bfloat16 the products are summed in float32."""
+    return (A.to(dtype) @ B.to(dtype)).to(A.dtype)
+
+
 def new_decode_cache(mixer: Mixer, state: State) -> Any:
     """An empty cache of the segment after `state`, of any mixer, for `decode_step`."""
     return mixer.init_decode_cache(state) if mixer.decodes else (state, None)

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.gradients import stop_gradient
+from zoo.memory.mixer import matmul, matmul_dtype
 
 EPS, RMS_EPS = 1e-5, 1e-6
 Write = Literal["together", "in_turn"]
@@ -114,11 +115,13 @@ MatrixAndNormaliser = tuple[Float[Tensor, "rows features width"], Float[Tensor, 
 def lookup(
     k: Float[Tensor, "rows time features"], state: AssociativeState, bounded: bool
 ) -> tuple[Float[Tensor, "rows time width"], Float[Tensor, "rows time"]]:
-    """k A and d(k) for keys or queries k, in the memory's precision; their quotient is the value stored."""
+    """k A and d(k) for keys or queries k, whose quotient is the value stored, in the memory's dtype; k A is
+    a product in bfloat16 where autocast has made k so."""
+    dtype = matmul_dtype(k, state.matrix.dtype)
     with torch.autocast(k.device.type, enabled=False):
         k = k.to(state.matrix.dtype)
         zk = (k @ state.normaliser[..., None]).squeeze(-1)
-        return k @ state.matrix, denominator(zk, k.square().sum(-1), bounded)
+        return matmul(k, state.matrix, dtype), denominator(zk, k.square().sum(-1), bounded)
 
 
 def denominator(zk: Tensor, kk: Tensor, bounded: bool) -> Tensor:

@@ -17,6 +17,7 @@ Differs from the paper, which divides by sqrt(D) and doesn't define the empty me
 while nothing is written, and the gate is applied nevertheless.
 """
 
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.positions import build_positions
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, matmul, matmul_dtype
 
 Rule = Literal["linear", "delta"]
 MIN_NORMALISER = 1e-15  # if sigma(Q) z is less, the query matches no key, and A_mem is 0 instead of 0 / 0
@@ -96,23 +97,26 @@ def read_and_write(
     state: MemoryState,
     rule: Rule,
 ) -> tuple[Float[Tensor, "rows segments heads time value_width"], MemoryState]:
-    """`read_and_write_loop` for all segments at once, in the state's dtype, also under autocast."""
+    """`read_and_write_loop` for all segments at once, in the state's dtype; under autocast only the products
+    of matrices are in bfloat16."""
     segments = q.shape[1]
+    product = partial(matmul, dtype=matmul_dtype(q, state.matrix.dtype))
     with torch.autocast(q.device.type, enabled=False):
         q, k, v = (part.to(state.matrix.dtype) for part in (q, k, v))
         queries, keys = sigma(q), sigma(k)
         writes = (state.writes[:, None] + torch.arange(segments, device=q.device))[..., None]
         normalisers = list(accumulate(keys.sum(-2).unbind(1), initial=state.normaliser))
         before = torch.stack(normalisers[:-1], dim=1)
-        additions = (keys.mT @ v).unbind(1)
+        additions = product(keys.mT, v).unbind(1)
         if rule == "linear":
             matrices = list(accumulate(additions, initial=state.matrix))
         else:
-            projections = (keys.mT @ (keys * inverse_normaliser(keys, before, writes))).unbind(1)  # P
+            projections = product(keys.mT, keys * inverse_normaliser(keys, before, writes)).unbind(1)  # P
             matrices = [state.matrix]
             for projection, addition in zip(projections, additions, strict=True):
-                matrices.append(matrices[-1] + addition - projection @ matrices[-1])
-        outputs = queries @ torch.stack(matrices[:-1], dim=1) * inverse_normaliser(queries, before, writes)
+                matrices.append(matrices[-1] + addition - product(projection, matrices[-1]))
+        retrieved = product(queries, torch.stack(matrices[:-1], dim=1))
+        outputs = retrieved * inverse_normaliser(queries, before, writes)
         return outputs, MemoryState(matrices[-1], normalisers[-1], state.writes + segments)
 
 

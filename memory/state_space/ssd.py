@@ -9,6 +9,7 @@ Carried: h.
 Differs from the paper: nothing.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zoo.memory.mixer import matmul, matmul_dtype
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.inputs import SSDInputs, cast
 
@@ -45,25 +47,24 @@ def ssd(
 ) -> tuple[Float[Tensor, "rows time heads head_dim"], Float[Tensor, "rows heads head_dim states"]]:
     """`ssd_loop` in chunks, with gradients through the initial and the final state.
 
-    Everything is computed in the state's dtype, also under autocast; `chunk_size` affects only speed
-    and memory.
+    Everything is computed in the state's dtype, also under autocast; only the products of matrices are in
+    bfloat16 there, as in the published kernels.  `chunk_size` affects only speed and memory.
     """
     if backend == "mamba_ssm":
         return kernels.ssd(inputs, chunk_size)
+    product_dtype = matmul_dtype(inputs.x, inputs.state.dtype)
     with torch.autocast(inputs.x.device.type, enabled=False):
         inputs = cast(inputs, inputs.state.dtype)
         x, D, z = inputs.x, inputs.D, inputs.z
-        chunk_size = min(chunk_size, x.shape[1])
-        y, h = _chunked(x, inputs.step_sizes(), inputs.A, inputs.B, inputs.C, inputs.state, chunk_size)
+        y, h = _chunked(inputs, min(chunk_size, x.shape[1]), product_dtype)
         y = y if D is None else torch.addcmul(y, D.view(x.shape[2], -1), x)
         return (y if z is None else y * F.silu(z)), h
 
 
 @torch.compiler.disable  # torch 2.13's compiled CPU code for this function writes out of bounds
-def _chunked(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor, chunk_size: int
-) -> tuple[Tensor, Tensor]:
+def _chunked(inputs: SSDInputs, chunk_size: int, product_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Figure 5 of the paper.  A token that pads the last chunk has dt = 0, which changes nothing."""
+    x, dt, A, B, C, h = inputs.x, inputs.step_sizes(), inputs.A, inputs.B, inputs.C, inputs.state
     time, heads, groups = x.shape[1], x.shape[2], B.shape[2]
     padding = -time % chunk_size
     if padding:
@@ -76,10 +77,11 @@ def _chunked(
 
     causal_mask = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=x.device).tril()
     L = _Segsum.apply(dA_cumsum, x.dtype).masked_fill_(~causal_mask, -torch.inf).exp_()
-    y = (L * (C @ B.mT)[:, :, :, None]) @ x  # inside the chunks
+    product = partial(matmul, dtype=product_dtype)
+    y = product(L * product(C, B.mT)[:, :, :, None], x)  # inside the chunks
 
     decayed_x = (dA_total - dA_cumsum).to(x.dtype).exp()[..., None] * x  # decayed until the chunk's end
-    chunk_states = rearrange(decayed_x, "b c g h q p -> b c g (h p) q") @ B  # from an empty state
+    chunk_states = product(rearrange(decayed_x, "b c g h q p -> b c g (h p) q"), B)  # from an empty state
     chunk_states = rearrange(chunk_states, "b c g (h p) n -> c b g h p n", h=heads // groups)
     chunk_decays = rearrange(dA_total, "b c g h 1 -> c b g h 1 1").to(x.dtype).exp()
     h = rearrange(h, "b (g h) p n -> b g h p n", g=groups)
@@ -89,7 +91,7 @@ def _chunked(
         h = torch.addcmul(chunk_state, chunk_decay, h)
 
     initial = rearrange(torch.stack(initial_states, dim=1), "b c g h p n -> b c g n (h p)")
-    state_output = rearrange(C @ initial, "b c g q (h p) -> b c g h q p", h=heads // groups)
+    state_output = rearrange(product(C, initial), "b c g q (h p) -> b c g h q p", h=heads // groups)
     y = torch.addcmul(y, dA_cumsum.to(x.dtype).exp()[..., None], state_output)
     y = rearrange(y, "b c g h q p -> b (c q) (g h) p")[:, :time]
     return y, rearrange(h, "b g h p n -> b (g h) p n")
