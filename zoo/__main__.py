@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from zoo.errors import nearest, tolerate_any_text
+from zoo.errors import closed_pipe_exits, nearest, tolerate_any_text
 
 
 class Command(NamedTuple):
@@ -83,6 +83,12 @@ COMPLETION = ("-sc", "--shell-completion")
 
 def main() -> None:
     tolerate_any_text()
+    with closed_pipe_exits():
+        dispatch()
+
+
+def dispatch() -> None:
+    """Calls what the command line names."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # for a user's classes, as under `python -m zoo`
     name, *arguments = sys.argv[1:] or ["--help"]

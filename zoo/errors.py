@@ -1,8 +1,11 @@
 """Errors that a user can fix, in one line."""
 
+import contextlib
 import difflib
+import os
+import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -17,6 +20,57 @@ def tolerate_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not where a test or a notebook captures it
             stream.reconfigure(errors="backslashreplace")
+
+
+CLOSED_PIPE_CODE = 141
+"""Exit code where the reader of the output has closed it: 128 + SIGPIPE, as of programs that SIGPIPE ends."""
+
+
+@contextlib.contextmanager
+def closed_pipe_exits() -> Iterator[None]:
+    """A block that prints; where the reader closes the pipe, as `| head` does, it exits without a traceback.
+
+    rich, which catches the error itself, exits with another code, and text that is still in a buffer would be
+    written only when Python has shut down.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not discard_closed_outputs():  # a pipe to another process
+            raise
+        sys.exit(CLOSED_PIPE_CODE)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            sys.exit(CLOSED_PIPE_CODE)
+        raise
+
+
+def discard_closed_outputs() -> bool:
+    """Has what is printed to an output whose reader has closed it go nowhere; False if neither is closed."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            descriptor = stream.fileno()
+        except (AttributeError, OSError, ValueError):  # where a test or a notebook captures it
+            continue
+        if is_closed_pipe(descriptor):
+            closed = True
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)
+    return closed
+
+
+def is_closed_pipe(descriptor: int) -> bool:
+    """True for the writing end of a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from zoo.errors import UserError, nearest, one_line, tolerate_any_text
+from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
 
 ValueParser = Callable[[str], Any]
 """Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
@@ -173,9 +173,9 @@ def refuse_without_effect(command: str, args: Iterable[str], keys: Iterable[str]
 def command(main: Callable[..., int | None]) -> Callable[[], None]:
     """The entry point of a command: calls `main` with the arguments after the command's name.
 
-    Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C. `--help`
-    prints the docstring of the command's module; so does a call without arguments, where `main` needs some
-    (its parameter has no default).
+    Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C; 141
+    where the reader of the output has closed it. `--help` prints the docstring of the command's module; so
+    does a call without arguments, where `main` needs some (its parameter has no default).
     """
     parameter = next(iter(inspect.signature(main).parameters.values()))
     needs_args = parameter.default is inspect.Parameter.empty
@@ -183,6 +183,10 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
     @functools.wraps(main)
     def entry() -> None:
         tolerate_any_text()
+        with closed_pipe_exits():
+            call()
+
+    def call() -> NoReturn:
         args = sys.argv[1:]
         if args[:1] in (["-h"], ["--help"]) or (needs_args and not args):
             print(sys.modules[main.__module__].__doc__, file=sys.stdout if args else sys.stderr)

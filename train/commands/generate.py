@@ -33,9 +33,6 @@ def main(args: list[str]) -> None:
     try:
         for count, piece in generate_text(options):  # noqa: B007
             print(piece, end="", flush=True)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     except KeyboardInterrupt:
         print()
         raise

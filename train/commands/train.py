@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from zoo import plugins
-from zoo.errors import UserError, one_line, tolerate_any_text
+from zoo.errors import UserError, closed_pipe_exits, one_line, tolerate_any_text
 from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
@@ -62,6 +63,11 @@ def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
 
 def main() -> None:
     """Exit code 0 for a finished run, 2 for a user error, 128 + number for a signal."""
+    with closed_pipe_exits():
+        compose_and_run()
+
+
+def compose_and_run() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive unchanged, to be told apart below
     for number in stop_signals():
         signal.signal(number, exit_on_signal)
@@ -77,6 +83,8 @@ def main() -> None:
         check_args(parser.parse_args(sys.argv[1:]))
         with WATCH.running():
             run()
+    except BrokenPipeError:
+        raise
     except Exception as error:
         message = user_message(error)
         if message is None and Composed.done:
@@ -84,6 +92,19 @@ def main() -> None:
         stop(message or one_line(error), 2)
     except SignalExit as signalled:
         stop("interrupted before the first step; nothing was saved", signalled.code)
+
+
+@contextlib.contextmanager
+def closed_output_stops() -> Iterator[None]:
+    """A block in which SIGPIPE, which Python ignores, is a signal as all others that stop a run."""
+    if not hasattr(signal, "SIGPIPE"):
+        yield
+        return
+    previous = signal.signal(signal.SIGPIPE, exit_on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, previous)
 
 
 def check_args(arguments: argparse.Namespace) -> None:
@@ -111,6 +132,7 @@ def run(cfg: DictConfig) -> float | None:
     Composed.done = True
     run_dir = Path()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(closed_output_stops())
         try:
             check_keys(cfg)
             if not cfg.resume:

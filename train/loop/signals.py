@@ -21,7 +21,8 @@ class InterruptedRunError(Exception):
 
 
 class SignalHandler(L.Callback):
-    """At a signal finishes the step, saves last.ckpt and stops; at a second one stops at once."""
+    """At a signal finishes the step, saves last.ckpt and stops; at a second one stops at once, unless it is
+    that of a closed output: what Ctrl-C ends may be the reader too."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -41,9 +42,10 @@ class SignalHandler(L.Callback):
 
     def _on_signal(self, signum: int, frame: types.FrameType | None) -> None:
         WATCH.handled()
-        if self.received:
+        is_closed_output = signal.Signals(signum).name == "SIGPIPE"
+        if self.received and not is_closed_output:
             raise InterruptedRunError(signum)
-        self.received = signum
+        self.received = self.received or signum
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -2,8 +2,9 @@
 
 import signal
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-"""Ctrl-C, a polite kill, a closed terminal, a scheduler's warning."""
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGPIPE")
+"""Ctrl-C, a polite kill, a closed terminal, a scheduler's warning, an output that nobody reads any more
+(which Python ignores unless a command says otherwise)."""
 
 
 def stop_signals() -> list[signal.Signals]:
