@@ -168,7 +168,8 @@ def write_in_turn(
     """
     G = k @ k.mT
     zk = (k @ state.normaliser[..., None]).squeeze(-1)
-    gammas, d = list[Tensor](), list[Tensor]()
+    gammas: list[Tensor] = []
+    d: list[Tensor] = []
     for i, G_i in enumerate(G.unbind(1)):
         zk_i = zk[:, i] + sum(gammas[j] * G_i[:, j] for j in range(i))  # z_{i-1} k_i, one number per row
         d.append(denominator(zk_i, G_i[:, i], bounded))

@@ -40,7 +40,8 @@ def _scan(
     chunk = max(1, round(time**0.5))
     padding = -time % chunk
     a, b = (rearrange(F.pad(part, (0, 0, 0, padding)), "b (n c) w -> c b n w", c=chunk) for part in (a, b))
-    h, product = torch.empty_like(b), torch.empty_like(b)
+    # the slices of time have to be contiguous: torch.compile knows no other `out`
+    h, product = (torch.empty_like(b, memory_format=torch.contiguous_format) for _ in range(2))
     h[0], product[0] = b[0], a[0]
     for t in range(1, chunk):
         torch.addcmul(b[t], a[t], h[t - 1], out=h[t])

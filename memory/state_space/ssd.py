@@ -56,12 +56,12 @@ def ssd(
     with torch.autocast(inputs.x.device.type, enabled=False):
         inputs = cast(inputs, inputs.state.dtype)
         x, D, z = inputs.x, inputs.D, inputs.z
-        y, h = _chunked(inputs, min(chunk_size, x.shape[1]), product_dtype)
+        chunked = _chunked if x.device.type != "cpu" else _chunked_uncompiled
+        y, h = chunked(inputs, min(chunk_size, x.shape[1]), product_dtype)
         y = y if D is None else torch.addcmul(y, D.view(x.shape[2], -1), x)
         return (y if z is None else y * F.silu(z)), h
 
 
-@torch.compiler.disable  # torch 2.13's compiled CPU code for this function writes out of bounds
 def _chunked(inputs: SSDInputs, chunk_size: int, product_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Figure 5 of the paper.  A token that pads the last chunk has dt = 0, which changes nothing."""
     x, dt, A, B, C, h = inputs.x, inputs.step_sizes(), inputs.A, inputs.B, inputs.C, inputs.state
@@ -95,6 +95,10 @@ def _chunked(inputs: SSDInputs, chunk_size: int, product_dtype: torch.dtype) -> 
     y = torch.addcmul(y, dA_cumsum.to(x.dtype).exp()[..., None], state_output)
     y = rearrange(y, "b c g h q p -> b (c q) (g h) p")[:, :time]
     return y, rearrange(h, "b g h p n -> b (g h) p n")
+
+
+# torch 2.13's compiled code for CPUs writes out of bounds here
+_chunked_uncompiled = torch.compiler.disable(_chunked)
 
 
 class _Segsum(torch.autograd.Function):
