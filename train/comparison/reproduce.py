@@ -8,7 +8,7 @@ from zoo import trust
 from zoo.train.comparison.groups import Run, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
-from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, differences, flatten
+from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, Pair, differences, flatten
 from zoo.train.runs.stored import load_stored
 
 
@@ -23,9 +23,12 @@ def sweep_command(group: RunGroup) -> str:
     args = [f"{key}={config[f'names.{key}']}" for key in ("model", "task", "size")]
     args.append(f"steps={config['steps']}")
     try:
-        defaults = flatten(OmegaConf.to_container(compose([*args, "run_dir=."]), resolve=True))
         ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
-        settings = differences(config, defaults, ignored)
+        settings: dict[str, Pair] = {}
+        for accelerator in ("cpu", "auto"):  # the default precision is the device's
+            words = [*args, "run_dir=.", f"trainer.accelerator={accelerator}"]
+            defaults = flatten(OmegaConf.to_container(compose(words), resolve=True))
+            settings |= differences(config, defaults, ignored)
         if is_solved(group.runs[0]):
             settings.pop(f"model.{config['model.free']}", None)
     except Exception:  # a missing plug-in may raise anything

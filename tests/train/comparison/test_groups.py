@@ -155,3 +155,18 @@ def test_a_group_has_the_command_that_trains_it(tmp_path: Path, settings: list[s
     recomposed = compose([*command[2:-1], "seed=5", "run_dir=."])
     recomposed.model = budget.solve_width(recomposed)
     assert OmegaConf.create(stored_config(recomposed)) == OmegaConf.create(stored_config(cfg))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_s_command_says_its_precision_where_a_device_has_another_default(
+    tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU, from which either may be meant."""
+    cfg = compose(["model=rmt", "task=lm", "size=nano", f"trainer.precision={precision}", "run_dir=."])
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(stored_config(cfg))
+    [group] = group_runs([read_run(folder)])
+    stated_on_cpu = f"trainer.precision={precision}" in sweep_command(group)
+    assert stated_on_cpu == (precision != "32-true")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert f"trainer.precision={precision}" in sweep_command(group)
