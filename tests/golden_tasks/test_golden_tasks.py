@@ -73,7 +73,7 @@ def changed(value: Any) -> Any:
         return {**value, last: changed(value[last])}
     if isinstance(value, str):
         return value[:-1] + ("0" if value[-1:] != "0" else "1")
-    return value + 1
+    return 0 if value is None else value + 1
 
 
 def fails_with(module: ModuleType, data: dict[str, Any], index: int, field: str) -> bool:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.differences import Differences
 from zoo.train.comparison.groups import Run, RunGroup
-from zoo.train.evaluation.intervals import Estimate, paired
+from zoo.train.evaluation.intervals import Estimate
 
 EMPTY_CELL = "-"
 
@@ -17,6 +18,8 @@ class Column(NamedTuple):
     estimate: Callable[[RunGroup], Estimate | None]
     format: Callable[[float], str]
     has_interval: bool
+    mark: Callable[[RunGroup], str] = lambda group: ""
+    """What follows the number in a cell."""
 
 
 def columns(comparison: Comparison) -> list[Column]:
@@ -54,19 +57,13 @@ def metric(key: str, title: str, form: Callable[[float], str], has_interval: boo
 
 
 def difference(comparison: Comparison, baseline: RunGroup) -> Column:
-    """Score minus the baseline's, paired by seed; beside a second score the title has its name."""
-    scores = baseline.by_seed(lambda run: run.metrics[comparison.score])
-
-    def estimate(group: RunGroup) -> Estimate | None:
-        if group is baseline:
-            return None
-        return paired(group.by_seed(lambda run: run.metrics[comparison.score]), scores)
-
+    """Score minus the baseline's; beside a second score the title has its name."""
+    differences = Differences(comparison, baseline)
+    title, form = f"against {baseline.label}", lambda x: f"{x:+.3f}"
     if comparison.is_share:
         subject = f"{comparison.unit} " if len(comparison.score_names) > 1 else ""
-        title = f"{subject}against {baseline.label} (points)"
-        return Column("difference", title, estimate, lambda x: f"{100 * x:+.1f}", True)
-    return Column("difference", f"against {baseline.label}", estimate, lambda x: f"{x:+.3f}", True)
+        title, form = f"{subject}against {baseline.label} (points)", lambda x: f"{100 * x:+.1f}"
+    return Column("difference", title, differences.estimate, form, True, differences.mark)
 
 
 def steps_to_loss(run: Run, loss: float) -> float | None:
@@ -108,7 +105,7 @@ def format_cell(column: Column, group: RunGroup) -> str:
         cell += f" ± {column.format(estimate.half_width).lstrip('+')}"
     if estimate.runs < len(group.runs):
         cell += f" ({estimate.runs} of {len(group.runs)})"
-    return cell
+    return cell + column.mark(group)
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -3,6 +3,7 @@
 from zoo.train.comparison.columns import score_format
 from zoo.train.comparison.comparable import describe_spread, list_names
 from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.differences import Differences
 from zoo.train.plotting.charts import format_share
 from zoo.train.runs import budget
 
@@ -34,7 +35,7 @@ def parameters_note(comparison: Comparison) -> str:
 def baseline_note(comparison: Comparison) -> str:
     if comparison.baseline is None:
         return ""
-    return f"Against {comparison.baseline.label}: differences of runs of the same seed."
+    return Differences(comparison, comparison.baseline).note
 
 
 def data_note(comparison: Comparison) -> str:

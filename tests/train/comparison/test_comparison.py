@@ -21,13 +21,17 @@ def test_numbers_by_hand(run: Any, tmp_path: Path) -> None:
     assert float(rmt["val/bits_per_byte"]) == pytest.approx(2.1)
     assert float(rmt["val/bits_per_byte_half_width"]) == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5)
     assert float(rmt["difference"]) == pytest.approx((-0.5 - 0.6 - 0.4) / 3)
-    assert float(rmt["difference_half_width"]) == pytest.approx(4.30265 * 0.1 / 3**0.5, rel=1e-5)
+    # Welch: variances 0.01 and 0.03 of three seeds each have 3.2 degrees of freedom: t is 2.78 to 3.18
+    half_width = float(rmt["difference_half_width"])
+    assert 2.7764 < half_width / ((0.01 + 0.03) / 3) ** 0.5 < 3.1824
+    assert half_width == pytest.approx(0.35482, rel=1e-4)
     assert (rows["mamba"]["difference_runs"], rows["mamba"]["difference_half_width"]) == ("1", "")
     assert rows["transformer"]["difference"] == ""
     # losses are 1.4 + 3, 2, 1, 0 at steps 10, 20, 30, 40: all of rmt's reach 3.0 at step 30
     assert float(rmt["steps_to_loss"]) == 30
     assert float(rows["transformer"]["steps_to_loss"]) == 30
     assert "2.100 ± 0.248" in (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| -0.500 ± 0.355 * |" in (tmp_path / "runs/comparison/comparison.md").read_text()
     assert "2.100" in out
 
 
@@ -136,3 +140,38 @@ def test_missing_keys_of_a_run_are_named(
     code, _, err = run("runs")
     assert (code, err.count("\n")) == (2, 1)
     assert re.search(rf"runs/a/{name} is not the \w+ of a run: expected {expected} in it", err)
+
+
+def test_seeds_that_move_all_rows_alike_are_taken_out(run: Any, tmp_path: Path) -> None:
+    """Scores move by 0.3 from seed to seed in every row, and by 0.01 otherwise."""
+    left = {"rmt": (0.0, 0.01, -0.01), "mamba": (0.01, -0.01, 0.0), "transformer": (-0.01, 0.0, 0.01)}
+    for i, (name, residuals) in enumerate(left.items()):
+        for seed, residual in enumerate(residuals):
+            make_run(tmp_path / f"runs/{name}{seed}", name, seed, 2 + i / 10 + 0.3 * seed + residual)
+    code, out, _ = run("runs")
+    assert code == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    for name in ("rmt", "mamba"):  # s^2 = 6e-4 / 4, 4 degrees of freedom
+        expected = 2.77645 * (6e-4 / 4) ** 0.5 * (2 / 3) ** 0.5
+        assert float(rows[name]["difference_half_width"]) == pytest.approx(expected, rel=1e-5)
+    text = " ".join(out.split())
+    assert "intervals of the two-way layout model + seed" in text
+    assert "Holm's correction for 2 rows" in text
+
+
+def test_marks_count_all_rows(run: Any, tmp_path: Path) -> None:
+    """A difference with p = 0.04 is marked alone and not among three."""
+    make_run(tmp_path / "runs/t0", "transformer", 0, 2.0)
+    make_run(tmp_path / "runs/t1", "transformer", 1, 2.1)
+    make_run(tmp_path / "runs/r0", "rmt", 0, 1.7)
+    make_run(tmp_path / "runs/r1", "rmt", 1, 1.6)
+    assert run("runs")[0] == 0
+    marked = "| -0.400 ± 0.304 * |"
+    assert marked in (tmp_path / "runs/comparison/comparison.md").read_text()
+    for name in ("mamba", "armt"):
+        make_run(tmp_path / f"runs/{name}0", name, 0, 2.0)
+        make_run(tmp_path / f"runs/{name}1", name, 1, 2.11)
+    assert run("runs")[0] == 0
+    table = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert marked not in table
+    assert "| -0.400 ± 0.304 |" in table

@@ -26,7 +26,8 @@ def test_runs_with_different_settings_are_separate_groups(run: Any, tmp_path: Pa
         "rmt lr=0.001": "0",
         "rmt lr=0.002": "0, 1",
     }
-    assert rows["rmt lr=0.002"]["difference_runs"] == "1"
+    assert rows["rmt lr=0.002"]["difference_runs"] == "2"
+    assert rows["rmt lr=0.002"]["difference_half_width"] == ""  # of a single run's spread nothing is known
 
 
 def test_runs_of_different_code_are_separate_groups(run: Any, tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""Statistics of finished runs: differences between models, corrections for many of them, aggregates of tasks.
+
+Welch 1947; Holm 1979; the two-way layout model + seed without interaction (Scheffé 1959, chapter 4).
+Interquartile mean, optimality gap and probability of improvement: Agarwal et al. 2021, arXiv:2108.13264.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from zoo.train.evaluation.intervals import LEVEL
+
+SEED_EFFECT_LEVEL = 0.05
+"""Models have a seed's effect in common where the F test of the two-way layout is below this."""
+Scores = NDArray[np.float64]
+
+
+class Difference(NamedTuple):
+    mean: float
+    half_width: float
+    """Of the 95 % interval."""
+    p: float
+    """Of the two-sided test that the difference is 0."""
+
+
+class TwoWay(NamedTuple):
+    """score = model + seed + residual, for models that all have the same seeds."""
+
+    residual_sd: float
+    dof: int
+    """(models - 1) (seeds - 1)."""
+    seeds: int
+    seed_p: float
+    """Of the F test that seeds have no effect."""
+
+    @property
+    def applies(self) -> bool:
+        return self.seed_p < SEED_EFFECT_LEVEL
+
+
+def welch(x: Sequence[float], y: Sequence[float]) -> Difference | None:
+    """The mean of x minus that of y, whose variances may differ; None for fewer than two values of either."""
+    if min(len(x), len(y)) < 2:
+        return None
+    variances = [float(np.var(values, ddof=1)) / len(values) for values in (x, y)]
+    total = sum(variances)
+    mean = float(np.mean(x) - np.mean(y))
+    if not total:
+        return Difference(mean, 0.0, float(mean == 0))
+    weights = (variance**2 / (len(values) - 1) for variance, values in zip(variances, (x, y), strict=True))
+    return _difference(mean, math.sqrt(total), total**2 / sum(weights))
+
+
+def two_way(scores: Sequence[Mapping[int, float]]) -> TwoWay | None:
+    """The layout of every model's scores by seed; None unless two or more models have the same two or more
+    seeds."""
+    if len(scores) < 2 or len(scores[0]) < 2 or any(row.keys() != scores[0].keys() for row in scores):
+        return None
+    table = np.array([[row[seed] for seed in scores[0]] for row in scores])
+    models, seeds = table.shape
+    seed_means, mean = table.mean(0), table.mean()
+    residuals = table - table.mean(1, keepdims=True) - seed_means + mean
+    dof = (models - 1) * (seeds - 1)
+    variance = float((residuals**2).sum()) / dof
+    between = models * float(((seed_means - mean) ** 2).sum()) / (seeds - 1)
+    p = float(special.fdtrc(seeds - 1, dof, between / variance)) if variance else float(not between)
+    return TwoWay(math.sqrt(variance), dof, seeds, p)
+
+
+def two_way_difference(x: Sequence[float], y: Sequence[float], layout: TwoWay) -> Difference:
+    """The mean of x minus that of y, with the residual that all models of the layout share."""
+    mean = float(np.mean(x) - np.mean(y))
+    error = layout.residual_sd * math.sqrt(2 / layout.seeds)
+    return _difference(mean, error, layout.dof) if error else Difference(mean, 0.0, float(mean == 0))
+
+
+def _difference(mean: float, error: float, dof: int | float) -> Difference:
+    half_width = float(special.stdtrit(dof, (1 + LEVEL) / 2)) * error
+    return Difference(mean, half_width, 2 * float(special.stdtr(dof, -abs(mean) / error)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P values adjusted for their number: below a level they are false positives with at most that
+    probability, all together."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+# -- over tasks: scores (runs, tasks), normalised so that 0 is trivial and 1 perfect
+
+
+def interquartile_mean(scores: Scores) -> float:
+    """The mean of the middle half of all runs of all tasks."""
+    values = np.sort(scores, axis=None)
+    cut = int(len(values) / 4)
+    return float(values[cut : len(values) - cut].mean())
+
+
+def optimality_gap(scores: Scores) -> float:
+    """How far scores fall short of 1 on average; what lies above 1 doesn't make up for it."""
+    return float(1 - np.minimum(scores, 1).mean())
+
+
+def probability_of_improvement(x: Scores, y: Scores) -> float:
+    """The probability that a run of x is better than a run of y on a random task; ties count half."""
+    pairs = x[:, None] - y[None]
+    return float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+# -- over documents
+
+
+def document_error(nats: Sequence[float], targets: Sequence[int]) -> tuple[float, float]:
+    """The loss per target of documents, and its standard error, with documents as what was sampled: the ratio
+    estimator.  Of the nats by which two models differ it is the error of their difference.  nan for a single
+    document."""
+    total, n = sum(targets), len(nats)
+    ratio = math.fsum(nats) / total
+    if n < 2:
+        return ratio, math.nan
+    squares = math.fsum((x - ratio * count) ** 2 for x, count in zip(nats, targets, strict=True))
+    return ratio, math.sqrt(n / (n - 1) * squares) / total
