@@ -393,7 +393,9 @@ def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
 
 
 def bench(docs_folder: DocsFolder, words: list[str]) -> None:
-    for run in combinations([word for word in words if not word.startswith(("lengths=", "rounds="))]):
+    for run in combinations(
+        [word for word in words if not word.startswith(("lengths=", "rounds=", "csv=", "plot="))]
+    ):
         compose_and_build(run)
 
 

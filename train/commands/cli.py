@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
@@ -101,6 +102,25 @@ def distinct(value: str) -> list[str]:
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"expected names with commas between, each once, found {value}")
     return names
+
+
+def output_file(*suffixes: str) -> ValueParser:
+    """The path of a file that can be written; its suffix is one of these."""
+
+    def read(value: str) -> Path:
+        path = Path(value)
+        if path.suffix not in suffixes:
+            raise ValueError(
+                f"expected a file that ends with {' or '.join(suffixes)}, found {value or 'none'}"
+            )
+        if path.is_dir() or not path.parent.is_dir():
+            found = "a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise ValueError(f"expected a file in a folder that exists, found {found}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"expected a file that can be written, found {value}")
+        return path
+
+    return read
 
 
 # -- arguments

@@ -16,6 +16,7 @@ from zoo.errors import UserError
 from zoo.generation import stream_tokens
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
+from zoo.train.evaluation.flops import count_flops, product_rate
 from zoo.train.runs import build
 from zoo.train.runs.precision import ForwardContext, make_precision
 from zoo.train.runs.resources import PeakMemory
@@ -84,19 +85,25 @@ def measure(cfg: DictConfig) -> Measurement:
     tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
     batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool))
     context = make_precision(cfg.trainer.precision, device).forward_context
-    train = tokens_per_second(
-        train_step(model.train(), batch, cfg.optim.clip, context), tokens.numel(), device
-    )
+    step = train_step(model.train(), batch, cfg.optim.clip, context)
+    train = tokens.numel() / seconds_per_step(step, device)
     peak_bytes = peak.above()
+    with torch.compiler.set_stance("force_eager"):  # operations inside a compiled graph are not seen
+        flops = count_flops(step)
     model.eval()
     with torch.inference_mode():
-        read = tokens_per_second(forward_step(model, tokens, context), tokens.numel(), device)
-        write = tokens_per_second(decode_step(model, tokens, context), len(tokens), device)
+        read = tokens.numel() / seconds_per_step(forward_step(model, tokens, context), device)
+        write = len(tokens) / seconds_per_step(decode_step(model, tokens, context), device)
         with context():
             state, written = state_bytes(model, tokens)
+        dtype = torch.bfloat16 if cfg.trainer.precision == "bf16-mixed" else torch.float32
+        limit = product_rate(device, dtype, lambda product: seconds_per_step(product, device))
     return {
         "train": train,
         "peak": peak_bytes,
+        "products": flops.products / tokens.numel(),
+        "elementwise": flops.elementwise / tokens.numel(),
+        "product_rate": limit,
         "read": read,
         "write": write,
         "state": state,
@@ -108,8 +115,8 @@ def measure(cfg: DictConfig) -> Measurement:
     }
 
 
-def tokens_per_second(step: Callable[[], object], tokens: int, device: torch.device) -> float:
-    """Tokens per second of a step: the median over repeats after one that isn't counted."""
+def seconds_per_step(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a step: the median over repeats after one that isn't counted."""
     step()
     times: list[float] = []
     while len(times) < MIN_REPEATS or sum(times) < MIN_SECONDS:
@@ -118,7 +125,7 @@ def tokens_per_second(step: Callable[[], object], tokens: int, device: torch.dev
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return tokens / statistics.median(times)
+    return statistics.median(times)
 
 
 def train_step(

@@ -247,3 +247,36 @@ def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[st
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
+
+
+def curve_panels(panels: Sequence[tuple[str, dict[str, Line]]], xlabel: str, title: str) -> Figure:
+    """Side by side, a curve per name against a length, on a logarithmic axis; the names below them all.
+
+    `panels` are the labels of the vertical axes and their curves, with the same names in each.
+    """
+    figure = Figure(figsize=(3.9 * len(panels), 3.9), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for axes, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, line in lines.items():
+            plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
+            axes.fill_between(line.x, line.low, line.high, color=plotted.get_color(), alpha=0.15, linewidth=0)
+        points = sorted({point for line in lines.values() for point in line.x})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(points, [format_number(point) for point in points])
+        axes.xaxis.set_minor_locator(NullLocator())
+        _axis_from_zero(axes, [height for line in lines.values() for height in line.y])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+    handles = figure.axes[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(6, len(handles))), fontsize=8)
+    return figure
+
+
+def _axis_from_zero(axes: Axes, heights: Sequence[float]) -> None:
+    """A vertical axis from 0; logarithmic above the smallest height where the largest is over 20 times it."""
+    above = [height for height in heights if height > 0]
+    if above and max(above) > 20 * min(above):
+        axes.set_yscale("symlog", linthresh=min(above), linscale=0.5)
+    axes.set_ylim(0, 1.1 * max(above, default=1))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
