@@ -1,6 +1,7 @@
 """Commands that train the runs of a comparison again."""
 
 import shlex
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -8,6 +9,7 @@ from zoo import trust
 from zoo.train.comparison.groups import Run, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
+from zoo.train.runs.construct import import_class, parameters
 from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, Pair, differences, flatten
 from zoo.train.runs.stored import load_stored
 
@@ -33,9 +35,22 @@ def sweep_command(group: RunGroup) -> str:
             settings.pop(f"model.{config['model.free']}", None)
     except Exception:  # a missing plug-in may raise anything
         return ""
-    args += [f"{key}={to_yaml(value)}" for key, (value, _) in settings.items() if value != NOT_SET]
+    for key, (value, default) in settings.items():
+        trained_with = constructor_default(config, key) if value == NOT_SET else value
+        if trained_with not in (NOT_SET, default):
+            args.append(f"{key}={to_yaml(trained_with)}")
     seeds = ",".join(str(run.config["seed"]) for run in group.runs)
     return shlex.join(["zoo", "sweep", *args, f"seeds={seeds}"])
+
+
+def constructor_default(config: dict[str, Any], key: str) -> Any:
+    """What a run without this setting was trained with; today's yaml may have another value."""
+    group, _, name = key.partition(".")
+    target = config.get(f"{group}._target_")
+    if target is None or not trust.is_trusted(target):
+        return NOT_SET
+    parameter = parameters(import_class(target, object, group)).get(name)
+    return NOT_SET if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def is_solved(run: Run) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from tests.train.comparison.cases import read_csv
 from tests.train.stored_runs import make_run
@@ -171,3 +171,18 @@ def test_a_run_s_command_says_its_precision_where_a_device_has_another_default(
     assert stated_on_cpu == (precision != "32-true")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert f"trainer.precision={precision}" in sweep_command(group)
+
+
+def test_a_run_of_an_earlier_version_is_made_again_with_what_it_had(tmp_path: Path) -> None:
+    """Settings that its config lacks: the class's defaults, where today's yaml has other values."""
+    cfg = compose(["model=armt", "task=lm", "size=nano", "run_dir=."])
+    cfg.model = budget.solve_width(cfg)
+    with open_dict(cfg):
+        for key in ("write", "bounded", "position"):
+            del cfg.model[key]
+    folder = make_run(tmp_path / "run")
+    (folder / "config.yaml").write_text(stored_config(cfg))
+    [group] = group_runs([read_run(folder)])
+    command = sweep_command(group).split()
+    assert {"model.write=together", "model.bounded=false"} <= set(command)
+    assert not any(word.startswith("model.position") for word in command)
