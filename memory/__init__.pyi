@@ -18,6 +18,8 @@ from zoo.memory.retrieval.memorizing_attention import MemorizingAttention as Mem
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention as UnlimiformerAttention
 from zoo.memory.state_space.complex_ema import ComplexEMA as ComplexEMA
 from zoo.memory.state_space.conv import CausalConv as CausalConv
+from zoo.memory.state_space.gated_rnn import GRUMixer as GRUMixer
+from zoo.memory.state_space.gated_rnn import LSTMMixer as LSTMMixer
 from zoo.memory.state_space.griffin_block import RecurrentBlock as RecurrentBlock
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer as Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer as MambaMixer

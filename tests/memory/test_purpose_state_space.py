@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.memory.configured import catches, configured, parts
 from zoo.memory.state_space.complex_ema import Coefficients, ComplexEMA
 from zoo.memory.state_space.conv import CausalConv
+from zoo.memory.state_space.gated_rnn import GRUMixer, LSTMMixer
 from zoo.memory.state_space.griffin_block import RecurrentBlock
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
@@ -77,6 +78,25 @@ def mark_griffin(block: RecurrentBlock) -> None:
     block.unit.rate.fill_(WRITTEN)
 
 
+def mark_lstm(mixer: LSTMMixer) -> None:
+    """Input gates open and forget gates closed for marked tokens, and the reverse for others."""
+    i, f, *_ = mixer.rnn.weight_ih_l0.chunk(4)
+    for weight in (i, f, mixer.rnn.weight_hh_l0, mixer.rnn.bias_ih_l0):
+        weight.zero_()
+    i[:, MARK], i[:, ONE] = WRITTEN - CLOSED, CLOSED
+    f[:, MARK], f[:, ONE] = CLOSED - WRITTEN, WRITTEN
+
+
+def mark_gru(mixer: GRUMixer) -> None:
+    """z = 0 for marked tokens and 1 for others; r = 0."""
+    r, z, _ = mixer.rnn.weight_ih_l0.chunk(3)
+    for weight in (r, z, mixer.rnn.bias_ih_l0):
+        weight.zero_()
+    r[:, ONE] = CLOSED
+    z[:, MARK], z[:, ONE] = CLOSED - WRITTEN, WRITTEN
+    mixer.rnn.weight_hh_l0[: 2 * mixer.rnn.hidden_size] = 0.0
+
+
 MIXERS: dict[str, tuple[type[nn.Module], Callable[[Any], None], str]] = {
     "mamba": (MambaMixer, mark_mamba, "ssm"),
     "samba": (MambaMixer, mark_mamba, "ssm"),
@@ -84,6 +104,8 @@ MIXERS: dict[str, tuple[type[nn.Module], Callable[[Any], None], str]] = {
     "mamba2": (Mamba2Mixer, mark_mamba2, "ssm"),
     "mamba2_hybrid": (Mamba2Mixer, mark_mamba2, "ssm"),
     "griffin": (RecurrentBlock, mark_griffin, "h"),
+    "lstm": (LSTMMixer, mark_lstm, "c"),
+    "gru": (GRUMixer, mark_gru, "h"),
 }
 
 
@@ -178,6 +200,21 @@ def never_opens(block: Any) -> None:
     block.unit.decay_gate.weight.zero_()
 
 
+def adds_to_the_cell(mixer: LSTMMixer) -> None:
+    """The LSTM of 1997, without forget gates."""
+    mixer.rnn.bias_ih_l0.chunk(4)[1].fill_(3 * WRITTEN)
+
+
+def forgets_by_its_bias(mixer: LSTMMixer) -> None:
+    """Forget gates of at most sigmoid(8)."""
+    mixer.rnn.bias_ih_l0.chunk(4)[1].fill_(8 - WRITTEN)
+
+
+def mixes_by_halves(mixer: GRUMixer) -> None:
+    """z = 1/2 whatever the token."""
+    mixer.rnn.weight_ih_l0.chunk(3)[1].zero_()
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -187,6 +224,9 @@ def never_opens(block: Any) -> None:
         ("mamba2", never_forgets),
         ("mamba2", forgets_by_the_clock),
         ("griffin", never_opens),
+        ("lstm", adds_to_the_cell),
+        ("lstm", forgets_by_its_bias),
+        ("gru", mixes_by_halves),
     ],
 )
 @torch.no_grad()

@@ -23,6 +23,8 @@ WITH_MASK = {
 WITHOUT_KERNEL = {
     "mamba": "no attention",
     "mamba2": "no attention",
+    "lstm": "no attention",
+    "gru": "no attention",
     "transformer_xl": "scores that depend on distances",
     "rmt_xl": "scores that depend on distances",
     "landmark": "a softmax in groups",

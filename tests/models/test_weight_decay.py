@@ -31,6 +31,8 @@ DECAY = (
     "*.conv.weight",
     "*.select.weight",
     "*.dt_weight",
+    "*.rnn.weight_ih_l0",
+    "*.rnn.weight_hh_l0",
     "*.gate.weight",
     "*.decay_gate.weight",
     "*.input_gate.weight",
@@ -44,6 +46,7 @@ DECAY = (
     "*.attention.value.weight",
 )
 DONT_DECAY = (
+    "*.bias_?h_l0",
     "*bias",  # also Transformer-XL's content_bias and position_bias, a vector per head
     "*norm.weight",
     "*.norm_weight",

@@ -28,12 +28,15 @@ def precision_name(cfg: DictConfig) -> str:
 
 
 def set_matmul_precision(name: str, device: torch.device) -> None:
-    """On a CUDA device products of float32 are in TF32 where the precision is mixed, and exact otherwise.
+    """On a CUDA device products of float32, those inside cuDNN among them, are in TF32 where the precision is
+    mixed, and exact otherwise.
 
     It holds for the process, since the backward pass needs it too.
     """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if name.endswith("-mixed") else "highest")
+        mixed = name.endswith("-mixed")
+        torch.set_float32_matmul_precision("high" if mixed else "highest")
+        torch.backends.cudnn.allow_tf32 = mixed
 
 
 def convert_weights(model: SequenceModule, name: str) -> SequenceModule:

@@ -20,9 +20,10 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 @pytest.fixture
 def matmul_precision() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    before, before_cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.set_float32_matmul_precision(before)
+    torch.backends.cudnn.allow_tf32 = before_cudnn
 
 
 @pytest.mark.parametrize(
@@ -66,10 +67,14 @@ def test_config_yaml_has_the_precision_and_evaluation_and_resumption_follow_it(
 
 @pytest.mark.usefixtures("matmul_precision")
 def test_products_of_float32_follow_the_precision_on_a_gpu_alone() -> None:
+    def in_tf32() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     make_precision("bf16-mixed", CPU)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert in_tf32() == ("highest", False)
     make_precision("bf16-mixed", GPU)
-    assert torch.get_float32_matmul_precision() == "high"
+    assert in_tf32() == ("high", True)
     make_precision("32-true", GPU)
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert in_tf32() == ("highest", False)
