@@ -18,7 +18,7 @@ import importlib.util
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -111,11 +111,19 @@ def register() -> None:
     OmegaConf.register_new_resolver("mul", lambda value, by: int(value * by), replace=True)
     OmegaConf.register_new_resolver("div", lambda value, by: max(1, math.ceil(value / by)), replace=True)
     OmegaConf.register_new_resolver("round_up", lambda value, to: math.ceil(value / to) * to, replace=True)
-    OmegaConf.register_new_resolver("pick", lambda table, key: table[key], replace=True)
+    OmegaConf.register_new_resolver("add", lambda *values: sum(values), replace=True)
+    OmegaConf.register_new_resolver("pick", pick, replace=True)
     OmegaConf.register_new_resolver(
         "first", lambda *values: next((v for v in values if v), None), replace=True
     )
     OmegaConf.register_new_resolver("default_precision", default_precision, replace=True)
+
+
+def pick(table: Mapping[str, object], key: str) -> object:
+    """The table's value of a key.  Raises ValueError for a key that it doesn't have."""
+    if key not in table:
+        raise ValueError(f"expected one of {', '.join(table)}, found {key}")
+    return table[key]
 
 
 def default_precision(accelerator: str) -> str:

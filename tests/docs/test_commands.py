@@ -73,6 +73,7 @@ SMALL = (
 )
 SMALL_TASKS = {
     "babilong": ("task.length=64",),
+    "chomsky": ("task.length=12",),
     "induction": ("task.length=32",),
     "listops": ("task.min_length=5", "task.max_length=40", "task.max_depth=4", "task.samples=32"),
     "mqar": (),

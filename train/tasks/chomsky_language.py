@@ -15,6 +15,8 @@ END = 2  # ends an answer that may be shorter than its positions; zeros follow
 POP, PUSH_0 = 2, 3
 SEPARATOR = 2
 BLANK, PAD = 2, 3
+EXPRESSION = "01234+-*()"  # the symbols of modular arithmetic, with brackets and without
+EQUATION = "01234+-()x="
 
 
 def even_pairs(inputs: Sequence[int]) -> list[int]:
@@ -60,18 +62,14 @@ def evaluate_expression(expression: str) -> int:
 
 
 def modular_arithmetic(inputs: Sequence[int]) -> list[int]:
-    return [evaluate_expression("".join("01234+-*"[symbol] for symbol in inputs))]
-
-
-def modular_arithmetic_brackets(inputs: Sequence[int]) -> list[int]:
-    return [evaluate_expression("".join("01234+-*()"[symbol] for symbol in inputs))]
+    return [evaluate_expression("".join(EXPRESSION[symbol] for symbol in inputs))]
 
 
 def solve_equation(inputs: Sequence[int]) -> list[int]:
     """The digit that x stands for; 0 where the input is too short for an equation."""
     if len(inputs) < 3:
         return [0]
-    expression, value = "".join("01234+-()x="[symbol] for symbol in inputs).split("=")
+    expression, value = "".join(EQUATION[symbol] for symbol in inputs).split("=")
     (root,) = (x for x in "01234" if evaluate_expression(expression.replace("x", x)) == int(value))
     return [int(root)]
 
@@ -174,7 +172,7 @@ KINDS = {
     "parity_check": Kind(2, 2, parity_check, one),
     "cycle_navigation": Kind(3, 5, cycle_navigation, one),
     "modular_arithmetic": Kind(9, 5, modular_arithmetic, one),
-    "modular_arithmetic_brackets": Kind(11, 5, modular_arithmetic_brackets, one),
+    "modular_arithmetic_brackets": Kind(11, 5, modular_arithmetic, one),
     "solve_equation": Kind(11, 5, solve_equation, one),
     "stack_manipulation": Kind(5, 3, stack_manipulation, longer, has_end=True),
     "reverse_string": Kind(2, 2, reverse_string, same),
