@@ -6,13 +6,15 @@
 #     benchmarks/gpu.sh tests              pytest -m gpu: kernels, kNN search and training on the device
 #     benchmarks/gpu.sh train MODEL …      each 200 steps at size=small, bf16-mixed, on the standard library's sources
 #     benchmarks/gpu.sh backends           Mamba and Mamba-2 with their kernels beside our own forms
+#     benchmarks/gpu.sh bench MODEL …      zoo bench at size=small and three lengths: speed, memory, share of the GPU's
+#                                          rate of matrix products; table, CSV and plot
 #
 # What a piece prints goes to $OUT/<piece>.txt too (default: results/gpu).  PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-results/gpu}
-piece=${1:?expected setup, kernels, tests, train or backends}
+piece=${1:?expected setup, kernels, tests, train, backends or bench}
 shift
 mkdir -p "$out"
 exec > >(tee "$out/$piece.txt") 2>&1
@@ -46,6 +48,11 @@ backends)
     for model in mamba mamba2; do
         for backend in torch mamba_ssm; do train "$model" model.backend=$backend; done
     done
+    ;;
+bench)
+    models=$(IFS=,; echo "$*")
+    $python -m zoo bench model="$models" size=small lengths=1024,4096,16384 data.batch_size=4 rounds=3 \
+        trainer.accelerator=gpu csv="$out/bench.csv" plot="$out/bench.png"
     ;;
 *)
     echo "unknown piece: $piece" && exit 2

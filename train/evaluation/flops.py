@@ -34,7 +34,13 @@ def count_flops(step: Callable[[], object]) -> Flops:
     packages (mamba-ssm, causal-conv1d) compute inside isn't seen.
     """
     elementwise = _Elementwise()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, elementwise:
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.cudnn.flags(enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+        elementwise,
+    ):
         step()
     return Flops(counter.get_total_flops(), elementwise.count)
 

@@ -1,7 +1,9 @@
 """Counted operations against formulas."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -28,6 +30,16 @@ def test_elementwise_operations_count_once_an_element_and_copies_not_at_all() ->
     assert count_flops(lambda: x.softmax(-1)) == (0, 60)
     assert count_flops(lambda: x.view(10, 6).contiguous()) == (0, 0)
     assert count_flops(lambda: torch.arange(60) * 2) == (0, 0)  # positions and masks are no floats
+
+
+@pytest.mark.parametrize(("layer", "gates"), [(torch.nn.LSTM, 4), (torch.nn.GRU, 3)])
+def test_recurrent_layers_count_their_products(layer: Any, gates: int) -> None:
+    """Inputs of 6 and states of 5 features, `gates` matrices, 7 steps of 2 rows; twice backwards."""
+    recurrent, x = layer(6, 5, batch_first=True), torch.randn(2, 7, 6, requires_grad=True)
+    forward = 2 * 2 * 7 * gates * 5 * (6 + 5)
+    assert count_flops(lambda: recurrent(x)).products == forward
+    step = count_flops(lambda: recurrent(x)[0].sum().backward()).products
+    assert step == 3 * forward - 2 * 2 * gates * 5 * 5  # the initial state needs no gradient
 
 
 def test_a_scan_counts_as_its_loop_does() -> None:
