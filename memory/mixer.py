@@ -1,5 +1,6 @@
 """The base class of sequence mixers: modules that mix positions and may carry a state."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -73,3 +74,10 @@ def decode_step(
     inputs = x if inputs is None else torch.cat([inputs, x], dim=1)
     y, _ = mixer(inputs, state)
     return y[:, -x.shape[1] :], (state, inputs)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Operations on the device of x compute in the types of their inputs meanwhile: for sums over a text and
+    for scores, which bf16 would round.  Some devices have no autocast that could be switched off."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -77,7 +77,16 @@ class Focused(Decoder):
             if layer not in memory_layers:
                 return Attention(width, heads, **attention)
             knn = KNNMemory(
-                capacity, heads, head_dim, head_dim, neighbours, block, backend, index, memory_dtype
+                capacity,
+                heads,
+                head_dim,
+                head_dim,
+                neighbours,
+                block,
+                backend,
+                index,
+                memory_dtype,
+                lag=segment_len,
             )
             return self.memory(width, heads, segment_len, knn, schedule, **memory, **attention)
 

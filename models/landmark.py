@@ -15,16 +15,18 @@ Differs from the paper: the body is LLaMA-shaped by default (the paper trains a 
 every training segment starts with a new block, where the published code cuts its stream at any token.
 """
 
+from collections.abc import Iterable
 from typing import Any, Unpack
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.host import is_readable, row_lengths
 from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 from zoo.module import Batch
-from zoo.state import State, take_rows, tree_map
+from zoo.state import State, replace_rows
 
 
 def validate(
@@ -95,31 +97,53 @@ class Landmark(Decoder):
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         rows, time = tokens.shape
-        offset = tokens.new_zeros(rows) if self.training else state[0].open_length
-        num_landmarks = time // self.mem_freq  # in `time` tokens at any offset, if mem_freq divides `time`
-        if time % self.mem_freq and rows:
-            landmarks_per_row = (offset + time) // self.mem_freq
-            num_landmarks = int(landmarks_per_row[0])
-            if (landmarks_per_row != num_landmarks).any():
-                return self._segment_in_groups(tokens, state, landmarks_per_row != num_landmarks)
-        x, positions = self.insert_landmarks(tokens, offset, time + num_landmarks)
+        if self.training:
+            return self._segment(tokens, state, tokens.new_zeros(rows), time // self.mem_freq)
+        offset = state[0].open_length
+        # where mem_freq divides `time`, offsets don't matter
+        offsets = self._offsets(offset, time) if time % self.mem_freq and rows else [0]
+        numbers = {(first + time) // self.mem_freq for first in offsets}
+        hidden, after = self._segment(tokens, state, offset, max(numbers))
+        if len(numbers) > 1:  # two, which differ by 1: each row takes what was read with its number
+            fewer = (offset + time) // self.mem_freq < max(numbers)
+            other_hidden, other = self._segment(tokens, state, offset, min(numbers))
+            hidden = torch.where(fewer[:, None, None], other_hidden, hidden)
+            after = replace_rows(after, other, fewer)
+        return hidden, after
+
+    def _segment(
+        self, tokens: Int[Tensor, "rows time"], state: State, offset: Int[Tensor, " rows"], num_landmarks: int
+    ) -> tuple[Float[Tensor, "rows time width"], State]:
+        """`hidden_segment` of rows with this number of landmarks; undefined for others."""
+        length = tokens.shape[1] + num_landmarks
+        x, positions = self.insert_landmarks(tokens, offset, length)
         x, state = self.body(x, state)
-        return x.take_along_dim(positions[..., None], dim=1), state
+        return x.take_along_dim(positions.clamp(max=length - 1)[..., None], dim=1), state
+
+    def _offsets(self, offset: Int[Tensor, " rows"], time: int) -> Iterable[int]:
+        """The offsets of rows in their blocks before a call of `time` tokens; all that are possible where the
+        host doesn't know them."""
+        lengths = row_lengths(len(offset))
+        if lengths is not None and lengths.time == time:  # the call is the entire window
+            return [before % self.mem_freq for before in lengths.before]
+        return offset.tolist() if is_readable(offset) else range(self.mem_freq)
 
     def init_decode_cache(self, state: State) -> Any:
-        """Each row's offset in its block, and the cache of `decode_body`; None where offsets differ."""
+        """The offset of all rows in their blocks, and the cache of `decode_body`; None where offsets differ,
+        or where the host doesn't know them."""
         offset = state[0].open_length
-        if (offset != offset[:1]).any():
-            return None
-        return offset, (0, self.stack.init_decode_cache(state))
+        if not len(offset):
+            return 0, (0, self.stack.init_decode_cache(state))
+        offsets = set(self._offsets(offset, 0))
+        return (offsets.pop(), (0, self.stack.init_decode_cache(state))) if len(offsets) == 1 else None
 
     def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         offset, body_cache = cache
-        time = tokens.shape[1]
-        num_landmarks = (int(offset[0]) + time) // self.mem_freq if len(offset) else 0
-        x, positions = self.insert_landmarks(tokens, offset, time + num_landmarks)
+        rows, time = tokens.shape
+        num_landmarks = (offset + time) // self.mem_freq
+        x, positions = self.insert_landmarks(tokens, tokens.new_full((rows,), offset), time + num_landmarks)
         x, body_cache = self.decode_body(x, body_cache)
         logits = self.head(x.take_along_dim(positions[..., None], dim=1))
         return logits, ((offset + time) % self.mem_freq, body_cache)
@@ -142,17 +166,6 @@ class Landmark(Decoder):
         )
         token_index = torch.arange(time, device=tokens.device)
         return x, token_index + (offset[:, None] + token_index) // self.mem_freq
-
-    def _segment_in_groups(
-        self, tokens: Int[Tensor, "rows time"], state: State, mask: Bool[Tensor, " rows"]
-    ) -> tuple[Float[Tensor, "rows time width"], State]:
-        """`hidden_segment` for the rows in the mask and for the rest separately: the number of landmarks is
-        the same within a group, and differs between the two."""
-        groups = [group.nonzero()[:, 0] for group in (mask, ~mask)]
-        inverse = torch.cat(groups).argsort()
-        outputs = [self.hidden_segment(tokens[rows], take_rows(state, rows)) for rows in groups]
-        hidden, states = zip(*outputs, strict=True)
-        return torch.cat(hidden)[inverse], tree_map(lambda *parts: torch.cat(parts)[inverse], *states)
 
     def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], Any]:
         """Nothing is carried in train mode: the banks would stay empty."""

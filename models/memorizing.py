@@ -58,7 +58,7 @@ class Memorizing(Decoder):
             if layer not in memory_layers:
                 return Attention(width, heads, **attention)
             knn = KNNMemory(
-                capacity, heads, head_dim, head_dim, neighbours, block, backend, index, memory_dtype
+                capacity, heads, head_dim, head_dim, neighbours, block, backend, index, memory_dtype, lag=0
             )
             return MemorizingAttention(width, heads, knn, **attention)
 

@@ -64,7 +64,7 @@ class Unlimiformer(Transformer):
             layer.mixer = UnlimiformerAttention(
                 width,
                 heads,
-                KNNMemory(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype),
+                KNNMemory(capacity, 1, width, 0, neighbours, block, backend, index, memory_dtype, lag=0),
                 segment_len=segment_len,
                 retrieved_positions=retrieved_positions,
                 retrieval_training=retrieval_training,

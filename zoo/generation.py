@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.host import known_lengths
 from zoo.interface import StatefulLM, stateful
 from zoo.state import State
 
@@ -62,6 +64,7 @@ class Reader:
         device = next(model.parameters()).device
         self.open_tokens = torch.empty(rows, 0, dtype=torch.long, device=device)  # tokens read since then
         self.cache: Any = None  # of the open segment, if the model `decodes`
+        self.length = 0  # tokens of every row that the state has read
 
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows vocab"]:
@@ -70,26 +73,37 @@ class Reader:
         max_tokens = max(1, MAX_TOKENS_PER_CALL // segment_len) * segment_len
         if self.model.cuts_anywhere:
             for piece in tokens.split(max_tokens, dim=1):
-                logits, self.state = self.model(piece, self.state)
+                logits = self._read_closed(piece)
             return logits[:, -1]
         new = tokens.shape[1]
         tokens = torch.cat([self.open_tokens, tokens], dim=1)
         end = tokens.shape[1] // segment_len * segment_len
         for piece in tokens[:, :end].split(max_tokens, dim=1) if end else ():
-            logits, self.state = self.model(piece, self.state)
-            self.cache = None
+            logits = self._read_closed(piece)
         self.open_tokens = tokens[:, end:]
         if self.open_tokens.shape[1]:
             logits = self._read_open(min(new, self.open_tokens.shape[1]))
         return logits[:, -1]
 
+    def _known(self, time: int) -> AbstractContextManager[None]:
+        return known_lengths((self.length,) * len(self.open_tokens), time)
+
+    def _read_closed(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocab"]:
+        """Logits of tokens after the state, which then has read them."""
+        with self._known(tokens.shape[1]):
+            logits, self.state = self.model(tokens, self.state)
+        self.length, self.cache = self.length + tokens.shape[1], None
+        return logits
+
     def _read_open(self, new: int) -> Float[Tensor, "rows time vocab"]:
         """Logits of the open segment's last `new` tokens, by the cache, or of all its tokens without one."""
         if self.cache is None and self.model.decodes:
-            self.cache = self.model.init_decode_cache(self.state)
-        if self.cache is None:
-            return self.model(self.open_tokens, self.state)[0]
-        logits, self.cache = self.model.decode(self.open_tokens[:, -new:], self.cache)
+            with self._known(0):
+                self.cache = self.model.init_decode_cache(self.state)
+        with self._known(self.open_tokens.shape[1]):
+            if self.cache is None:
+                return self.model(self.open_tokens, self.state)[0]
+            logits, self.cache = self.model.decode(self.open_tokens[:, -new:], self.cache)
         return logits
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from zoo.host import is_readable, known_lengths
 from zoo.interface import StatefulLM
 from zoo.loss import IGNORE as IGNORE
 from zoo.loss import chunked_cross_entropy, cross_entropy, is_chunked
@@ -21,12 +22,14 @@ class Batch(NamedTuple):
     tokens: Int[Tensor, "rows time"]
     targets: Int[Tensor, "rows time"]  # IGNORE where there is none
     fresh: Bool[Tensor, " rows"]  # rows in which a new document begins: their state is reset
+    lengths: tuple[int, ...] | None = None
+    """Tokens that each row has read since it was fresh, 0 if it is; None if unknown."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Tokens and targets on the device.  `fresh` stays where it is: on the CPU, where the model sees
+        """Tokens and targets on the device.  The rest stays where it is: on the CPU, where the model sees
         without waiting for the device that no row is fresh, and copies no state then."""
         tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
-        return Batch(tokens, targets, self.fresh)
+        return Batch(tokens, targets, self.fresh, self.lengths)
 
 
 class SequenceModule(StatefulLM, L.LightningModule):
@@ -102,15 +105,18 @@ class SequenceModule(StatefulLM, L.LightningModule):
         Returns the loss in nats per target, `nats` (rows, time) (0 where there is no target), in eval mode
         `hits` (rows, time) too (False where there is none), and the state after the window, detached.
         """
+        lengths = (0,) * len(batch.tokens) if state is None else batch.lengths
         state = self._state_before(batch, state)
         targets, with_hits = batch.targets.flatten(), not self.training
         chunked = is_chunked(len(targets), self.vocab_size)
         if chunked and self.separates_projection and self._compiled_call_impl is None:
-            hidden, state = self._read(self.hidden_segment, batch.tokens, state)
+            with known_lengths(lengths, batch.tokens.shape[1]):
+                hidden, state = self._read(self.hidden_segment, batch.tokens, state)
             hidden = hidden.flatten(0, 1)
             nats, hits = chunked_cross_entropy(self.logits, hidden, targets, self.vocab_size, with_hits)
         else:
-            logits, state = self(batch.tokens, state)
+            with known_lengths(lengths, batch.tokens.shape[1]):
+                logits, state = self(batch.tokens, state)
             nats, hits = cross_entropy(logits.flatten(0, 1), targets, with_hits)
         num_targets = (targets != IGNORE).sum().clamp(min=1)  # no target at all: loss 0, not NaN
         outputs = {"loss": nats.sum() / num_targets, "nats": nats.detach().view_as(batch.targets)}
@@ -127,7 +133,10 @@ class SequenceModule(StatefulLM, L.LightningModule):
         rows = len(batch.tokens)
         if state is None:
             return self.init_state(rows)
-        none_fresh = batch.fresh.device.type == "cpu" and not batch.fresh.any()  # never waits for a GPU
+        if batch.lengths is not None:
+            none_fresh = 0 not in batch.lengths
+        else:
+            none_fresh = is_readable(batch.fresh) and not batch.fresh.any()
         if none_fresh and not any(leaf.requires_grad for leaf in leaves(self.init_state(0))):
             return state
         fresh = batch.fresh.to(batch.tokens.device, non_blocking=True)

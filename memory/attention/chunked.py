@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.host import is_readable, row_lengths
 from zoo.memory.attention.positions import Positions
 
 
@@ -42,7 +43,7 @@ def attend_in_chunks(
     """
     rows, _, time, _ = q.shape
     token_slots = state.filled[:, None] + torch.arange(time, device=q.device)  # (rows, time)
-    end = int(state.filled.max()) + time
+    end = _max_filled(state, time, chunk) + time
     q, k = (positions.rotate(part, (token_slots % chunk)[:, None]).to(v.dtype) for part in (q, k))
 
     def fill(new: Tensor, cached: Tensor, slots: Tensor) -> Tensor:
@@ -73,6 +74,14 @@ def attend_in_chunks(
         for new, cached in ((k, state.keys), (v, state.values))
     )
     return y, ChunkState(keys, values, length % chunk)
+
+
+def _max_filled(state: ChunkState, time: int, chunk: int) -> int:
+    """The most keys that a row's open chunk may hold before a call of `time` tokens, as the host knows."""
+    lengths = row_lengths(len(state.filled))
+    if lengths is not None and lengths.time == time:  # the call is the entire window
+        return max((before % chunk for before in lengths.before), default=0)
+    return int(state.filled.max()) if is_readable(state.filled) and len(state.filled) else chunk - 1
 
 
 def gather_slots(

@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.gradients import stop_gradient
-from zoo.memory.mixer import matmul, matmul_dtype
+from zoo.memory.mixer import matmul, matmul_dtype, no_autocast
 
 EPS, RMS_EPS = 1e-5, 1e-6
 Write = Literal["together", "in_turn"]
@@ -95,7 +95,7 @@ class AssociativeMemory(nn.Module):
         """The state after a segment with these memory tokens."""
         x = self._normalise_input(x)
         k, v, b = dpfp(self.key(x), self.nu), self.value(x), self.strength(x).sigmoid()
-        with torch.autocast(x.device.type, enabled=False):  # sums in the memory's precision
+        with no_autocast(x):  # sums in the memory's precision
             k, v, b = (part.to(state.matrix.dtype) for part in (k, v, b))
             write = write_in_turn if self.in_turn else write_together
             A, z = write(state, k, v, b, self.correction, self.bounded)
@@ -118,7 +118,7 @@ def lookup(
     """k A and d(k) for keys or queries k, whose quotient is the value stored, in the memory's dtype; k A is
     a product in bfloat16 where autocast has made k so."""
     dtype = matmul_dtype(k, state.matrix.dtype)
-    with torch.autocast(k.device.type, enabled=False):
+    with no_autocast(k):
         k = k.to(state.matrix.dtype)
         zk = (k @ state.normaliser[..., None]).squeeze(-1)
         return matmul(k, state.matrix, dtype), denominator(zk, k.square().sum(-1), bounded)

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.positions import build_positions
-from zoo.memory.mixer import Mixer, matmul, matmul_dtype
+from zoo.memory.mixer import Mixer, matmul, matmul_dtype, no_autocast
 
 Rule = Literal["linear", "delta"]
 MIN_NORMALISER = 1e-15  # if sigma(Q) z is less, the query matches no key, and A_mem is 0 instead of 0 / 0
@@ -101,7 +101,7 @@ def read_and_write(
     of matrices are in bfloat16."""
     segments = q.shape[1]
     product = partial(matmul, dtype=matmul_dtype(q, state.matrix.dtype))
-    with torch.autocast(q.device.type, enabled=False):
+    with no_autocast(q):
         q, k, v = (part.to(state.matrix.dtype) for part in (q, k, v))
         queries, keys = sigma(q), sigma(k)
         writes = (state.writes[:, None] + torch.arange(segments, device=q.device))[..., None]

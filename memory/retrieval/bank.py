@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from zoo.host import row_lengths
 from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.ring_buffer import gather_entries, touched_blocks, write_entries
 from zoo.memory.retrieval.search import IndexCache, search_exact
@@ -29,9 +30,6 @@ from zoo.state import special_fields
 
 Backend = Literal["torch", "faiss"]
 SCORE_RTOL = 1e-5  # relative rounding error of a score, which depends on the order of its sum
-
-# separate, so that drawing stamps doesn't advance torch's global RNG
-_stamp_rng = torch.Generator().manual_seed(secrets.randbits(62))
 
 
 @special_fields(lazy=("keys", "values"), identity=("stamp", "stamp_before"))
@@ -47,7 +45,7 @@ class Bank(NamedTuple):
     keys: tuple[Float[Tensor, "rows heads block key_width"], ...]
     values: tuple[Float[Tensor, "rows heads block value_width"], ...]  # () if computed from the keys
     length: Int[Tensor, " rows"]  # tokens added since the last reset, evicted ones too: may exceed capacity
-    stamp: Int[Tensor, " rows"]  # a random number, drawn anew at every write; 0 when empty
+    stamp: Int[Tensor, " rows"]  # a number drawn anew at every write; 0 when empty
     stamp_before: Int[Tensor, " rows"]  # the stamp before the last write
 
 
@@ -65,7 +63,10 @@ class KNNMemory(nn.Module):
         backend: Backend = "torch",
         index: IndexType = "flat",
         dtype: str | None = None,
+        lag: int | None = None,
     ) -> None:
+        """`lag`: the most tokens that a row has read and not yet added, if every token that the model reads
+        is added in the end; None if the bank's lengths don't follow from the number of tokens read."""
         super().__init__()
         block_size = block_size or capacity
         if capacity < 1 or block_size < 1 or capacity % block_size:
@@ -78,7 +79,7 @@ class KNNMemory(nn.Module):
             raise ValueError(f"dtype must be bfloat16, or none for the model's, not {dtype}")
         self.capacity, self.heads, self.block_size = capacity, heads, block_size
         self.key_width, self.value_width = key_width, value_width
-        self.neighbours = neighbours
+        self.neighbours, self.lag = neighbours, lag
         self.topk = min(neighbours, capacity)  # slots that a search returns
         self.dtype = None if dtype is None else torch.bfloat16
         self.index_cache = IndexCache(index, capacity) if backend == "faiss" else None
@@ -87,8 +88,8 @@ class KNNMemory(nn.Module):
         """An empty bank on the device of `reference`, and in its dtype unless `dtype` is set."""
 
         def zero_blocks(width: int) -> tuple[Tensor, ...]:
-            shape = (rows, self.heads, self.block_size, width)
-            zeros = reference.new_zeros(shape, dtype=self.dtype or reference.dtype)
+            zero = reference.new_zeros((), dtype=self.dtype or reference.dtype)
+            zeros = zero.expand(rows, self.heads, self.block_size, width)  # takes no memory before a write
             return (zeros,) * (self.capacity // self.block_size)  # never changed in place, so shared
 
         count = torch.zeros(rows, dtype=torch.long, device=reference.device)
@@ -101,24 +102,34 @@ class KNNMemory(nn.Module):
         keys: Float[Tensor, "rows heads time key_width"],
         values: Float[Tensor, "rows heads time value_width"] | None = None,
         detach: bool = True,
+        counts: Int[Tensor, " rows"] | None = None,
     ) -> Bank:
-        """The bank with these tokens appended, evicting the oldest; without gradient, unless `detach` is
-        False."""
+        """The bank with these tokens appended, or each row's first `counts` of them, evicting the oldest;
+        without gradient, unless `detach` is False."""
         if not keys.shape[2]:
             return bank
-        start, end = bank.length, bank.length + keys.shape[2]
-        touched = touched_blocks(bank.keys, start, end)
+        start, end = bank.length, bank.length + (keys.shape[2] if counts is None else counts)
+        touched = touched_blocks(bank.keys, start, end, self._known_ranges(len(start)))
 
         def write(ring: tuple[Tensor, ...], new: Tensor) -> tuple[Tensor, ...]:
             return write_entries(ring, new.detach() if detach else new, start, end, touched)
 
-        return Bank(
-            write(bank.keys, keys),
-            () if values is None else write(bank.values, values),
-            end,
-            torch.randint(1, 2**62, bank.stamp.shape, generator=_stamp_rng).to(bank.stamp.device),
-            bank.stamp,
-        )
+        # drawn on the host, and not from torch's global RNG, which training would find advanced
+        before = bank.stamp
+        stamp = torch.arange(len(before), device=before.device) + (1 + secrets.randbits(61))
+        if counts is not None:  # a row without tokens keeps its stamps
+            stamp = torch.where(counts > 0, stamp, bank.stamp)
+            before = torch.where(counts > 0, bank.stamp, bank.stamp_before)
+        new_values = () if values is None else write(bank.values, values)
+        return Bank(write(bank.keys, keys), new_values, end, stamp, before)
+
+    def _known_ranges(self, rows: int) -> list[tuple[int, int]] | None:
+        """The first token that each row may write in this window, and the one after the last, as the host
+        knows them."""
+        lengths, lag = row_lengths(rows), self.lag
+        if lengths is None or lag is None:
+            return None
+        return [(max(0, before - lag), before + lengths.time) for before in lengths.before]
 
     @torch.no_grad()
     def search(
@@ -126,7 +137,9 @@ class KNNMemory(nn.Module):
     ) -> Int[Tensor, "rows heads time neighbours"]:
         """Slots of the min(neighbours, capacity) nearest keys, nearest first; -1 where fewer are stored."""
         if self.index_cache is None:
-            return search_exact(queries, bank.keys, bank.length, self.topk)
+            ranges = self._known_ranges(len(bank.length))
+            known = (min(first for first, _ in ranges), max(stop for _, stop in ranges)) if ranges else None
+            return search_exact(queries, bank.keys, bank.length, self.topk, known)
         stamps = torch.stack([bank.stamp, bank.stamp_before], dim=1)
         return self.index_cache.search(queries, bank.keys, bank.length, stamps, self.topk, self.training)
 

@@ -13,20 +13,18 @@ Differs from the paper: see models/focused.py.
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.memory.attention.core import Attention
 from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch
-from zoo.state import tree_map
 
 
 class FocusedState(NamedTuple):
@@ -159,12 +157,8 @@ class FocusedAttention(Attention):
         return attend(q, keys, values, mask, bank_keys, bank_values, bank_mask, self.head_dim**-0.5)
 
     def write_bank(self, bank: Bank, previous: Contexts) -> Bank:
-        """The bank with each row's previous segment added; rows are grouped by their segment's length."""
-        for length in previous.length.unique().tolist():
-            if length:
-                written = self.knn.add(bank, previous.keys[:, :, :length], previous.values[:, :, :length])
-                bank = tree_map(partial(_where, previous.length == length), written, bank)
-        return bank
+        """The bank with each row's previous segment added."""
+        return self.knn.add(bank, previous.keys, previous.values, counts=previous.length)
 
 
 def previous_segments(
@@ -183,10 +177,3 @@ def previous_segments(
     )
     length = F.pad(state.filled[:, None], (0, segments - 1), value=k.shape[2]).flatten()
     return Contexts(keys, values, length)
-
-
-def _where(rows: Bool[Tensor, " rows"], new: Tensor, old: Tensor) -> Tensor:
-    """`new` in the marked rows, without a copy of tensors that the states share."""
-    if new is old or bool(rows.all()):
-        return new
-    return torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new, old)

@@ -32,6 +32,7 @@ from torch import Tensor
 from zoo.memory.attention.chunked import gather_slots
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.positions import InterleavedRope
+from zoo.memory.mixer import no_autocast
 from zoo.memory.retrieval.landmark_bank import (
     BankState,
     LocalContext,
@@ -257,7 +258,7 @@ class LandmarkAttention(Attention):
         landmarks = landmarks.squeeze(3).flip(2).to(dtype)  # newest first: max takes the first of equals
         age = torch.arange(self.num_blocks, device=q.device)
         ranks = (self.topk - age).clamp(min=0)  # 0 for all blocks older than the newest `topk`
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q):
             rotated = self.positions.rotate(landmarks, ranks * self.block_len + self.block_len - 1)
             scores = self._scores(q.to(dtype), rotated)
         stored = (age < state.num_closed[:, None])[:, None, None]

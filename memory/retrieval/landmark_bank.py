@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.host import is_readable, row_lengths
 from zoo.memory.attention.chunked import gather_slots
-from zoo.memory.retrieval.ring_buffer import oldest_first, touched_blocks, write_entries
+from zoo.memory.retrieval.ring_buffer import entries_at, oldest_first, touched_blocks, write_entries
 from zoo.state import special_fields
 
 BlockRing = tuple[Float[Tensor, "rows heads ring_block block head_dim"], ...]
@@ -84,7 +85,7 @@ def append(state: BankState, local: LocalContext, time: int) -> BankState:
     positions = open_start[:, None] + torch.arange(block_len - 1, device=end.device)
     past_end = (positions >= (state.open_length + time)[:, None])[:, None, :, None]
     index = positions.clamp(max=local.keys.shape[2] - 1)[:, None, :, None]
-    touched = touched_blocks(state.closed_keys, closed, num_closed)
+    touched = touched_blocks(state.closed_keys, closed, num_closed, _known_blocks(state))
 
     def write(context: Tensor, ring: BlockRing) -> tuple[BlockRing, Tensor]:
         context = context.to(state.open_keys.dtype)
@@ -97,6 +98,15 @@ def append(state: BankState, local: LocalContext, time: int) -> BankState:
     return BankState(closed_keys, closed_values, open_keys, open_values, end)
 
 
+def _known_blocks(state: BankState) -> list[tuple[int, int]] | None:
+    """The first block that each row may close in this window, and the one after the last, as the host knows
+    them."""
+    lengths, block_tokens = row_lengths(len(state.length)), state.block_len - 1
+    if lengths is None:
+        return None
+    return [(before // block_tokens, (before + lengths.time) // block_tokens) for before in lengths.before]
+
+
 class SelectedBlocks(NamedTuple):
     """Keys and values of selected blocks, each block once."""
 
@@ -106,7 +116,10 @@ class SelectedBlocks(NamedTuple):
 
 
 def gather_blocks(state: BankState, ids: Int[Tensor, "rows heads time topk"]) -> SelectedBlocks:
-    """The blocks with these indices in `state.keys`: 0 the oldest, -1 none."""
+    """The blocks with these indices in `state.keys`: 0 the oldest, -1 none.
+
+    Where the host can't read `ids`, blocks may stand there twice, or others that aren't selected.
+    """
     (rows, heads), ring_block, num_ring_blocks = (
         ids.shape[:2],
         state.closed_keys[0].shape[2],
@@ -115,9 +128,15 @@ def gather_blocks(state: BankState, ids: Int[Tensor, "rows heads time topk"]) ->
     slots = (state.num_closed.view(-1, 1, 1, 1) + ids.clamp(min=0)) % (num_ring_blocks * ring_block)
     head = torch.arange(rows * heads, device=ids.device).view(rows, heads, 1, 1)
     size = max(1, rows * heads * ring_block)  # closed blocks in one ring block of all rows and heads
-    distinct, indices = (slots // ring_block * size + head * ring_block + slots % ring_block).unique(
-        return_inverse=True
-    )
+    block, index = slots // ring_block, head * ring_block + slots % ring_block
+    if not is_readable(ids):
+        rings = (state.closed_keys, state.closed_values)
+        if ids.numel() >= size * num_ring_blocks:
+            keys, values = (torch.cat([blocks.flatten(0, 2) for blocks in ring]) for ring in rings)
+            return SelectedBlocks(keys, values, block * size + index)
+        keys, values = (entries_at(ring, block, index).flatten(0, 3) for ring in rings)
+        return SelectedBlocks(keys, values, torch.arange(ids.numel(), device=ids.device).view(ids.shape))
+    distinct, indices = (block * size + index).unique(return_inverse=True)
     parts = (distinct % size).split((distinct // size).bincount(minlength=num_ring_blocks).tolist())
     keys, values = (
         torch.cat([blocks.flatten(0, 2)[part] for blocks, part in zip(ring, parts, strict=True)])

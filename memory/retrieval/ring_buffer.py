@@ -6,21 +6,36 @@ previous ring, so that its cost doesn't depend on the capacity.  Rows may have s
 entries.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from zoo.host import is_readable
+
 Ring = tuple[Shaped[Tensor, "rows heads block *entry"], ...]
 
 
-def touched_blocks(ring: Ring, start: Int[Tensor, " rows"], end: Int[Tensor, " rows"]) -> set[int]:
-    """Indices of the blocks that storing each row's entries `start` .. `end` - 1 changes."""
+def touched_blocks(
+    ring: Ring,
+    start: Int[Tensor, " rows"],
+    end: Int[Tensor, " rows"],
+    known: Iterable[tuple[int, int]] | None = None,
+) -> set[int]:
+    """Indices of the blocks that storing each row's entries `start` .. `end` - 1 may change.
+
+    `known` are ranges that contain these, as the host knows them.  Without them it is all blocks where the
+    host can't read `start` and `end`.
+    """
     touched: set[int] = set()
     if not ring:
         return touched
+    if known is None and not is_readable(start):
+        return set(range(len(ring)))
     block_size, capacity = ring[0].shape[2], len(ring) * ring[0].shape[2]
-    for first, stop in set(zip(start.tolist(), end.tolist(), strict=True)):
+    for first, stop in set(zip(start.tolist(), end.tolist(), strict=True) if known is None else known):
         first = max(first, stop - capacity)  # earlier entries would be overwritten at once
         if first < stop:
             touched |= {
@@ -69,11 +84,15 @@ def gather_entries(
     A ring much smaller than the result is copied into one table; otherwise each block is read separately."""
     rows, heads, block_size, width = ring[0].shape
     head = torch.arange(rows * heads, device=slots.device).view(rows, heads, 1, 1)
+    if not is_readable(slots):
+        index = slots.clamp(min=0)
+        entries = entries_at(ring, index // block_size, head * block_size + index % block_size)
+        return entries.masked_fill((slots < 0)[..., None], 0)
     if 4 * block_size * len(ring) <= slots[0, 0].numel():
         table = torch.cat(ring, dim=2).flatten(0, 2)
         entries = F.embedding(head * block_size * len(ring) + slots.clamp(min=0), table)
         absent = (slots < 0)[..., None]
-        return entries.masked_fill_(absent, 0) if absent.is_cuda or absent.any() else entries
+        return entries.masked_fill_(absent, 0) if absent.any() else entries
     flat = (head * block_size + slots % block_size).flatten()
     order = (slots // block_size).flatten().sort(stable=True)  # -1 // block_size is -1: those come first
     counts = torch.bincount(order.values + 1, minlength=len(ring) + 1).tolist()
@@ -88,3 +107,22 @@ def gather_entries(
     sorted_entries += [old.flatten(0, 2)[flat[part]] for old, part in zip(ring, parts, strict=True)]
     rank = torch.empty_like(flat).scatter_(0, order.indices, torch.arange(len(flat), device=slots.device))
     return torch.cat(sorted_entries).index_select(0, rank).view(*slots.shape, width)
+
+
+def entries_at(
+    ring: Ring, block: Int[Tensor, "*shape"], index: Int[Tensor, "*shape"]
+) -> Shaped[Tensor, "*shape_and_entry"]:
+    """The entries of these blocks, at these indices over all rows, heads and slots of a block.
+
+    No size depends on the indices: either the ring is copied into one table, or each block is read at all of
+    them, whichever copies less.
+    """
+    blocks = [part.flatten(0, 2) for part in ring]
+    if len(blocks) == 1 or block.numel() >= len(blocks[0]):
+        table = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        return table[block * len(blocks[0]) + index]
+    entries = blocks[0][index]
+    for i, part in enumerate(blocks[1:], start=1):
+        chosen = (block == i).view(*block.shape, *[1] * (part.ndim - 1))
+        entries = torch.where(chosen, part[index], entries)
+    return entries

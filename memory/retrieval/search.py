@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.host import is_readable
+from zoo.memory.mixer import no_autocast
 from zoo.memory.retrieval.faiss_index import IndexType, load_faiss, make_index
 
 MAX_SCORES = 2**24  # scores that exact search computes at a time
@@ -27,14 +29,19 @@ def search_exact(
     blocks: tuple[Float[Tensor, "rows heads block key_width"], ...],
     length: Int[Tensor, " rows"],
     neighbours: int,
+    known: tuple[int, int] | None = None,
 ) -> Int[Tensor, "rows heads time neighbours"]:
-    """Slots of the nearest keys; scores are computed for a batch of keys at a time, to limit memory."""
+    """Slots of the nearest keys; scores are computed for a batch of keys at a time, to limit memory.
+
+    No row's `length` is below the first or above the second of `known`, as the host knows it.  Without them
+    all keys are scored where the host can't read `length`.
+    """
     dtype = torch.promote_types(queries.dtype, torch.float32)
     best = queries.new_full((*queries.shape[:3], neighbours), -torch.inf, dtype=dtype)
     best_slots, start = torch.full_like(best, -1, dtype=torch.long), 0
-    shortest, longest = length.aminmax()
+    shortest, longest = known or _length_range(length, sum(block.shape[2] for block in blocks))
     size = max(1, MAX_SCORES // max(1, best[..., 0].numel()))
-    with torch.autocast(queries.device.type, enabled=False):
+    with no_autocast(queries):
         for keys in _key_batches(blocks, size):
             if start >= longest:
                 break
@@ -68,6 +75,14 @@ def search_exact_reference(
     return slots.masked_fill(best == -torch.inf, -1)
 
 
+def _length_range(length: Int[Tensor, " rows"], capacity: int) -> tuple[int, int]:
+    """The least and the greatest length; 0 and `capacity` where the host can't read them."""
+    if not is_readable(length) or not len(length):
+        return 0, capacity
+    shortest, longest = length.aminmax()
+    return int(shortest), int(longest)
+
+
 def _key_batches(blocks: tuple[Tensor, ...], size: int) -> Iterator[Tensor]:
     """The keys in batches of about `size`: long blocks are cut, short ones joined."""
     pending: list[Tensor] = []
@@ -86,11 +101,22 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         last, next_best = best[..., count - 1], best[..., count]
         cut_ties = (last == next_best) & (last > -torch.inf)  # only some of the equal scores are among them
         indices = indices[..., :count]
-        if cut_ties.any():
+        if not is_readable(scores):
+            indices = _first_largest(scores, last, count)
+        elif cut_ties.any():
             indices[cut_ties] = scores[cut_ties].sort(descending=True, stable=True).indices[:, :count]
     indices = indices.sort().values
     best, order = scores.gather(-1, indices).sort(descending=True, stable=True)
     return best, indices.gather(-1, order)
+
+
+def _first_largest(scores: Tensor, last: Tensor, count: int) -> Tensor:
+    """The indices of all scores above `last`, the largest but `count` - 1, and of the first that equal it."""
+    number = scores.shape[-1]
+    order = (number - 1 - torch.arange(number, device=scores.device)).int()
+    for above in (scores >= last[..., None], scores > last[..., None]):
+        order = order + above.int() * number
+    return order.topk(count).indices
 
 
 Key = tuple[int, torch.device]  # a row's stamp, and the device of its indexes

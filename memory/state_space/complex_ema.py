@@ -23,7 +23,7 @@ from einops import rearrange
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, no_autocast
 
 CHUNK = 32  # tokens: longer ones cost more multiplications, shorter ones more steps
 
@@ -146,5 +146,5 @@ class ComplexEMA(Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: Complex[Tensor, "rows width states"]
     ) -> tuple[Float[Tensor, "rows time width"], Complex[Tensor, "rows width states"]]:
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return ema(x, self.coefficients(), state)

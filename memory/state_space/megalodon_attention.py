@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zoo.memory.attention.chunked import ChunkState, attend_in_chunks
 from zoo.memory.attention.positions import InterleavedRope
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, no_autocast
 from zoo.memory.state_space.complex_ema import ComplexEMA
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
 
@@ -38,7 +38,7 @@ def gained_rms(
     x: Float[Tensor, "*rows width"], gain: Tensor | None, eps: float
 ) -> Float[Tensor, "*rows width"]:
     """x over its root mean square, times 1 + gain."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         return F.rms_norm(x, x.shape[-1:], None if gain is None else (1 + gain).to(x.dtype), eps)
 
 

@@ -19,6 +19,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from zoo.memory.mixer import no_autocast
 from zoo.memory.state_space.linear_scan import LinearScan
 
 EXPONENT = 8.0  # c
@@ -52,7 +53,7 @@ def rglru(
 
     `starts` marks first tokens of texts, at which the state before them is discarded.
     """
-    with torch.autocast(x.device.type, enabled=False):  # a sum over the whole text
+    with no_autocast(x):  # a sum over the whole text
         x, log_a, start = x.to(h.dtype), log_a.to(h.dtype), starts[..., None]
         a = decay(log_a).masked_fill(start, 0)
         scale = BoundedSqrt.apply(one_minus_a_squared(log_a)).masked_fill(start, 1)

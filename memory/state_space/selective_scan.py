@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zoo.memory.mixer import no_autocast
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.inputs import ScanInputs, cast
 
@@ -50,7 +51,7 @@ def selective_scan(
 
     Everything is computed in the state's dtype, also under autocast.
     """
-    with torch.autocast(inputs.u.device.type, enabled=False):
+    with no_autocast(inputs.u):
         inputs = cast(inputs, inputs.state.dtype)
         u, D, z = inputs.u, inputs.D, inputs.z
         scan = kernels.selective_scan if backend == "mamba_ssm" else _scan

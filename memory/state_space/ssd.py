@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zoo.memory.mixer import matmul, matmul_dtype
+from zoo.memory.mixer import matmul, matmul_dtype, no_autocast
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.inputs import SSDInputs, cast
 
@@ -53,7 +53,7 @@ def ssd(
     if backend == "mamba_ssm":
         return kernels.ssd(inputs, chunk_size)
     product_dtype = matmul_dtype(inputs.x, inputs.state.dtype)
-    with torch.autocast(inputs.x.device.type, enabled=False):
+    with no_autocast(inputs.x):
         inputs = cast(inputs, inputs.state.dtype)
         x, D, z = inputs.x, inputs.D, inputs.z
         chunked = _chunked if x.device.type != "cpu" else _chunked_uncompiled

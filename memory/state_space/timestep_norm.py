@@ -25,7 +25,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, no_autocast
 
 
 class TimestepState(NamedTuple):
@@ -123,7 +123,7 @@ class TimestepNorm(Mixer):
         padded: Bool[Tensor, "rows time"] | None = None,
     ) -> tuple[Float[Tensor, "rows time width"], TimestepState]:
         """`padded` marks the tokens that are padding."""
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             y, state = timestep_norm(x, state, self.eps, padded)
             y = y * (1 + self.weight) + self.bias
             return (y if padded is None else y.masked_fill(padded[..., None], 0)), state

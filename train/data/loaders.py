@@ -27,7 +27,12 @@ class Span(NamedTuple):
     document: int
     start: int
     stop: int
-    fresh: bool  # a document or a chunk of one begins: the row's state is reset
+    length: int  # positions that the row has read of the document, or of the chunk of one, before these
+
+    @property
+    def fresh(self) -> bool:
+        """True if a document or a chunk of one begins: the row's state is reset."""
+        return not self.length
 
 
 def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Batch:
@@ -41,7 +46,8 @@ def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Ba
             window = dataset.window(span.document, span.start, span.stop)
             tokens[row, :length], targets[row, :length] = window
             fresh[row] = span.fresh
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(fresh))
+    lengths = tuple(0 if span is None else span.length for span in spans)
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(fresh), lengths)
 
 
 def _count_windows(dataset: Dataset, seq_len: int) -> Int64[np.ndarray, " documents"]:
@@ -91,9 +97,10 @@ class TrainLoader:
         num_chunks = -(-windows // windows_per_stream)
         self._chunk_document = np.repeat(np.arange(len(windows)), num_chunks)
         first_chunk = np.repeat(np.cumsum(num_chunks) - num_chunks, num_chunks)
-        chunk_len = windows_per_stream * seq_len
-        self._chunk_start = (np.arange(len(first_chunk)) - first_chunk) * chunk_len
-        self._chunk_end = np.minimum(self._chunk_start + chunk_len, dataset.lengths[self._chunk_document])
+        self._chunk_len = windows_per_stream * seq_len
+        self._chunk_start = (np.arange(len(first_chunk)) - first_chunk) * self._chunk_len
+        chunk_stop = self._chunk_start + self._chunk_len
+        self._chunk_end = np.minimum(chunk_stop, dataset.lengths[self._chunk_document])
         self._length = -(-int(windows.sum()) // num_streams)
         self._pass_index = self._queue_index = self._batches_yielded = 0
         self._queue = self._shuffled_chunks()
@@ -115,10 +122,9 @@ class TrainLoader:
     def _next_batch(self) -> Batch:
         spans = []
         for i, cursor in enumerate(self._cursors):
-            fresh = cursor == _NO_DOCUMENT
-            document, start, end = self._next_chunk() if fresh else cursor
+            document, start, end = self._next_chunk() if cursor == _NO_DOCUMENT else cursor
             stop = min(start + self.seq_len, end)
-            spans.append(Span(document, start, stop, fresh))
+            spans.append(Span(document, start, stop, start % self._chunk_len))
             self._cursors[i] = StreamCursor(document, stop, end) if stop < end else _NO_DOCUMENT
         rank_spans = spans[self.rank * self.batch_size :][: self.batch_size]
         return _collate(self.dataset, self.seq_len, rank_spans)
@@ -256,4 +262,4 @@ class EvalLoader:
         for document in documents:
             end = int(self.dataset.lengths[document])
             for start in range(0, end, self.seq_len):
-                yield Span(document, start, min(start + self.seq_len, end), start == 0)
+                yield Span(document, start, min(start + self.seq_len, end), start)

@@ -54,6 +54,11 @@ class Prefetcher:
             worker.close()
 
 
+def _pinned(batch: Batch) -> Batch:
+    tokens, targets, fresh = (part.pin_memory() for part in (batch.tokens, batch.targets, batch.fresh))
+    return Batch(tokens, targets, fresh, batch.lengths)
+
+
 class _Worker:
     """The thread and its queue; `get` raises the thread's exception."""
 
@@ -66,7 +71,7 @@ class _Worker:
     def _read(self, loader: TrainLoader, pin: bool) -> None:
         try:
             for batch in loader:
-                ready = Batch(*(part.pin_memory() for part in batch)) if pin else batch
+                ready = _pinned(batch) if pin else batch
                 if not self._put((ready, loader.state_dict())):
                     return
             self._put(None)

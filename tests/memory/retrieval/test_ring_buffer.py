@@ -22,6 +22,7 @@ def test_each_row_stores_its_last_entries_and_shares_untouched_blocks(
         entries = torch.randn(3, 2, 9, *entry, generator=random)
         end = length + torch.tensor(counts)
         touched = touched_blocks(ring, length, end)
+        assert touched == touched_blocks(ring, length, end, zip(length.tolist(), end.tolist(), strict=True))
         after = write_entries(ring, entries, length, end, touched)
         assert [new is not old for new, old in zip(after, ring, strict=True)] == [
             index in touched for index in range(len(ring))
@@ -38,7 +39,9 @@ def test_each_row_stores_its_last_entries_and_shares_untouched_blocks(
                 assert torch.equal(ordered[row, :, index], value)
 
 
-def test_an_entry_is_gathered_by_its_slot() -> None:
+@pytest.mark.parametrize("readable", [("cpu",), ()], ids=["", "unreadable"])
+def test_an_entry_is_gathered_by_its_slot(readable: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zoo.host.READABLE_DEVICES", readable)
     ring = torch.arange(12.0).view(1, 1, 6, WIDTH).split(2, dim=2)
     slots = torch.tensor([[[[0, 5, -1]]]])
     expected = torch.tensor([[0.0, 1], [10, 11], [0, 0]])

@@ -10,12 +10,18 @@ from zoo.memory.retrieval.bank import KNNMemory
 from zoo.memory.retrieval.search import search_exact, search_exact_reference
 
 
+@pytest.mark.parametrize("readable", [("cpu",), ()], ids=["", "unreadable"])
 @pytest.mark.parametrize("max_scores", [1, 60, 200, 2**24])
 @pytest.mark.parametrize(("capacity", "block"), [(24, 4), (24, 24), (24, 1)])
 def test_exact_search_is_the_definition(
-    capacity: int, block: int, max_scores: int, monkeypatch: pytest.MonkeyPatch
+    capacity: int,
+    block: int,
+    max_scores: int,
+    readable: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In batches of any size; small integers have many ties, of which the lowest slots come first."""
+    monkeypatch.setattr("zoo.host.READABLE_DEVICES", readable)
     monkeypatch.setattr(search, "MAX_SCORES", max_scores)
     random = torch.Generator().manual_seed(0)
     blocks = torch.randint(-2, 3, (3, 2, capacity, 2), generator=random).float().split(block, dim=2)
@@ -24,6 +30,11 @@ def test_exact_search_is_the_definition(
         for count in (1, 5, 24):
             slots = search_exact(queries, blocks, length, count)
             assert torch.equal(slots, search_exact_reference(queries, blocks, length, count))
+            known = int(length.min()), int(length.max())
+            assert torch.equal(slots, search_exact(queries, blocks, length, count, known))
+            assert torch.equal(
+                slots, search_exact(queries, blocks, length, count, (known[0] // 2, known[1] + 3))
+            )
             stored = length.clamp(max=min(count, capacity))
             assert torch.equal((slots >= 0).sum(-1), stored[:, None, None].expand(-1, 2, 5))
 

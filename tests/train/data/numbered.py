@@ -59,9 +59,8 @@ def take(loader: Iterable[Batch], count: int) -> list[Batch]:
 
 def equal(batches: Sequence[Batch], expected: Sequence[Batch]) -> bool:
     return len(batches) == len(expected) and all(
-        torch.equal(tensor, expected_tensor)
+        batch.lengths == expected_batch.lengths and all(map(torch.equal, batch[:3], expected_batch[:3]))
         for batch, expected_batch in zip(batches, expected, strict=True)
-        for tensor, expected_tensor in zip(batch, expected_batch, strict=True)
     )
 
 

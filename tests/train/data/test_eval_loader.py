@@ -32,6 +32,12 @@ def test_every_target_comes_once_at_any_batch_size_and_number_of_ranks(
         assert (batch.tokens[padding] == 0).all()
 
 
+def test_a_row_s_length_counts_what_it_has_read_since_it_was_fresh() -> None:
+    batches = list(EvalLoader(Numbered([7, 3, 9]), 2, 4))
+    assert [batch.lengths for batch in batches] == [(0, 0), (4, 0), (0, 4), (0, 8)]
+    assert [batch.fresh.tolist() for batch in batches] == [[not n for n in b.lengths or ()] for b in batches]
+
+
 def test_documents_come_in_order_and_a_batch_has_no_more_rows_than_documents() -> None:
     batches = list(EvalLoader(Numbered([3, 3, 3, 3]), 2, 3))
     assert [batch.tokens[:, 0].tolist() for batch in batches] == [[0, DOCUMENT], [2 * DOCUMENT, 3 * DOCUMENT]]

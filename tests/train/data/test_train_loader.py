@@ -40,7 +40,7 @@ def test_a_row_continues_where_it_stopped_and_only_ends_are_padded(shape: dict[s
     for batch in take(loader, 3 * len(loader)):
         assert batch.tokens.dtype == batch.targets.dtype == torch.int64
         assert batch.fresh.dtype == torch.bool
-        for row, (tokens, targets, fresh) in enumerate(zip(*batch, strict=True)):
+        for row, (tokens, targets, fresh) in enumerate(zip(*batch[:3], strict=True)):
             has_target = targets != IGNORE
             size = int(has_target.sum())
             assert size > 0
@@ -49,6 +49,18 @@ def test_a_row_continues_where_it_stopped_and_only_ends_are_padded(shape: dict[s
             assert torch.equal(tokens[:size], torch.arange(size) + tokens[0])
             assert fresh or int(tokens[0]) == last_token[row] + 1
             last_token[row] = int(tokens[size - 1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes)
+def test_a_row_s_length_counts_what_it_has_read_since_it_was_fresh(shape: dict[str, Any]) -> None:
+    loader = loader_of(shape)
+    expected = [0] * shape["batch_size"]
+    for batch in take(loader, 3 * len(loader)):
+        fresh = batch.fresh.tolist()
+        expected = [0 if new else length for new, length in zip(fresh, expected, strict=True)]
+        assert batch.lengths == tuple(expected)
+        expected = [length + shape["seq_len"] for length in expected]
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,7 +73,10 @@ def test_all_ranks_together_are_one_rank_with_all_rows(shape: dict[str, Any], wo
     count = 2 * len(single) + 1
     batches_of_rank = [take(rank, count) for rank in ranks]
     joined = [
-        Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        Batch(
+            *(torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)),
+            sum((batch.lengths for batch in batches), ()),
+        )
         for batches in zip(*batches_of_rank, strict=True)
     ]
     assert equal(joined, take(single, count))

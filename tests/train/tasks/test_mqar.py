@@ -175,7 +175,7 @@ def test_the_loader_reads_it_as_configured() -> None:
     task = build.task(cfg)
     assert cfg.data.seq_len == 64
     batch = next(iter(DataModule(task, 4, 64, 16, seed=0).train_dataloader()))
-    for tokens, targets, fresh in zip(*(part.tolist() for part in batch), strict=True):
+    for tokens, targets, fresh in zip(*(part.tolist() for part in batch[:3]), strict=True):
         pairs = sum(target != IGNORE for target in targets)
         assert fresh
         assert pairs in (2, 4)
