@@ -102,7 +102,10 @@ class Focused(Decoder):
             memory.progress = step / max(1, steps)
 
     def diagnostics(self, state: State) -> dict[str, float]:
-        """d, the number of contexts that a segment attends to in training; with faiss, the index's recall."""
+        """d, the number of contexts that a segment attends to in training."""
+        return {"contexts": float(self.memories()[0].num_contexts)}
+
+    def costly_diagnostics(self, state: State) -> dict[str, float]:
+        """With faiss, the index's recall."""
         banks = [layer.bank for layer in state if isinstance(layer, FocusedState)]
-        recall = recall_diagnostics([memory.knn for memory in self.memories()], banks)
-        return {"contexts": float(self.memories()[0].num_contexts)} | recall
+        return recall_diagnostics([memory.knn for memory in self.memories()], banks)

@@ -80,7 +80,7 @@ class Unlimiformer(Transformer):
         return self.training and not self.retrieval_training
 
     @torch.no_grad()
-    def diagnostics(self, state: State) -> dict[str, float]:
+    def costly_diagnostics(self, state: State) -> dict[str, float]:
         """With faiss, the index's recall; empty where nothing is carried."""
         if state is None:
             return {}

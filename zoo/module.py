@@ -89,6 +89,10 @@ class SequenceModule(StatefulLM, L.LightningModule):
         """Scalars that describe the carried state, logged under memory/."""
         return {}
 
+    def costly_diagnostics(self, state: State) -> dict[str, float]:
+        """As `diagnostics`, of what takes a search to measure: logged with each validation, of its state."""
+        return {}
+
     def set_progress(self, step: int, steps: int) -> None:
         """Called before training step `step` of `steps`; for models with a schedule."""
 

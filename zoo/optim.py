@@ -1,12 +1,97 @@
 """AdamW with linear warm-up and cosine decay: the optimiser of every architecture."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, whose step a flag on the device of the weights can skip; nothing is read back.
+
+        t <- t + 1        w <- (1 - lr weight_decay) w
+        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
+        w <- w - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
+
+    Where `skip` is True, t, w, m and v stay as they are in every bit, whatever the gradient.  The host counts
+    t as well, and takes no step for skipped: after one that was, call `recount`, which reads t.  On CUDA a
+    step is torch's fused kernel; elsewhere its results are those of torch's loop over the weights.
+    """
+
+    skip: Tensor | None = None
+    """A boolean without dimensions; None: a step of torch's AdamW."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, **options)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        self._fused = bool(weights) and all(weight.device.type == "cuda" for weight in weights)
+        for group in (*self.param_groups, self.defaults):
+            group["fused"] = self._fused or None
+        self._step_counts: dict[Tensor, int] = {}  # t of each weight
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """`skip` is looked at after the closure, which may set it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.skip is None or self._fused:
+            self.found_inf = None if self.skip is None else self.skip.float()
+            super().step()
+        else:
+            for group in self.param_groups:
+                weights = [weight for weight in group["params"] if weight.grad is not None]
+                self._step_or_skip(weights, group, self.skip)
+        return loss
+
+    def _step_or_skip(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor) -> None:
+        b1, b2 = group["betas"]
+        precise = (
+            torch.float64 if skip.device.type == "cpu" else torch.float32
+        )  # some devices have no float64
+        one, zero = torch.ones((), dtype=precise, device=skip.device), torch.zeros((), device=skip.device)
+        decay = torch.where(skip, one, 1 - group["lr"] * group["weight_decay"])
+        decay_v, taken = torch.where(skip, one, b2), (~skip).float()
+        for weight in weights:  # one by one: the copies of one weight are small
+            count, state = self._count(weight), self.state[weight]
+            t, m, v, g = state["step"], state["exp_avg"], state["exp_avg_sq"], weight.grad
+            assert g is not None
+            t.add_(taken)
+            if group["weight_decay"]:
+                weight.mul_(decay)
+            m.lerp_(torch.where(skip, m, g), 1 - b1)
+            g = torch.where(skip, zero, g)
+            v.mul_(decay_v).addcmul_(g, g, value=1 - b2)
+            root = (v.sqrt() / (1 - b2**count) ** 0.5).add_(group["eps"])
+            weight.addcdiv_(torch.where(skip, zero, m), root, value=-group["lr"] / (1 - b1**count))
+
+    def _count(self, weight: Tensor) -> int:
+        """t of a weight in this step; its first step makes its state."""
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            self._step_counts[weight] = 0
+        elif weight not in self._step_counts:
+            self._step_counts[weight] = int(state["step"])
+            state["step"] = state["step"].to(weight.device)
+        self._step_counts[weight] += 1
+        return self._step_counts[weight]
+
+    def recount(self) -> None:
+        """Read t anew in the next step."""
+        self._step_counts.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Where this optimiser is fused or not is decided by its weights' device, not by a checkpoint's."""
+        groups = [{**group, "fused": self._fused or None} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        self.recount()
 
 
 @dataclass(frozen=True)
@@ -35,7 +120,7 @@ class Optim:
         for group in groups:
             group["weight_decay"] = self.weight_decay if group.setdefault("decays", True) else 0.0
             group["lr"] = self.lr * group.setdefault("lr_scale", 1.0)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+        optimizer = AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
         # a plain function leaves nothing in a checkpoint; a bound method would
         schedule = LambdaLR(optimizer, lambda step: self.factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

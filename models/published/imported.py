@@ -133,6 +133,9 @@ class Imported(SequenceModule):
     def diagnostics(self, state: State) -> dict[str, float]:
         return self.model.diagnostics(state)
 
+    def costly_diagnostics(self, state: State) -> dict[str, float]:
+        return self.model.costly_diagnostics(state)
+
     def set_progress(self, step: int, steps: int) -> None:
         self.model.set_progress(step, steps)
 

@@ -170,6 +170,6 @@ def test_retrieval_training_learns_more() -> None:
 
 def test_what_faiss_finds_is_measured() -> None:
     model = MODEL(backend="faiss").eval()
-    assert model.diagnostics(model.compute_loss(batch(True), None)[1]) == {"recall": 1.0}
-    assert model.diagnostics(None) == {}
-    assert MODEL().diagnostics(MODEL().init_state(2)) == {}
+    assert model.costly_diagnostics(model.compute_loss(batch(True), None)[1]) == {"recall": 1.0}
+    assert model.costly_diagnostics(None) == {}
+    assert MODEL().costly_diagnostics(MODEL().init_state(2)) == {}

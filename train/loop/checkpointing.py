@@ -11,6 +11,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.state import from_leaves, leaves, tree_map
+from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.metrics import Metrics
 from zoo.train.runs.checkpoint import FORMAT_VERSION, rng_states, set_rng_states
 from zoo.train.runs.files import write_text
@@ -24,8 +25,8 @@ class Checkpoints(L.Callback):
     before it.
     """
 
-    def __init__(self, folder: Path, every: int, metrics: Metrics) -> None:
-        self.folder, self.every, self.metrics = folder, every, metrics
+    def __init__(self, folder: Path, every: int, metrics: Metrics, guard: GradientGuard) -> None:
+        self.folder, self.every, self.metrics, self.guard = folder, every, metrics, guard
         self.best = float("inf")
         self.saved_step = -1
 
@@ -44,12 +45,18 @@ class Checkpoints(L.Callback):
     def save_last(self, trainer: L.Trainer) -> None:
         """Save last.ckpt unless it is of this step already; all ranks together.
 
-        Raises UserError if a weight is not finite: an update may overflow although its gradient is finite.
+        Raises UserError if a gradient was not finite, or a weight is not: an update may overflow although
+        its gradient is finite.
         """
         if self.saved_step != trainer.global_step:
-            for name, weight in trainer.lightning_module.named_parameters():
-                if not weight.isfinite().all():
-                    raise UserError(f"step {trainer.global_step}: {name} is not finite; it is not saved")
+            model = trainer.lightning_module
+            assert isinstance(model, SequenceModule)
+            self.guard.check(model)
+            names, weights = zip(*model.named_parameters(), strict=True)
+            is_finite = torch.stack([weight.isfinite().all() for weight in weights]).tolist()
+            if False in is_finite:
+                name = names[is_finite.index(False)]
+                raise UserError(f"step {trainer.global_step}: {name} is not finite; it is not saved")
             trainer.save_checkpoint(self.folder / "last.ckpt")
             self.saved_step = trainer.global_step
 
@@ -80,7 +87,7 @@ class Checkpoints(L.Callback):
 
 
 class NonSkippingFitLoop(_FitLoop):
-    """A trainer's fit loop that also starts when no step is left.
+    """A trainer's fit loop that also starts when no step is left, and that asks no other rank for signals.
 
     A run that was killed in its last validation has done all its steps; Checkpoints.on_train_start then
     repeats that validation.
@@ -89,6 +96,8 @@ class NonSkippingFitLoop(_FitLoop):
     def __init__(self, loop: _FitLoop) -> None:
         super().__init__(loop.trainer, min_epochs=loop.min_epochs, max_epochs=loop.max_epochs)
         self.epoch_loop = loop.epoch_loop
+        # every rank would wait for the device at every step, for a signal that SignalHandler handles
+        self.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     @property
     def skip(self) -> bool:

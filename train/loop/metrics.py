@@ -70,7 +70,8 @@ class Metrics(L.Callback):
         self.wall_s, self.wall_start = 0.0, time.perf_counter()  # of all the processes that trained this run
         self._train_sums, self._val_sums, self._exact_sums = RunningSums(), RunningSums(), RunningSums()
         self._exact_match = ExactMatchCounter()
-        self._step_start, self._logged_step = 0.0, -1
+        self._clock_start: float | None = None  # None while it stands
+        self._logged_step, self._constants = -1, dict[str, float]()
         self._history: HistoryWriter | None = None
         self._train_diagnostic_tags: Collection[str] = ()
         self._position = torch.zeros(0, dtype=torch.long)  # of each row's next token in its document
@@ -82,7 +83,12 @@ class Metrics(L.Callback):
             self._log(trainer, training, "train")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, SequenceModule)
         self._logged_step = trainer.global_step
+        self._constants = {
+            "cost/state_bytes": state_bytes(pl_module),
+            "cost/parameters": pl_module.count_parameters(),
+        }
         if trainer.is_global_zero:
             self._history = HistoryWriter(self.run_dir, trainer.global_step)
 
@@ -95,23 +101,37 @@ class Metrics(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._step_start = time.perf_counter()
+        if self._clock_start is None:
+            self._clock_start = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        """Add the time since it was started, at a step, to `seconds_since_last_log`.
+
+        The steps are measured together, since the host may be steps ahead of the device: the clock runs until
+        the results of the last one have been read.
+        """
+        if self._clock_start is not None:
+            self.seconds_since_last_log += time.perf_counter() - self._clock_start
+            self._clock_start = None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         num_targets = (batch.targets != IGNORE).sum()
         self._train_sums.add(num_targets, outputs["nats"].sum(), self.task.byte_count(batch.targets))
-        self.seconds_since_last_log += time.perf_counter() - self._step_start
-        step = trainer.global_step
-        due = step % self.log_every == 0 or step == trainer.max_steps
-        if due and step != self._logged_step:  # a step may be several batches
-            self._logged_step = step
+        if self.log_is_due(trainer):
+            self._logged_step = trainer.global_step
             self._log_training(trainer, pl_module)
+
+    def log_is_due(self, trainer: L.Trainer) -> bool:
+        """True after a step that is logged, until it is; a step may be several batches."""
+        step = trainer.global_step
+        return step != self._logged_step and (step % self.log_every == 0 or step == trainer.max_steps)
 
     def _log_training(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
         self._collect_train_sums(trainer)
+        self._stop_clock()
         (targets, nats, bytes_), seconds = self.since_last_log, self.seconds_since_last_log
         self.since_last_log, self.seconds_since_last_log = [0.0, 0.0, 0.0], 0.0
         self.train_s += seconds
@@ -123,8 +143,7 @@ class Metrics(L.Callback):
             "train/grad_norm": float(self.grad_norm),
             "cost/tokens_per_s": targets / max(seconds, 1e-9),
             "cost/peak_gib": peak_memory_bytes(pl_module.device) / 2**30,
-            "cost/state_bytes": state_bytes(pl_module),
-            "cost/parameters": pl_module.count_parameters(),
+            **self._constants,
         }
         diagnostics = _diagnostics(pl_module, pl_module.train_state)
         self._train_diagnostic_tags = diagnostics.keys()
@@ -139,6 +158,7 @@ class Metrics(L.Callback):
     # -- validation
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_clock()
         self._val_sums, self._exact_sums = RunningSums(), RunningSums()
         self._exact_match, self._position = ExactMatchCounter(), torch.zeros(0, dtype=torch.long)
 
@@ -191,6 +211,8 @@ class Metrics(L.Callback):
         if pl_module.val_state is not None:  # of memories that stay empty in training
             diagnostics = _diagnostics(pl_module, pl_module.val_state)
             values |= {tag: v for tag, v in diagnostics.items() if tag not in self._train_diagnostic_tags}
+            costly = pl_module.costly_diagnostics(pl_module.val_state)
+            values |= {f"memory/{name}": value for name, value in costly.items()}
         self._log(trainer, values, "val")
 
     # -- both
@@ -206,6 +228,7 @@ class Metrics(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._collect_train_sums(trainer)
+        self._stop_clock()
         self.update_wall_time()
         checkpoint["metrics"] = self.state()
 

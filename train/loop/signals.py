@@ -22,7 +22,10 @@ class InterruptedRunError(Exception):
 
 class SignalHandler(L.Callback):
     """At a signal finishes the step, saves last.ckpt and stops; at a second one stops at once, unless it is
-    that of a closed output: what Ctrl-C ends may be the reader too."""
+    that of a closed output: what Ctrl-C ends may be the reader too.
+
+    Several ranks stop together, at the next step that is logged.
+    """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -57,6 +60,8 @@ class SignalHandler(L.Callback):
     ) -> None:
         if trainer.global_step == self._step:  # gradients that accumulate are in no checkpoint
             return
+        if trainer.world_size > 1 and trainer.global_step % self.checkpoints.metrics.log_every:
+            return  # to ask the other ranks is to wait for the device
         if trainer.strategy.reduce_boolean_decision(bool(self.received), all=False):
             self.checkpoints.save_last(trainer)
             raise InterruptedRunError(self.received or signal.SIGTERM)

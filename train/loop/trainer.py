@@ -161,7 +161,8 @@ def make_trainer(
     identity: dict[str, str],
 ) -> L.Trainer:
     settings = cfg.trainer
-    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics)
+    guard = GradientGuard(cfg.optim.clip, metrics)
+    checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics, guard)
     try:
         trainer = L.Trainer(
             accelerator=settings.accelerator,
@@ -177,10 +178,10 @@ def make_trainer(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our loaders divide their streams among the ranks
             logger=logger,
-            callbacks=[  # in this order: measured, then saved, then perhaps stopped
+            callbacks=[  # in this order: checked, measured, then saved, then perhaps stopped
+                guard,
                 metrics,
                 curve,
-                GradientGuard(cfg.optim.clip, metrics),
                 ProgressReport(metrics, run_dir),
                 ExactResume(cfg.seed, cfg.data.batch_size, identity),  # adds carried states and RNGs
                 checkpoints,
