@@ -49,8 +49,10 @@ def chunked_cross_entropy(
         kind = hidden.device.type
         # Each chunk casts the weights anew, so that autocast's one cast doesn't sum all chunks' gradients
         # in 16 bits.
-        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, dtype, enabled, cache_enabled=False):
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False):
+                logits = project(hidden)
+        else:
             logits = project(hidden)
         return cross_entropy(logits, targets, with_hits)
 

@@ -59,16 +59,17 @@ class AdamW(torch.optim.AdamW):
         decay_v, taken = torch.where(skip, one, b2), (~skip).float()
         for weight in weights:  # one by one: the copies of one weight are small
             count, state = self._count(weight), self.state[weight]
-            t, m, v, g = state["step"], state["exp_avg"], state["exp_avg_sq"], weight.grad
-            assert g is not None
-            t.add_(taken)
+            state["step"].add_(taken)
+            parts = (weight, state["exp_avg"], state["exp_avg_sq"], weight.grad)
+            # a number would take the type of a factor
+            w, m, v, g = (part if part.ndim else part[None] for part in parts if part is not None)
             if group["weight_decay"]:
-                weight.mul_(decay)
+                w.mul_(decay)
             m.lerp_(torch.where(skip, m, g), 1 - b1)
             g = torch.where(skip, zero, g)
             v.mul_(decay_v).addcmul_(g, g, value=1 - b2)
             root = (v.sqrt() / (1 - b2**count) ** 0.5).add_(group["eps"])
-            weight.addcdiv_(torch.where(skip, zero, m), root, value=-group["lr"] / (1 - b1**count))
+            w.addcdiv_(torch.where(skip, zero, m), root, value=-group["lr"] / (1 - b1**count))
 
     def _count(self, weight: Tensor) -> int:
         """t of a weight in this step; its first step makes its state."""

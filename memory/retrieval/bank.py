@@ -114,9 +114,8 @@ class KNNMemory(nn.Module):
         def write(ring: tuple[Tensor, ...], new: Tensor) -> tuple[Tensor, ...]:
             return write_entries(ring, new.detach() if detach else new, start, end, touched)
 
-        # drawn on the host, and not from torch's global RNG, which training would find advanced
         before = bank.stamp
-        stamp = torch.arange(len(before), device=before.device) + (1 + secrets.randbits(61))
+        stamp = torch.arange(len(before), device=before.device) + _draw_stamp()
         if counts is not None:  # a row without tokens keeps its stamps
             stamp = torch.where(counts > 0, stamp, bank.stamp)
             before = torch.where(counts > 0, bank.stamp, bank.stamp_before)
@@ -161,6 +160,12 @@ class KNNMemory(nn.Module):
     ]:
         """Keys and values in these slots; zeros where a slot is -1."""
         return gather_entries(bank.keys, slots), gather_entries(bank.values, slots) if bank.values else None
+
+
+@torch.compiler.disable  # compiled code would draw it once
+def _draw_stamp() -> int:
+    """Drawn on the host, and not from torch's global RNG, which training would find advanced."""
+    return 1 + secrets.randbits(61)
 
 
 def recall_at_k(

@@ -18,11 +18,10 @@ are those of all models here, and the LSTM's forget gates start with a bias of 1
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, no_autocast
 
 
 class LSTMState(NamedTuple):
@@ -75,7 +74,7 @@ class LSTMMixer(GatedRNN, Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: LSTMState
     ) -> tuple[Float[Tensor, "rows time width"], LSTMState]:
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             y, (h, c) = self.rnn(x.to(state.h.dtype), (state.h[None], state.c[None]))
         return self.out_proj(y), LSTMState(h[0], c[0])
 
@@ -92,6 +91,6 @@ class GRUMixer(GatedRNN, Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: GRUState
     ) -> tuple[Float[Tensor, "rows time width"], GRUState]:
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             y, h = self.rnn(x.to(state.h.dtype), state.h[None])
         return self.out_proj(y), GRUState(h[0])

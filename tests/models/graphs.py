@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from zoo.state import contents
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
@@ -41,8 +41,7 @@ def difference(name: str) -> float:
         logits, state = forward(tokens, state)
         logits.square().mean().backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-        return [tensor.detach().double() for tensor in (logits, *tensors, *gradients)]
+        return [tensor.detach().double() for tensor in (logits, *contents(state), *gradients)]
 
     expected = step(model.forward)
     actual = step(torch.compile(model.forward, backend="aot_eager"))

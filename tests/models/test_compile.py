@@ -17,8 +17,7 @@ BREAKS = {
     "lstm": "as gru",
     "mamba2": "torch 2.13's compiled code for CPUs is wrong (memory/state_space/ssd.py)",
     "mamba2_hybrid": "as mamba2",
-    "megalodon": "reads back how full the open chunks are",
-    "memorizing": "the search of the bank reads back which slots are filled",
+    "memorizing": "every write of the bank draws a stamp on the host",
 }
 """Models that need more than one graph on a CPU, and why."""
 

@@ -1,12 +1,13 @@
-"""Warm-up, cosine and floor by their formula; the flags of a parameter group."""
+"""Warm-up, cosine and floor by their formula; the flags of a parameter group; steps that are skipped."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from zoo.optim import Optim
+from zoo.optim import AdamW, Optim
 
 
 def test_the_schedule_by_hand() -> None:
@@ -54,3 +55,93 @@ def test_groups_set_decay_and_a_factor_of_the_rate() -> None:
     assert [weight[0].item() for weight in (decaying, constant, slow)] == pytest.approx(expected)
     scheduler.step()
     assert [group["lr"] for group in groups] == pytest.approx([0.25, 0.25, 0.025])
+
+
+def pair_of_optimisers(dtype: torch.dtype) -> tuple[list[nn.Parameter], ...]:
+    torch.manual_seed(0)
+    weights = [torch.randn(size, dtype=dtype) for size in ((40, 50), (50,), (3, 4, 5), ())]
+    return tuple([nn.Parameter(weight.clone()) for weight in weights] for _ in range(2))
+
+
+def groups(weights: list[nn.Parameter]) -> list[dict[str, Any]]:
+    return [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "weight_decay": 0.0}]
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    state = optimizer.state_dict()["state"]
+    return [state[index][name] for index in sorted(state) for name in ("step", "exp_avg", "exp_avg_sq")]
+
+
+def assert_equal_optimisers(
+    weights: list[nn.Parameter], optimizer: AdamW, expected: list[nn.Parameter], torch_s: torch.optim.AdamW
+) -> None:
+    for actual, tensor in zip([*weights, *moments(optimizer)], [*expected, *moments(torch_s)], strict=True):
+        assert actual.dtype == tensor.dtype
+        assert torch.equal(actual, tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_step_that_can_be_skipped_is_torch_s_in_every_bit(dtype: torch.dtype) -> None:
+    """Also after steps that were skipped, without a gradient for some weights, and from a loaded state."""
+    weights, expected = pair_of_optimisers(dtype)
+    optimizer = AdamW(groups(weights), lr=1e-2, betas=(0.9, 0.95))
+    torch_s = torch.optim.AdamW(groups(expected), lr=1e-2, betas=(0.9, 0.95))
+    for step in range(12):
+        grads = [torch.randn_like(weight) * 10 ** (step % 5 - 3) for weight in weights]
+        for pair in zip(weights, expected, grads, strict=True):
+            for weight in pair[:2]:
+                weight.grad = None if step % 4 == 1 and weight.ndim == 1 else pair[2].clone()
+        optimizer.skip = torch.tensor(step in (3, 4))
+        if optimizer.skip:
+            for weight, value in zip(weights, (torch.nan, torch.inf, -torch.inf, 1e30), strict=True):
+                weight.grad = torch.full_like(weight, value)
+        else:
+            torch_s.step()
+        optimizer.step()
+        if step == 4:
+            optimizer.recount()
+        if step == 7:
+            state = optimizer.state_dict()
+            optimizer = AdamW(groups(weights), lr=1e-2, betas=(0.9, 0.95))
+            optimizer.load_state_dict(state)
+        assert_equal_optimisers(weights, optimizer, expected, torch_s)
+
+
+def test_a_first_step_can_be_skipped() -> None:
+    weights, expected = pair_of_optimisers(torch.float32)
+    optimizer = AdamW(groups(weights), lr=1e-2)
+    optimizer.skip = torch.tensor(True)
+    for weight in weights:
+        weight.grad = torch.full_like(weight, torch.nan)
+    optimizer.step()
+    assert all(map(torch.equal, weights, expected))
+    assert not any(moment.any() for moment in moments(optimizer))
+
+
+def test_the_flag_may_be_set_while_gradients_are_computed() -> None:
+    weights, expected = pair_of_optimisers(torch.float32)
+    optimizer = AdamW(groups(weights), lr=1e-2)
+
+    def closure() -> str:
+        optimizer.skip = torch.tensor(True)
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        return "loss"
+
+    assert optimizer.step(closure) == "loss"
+    assert all(map(torch.equal, weights, expected))
+
+
+def test_a_step_reads_nothing_back() -> None:
+    """On the meta device a value that is read back is an error."""
+    weights = [nn.Parameter(torch.ones(3, 4, device="meta"))]
+    optimizer = AdamW(weights, lr=1e-2)
+    for _ in range(2):
+        weights[0].grad = torch.ones_like(weights[0])
+        optimizer.skip = torch.zeros((), dtype=torch.bool, device="meta")
+        optimizer.step()
+    assert {leaf.device.type for leaf in moments(optimizer)} == {"meta"}
+
+
+def test_the_optimiser_of_every_model_can_be_skipped() -> None:
+    assert type(Optim(steps=2).build([{"params": [nn.Parameter(torch.ones(2))]}])["optimizer"]) is AdamW

@@ -4,6 +4,7 @@ import os
 import signal
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -126,6 +127,84 @@ def test_a_weight_that_is_not_finite_stops_the_run(zoo: Any, value: float) -> No
     assert zoo.checkpoint("run")["global_step"] == 4
     assert_finite(zoo)
     assert zoo.run("resume=run").code == 0
+
+
+class AtException(L.Callback):
+    """Calls a function when the loop raises."""
+
+    def __init__(self, action: Any) -> None:
+        self.action = action
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.action(trainer, pl_module)
+
+
+def spoil_gradient(trainer: Any, pl_module: Any) -> None:
+    next(pl_module.parameters()).grad.view(-1)[0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("words", "saved"),
+    [
+        (("trainer.log_every=7", "checkpoint_every=100", "val_every=100"), None),
+        (("trainer.log_every=100", "checkpoint_every=2", "val_every=100"), 2),
+        (("trainer.log_every=100", "checkpoint_every=100", "val_every=5"), None),
+        (("trainer.log_every=100", "checkpoint_every=100", "val_every=100"), None),
+    ],
+    ids=["logged", "saved", "validated", "the last"],
+)
+def test_a_spoiled_step_is_skipped_until_it_is_reported(zoo: Any, words: tuple[str, ...], saved: Any) -> None:
+    """Steps 3 and after change neither weights nor the optimiser's state, in any bit."""
+    settings = ("model=transformer_xl", "model.dropout=0.1", "optim.warmup=2")
+    left: dict[str, Any] = {}
+
+    def look(trainer: Any, pl_module: Any) -> None:
+        left.update(weights=pl_module.state_dict(), optimiser=trainer.optimizers[0].state_dict()["state"])
+
+    def stop(trainer: Any, pl_module: Any) -> None:
+        raise zoo.KilledError
+
+    kill = zoo.AtStep("on_train_batch_start", 2, stop)
+    save = ("checkpoint_every=2", "trainer.log_every=100", "val_every=100")
+    assert zoo.run(*settings, *save, "run_dir=cut", callbacks=[kill]).code == "killed"
+    expected = zoo.checkpoint("cut")
+    spoil_then_look = [
+        zoo.AtStep("on_after_backward", 2, spoil_gradient),
+        AtException(look),
+    ]
+    ended = zoo.run(*settings, *words, callbacks=spoil_then_look)
+    assert ended.code == 2
+    assert ended.err.startswith(
+        "error: step 3: the loss or a gradient is not finite; first in the backward pass"
+    )
+    optimiser = expected["optimizer_states"][0]["state"]
+    assert left["weights"].keys() == expected["state_dict"].keys()
+    for name, weight in left["weights"].items():
+        assert torch.equal(weight, expected["state_dict"][name])
+    for index, moments in left["optimiser"].items():
+        for name, moment in moments.items():
+            assert torch.equal(moment, optimiser[index][name])
+    checkpoints = list((zoo.folder / "run/checkpoints").glob("*.ckpt"))
+    assert [zoo.checkpoint("run")["global_step"]] == [saved] if saved else checkpoints == []
+
+
+def test_a_spoiled_layer_is_named_after_later_steps(zoo: Any) -> None:
+    """What the spoiled step read is kept, and not what the steps after it read."""
+    words = ("trainer.log_every=100", "checkpoint_every=100", "val_every=100")
+    ended = zoo.run(*words, callbacks=[zoo.AtStep("on_train_batch_start", 5, spoil(float("inf")))])
+    assert ended.err.startswith(
+        "error: step 6: the loss or a gradient is not finite; first in layer stack.1.mlp.in_proj"
+    )
+
+
+def test_an_optimiser_that_cannot_skip_is_checked_at_every_step(zoo: Any) -> None:
+    zoo.monkeypatch.setattr("zoo.optim.AdamW", torch.optim.AdamW)
+    steps: list[int] = []
+    look = AtException(lambda trainer, pl_module: steps.append(trainer.global_step))
+    words = ("trainer.log_every=100", "checkpoint_every=100", "val_every=100")
+    ended = zoo.run(*words, callbacks=[zoo.AtStep("on_after_backward", 2, spoil_gradient), look])
+    assert ended.err.startswith("error: step 3: the loss or a gradient is not finite")
+    assert steps == [2]
 
 
 def test_a_held_out_loss_that_is_not_finite(zoo: Any) -> None:
