@@ -73,11 +73,13 @@ SMALL = (
 )
 SMALL_TASKS = {
     "babilong": ("task.length=64",),
+    "algorithmic": ("task.length=6",),
     "chomsky": ("task.length=12",),
     "induction": ("task.length=32",),
     "listops": ("task.min_length=5", "task.max_length=40", "task.max_depth=4", "task.samples=32"),
     "mqar": (),
     "needle": ("task.length=1024",),
+    "pairs": (),
     "passkey": (),
     "selective_copy": ("task.length=64", "task.remembered=4"),
 }
