@@ -129,7 +129,6 @@ SETTINGS = {
     "unlimiformer": ("model=unlimiformer", "model.retrieval_training=true"),
     "megalodon": ("model=megalodon", "data.seq_len=16"),
     "accumulated": ("model=rmt", "trainer.accumulate=2", "model.dropout=0.1"),
-    "samples": ("model=infini", "task=mqar", "task.length=64", "task.pairs=4"),
 }
 
 
