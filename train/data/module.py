@@ -10,7 +10,7 @@ from zoo.errors import UserError
 from zoo.module import Batch
 from zoo.train.data.loaders import EvalLoader, TrainLoader
 from zoo.train.data.prefetch import Prefetcher
-from zoo.train.tasks.base import Dataset, Task
+from zoo.train.tasks.base import Dataset, SampleTask, Task
 from zoo.train.tasks.lm import prefix
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class DataModule(L.LightningDataModule):
                 f"use {multiples}"
             )
         self.task, self.batch_size, self.seq_len, self.seed = task, batch_size, seq_len, seed
-        self.val_bytes = val_bytes
+        self.segment_len, self.val_bytes = segment_len, val_bytes
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -58,6 +58,12 @@ class DataModule(L.LightningDataModule):
         positions, step = int(dataset.lengths.sum()), self.batch_size * self.seq_len * world
         if positions < step:
             log.warning("training has %s positions, less than the %s a step reads", positions, f"{step:,}")
+        if isinstance(self.task, SampleTask) and rank == 0:
+            segments = -(-dataset.lengths // self.segment_len)
+            log.info(
+                "segments per training sample: least %d, mean %.1f, most %d",
+                *(segments.min(), segments.mean(), segments.max()),
+            )
         loader = TrainLoader(dataset, self.batch_size, self.seq_len, self.seed, rank, world)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Prefetcher(loader) if on_gpu else loader
