@@ -396,6 +396,8 @@ def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
 
 
 def bench(docs_folder: DocsFolder, words: list[str]) -> None:
+    if words[0] == "peers":
+        words = ["model=transformer", *words[1:]]
     for run in combinations(
         [word for word in words if not word.startswith(("lengths=", "rounds=", "csv=", "plot="))]
     ):

@@ -22,17 +22,18 @@ of the machine affects all of them, and the table has medians over the rounds:
                 matrices reaches on this machine in the same precision
 
 Tokens are random: nothing is learned, and no corpus is needed.
+
+`zoo bench peers` measures our models beside published packages: see `zoo bench peers --help`.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import torch
-from omegaconf import DictConfig
 from rich.console import Console
 
-from zoo.errors import UserError
+from zoo.train.commands import bench_peers
+from zoo.train.commands.bench_arguments import REFUSED, ROUNDS, WITHOUT_EFFECT, check_case, print_failures
 from zoo.train.commands.cli import (
     command,
     distinct,
@@ -43,16 +44,7 @@ from zoo.train.commands.cli import (
     refuse_without_effect,
 )
 from zoo.train.evaluation import throughput_report
-from zoo.train.evaluation.throughput import (
-    PRECISIONS,
-    WORKER_FLAG,
-    BenchCase,
-    measure,
-    run_rounds,
-    select_device,
-)
-from zoo.train.runs import build
-from zoo.train.runs import config as run_config
+from zoo.train.evaluation.throughput import WORKER_FLAG, BenchCase, measure, run_rounds
 from zoo.train.runs.config import compose
 
 KEYS = {
@@ -62,19 +54,16 @@ KEYS = {
     "csv": output_file(".csv"),
     "plot": output_file(".png", ".svg"),
 }
-REFUSED = dict.fromkeys(
-    ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
-)
-WITHOUT_EFFECT = (
-    *("val_every", "checkpoint_every", "data.corpus", "data.root", "data.val_bytes"),
-    *(f"trainer.{key}" for key in ("devices", "num_nodes", "strategy", "accumulate", "log_every")),
-)
-ROUNDS = 3
 
 
 @command
 def main(args: list[str]) -> int:
     """Exit code 1 where a measurement failed."""
+    if args[0] == bench_peers.WORD:
+        return bench_peers.run(args[1:])
+    if args[:1] == [WORKER_FLAG] and args[1].startswith(bench_peers.WORKER_KEY):
+        bench_peers.measure_words(args[1:])
+        return 0
     if args[0] == WORKER_FLAG:
         print(json.dumps(measure(compose(args[1:]))))
         return 0
@@ -86,13 +75,7 @@ def main(args: list[str]) -> int:
         throughput_report.write_csv(files["csv"], results, cases)
     if "plot" in files:
         throughput_report.write_figure(files["plot"], results)
-    failures = {
-        case: {entry for entry in entries if isinstance(entry, str)} for case, entries in results.items()
-    }
-    for (name, length), reasons in failures.items():
-        for reason in reasons:
-            print(f"failed: {name}, {length} tokens: {reason}", file=sys.stderr)
-    return int(any(failures.values()))
+    return print_failures(results)
 
 
 def plan(args: list[str]) -> tuple[dict[BenchCase, list[str]], int, dict[str, Path]]:
@@ -104,23 +87,8 @@ def plan(args: list[str]) -> tuple[dict[BenchCase, list[str]], int, dict[str, Pa
         for length in options.get("lengths", [None]):
             measured = [f"model={model}", *others, *([f"data.seq_len={length}"] if length else [])]
             cfg = compose(measured)
-            check(cfg)
+            check_case(cfg)
             refuse_without_effect("bench", others, WITHOUT_EFFECT, "what is measured")
             cases[model, cfg.data.seq_len] = measured
     files: dict[str, Path] = {key: options[key] for key in ("csv", "plot") if key in options}
     return cases, options.get("rounds", ROUNDS), files
-
-
-def check(cfg: DictConfig) -> None:
-    run_config.validate_config(cfg)
-    if cfg.trainer.precision not in PRECISIONS:
-        raise UserError(
-            f"bench: trainer.precision: expected {' or '.join(PRECISIONS)}, found {cfg.trainer.precision}"
-        )
-    select_device(cfg)
-    with torch.device("meta"):
-        segment_len = build.model(cfg).segment_len
-    if cfg.data.seq_len % segment_len:
-        raise UserError(
-            f"bench: lengths: expected multiples of segment_len={segment_len}, found {cfg.data.seq_len}"
-        )

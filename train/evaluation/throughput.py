@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -70,24 +70,20 @@ def select_device(cfg: DictConfig) -> torch.device:
 # -- one measurement
 
 
+class Training(NamedTuple):
+    """A training step that was measured, and what is needed to measure more."""
+
+    model: SequenceModule
+    step: Callable[[], object]
+    tokens: torch.Tensor
+    context: ForwardContext
+    measurement: Measurement
+
+
 def measure(cfg: DictConfig) -> Measurement:
-    """Speeds, peak memory and bytes of state of a configured model, in this process."""
-    torch.manual_seed(cfg.seed)
+    """Speeds, peak memory, operations and bytes of state of a configured model, in this process."""
     device = select_device(cfg)
-    torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
-    peak = PeakMemory(device)
-    model = build.model(cfg).to(device)
-    model.optim = build.optim(cfg)
-    model.set_progress(0, cfg.steps)
-    if cfg.trainer.compile:
-        model.compile()
-    shape = (cfg.data.batch_size, cfg.data.seq_len)
-    tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
-    batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool))
-    context = make_precision(cfg.trainer.precision, device).forward_context
-    step = train_step(model.train(), batch, cfg.optim.clip, context)
-    train = tokens.numel() / seconds_per_step(step, device)
-    peak_bytes = peak.above()
+    model, step, tokens, context, measurement = measure_training(cfg)
     with torch.compiler.set_stance("force_eager"):  # operations inside a compiled graph are not seen
         flops = count_flops(step)
     model.eval()
@@ -98,9 +94,7 @@ def measure(cfg: DictConfig) -> Measurement:
             state, written = state_bytes(model, tokens)
         dtype = torch.bfloat16 if cfg.trainer.precision == "bf16-mixed" else torch.float32
         limit = product_rate(device, dtype, lambda product: seconds_per_step(product, device))
-    return {
-        "train": train,
-        "peak": peak_bytes,
+    return measurement | {
         "products": flops.products / tokens.numel(),
         "elementwise": flops.elementwise / tokens.numel(),
         "product_rate": limit,
@@ -108,10 +102,50 @@ def measure(cfg: DictConfig) -> Measurement:
         "write": write,
         "state": state,
         "written": written,
-        "parameters": model.count_parameters(),
+    }
+
+
+def measure_training(cfg: DictConfig) -> Training:
+    """Speed and peak memory of a training step of a configured model."""
+    device = select_device(cfg)
+    peak = start_measuring(cfg.seed, device)
+    model = build.model(cfg).to(device)
+    model.optim = build.optim(cfg)
+    model.set_progress(0, cfg.steps)
+    if cfg.trainer.compile:
+        model.compile()
+    tokens, targets = random_window(cfg, device)
+    batch = Batch(tokens, targets, torch.zeros(len(tokens), dtype=torch.bool))
+    context = make_precision(cfg.trainer.precision, device).forward_context
+    step = train_step(model.train(), batch, cfg.optim.clip, context)
+    measurement = time_training(step, tokens, peak, model.count_parameters())
+    return Training(model, step, tokens, context, measurement)
+
+
+def start_measuring(seed: int, device: torch.device) -> PeakMemory:
+    """Seeds, and returns the memory in use after the libraries have allocated theirs."""
+    torch.manual_seed(seed)
+    torch.nn.functional.linear(torch.ones(64, 64, requires_grad=True), torch.ones(64, 64)).sum().backward()
+    return PeakMemory(device)
+
+
+def random_window(cfg: DictConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and targets of a training step."""
+    shape = (cfg.data.batch_size, cfg.data.seq_len)
+    tokens, targets = (torch.randint(cfg.task.vocab_size, shape, device=device) for _ in range(2))
+    return tokens, targets
+
+
+def time_training(
+    step: Callable[[], object], tokens: torch.Tensor, peak: PeakMemory, parameters: int
+) -> Measurement:
+    return {
+        "train": tokens.numel() / seconds_per_step(step, tokens.device),
+        "peak": peak.above(),
+        "parameters": parameters,
         "rows": len(tokens),
         "threads": torch.get_num_threads(),
-        "cuda": float(device.type == "cuda"),
+        "cuda": float(tokens.device.type == "cuda"),
     }
 
 

@@ -88,6 +88,10 @@ def product_share(entry: Measurement) -> float:
     return entry["train"] * entry["products"] / entry["product_rate"]
 
 
+def _shares(entry: Measurement) -> Measurement:
+    return {"product_share": product_share(entry)} if "products" in entry else {}
+
+
 # -- CSV
 
 
@@ -95,8 +99,7 @@ def to_csv(results: Results, overrides: dict[BenchCase, list[str]]) -> str:
     """A row per case: the command line's words, where it was measured, and of every quantity the median and
     the range.  A case of which no round succeeded has the reason alone."""
     entries_by_case = {
-        case: [entry | {"product_share": product_share(entry)} for entry in entries]
-        for case, entries in measured(results).items()
+        case: [entry | _shares(entry) for entry in entries] for case, entries in measured(results).items()
     }
     keys = list(next((entries[0] for entries in entries_by_case.values() if entries), {}))
     file = io.StringIO()

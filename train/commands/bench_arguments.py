@@ -1,0 +1,48 @@
+"""What `zoo bench` and `zoo bench peers` share: settings that don't go with measuring, checks, failures."""
+
+import sys
+
+import torch
+from omegaconf import DictConfig
+
+from zoo.errors import UserError
+from zoo.train.evaluation.throughput import PRECISIONS, select_device
+from zoo.train.evaluation.throughput_report import Results
+from zoo.train.runs import build
+from zoo.train.runs import config as run_config
+
+REFUSED = dict.fromkeys(
+    ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
+)
+WITHOUT_EFFECT = (
+    *("val_every", "checkpoint_every", "data.corpus", "data.root", "data.val_bytes"),
+    *(f"trainer.{key}" for key in ("devices", "num_nodes", "strategy", "accumulate", "log_every")),
+)
+ROUNDS = 3
+
+
+def check_case(cfg: DictConfig) -> None:
+    """Raises UserError for what can't be measured; the model is built, without weights."""
+    run_config.validate_config(cfg)
+    if cfg.trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"bench: trainer.precision: expected {' or '.join(PRECISIONS)}, found {cfg.trainer.precision}"
+        )
+    select_device(cfg)
+    with torch.device("meta"):
+        segment_len = build.model(cfg).segment_len
+    if cfg.data.seq_len % segment_len:
+        raise UserError(
+            f"bench: lengths: expected multiples of segment_len={segment_len}, found {cfg.data.seq_len}"
+        )
+
+
+def print_failures(results: Results) -> int:
+    """Every reason once, on stderr; the exit code: 1 where a measurement failed."""
+    failures = {
+        case: {entry for entry in entries if isinstance(entry, str)} for case, entries in results.items()
+    }
+    for (name, length), reasons in failures.items():
+        for reason in reasons:
+            print(f"failed: {name}, {length} tokens: {reason}", file=sys.stderr)
+    return int(any(failures.values()))
