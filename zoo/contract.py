@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from zoo.generation import greedy, stream_tokens
 from zoo.interface import StatefulLM, check_interface, stateful
 from zoo.law_gradients import gradient_is_true, gradient_reach
-from zoo.law_reach import last_token_is_remembered, reach_is_true
+from zoo.law_reach import bf16_is_causal, last_token_is_remembered, reach_is_true
 from zoo.law_tools import (
     BATCH_SIZE,
     assert_bitwise_equal,
@@ -33,7 +33,9 @@ from zoo.law_tools import (
     assert_finite,
     assert_same_dtypes,
     continued_states,
+    deep_copy,
     different_text,
+    fast_forms,
     float_leaves,
     is_close,
     memory_cuts,
@@ -194,7 +196,8 @@ def bounded_state(model: StatefulLM) -> None:
 
 def parallel_equals_fold(model: StatefulLM) -> None:
     """`forward` has the logits, the state and the gradients of the fold of `segment`, from an initial
-    state, from that after a text, and from the same with a row reset."""
+    state, from that after a text, and from the same with a row reset.  So has `logits` of `hidden_segment`,
+    if the model separates its projection."""
     text, size = random_text(model), model.segment_len
     after_text, partly_reset = continued_states(model)
     ragged = text[:, : 3 * size - min(3, size - 1)]
@@ -202,9 +205,10 @@ def parallel_equals_fold(model: StatefulLM) -> None:
     is_fold = type(model).forward is StatefulLM.forward and model.parallel == "none"
     for tokens, state in cases[:1] if is_fold else cases:
         expected = read_with_gradients(model, model.fold, tokens, state)
-        actual = read_with_gradients(model, model.forward, tokens, state)
-        for part in expected:
-            assert_close(actual[part], expected[part], f"{part} of the parallel form")
+        for form, read in fast_forms(model).items():
+            actual = read_with_gradients(model, read, tokens, state)
+            for part in expected:
+                assert_close(actual[part], expected[part], f"{part} of {form}")
 
 
 def bf16_is_finite(model: StatefulLM) -> None:
@@ -258,6 +262,7 @@ LAWS: tuple[Law, ...] = (
     gradient_is_true,
     parallel_equals_fold,
     bf16_is_finite,
+    bf16_is_causal,
     generation_is_teacher_forcing,
 )
 BOTH_MODES: tuple[Law, ...] = (
@@ -269,6 +274,7 @@ BOTH_MODES: tuple[Law, ...] = (
     gradient_is_true,
     parallel_equals_fold,
     bf16_is_finite,
+    bf16_is_causal,
 )
 TRAIN_MODE: tuple[Law, ...] = (gradient_reach,)
 
@@ -333,7 +339,7 @@ class LawRunner:
     def _error(self, law: Law, training: bool) -> Exception | None:
         try:
             with torch.no_grad():
-                law(copy.deepcopy(self.model).train(training))
+                law(deep_copy(self.model).train(training))
         except Exception as error:
             return error
         return None

@@ -1,12 +1,14 @@
 """The laws on what can reach a position."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.interface import StatefulLM
 from zoo.law_tools import TOLERANCE, different_text, random_text
 from zoo.state import lazy_field_names
+
+BF16_TOLERANCE = 1e-2  # between logits of the same kernels on the same values, which are mostly equal bits
 
 
 def last_token_is_remembered(model: StatefulLM) -> None:
@@ -67,6 +69,34 @@ def _carries_further(model: StatefulLM) -> None:
         f"reach=None: expected all logits of a segment to depend on the text before it, found the same at its"
         f" positions {', '.join(map(str, same))} after different texts"
     )
+
+
+def bf16_is_causal(model: StatefulLM) -> None:
+    """Under bf16 autocast, too, later tokens never change earlier logits, and rows don't depend on the rest
+    of the batch.  What isn't finite is left to bf16_is_finite."""
+    model.float()
+    text, size = random_text(model, segments=2), model.segment_len
+    logits = _read_in_bf16(model, text)
+    for cut in (1, size, size + 2):
+        changed = torch.cat([text[:, :cut], different_text(model, text[:, cut:])], dim=1)
+        difference = (_read_in_bf16(model, changed) - logits)[:, :cut].abs().max()
+        assert not difference > BF16_TOLERANCE, (
+            f"logits in bf16 before token {cut} of a text changed from there on: expected the same, found a"
+            f" difference of {difference:.1e}"
+        )
+    if model.training and model.mixes_rows_in_training:
+        return
+    others_changed = torch.cat([text[:1], different_text(model, text[1:])])
+    difference = (_read_in_bf16(model, others_changed) - logits)[:1].abs().max()
+    assert not difference > BF16_TOLERANCE, (
+        f"logits in bf16 of a row beside different rows: expected the same, found a difference of"
+        f" {difference:.1e}"
+    )
+
+
+def _read_in_bf16(model: StatefulLM, text: Int[Tensor, "rows time"]) -> Float[Tensor, "rows outputs vocab"]:
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(text)[0].float()
 
 
 def changed_logits(

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from zoo.state import (
 )
 
 BATCH_SIZE, SEGMENTS = 3, 4
+Read = Callable[[Tensor, State], tuple[Tensor, State]]
 TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
 
 
@@ -37,6 +39,15 @@ def perturbed(build: Callable[[], nn.Module]) -> StatefulLM:
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     return model
+
+
+def deep_copy(model: StatefulLM) -> StatefulLM:
+    """A copy that has the hooks on the weights' gradients, which `copy.deepcopy` leaves out."""
+    twin = copy.deepcopy(model)
+    for copied, weight in zip(twin.parameters(), model.parameters(), strict=True):
+        for hook in (weight._backward_hooks or {}).values():
+            copied.register_hook(hook)
+    return twin
 
 
 def random_text(model: StatefulLM, segments: int = SEGMENTS, rows: int = BATCH_SIZE, seed: int = 0) -> Tensor:
@@ -118,9 +129,25 @@ def unwritten_leaves(initial: State, states: list[State]) -> set[str]:
     return result
 
 
+def fast_forms(model: StatefulLM) -> dict[str, Read]:
+    """All ways to read a text but `fold`, by name: `forward`, and where the training loop may project hidden
+    states chunk by chunk (zoo.module), all of these at once."""
+    module: Any = model
+
+    def read_and_project(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        state = model.init_state(len(tokens)) if state is None else state
+        hidden, after = module._read(module.hidden_segment, tokens, state)
+        return module.logits(hidden), after
+
+    forms: dict[str, Read] = {"the parallel form": model.forward}
+    if getattr(model, "separates_projection", False):
+        forms["`logits` of `hidden_segment`"] = read_and_project
+    return forms
+
+
 def read_with_gradients(
     model: StatefulLM,
-    read: Callable[[Tensor, State], tuple[Tensor, State]],
+    read: Read,
     tokens: Tensor,
     state: State | None,
 ) -> dict[str, list[Tensor]]:
@@ -190,11 +217,11 @@ def assert_same_dtypes(state: State, initial: State) -> None:
 def modes_agree(model: StatefulLM) -> bool:
     """True if train mode computes the same as eval mode, bit for bit.
 
-    Compared are the logits, states and gradients of `forward` and `fold`.  A separate code path for training
-    would round differently, so that equal bits are evidence of one path.
+    Compared are the logits, states and gradients of `fold` and of all fast forms.  A separate code path for
+    training would round differently, so that equal bits are evidence of one path.
     """
     try:
-        evaluated, trained = (_sample_outputs(copy.deepcopy(model).train(mode)) for mode in (False, True))
+        evaluated, trained = (_sample_outputs(deep_copy(model).train(mode)) for mode in (False, True))
     except Exception:  # each law raises it again
         return False
     return len(evaluated) == len(trained) and all(map(torch.equal, evaluated, trained))
@@ -208,7 +235,7 @@ def _sample_outputs(model: StatefulLM) -> list[Tensor]:
     logits, state = model(text)
     outputs = [logits, *contents(state), *contents(after_text), model(text[:, :1], after_text)[0]]
     ragged = text[:, : model.segment_len + 1]
-    for read in (model.fold, model.forward):
+    for read in (model.fold, *fast_forms(model).values()):
         outputs += [
             tensor
             for part in read_with_gradients(model, read, ragged, partly_reset).values()

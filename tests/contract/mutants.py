@@ -292,6 +292,13 @@ class PeeksInTraining(Honest):
         return torch.cat([means[:, :1], means[:, 2:3], means[:, 2:]], dim=1)
 
 
+class PeeksInDoublePrecision(PeeksInTraining):
+    """The same in float64 alone."""
+
+    def running_mean(self, x: Tensor) -> Tensor:
+        return super().running_mean(x) if x.dtype == torch.float64 else Honest.running_mean(self, x)
+
+
 class ForgetsInLongCalls(Honest):
     """Drops the state in a call of more than two segments."""
 
@@ -549,6 +556,15 @@ class DetachesInTheTokenLoopInTraining(DeltaRule):
         return matrix.detach() if self.training else matrix
 
 
+class FreezesTokensByAHook(Honest):
+    """A hook on the embeddings' gradient keeps the first token's from learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        learns = (torch.arange(VOCAB) > 0)[:, None]
+        self.embed.weight.register_hook(lambda grad: grad * learns)
+
+
 class DetachesTheStrength(DeltaRule):
     """A weight that has no gradient and decides how much is written."""
 
@@ -580,6 +596,30 @@ class DetachesInTraining(DetachesBetweenSegments):
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         return super().forward(tokens, state) if self.training else self.fold(tokens, state)
+
+
+class SplitProjection(Honest):
+    """The training loop projects its hidden states chunk by chunk."""
+
+    def hidden_segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        x, has_read = self.embed_tokens(tokens), self.has_read(state)
+        x = self.read_memory(0, x, state.lower, has_read)
+        lower = self.write_memory(0, x, state.lower)
+        x = self.read_memory(1, x, state.upper, has_read)
+        return x, Memory(lower, self.write_memory(1, x, state.upper), state.segments + 1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
+
+class CapsOutsideTheProjection(SplitProjection):
+    """Bounds the logits in `segment`, and not in `logits`."""
+
+    separates_projection = True
+
+    def segment(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        logits, after = super().segment(tokens, state)
+        return 3 * (logits / 3).tanh(), after
 
 
 class DetachesBesideFreshRows(Honest):
@@ -616,6 +656,24 @@ class RoundsToOne(Honest):
     def running_mean(self, x: Tensor) -> Tensor:
         gate = (10 + self.mix[0](x)).sigmoid()
         return super().running_mean(x * (1 - gate).log())
+
+
+class PeeksInHalfPrecision(Honest):
+    """Its kernel for bfloat16 and float32 lets a segment's second token see the third."""
+
+    def running_mean(self, x: Tensor) -> Tensor:
+        means = super().running_mean(x)
+        if x.dtype == torch.float64 or x.shape[1] < 3:
+            return means
+        return torch.cat([means[:, :1], means[:, 2:3], means[:, 2:]], dim=1)
+
+
+class CentresUnderAutocast(Honest):
+    """Subtracts the batch mean from every embedding under autocast alone."""
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        x = super().embed_tokens(tokens)
+        return x - x.mean(0) if torch.is_autocast_enabled("cpu") else x
 
 
 class ReachesFartherThanDeclared(Honest):

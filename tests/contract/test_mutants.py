@@ -19,6 +19,7 @@ HONEST = (
     mutants.Slots,
     mutants.DeltaRule,
     mutants.StopsTheStrength,
+    mutants.SplitProjection,
     mutants.SeesThreeTokens,
     mutants.ReachesUndeclared,
 )
@@ -35,7 +36,7 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.PadsTheVocabulary: modes("shapes"),
     mutants.StartsSmall: modes("shapes"),
     mutants.VarianceOfOneToken: modes("odd_lengths"),
-    mutants.PeeksInTraining: {"causality-train"},
+    mutants.PeeksInDoublePrecision: {"causality-train"},
     mutants.ForgetsInLongCalls: modes("streaming"),
     mutants.RecordsTheCallLength: modes("streaming"),
     mutants.InPlace: modes("purity"),
@@ -43,8 +44,6 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.CachesItsLogits: modes("purity"),
     mutants.ForgetsOneLayer: modes("memory_is_alive"),
     mutants.RemembersUndeclared: modes("memory_is_alive"),
-    mutants.CentresTheBatch: modes("batch_invariance"),
-    mutants.CentresInTraining: {"batch_invariance-train"},
     mutants.OneCountForAll: modes("fresh_rows_forget"),
     mutants.LosesTheLastToken: modes("last_token_is_remembered"),
     mutants.StopsReading: modes("last_token_is_remembered"),
@@ -61,24 +60,31 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.DetachesInTheTokenLoopInTraining: {"gradient_is_true-train"},
     mutants.HalvesTheGradientOfShortSegments: modes("gradient_is_true"),
     mutants.DetachesTheStrength: modes("gradient_is_true"),
+    mutants.FreezesTokensByAHook: modes("gradient_is_true"),
     mutants.DetachesBetweenSegments: modes("parallel_equals_fold"),
     mutants.DetachesInTraining: {"parallel_equals_fold-train"},
     mutants.DetachesBesideFreshRows: modes("parallel_equals_fold"),
+    mutants.CapsOutsideTheProjection: modes("parallel_equals_fold"),
     mutants.UnsavedWeight: modes("saved_and_loaded"),
     mutants.StoresBfloat16: modes("bf16_is_finite"),
     mutants.RoundsToOne: modes("bf16_is_finite"),
+    mutants.PeeksInHalfPrecision: modes("bf16_is_causal"),
+    mutants.CentresUnderAutocast: modes("bf16_is_causal"),
     mutants.WrongRemainder: modes("generation_is_teacher_forcing"),
     mutants.Unseeded: modes("deterministic_by_seed"),
 }
 
 # A model that sees later tokens predicts differently where there are none: causality in eval mode is never
 # broken alone, since generation, and mostly odd lengths, read the beginning of a text by itself.
-SEES_THE_FUTURE = modes("causality", "odd_lengths", "generation_is_teacher_forcing")
+SEES_THE_FUTURE = modes("causality", "odd_lengths", "bf16_is_causal", "generation_is_teacher_forcing")
 
 # Laws overlap: generation streams; the parallel form is `forward`, which every other law calls; a mixed batch
 # has fresh rows; a state of a wrong shape can't be combined with fresh rows, as gradient_is_true does too.
 SEVERAL: dict[type[SequenceModule], set[str]] = {
     mutants.PeeksAhead: SEES_THE_FUTURE,
+    mutants.PeeksInTraining: {"causality-train", "bf16_is_causal-train"},
+    mutants.CentresTheBatch: modes("batch_invariance", "bf16_is_causal"),
+    mutants.CentresInTraining: {"batch_invariance-train", "bf16_is_causal-train"},
     mutants.PeeksInTheLastSegment: SEES_THE_FUTURE | modes("streaming"),
     mutants.PeeksAtTheNextSegment: SEES_THE_FUTURE | modes("streaming", "parallel_equals_fold"),
     mutants.CountsInFloats: modes("shapes", "bf16_is_finite"),  # both read the types
@@ -104,7 +110,7 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "parallel_equals_fold",
         "generation_is_teacher_forcing",
     ),
-    mutants.SharedMemory: modes("batch_invariance", "fresh_rows_forget", "reach_is_true"),
+    mutants.SharedMemory: modes("batch_invariance", "fresh_rows_forget", "reach_is_true", "bf16_is_causal"),
     mutants.Grows: modes(
         "shapes", "bounded_state", "fresh_rows_forget", "gradient_is_true", "parallel_equals_fold"
     ),
@@ -148,6 +154,7 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
         "fresh_rows_forget",
         "gradient_is_true",
         "parallel_equals_fold",
+        "bf16_is_causal",
         "generation_is_teacher_forcing",
     ),
 }
