@@ -44,6 +44,7 @@ class Focused(Decoder):
     reach = None
     parallel = "segments_as_batch"
     mixes_rows_in_training = True
+    reads_memory_in_training = False  # the bank; the segment before is read
     memory: ClassVar[Callable[..., FocusedAttention]] = FocusedAttention
 
     def __init__(

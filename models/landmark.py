@@ -47,6 +47,7 @@ def validate(
 
 class Landmark(Decoder):
     learns_through_memory = False
+    reads_memory_in_training = False  # a segment is all that is read
     reach = None
     parallel = "segments"
 

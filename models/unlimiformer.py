@@ -72,6 +72,7 @@ class Unlimiformer(Transformer):
             )
         self.init_weights()
         self.remembers, self.learns_through_memory = True, retrieval_training
+        self.reads_memory_in_training = retrieval_training
         self.retrieval_training, self.reach = retrieval_training, None
 
     @property

@@ -269,6 +269,8 @@ BOTH_MODES: tuple[Law, ...] = (
     odd_lengths,
     causality,
     streaming,
+    memory_is_alive,
+    last_token_is_remembered,
     batch_invariance,
     fresh_rows_forget,
     gradient_is_true,
@@ -329,6 +331,9 @@ class LawRunner:
     def check(self, law: Law, training: bool) -> None:
         """Raises what the law raises in this mode."""
         if training and self.model.mixes_rows_in_training and law in (batch_invariance, fresh_rows_forget):
+            return
+        reads = self.model.reads_memory_in_training
+        if training and not reads and law in (memory_is_alive, last_token_is_remembered):
             return
         key = law, training and not (law in LAWS and self.modes_agree)
         if key not in self.errors:

@@ -62,6 +62,8 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
     """True if a call may end at any token, also inside a segment, and the next call continues there."""
     mixes_rows_in_training: bool = False
     """True if in train mode a row's logits depend on the other rows of the batch."""
+    reads_memory_in_training: bool = True
+    """False if in train mode some of the memory, or all of it, is written and not read."""
     parallel: Parallel = "none"
     """The longest input of one call of `segment`, so that `forward` needs few calls for a long text:
     `none`: one segment; `segments`: all full segments of a text, (rows, segments * S); `segments_as_batch`:
@@ -181,7 +183,10 @@ def check_interface(model: StatefulLM, rows: int = 3) -> None:
         ),
         **{
             name: ("True or False", isinstance(getattr(model, name), bool))
-            for name in ("remembers", "cuts_anywhere", "mixes_rows_in_training")
+            for name in (
+                *("remembers", "cuts_anywhere"),
+                *("mixes_rows_in_training", "reads_memory_in_training"),
+            )
         },
     }
     for name, (values, holds) in expected.items():
@@ -212,7 +217,10 @@ def _is_positive(value: object) -> bool:
 
 class _Wrapped(StatefulLM):
     REQUIRED = ("vocab_size", "segment_len", "learns_through_memory", "init_state")
-    OPTIONAL = ("remembers", "reach", "cuts_anywhere", "mixes_rows_in_training", "parallel")
+    OPTIONAL = (
+        *("remembers", "reach", "cuts_anywhere", "parallel"),
+        *("mixes_rows_in_training", "reads_memory_in_training"),
+    )
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -95,6 +95,7 @@ class Imported(SequenceModule):
             head.register_forward_hook(partial(_cut_logits, symbols))
         self.remembers, self.learns_through_memory = model.remembers, model.learns_through_memory
         self.cuts_anywhere, self.mixes_rows_in_training = model.cuts_anywhere, model.mixes_rows_in_training
+        self.reads_memory_in_training = model.reads_memory_in_training
         self.decodes, self.reach = model.decodes, model.reach
 
     def init_state(self, rows: int) -> State:

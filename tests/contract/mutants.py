@@ -401,6 +401,20 @@ class ReadsOneSlot(Slots):
         return index == 0
 
 
+class ReadsNoSlotInTraining(Slots):
+    """Reads its bank in eval mode alone."""
+
+    def reads_slot(self, index: int) -> bool:
+        return not self.training
+
+
+class LosesTheLastTokenInTraining(Honest):
+    """Writes all tokens of a segment but the last, in train mode alone."""
+
+    def summary(self, x: Tensor) -> Tensor:
+        return x[:, :-1].sum(1) / x.shape[1] if self.training else super().summary(x)
+
+
 class RemembersUndeclared(Honest):
     """Declares that it forgets, and remembers."""
 
@@ -908,6 +922,12 @@ class MixesRowsAsDeclared(CentresInTraining):
     """Rows see one another in train mode, as declared."""
 
     mixes_rows_in_training = True
+
+
+class ReadsNoSlotInTrainingAsDeclared(ReadsNoSlotInTraining):
+    """Reads its bank in eval mode alone, as declared."""
+
+    reads_memory_in_training = False
 
 
 class LearnsInPartAsDeclared(OneLayerDetached):

@@ -13,6 +13,7 @@ HONEST = (
     Honest,
     Recurrent,
     mutants.MixesRowsAsDeclared,
+    mutants.ReadsNoSlotInTrainingAsDeclared,
     mutants.LearnsInPartAsDeclared,
     mutants.ForgetsAsDeclared,
     mutants.StoresTheOddToken,
@@ -46,6 +47,7 @@ ALONE: dict[type[SequenceModule], set[str]] = {
     mutants.RemembersUndeclared: modes("memory_is_alive"),
     mutants.OneCountForAll: modes("fresh_rows_forget"),
     mutants.LosesTheLastToken: modes("last_token_is_remembered"),
+    mutants.LosesTheLastTokenInTraining: {"last_token_is_remembered-train"},
     mutants.StopsReading: modes("last_token_is_remembered"),
     mutants.SharesWithTheFifthRow: modes("batch_invariance"),
     mutants.GrowsLate: modes("bounded_state"),
@@ -92,6 +94,7 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
     mutants.HasEightPositions: modes("bounded_state", "last_token_is_remembered"),
     mutants.Overflows: modes("bf16_is_finite", "deterministic_by_seed", "gradient_is_true"),
     # a memory that is never written or never read has no token
+    mutants.ReadsNoSlotInTraining: {"memory_is_alive-train", "last_token_is_remembered-train"},
     mutants.NeverReads: modes("memory_is_alive", "last_token_is_remembered"),
     mutants.ReturnsTheOldState: modes("memory_is_alive", "last_token_is_remembered"),
     mutants.WritesNoSlot: modes("memory_is_alive", "last_token_is_remembered"),
@@ -102,7 +105,9 @@ SEVERAL: dict[type[SequenceModule], set[str]] = {
     mutants.DetachedWhenWritten: modes("gradient_reach", "gradient_is_true"),
     mutants.OneLayerDetached: modes("gradient_reach", "gradient_is_true"),
     mutants.StoresDetached: modes("gradient_reach", "gradient_is_true"),
-    mutants.UnseededDropout: {name for name in NAMES if name.endswith("-train")} - modes("bf16_is_finite")
+    # noise is finite, and differs after any text
+    mutants.UnseededDropout: {name for name in NAMES if name.endswith("-train")}
+    - modes("bf16_is_finite", "memory_is_alive", "last_token_is_remembered")
     | modes("deterministic_by_seed"),
     mutants.SharedAfterACall: modes(
         "streaming",

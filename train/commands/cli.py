@@ -149,10 +149,13 @@ def parse(
     beginnings = tuple(start for start in passed_on if start.endswith("."))
     for arg in args:
         key, equals, value = arg.partition("=")
+        name = key.lstrip("+~")  # as Hydra's grammar has it
         if equals and key in (renamed or {}):
             raise UserError(f"{command}: {key} is called {(renamed or {})[key]} now")
-        if equals and key in (refused or {}):
-            raise UserError(f"{command}: {key} can't be set here; {(refused or {})[key]}")
+        if name in (refused or {}):
+            raise UserError(f"{command}: {name} can't be set here; {(refused or {})[name]}")
+        if name != key and name in parsers:
+            raise UserError(f"{command}: expected {name}=…, found {arg}")
         passes = pass_unknown or key in passed_on or key.startswith(beginnings)
         if equals and key and key not in parsers and passes:
             rest.append(arg)
