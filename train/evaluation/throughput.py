@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.generation import stream_tokens
+from zoo.host import known_lengths
 from zoo.module import Batch, SequenceModule
 from zoo.state import State, leaves, nbytes
 from zoo.train.evaluation.flops import count_flops, product_rate
@@ -168,11 +169,13 @@ def train_step(
     """A complete training step, with the state carried from one to the next."""
     optimizer: torch.optim.Optimizer = model.configure_optimizers()["optimizer"]
     state: State | None = None
+    read = 0  # tokens of each row; as the loader does, the step states them, and nothing asks the device
 
     def step() -> None:
-        nonlocal state
+        nonlocal state, read
         with context():
-            outputs, state = model.compute_loss(batch, state)
+            outputs, state = model.compute_loss(batch._replace(lengths=(read,) * len(batch.tokens)), state)
+        read += batch.tokens.shape[1]
         outputs["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
@@ -185,11 +188,13 @@ def forward_step(
     model: SequenceModule, tokens: torch.Tensor, context: ForwardContext
 ) -> Callable[[], object]:
     state: State | None = None
+    read = 0
 
     def step() -> None:
-        nonlocal state
-        with context():
+        nonlocal state, read
+        with context(), known_lengths((read,) * len(tokens), tokens.shape[1]):
             _, state = model(tokens, state)
+        read += tokens.shape[1]
 
     return step
 
