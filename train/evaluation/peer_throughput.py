@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from zoo.optim import AdamW
 from zoo.train.evaluation.peer_table import Peer
 from zoo.train.evaluation.peers import PeerState, Read, Shape
 from zoo.train.evaluation.throughput import (
@@ -63,7 +64,7 @@ def measure_peer(peer: Peer | None, cfg: DictConfig) -> Measurement:
     module.to(device).train()
     tokens, targets = random_window(cfg, device)
     optim = cfg.optim
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(  # torch's fused kernel on CUDA, as for ours
         module.parameters(), lr=optim.lr, betas=tuple(optim.betas), weight_decay=optim.weight_decay
     )
     context = make_precision(cfg.trainer.precision, device).forward_context
