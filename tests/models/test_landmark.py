@@ -41,7 +41,7 @@ VARIANTS: dict[str, Callable[[], Landmark]] = {
     "landmark_small_bank": partial(Landmark, **SHAPE, mem_freq=4, capacity=8, topk=5, selection="token"),
     "landmark_large_bank": partial(Landmark, **SHAPE, mem_freq=2, capacity=500, topk=40),
 }
-LOOKS_AHEAD = {"causality", "odd_lengths", "generation_is_teacher_forcing"}  # in eval mode
+LOOKS_AHEAD = {"causality", "bf16_is_causal", "odd_lengths", "generation_is_teacher_forcing"}  # in eval mode
 EXCEPTIONS = {
     "landmark_by_head": dict.fromkeys(LOOKS_AHEAD, "sees the segment's later queries"),
     "landmark_of_one_token": {

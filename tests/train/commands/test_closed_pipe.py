@@ -43,7 +43,12 @@ def run_closed(zoo: Any, *args: str, module: str = "zoo", errors_too: bool = Fal
     return ended.returncode, ended.stderr or ""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+FAST = ("help", "unknown", "list", "compare")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in COMMANDS]
+)
 def test_a_command_ends_without_a_traceback(zoo: Any, command: str) -> None:
     zoo.train_whole()
     code, err = run_closed(zoo, *COMMANDS[command])
@@ -53,6 +58,7 @@ def test_a_command_ends_without_a_traceback(zoo: Any, command: str) -> None:
         assert (zoo.folder / "out/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_reader_of_everything_changes_nothing(zoo: Any) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "zoo", "list", "tasks"], cwd=zoo.folder, env=zoo.env, capture_output=True
@@ -60,6 +66,7 @@ def test_a_reader_of_everything_changes_nothing(zoo: Any) -> None:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("errors_too", [False, True], ids=["stdout", "both"])
 def test_a_run_whose_output_is_closed_from_the_start_resumes(zoo: Any, errors_too: bool) -> None:
     code, err = run_closed(zoo, *zoo.with_settings(()), module="zoo.train", errors_too=errors_too)
@@ -82,6 +89,7 @@ def test_a_run_whose_reader_ends_saves_and_stops(zoo: Any) -> None:
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.slow
 def test_the_signal_of_a_closed_output_is_no_second_signal(zoo: Any) -> None:
     """Ctrl-C ends both sides of `zoo train | tee log`."""
     process = zoo.start_process("steps=900", "val_every=900")

@@ -192,7 +192,7 @@ train.main()
     assert "last.ckpt: File too large; " in ended.stderr
     if when == "first":
         assert ended.stderr.endswith("there is no previous one\n")
-        assert os.listdir("run/checkpoints") == []
+        assert list((zoo.folder / "run").rglob("*.ckpt*")) == []
     else:
         assert ended.stderr.endswith("the previous checkpoint is intact\n")
         assert zoo.checkpoint("run")["global_step"] == 4

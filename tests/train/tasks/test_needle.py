@@ -287,7 +287,7 @@ class Constant(SequenceModule):
 def test_an_evaluation_reports_which_targets_and_how_many_values_are_hit(books: str) -> None:
     task = Needle("multivalue", length=1000, corpus=books, eval_samples=20)
     dataset = task.split("test")
-    model = Constant(ord("7"))
+    model = Constant(ord("7")).eval()
     answers = [read_text(dataset, document)[1] for document in range(20)]
     for seq_len in (64, 4096):  # an answer may lie in two windows
         predictions = predict_samples(StreamReader(model, batch_size=3, seq_len=seq_len), dataset)
