@@ -43,7 +43,7 @@ def run_closed(zoo: Any, *args: str, module: str = "zoo", errors_too: bool = Fal
     return ended.returncode, ended.stderr or ""
 
 
-FAST = ("help", "unknown", "list", "compare")
+FAST = ("help", "unknown", "compare")
 
 
 @pytest.mark.parametrize(

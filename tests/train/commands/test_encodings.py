@@ -48,9 +48,15 @@ def test_paths_survive_hydras_grammar(path: str) -> None:
     assert override_value(path_override("run_dir", path)) == path
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("encoding", [pytest.param("latin-1", marks=pytest.mark.slow), "ascii"])
 @pytest.mark.parametrize(
-    "words", [["--help"], ["sweep", "--help"], ["list", "corpora", "path=text"], ["trian"]]
+    "words",
+    [
+        ["--help"],
+        pytest.param(["sweep", "--help"], marks=pytest.mark.slow),
+        ["list", "corpora", "path=text"],
+        ["trian"],
+    ],
 )
 def test_an_output_that_cannot_encode(zoo: Any, encoding: str, words: list[str]) -> None:
     ended = subprocess.run(
