@@ -101,7 +101,13 @@ def trained() -> tuple[Tensor, Tensor]:
 
 @faiss_only
 @pytest.mark.parametrize(
-    ("index", "capacity"), [("flat", 4096), ("hnsw", 4096), ("ivf", 2048), ("ivf", 4096), ("ivf", 16_384)]
+    ("index", "capacity"),
+    [
+        ("flat", 4096),
+        ("hnsw", 4096),
+        ("ivf", 4096),
+        *(pytest.param("ivf", capacity, marks=pytest.mark.slow) for capacity in (2048, 16_384)),
+    ],
 )
 def test_faiss_finds_most_of_a_trained_models_neighbours(
     index: IndexType, capacity: int, trained: tuple[Tensor, Tensor]

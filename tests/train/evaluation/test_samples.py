@@ -60,7 +60,7 @@ def test_a_ceiling_on_tokens_leaves_at_least_sixteen_samples(samples_run: Path) 
     assert counts == [16, 20, 50, 7]
 
 
-@pytest.mark.parametrize("by", ["sample", "position"])
+@pytest.mark.parametrize("by", ["sample", pytest.param("position", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_length(
     by: str, samples_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

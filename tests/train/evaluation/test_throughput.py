@@ -216,6 +216,7 @@ print(above, later.before - peak.before, int(later.so_far))
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_is_above_what_the_process_held_before() -> None:
     # In a separate process, as measurements are made: an earlier test of this one may have had a higher peak.
     process = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)

@@ -81,6 +81,7 @@ def test_killed_in_its_last_validation(zoo: Any, same_checkpoints: Any) -> None:
     assert again.err == "error: resume: the run has done 8 of 8 steps; steps=… makes it longer\n"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(zoo: Any, same_checkpoints: Any) -> None:
     words = ("model.dropout=0.1", "checkpoint_every=1")
     zoo.train_whole(*words)
