@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.differences import Differences
-from zoo.train.comparison.groups import Run, RunGroup
+from zoo.train.comparison.groups import FinishedRun, RunGroup
 from zoo.train.evaluation.intervals import Estimate
 
 EMPTY_CELL = "-"
@@ -66,7 +66,7 @@ def difference(comparison: Comparison, baseline: RunGroup) -> Column:
     return Column("difference", title, differences.estimate, form, True, differences.mark)
 
 
-def steps_to_loss(run: Run, loss: float) -> float | None:
+def steps_to_loss(run: FinishedRun, loss: float) -> float | None:
     """The step of the first validation at or below a loss; None where there is none, or no curve."""
     curve = run.metrics.get("curve", [])
     return next((float(point["step"]) for point in curve if point["val/loss"] <= loss), None)
@@ -126,7 +126,7 @@ def run_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def run_row(label: str, run: Run, comparison: Comparison) -> list[str]:
+def run_row(label: str, run: FinishedRun, comparison: Comparison) -> list[str]:
     commit, folder = str(run.metrics.get("commit", "")), run.folder
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.train.comparison.groups import Run, settings_with_defaults
+from zoo.train.comparison.groups import FinishedRun, settings_with_defaults
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
@@ -19,7 +19,7 @@ POSITION_FACTORS = (
 )
 
 
-def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
+def check_comparable(runs: list[FinishedRun], allowed: list[str]) -> list[str]:
     """Describes the differences of the allowed kinds.  Raises UserError if runs differ in any other kind."""
     mismatches = {kind: differences(runs) for kind, differences in KINDS.items()}
     if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
@@ -29,7 +29,7 @@ def check_comparable(runs: list[Run], allowed: list[str]) -> list[str]:
     return [line for lines in mismatches.values() for line in lines]
 
 
-def task_differences(runs: list[Run]) -> list[str]:
+def task_differences(runs: list[FinishedRun]) -> list[str]:
     """One line if the tasks differ; otherwise one for each difference in version, code and settings."""
     if names := describe_fact("task", runs, lambda run: run.config["names.task"]):
         return [names]
@@ -39,7 +39,7 @@ def task_differences(runs: list[Run]) -> list[str]:
     return [line for line in lines if line]
 
 
-def task_facts(run: Run) -> dict[str, Any]:
+def task_facts(run: FinishedRun) -> dict[str, Any]:
     facts = {
         "task version": run.metrics.get("task_version", NOT_SET),
         "task code": run.metrics.get("task_code", ""),
@@ -50,7 +50,7 @@ def task_facts(run: Run) -> dict[str, Any]:
     return facts
 
 
-def data_differences(runs: list[Run]) -> list[str]:
+def data_differences(runs: list[FinishedRun]) -> list[str]:
     """Differences in the number of held-out bytes and in the fingerprints of the texts.
 
     Older runs have no fingerprint; where there are any, the names of all corpora are compared too.
@@ -63,7 +63,7 @@ def data_differences(runs: list[Run]) -> list[str]:
     return [line for line in lines if line]
 
 
-def budget_differences(runs: list[Run]) -> list[str]:
+def budget_differences(runs: list[FinishedRun]) -> list[str]:
     """Differences in size and budget; if there are none, parameters further apart than a budget allows."""
     lines = [
         describe_fact("size", runs, lambda run: run.config["names.size"]),
@@ -74,14 +74,14 @@ def budget_differences(runs: list[Run]) -> list[str]:
     return [line for line in lines if line]
 
 
-def tokens_differences(runs: list[Run]) -> list[str]:
+def tokens_differences(runs: list[FinishedRun]) -> list[str]:
     """The difference in positions read in training; if there is none, in targets seen."""
     line = describe_fact("positions read", runs, positions_read)
     line = line or describe_spread(runs, "tokens_seen", TOKENS_TOLERANCE)
     return [line] if line else []
 
 
-def positions_read(run: Run) -> int:
+def positions_read(run: FinishedRun) -> int:
     """Positions that training read, padding and positions without a target included."""
     product = 1
     for key in POSITION_FACTORS:
@@ -89,7 +89,7 @@ def positions_read(run: Run) -> int:
     return product
 
 
-KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
+KINDS: dict[str, Callable[[list[FinishedRun]], list[str]]] = {
     "task": task_differences,
     "data": data_differences,
     "budget": budget_differences,
@@ -101,12 +101,12 @@ KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
 # -- descriptions
 
 
-def describe_fact(name: str, runs: list[Run], fact: Callable[[Run], Any]) -> str:
+def describe_fact(name: str, runs: list[FinishedRun], fact: Callable[[FinishedRun], Any]) -> str:
     """One line with every value of a fact and the runs that have it; "" where all runs have the same."""
     return describe_values(name, runs, [fact(run) for run in runs])
 
 
-def describe_values(name: str, runs: list[Run], values: list[Any]) -> str:
+def describe_values(name: str, runs: list[FinishedRun], values: list[Any]) -> str:
     names: dict[str, list[str]] = {}
     for value, run in zip(values, runs, strict=True):
         names.setdefault(format_value(value), []).append(run.name)
@@ -115,7 +115,7 @@ def describe_values(name: str, runs: list[Run], values: list[Any]) -> str:
     return f"{name}: {', '.join(f'{value} ({list_names(group)})' for value, group in names.items())}"
 
 
-def describe_spread(runs: list[Run], key: str, tolerance: float) -> str:
+def describe_spread(runs: list[FinishedRun], key: str, tolerance: float) -> str:
     """The least and the greatest value of a metric and their runs; "" where they differ by the tolerance at
     most."""
     least, greatest = (pick(runs, key=lambda run: run.metrics[key]) for pick in (min, max))

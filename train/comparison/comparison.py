@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from zoo.errors import UserError
 from zoo.train.comparison.comparable import check_comparable
-from zoo.train.comparison.groups import SCORE_METRICS, Run, RunGroup, group_runs, read_run
+from zoo.train.comparison.groups import SCORE_METRICS, FinishedRun, RunGroup, group_runs, read_run
 from zoo.train.runs.folder import folders
 
 DEFAULT_BASELINE = "transformer"
@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
     command: str
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         return [run for group in self.groups for run in group.runs]
 
     @property
@@ -96,7 +96,7 @@ def compare(
     )
 
 
-def common_score(runs: list[Run]) -> str:
+def common_score(runs: list[FinishedRun]) -> str:
     """Bits per byte if any run has them: runs on text have the accuracy of bytes too.  Otherwise exact match
     if all runs have it, or else accuracy per target."""
     with_bits = [run for run in runs if "val/bits_per_byte" in run.metrics]
@@ -113,12 +113,12 @@ def common_score(runs: list[Run]) -> str:
     return shared[0]
 
 
-def common_name(runs: list[Run], tag: str) -> str:
+def common_name(runs: list[FinishedRun], tag: str) -> str:
     """The name of a score, which runs of several tasks may call differently."""
     names = {run.score_names[tag] for run in runs if tag in run.score_names}
     return names.pop() if len(names) == 1 else SCORE_METRICS[tag]
 
 
-def default_loss(runs: list[Run]) -> float:
+def default_loss(runs: list[FinishedRun]) -> float:
     """The highest final loss of all runs, rounded up, so that every run has reached it by its end."""
     return math.ceil(max(run.metrics["val/loss"] for run in runs) * 1000) / 1000

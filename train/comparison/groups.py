@@ -40,8 +40,8 @@ CONSTRUCTED_SECTIONS = ("model", "task")
 REQUIRED_SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
 
 
-class Run(NamedTuple):
-    """A finished run."""
+class FinishedRun(NamedTuple):
+    """What a comparison reads of a finished run; `zoo.Run` is the public one, with a model."""
 
     folder: Path
     config: dict[str, Any]
@@ -73,13 +73,13 @@ class RunGroup(NamedTuple):
     """Runs that differ only in their seed, in the order of their seeds."""
 
     label: str
-    runs: list[Run]
+    runs: list[FinishedRun]
 
-    def by_seed(self, metric: Callable[[Run], float | None]) -> dict[int, float]:
+    def by_seed(self, metric: Callable[[FinishedRun], float | None]) -> dict[int, float]:
         values = {int(run.config["seed"]): metric(run) for run in self.runs}
         return {seed: float(value) for seed, value in sorted(values.items()) if value is not None}
 
-    def estimate(self, metric: Callable[[Run], float | None]) -> Estimate | None:
+    def estimate(self, metric: Callable[[FinishedRun], float | None]) -> Estimate | None:
         return estimate(list(self.by_seed(metric).values()))
 
     @property
@@ -90,7 +90,7 @@ class RunGroup(NamedTuple):
 # -- reading
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Raises UserError if a file of the run is damaged or lacks what a comparison needs."""
     config, metrics = read_config(folder), read_json(folder / "metrics.json")
     if missing := [key for key in REQUIRED_SETTINGS if key not in config]:
@@ -109,7 +109,7 @@ def read_run(folder: Path) -> Run:
                 entry.setdefault("target", task.target_noun)  # which earlier versions didn't store
     # "read_by" names the architecture of `zoo evaluate model=…`, where it isn't the run's
     evaluations = [entry for entry in entries if entry.get("read_by") is None]
-    return Run(folder, config, metrics, evaluations)
+    return FinishedRun(folder, config, metrics, evaluations)
 
 
 def missing_metrics(metrics: Any) -> list[str]:
@@ -130,13 +130,13 @@ def missing_metrics(metrics: Any) -> list[str]:
 # -- groups
 
 
-def group_runs(runs: list[Run]) -> list[RunGroup]:
+def group_runs(runs: list[FinishedRun]) -> list[RunGroup]:
     """Groups with distinct labels, sorted by them.  Raises UserError if a seed occurs twice in a group.
 
     A setting of model or task that a config lacks has its constructor's default; any other that it lacks is
     newer than the run and counts as equal.
     """
-    members: list[list[Run]] = []
+    members: list[list[FinishedRun]] = []
     for run in runs:
         for group in members:
             if not differing_settings(group[0], run):
@@ -160,7 +160,7 @@ def group_runs(runs: list[Run]) -> list[RunGroup]:
     return sorted(groups, key=lambda group: group.label)
 
 
-def group_labels(runs: list[Run]) -> list[str]:
+def group_labels(runs: list[FinishedRun]) -> list[str]:
     """Labels of the groups that these runs stand for: the model's name and its distinguishing settings.
 
     Settings that follow from the size, the task or the budget are included only where two labels would
@@ -177,7 +177,7 @@ def group_labels(runs: list[Run]) -> list[str]:
     return labels
 
 
-def distinguishing_settings(run: Run, peers: list[Run], include_derived: bool) -> list[str]:
+def distinguishing_settings(run: FinishedRun, peers: list[FinishedRun], include_derived: bool) -> list[str]:
     """The run's settings that differ among its peers, as "memory_tokens=8"."""
     values = {key: pair[0] for peer in peers for key, pair in differing_settings(run, peer).items()}
     derived: tuple[str, ...] = ()
@@ -200,7 +200,7 @@ def short_key(key: str) -> str:
 # -- settings
 
 
-def differing_settings(run: Run, peer: Run) -> dict[str, tuple[Any, Any]]:
+def differing_settings(run: FinishedRun, peer: FinishedRun) -> dict[str, tuple[Any, Any]]:
     """Settings, other than the seed, in which two runs differ, as {key: (run's value, peer's value)}."""
     ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "model.free")
     pairs = differences(settings_with_defaults(run), settings_with_defaults(peer), without=ignored)
@@ -211,7 +211,7 @@ def differing_settings(run: Run, peer: Run) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def is_constructor_argument(key: str, *runs: Run) -> bool:
+def is_constructor_argument(key: str, *runs: FinishedRun) -> bool:
     """True if the setting is an argument of a run's constructor, or if a constructor can't be imported."""
     section, _, rest = key.partition(".")
     if section not in CONSTRUCTED_SECTIONS:
@@ -220,7 +220,7 @@ def is_constructor_argument(key: str, *runs: Run) -> bool:
     return any(defaults is None or rest.partition(".")[0] in defaults for defaults in signatures)
 
 
-def settings_with_defaults(run: Run) -> dict[str, Any]:
+def settings_with_defaults(run: FinishedRun) -> dict[str, Any]:
     """A run's settings, with constructors' defaults for those it lacks, the task's version and, for code
     outside the zoo, the fingerprints of model and task."""
     configured = {".".join(key.split(".")[:2]) for key in run.config}

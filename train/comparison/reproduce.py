@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo import trust
-from zoo.train.comparison.groups import Run, RunGroup, to_yaml
+from zoo.train.comparison.groups import FinishedRun, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 from zoo.train.runs.construct import import_class, parameters
@@ -53,7 +53,7 @@ def constructor_default(config: dict[str, Any], key: str) -> Any:
     return NOT_SET if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def is_solved(run: Run) -> bool:
+def is_solved(run: FinishedRun) -> bool:
     """True if the run's free width follows from its budget, and wasn't set by hand."""
     free, target = run.config.get("model.free"), run.config["model._target_"]
     if free is None or run.config.get("size.budget") is None or not trust.is_trusted(target):
