@@ -18,10 +18,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from zoo.errors import UserError
-from zoo.train.tasks.base import Dataset, SampleDataset, SampleTask, Split, Symbols, sample_rng, unwrap
+from zoo.train.tasks.base import (
+    Dataset,
+    SampleDataset,
+    SampleTask,
+    Split,
+    Symbols,
+    sample_rng,
+    unwrap,
+    window_distances,
+)
 
 Kind = Literal["copy", "reverse", "retrieval"]
 
@@ -132,6 +141,18 @@ class AlgorithmicDataset(SampleDataset):
         keys = FIRST_KEY + rng.choice(NUM_KEYS, size, replace=False)
         values = rng.choice(NUM_VALUES, size, replace=size > NUM_VALUES)
         return np.append(np.stack([keys, values], 1).ravel(), rng.choice(keys))
+
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To the symbol of the input, or of the first copy of two; of retrieval, to the key's value."""
+        size = int(self.sizes[document])
+        if self.task.kind == "retrieval":
+            inputs = self.inputs(document)
+            evidence = 2 * np.flatnonzero(inputs[:-1:2] == inputs[-1]) + 1
+        elif self.task.kind == "reverse":
+            evidence = np.arange(size)[::-1]
+        else:
+            evidence = np.concatenate([np.arange(size), size + 1 + np.arange(size)])
+        return window_distances(self.target_positions(document), evidence, start, stop)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
         return np.array(render(self.task.kind, self.inputs(document).tolist())[start:stop], np.int64)

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
-from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
+from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap, window_distances
 from zoo.train.tasks.lm import END
 
 MIN_SENTENCE = 40  # bytes of a sentence of background
@@ -52,6 +52,7 @@ class Question(NamedTuple):
     question: bytes
     answer: bytes
     story: int  # counted from 0
+    supporting: tuple[int, ...] = ()  # the facts that the answer follows from; empty where the file has none
 
     def lines(self) -> list[bytes]:
         """Facts, and question with answer, in the form that a sample has them."""
@@ -198,6 +199,18 @@ class BabilongDataset(SplicedDataset):
             begin = end
         return SplicedText(background, [*parts, range(begin, size), question])
 
+    def evidence_distances(
+        self, document: int, start: int, stop: int
+    ) -> Int64[np.ndarray, " positions"] | None:
+        """To the end of the last supporting fact; None where the file of a question names none."""
+        question, targets = self.question(document), self.target_positions(document)
+        if not question.supporting:
+            return None
+        last = max(question.supporting)
+        # the parts are background, fact, background, fact …; END comes first, a fact ends in a space
+        last_byte = self._cached_splice(document).part_starts()[2 * last + 1] + len(question.facts[last]) - 1
+        return window_distances(targets, np.full(len(targets), 1 + last_byte), start, stop)
+
 
 def guess_hits(answer: bytes, prior: Counter[bytes]) -> Float64[np.ndarray, " 4"]:
     """Bytes of an answer that chance and the constant hit, and whether each hits the whole answer."""
@@ -240,20 +253,25 @@ def read_babi(path: Path) -> list[Question]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     questions: list[Question] = []
     facts: list[bytes] = []
+    fact_of_line: dict[bytes, int] = {}
     story = -1
     for row_number, row in enumerate(filter(None, rows), 1):
         line_number, _, line = row.partition(b" ")
         text, *answer = (part.strip() for part in line.split(b"\t"))
         if line_number == b"1":
-            facts, story = [], story + 1
+            facts, fact_of_line, story = [], {}, story + 1
         if not line_number.isdigit() or story < 0 or not text or (answer and not answer[0]):
             raise UserError(
                 f"{path}, row {row_number}: expected a number from 1 on and a fact, or a question, its "
                 f"answer and its facts with tabs between, found {row[:40]!r}"
             )
         if answer:
-            questions.append(Question(tuple(facts), text, answer[0], story))
+            supporting = tuple(
+                fact_of_line[line] for line in b" ".join(answer[1:]).split() if line in fact_of_line
+            )
+            questions.append(Question(tuple(facts), text, answer[0], story, supporting))
         else:
+            fact_of_line[line_number] = len(facts)
             facts.append(text)
     if not questions:
         raise UserError(f"{path}: expected stories with questions, found none")

@@ -176,6 +176,10 @@ class SplicedText:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def part_starts(self) -> list[int]:
+        """The byte that each part begins at."""
+        return [0, *self._ends[:-1].tolist()]
+
     def read(self, start: int, stop: int) -> Bytes:
         texts = [np.empty(0, np.uint8)]
         part = int(np.searchsorted(self._ends, start, side="right"))

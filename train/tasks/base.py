@@ -56,11 +56,33 @@ class Dataset(ABC):
         """The bytes that the document's targets stand for; None where targets aren't bytes."""
         return None
 
+    def evidence_distances(
+        self, document: int, start: int, stop: int
+    ) -> Int64[np.ndarray, " positions"] | None:
+        """At each position of the window, how far back its target's evidence lies: t - e, from the position t
+        that predicts the target to the nearest position e whose token bears on it.
+
+        A reader of the last R positions, t-R+1 to t, sees no evidence where t - e >= R.  -1 where there is no
+        target, or nothing in the document that it follows from; None where evidence isn't known.
+        """
+        return None
+
     def check_window(self, document: int, start: int, stop: int) -> None:
         """Raises IndexError unless the document has positions start..stop-1."""
         length = int(self.lengths[document])
         if not 0 <= start <= stop <= length:
             raise IndexError(f"positions {start}..{stop} of document {document}, which has {length}")
+
+
+def window_distances(
+    targets: Int64[np.ndarray, " targets"], evidence: Int64[np.ndarray, " targets"], start: int, stop: int
+) -> Int64[np.ndarray, " positions"]:
+    """Distances of the window start..stop-1, as `Dataset.evidence_distances` has them, from the positions of
+    a document's targets and of their evidence."""
+    distances = np.full(stop - start, -1, np.int64)
+    in_window = (targets >= start) & (targets < stop)
+    distances[targets[in_window] - start] = (targets - evidence)[in_window]
+    return distances
 
 
 DatasetT = TypeVar("DatasetT", bound=Dataset)
@@ -79,6 +101,11 @@ class Subset(Dataset):
 
     def text(self, document: int) -> bytes | None:
         return self.dataset.text(document)
+
+    def evidence_distances(
+        self, document: int, start: int, stop: int
+    ) -> Int64[np.ndarray, " positions"] | None:
+        return self.dataset.evidence_distances(document, start, stop)
 
 
 def unwrap(dataset: Dataset, dataset_class: type[DatasetT]) -> DatasetT:
@@ -196,6 +223,11 @@ class SampleDataset(Dataset):
     @abstractmethod
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
         """Symbols start..stop-1 of a line, as a new array."""
+
+    def target_positions(self, document: int) -> Int64[np.ndarray, " targets"]:
+        """The positions that predict a sample's targets: its last ones."""
+        length = int(self.lengths[document])
+        return np.arange(length - self.count_targets(document), length)
 
     def window(
         self, document: int, start: int, stop: int

@@ -13,6 +13,7 @@ from functools import partial
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.train.tasks.base import (
@@ -24,6 +25,7 @@ from zoo.train.tasks.base import (
     Symbols,
     read_blocks,
     sample_rng,
+    window_distances,
 )
 
 POSITION_BLOCK = -1  # index of the generator for the special token's position; blocks of tokens start at 0
@@ -79,6 +81,11 @@ class InductionDataset(SampleDataset):
             if start <= position < stop:
                 symbols[position - start] = symbol
         return symbols
+
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To the token after the first special one."""
+        evidence = np.array([self.special_position(document) + 1])
+        return window_distances(self.target_positions(document), evidence, start, stop)
 
     def special_position(self, document: int) -> int:
         """The first position of the special token: any but the last three."""

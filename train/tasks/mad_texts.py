@@ -72,6 +72,23 @@ def fuzzy_targets(tokens: Symbols, vocab_size: int) -> Symbols:
     return targets
 
 
+def fuzzy_evidence(tokens: Symbols, vocab_size: int) -> Symbols:
+    """For each target of `fuzzy_targets`, the position of its symbol where the key had this value last."""
+    pairs = fuzzy_pairs(tokens, vocab_size)
+    position = len(tokens) - sum(len(key) + len(value) for key, value in pairs)
+    known: dict[Motif, Motif] = {}
+    last_start: dict[Motif, int] = {}
+    evidence: list[int] = []
+    for key, value in pairs:
+        position += len(key)
+        if key in known:
+            evidence += range(last_start[key], last_start[key] + len(known[key]))
+        if known.setdefault(key, value) == value:
+            last_start[key] = position
+        position += len(value)
+    return np.array(evidence, np.int64)
+
+
 def memorization_targets(tokens: Symbols, values: Int64[np.ndarray, " keys"]) -> Symbols:
     """k INS k INS …: at every INS the value of the key before it, from the table of all texts."""
     targets = np.full(len(tokens), IGNORE, np.int64)

@@ -22,7 +22,16 @@ from jaxtyping import Float, Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Dataset, SampleTask, Split, Symbols, Task, sample_rng, unwrap
+from zoo.train.tasks.base import (
+    Dataset,
+    SampleTask,
+    Split,
+    Symbols,
+    Task,
+    sample_rng,
+    unwrap,
+    window_distances,
+)
 
 
 class SampleKind(NamedTuple):
@@ -123,6 +132,14 @@ class MqarDataset(Dataset):
         self.check_window(document, start, stop)
         tokens, targets = self.sample(document)
         return tokens[start:stop], targets[start:stop]
+
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To the value beside the key, among the pairs."""
+        tokens, targets = self.sample(document)
+        positions = np.flatnonzero(targets != IGNORE)
+        values = 1 + 2 * np.arange(int(self.pairs[document]))
+        pair = (tokens[values] == targets[positions, None]).argmax(1)
+        return window_distances(positions, values[pair], start, stop)
 
     def sample(
         self, document: int

@@ -31,13 +31,13 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
-from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap
+from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap, window_distances
 from zoo.train.tasks.lm import END
 
 DIGITS = 7
@@ -251,6 +251,22 @@ class NeedleDataset(SplicedDataset):
             parts += [range(params.start + start, params.start + end), spaced_line]
         rest = range(params.start + offsets[-1], params.start + book_len)
         return SplicedText(self.source, [*parts, rest, question])
+
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To each digit of a value in its needle; -1 for the commas between values."""
+        params, text, evidence = self.params(document), self._cached_splice(document), []
+        part_starts = text.part_starts()[2::2]  # the parts are the opening, book, needle, book, needle …
+        for query in params.queries:
+            for (key, value), begin in zip(params.needles, part_starts, strict=False):
+                if key == query:
+                    line = needle(key, value)
+                    leading = text.read(begin, begin + 1).tobytes() == b" "
+                    first_digit = begin + leading + len(line) - 1 - DIGITS
+                    evidence.append(1 + first_digit + np.arange(DIGITS))  # after END
+        stride = DIGITS + len(SEPARATOR)
+        digits = np.add.outer(stride * np.arange(len(evidence)), np.arange(DIGITS))
+        targets = self.target_positions(document)[digits.ravel()]
+        return window_distances(targets, np.concatenate(evidence), start, stop)
 
     def answers(self, document: int) -> list[str]:
         return [str(value) for value in self.params(document).answers()]

@@ -20,7 +20,16 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
-from zoo.train.tasks.base import Dataset, SampleDataset, SampleTask, Split, Symbols, sample_rng, unwrap
+from zoo.train.tasks.base import (
+    Dataset,
+    SampleDataset,
+    SampleTask,
+    Split,
+    Symbols,
+    sample_rng,
+    unwrap,
+    window_distances,
+)
 
 DIGITS = 16
 SEP, GEN, EOS = 16, 17, 18
@@ -139,6 +148,14 @@ class PairsDataset(SampleDataset):
         values = rng.integers(DIGITS, size=(pairs, task.value_size))
         key = keys[(numbers == rng.choice(np.unique(numbers))).argmax()]
         return SampleParams(keys, values, key)
+
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To the digits of the last value that the key was given."""
+        task, (keys, _, key) = self.task, self.params(document)
+        last = int(np.flatnonzero((keys == key).all(1))[-1])
+        first_digit = last * (task.key_size + task.value_size + 2) + task.key_size + 1
+        evidence = first_digit + np.arange(task.value_size)
+        return window_distances(self.target_positions(document), evidence, start, stop)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
         keys, values, key = self.params(document)

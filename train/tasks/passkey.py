@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
@@ -44,6 +45,7 @@ from zoo.train.tasks.base import (
     read_blocks,
     sample_rng,
     unwrap,
+    window_distances,
 )
 from zoo.train.tasks.lm import END
 
@@ -192,6 +194,15 @@ class PasskeyDataset(SampleDataset):
             symbols.append(overlap)
         return np.concatenate(symbols)
 
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To each digit of the key itself; of the two times that a prompt has it, the second."""
+        params = self.params(document)
+        opening, key_line, _ = self.task.literal_parts(params.key)
+        last_digit = int(np.flatnonzero(is_digit(key_line, self.task.form))[-1])
+        first_digit = len(opening) + params.key_offset + last_digit - (DIGITS - 1)
+        evidence = first_digit + np.arange(DIGITS)
+        return window_distances(self.target_positions(document), evidence, start, stop)
+
     def _filler(self, document: int, params: SampleParams, span: range) -> Symbols:
         """Symbols of a span of a sample's endless filler."""
         if self.books is not None:
@@ -214,6 +225,12 @@ class PasskeyDataset(SampleDataset):
     def _block_rng(self, document: int, block: int) -> np.random.Generator:
         """Generator of a block of random filler, or with PARAMS_BLOCK of a sample's parameters."""
         return sample_rng(self.task.seed, self.split, document, block + 1)
+
+
+def is_digit(symbols: Symbols, form: str) -> Bool[np.ndarray, " symbols"]:
+    """Which symbols of a form are digits."""
+    zero = 0 if form == "compact" else ord("0")
+    return (symbols >= zero) & (symbols < zero + 10)
 
 
 def draw_key_offset(rng: np.random.Generator, filler_len: int) -> int:

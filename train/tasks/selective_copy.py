@@ -17,7 +17,14 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Dataset, SampleTask, Split, Symbols, sample_rng
+from zoo.train.tasks.base import (
+    Dataset,
+    SampleTask,
+    Split,
+    Symbols,
+    sample_rng,
+    window_distances,
+)
 
 NOISE = 0
 
@@ -76,6 +83,12 @@ class SelectiveCopyDataset(Dataset):
             in_window = (row_positions >= start) & (row_positions < stop)
             row[row_positions[in_window] - start] = symbols[in_window]
         return tokens, targets
+
+    def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
+        """To the symbol itself."""
+        _, evidence = self.sample(document)
+        targets = np.arange(self.task.length - self.task.remembered, self.task.length)
+        return window_distances(targets, evidence, start, stop)
 
     def sample(self, document: int) -> tuple[Symbols, Symbols]:
         """The symbols to remember, and their positions."""

@@ -14,8 +14,17 @@ def test_a_question_has_the_facts_of_its_story_so_far(text: str, tmp_path: Path)
     (tmp_path / "qa1_test.txt").write_text(text)
     assert expected_questions(text) == [
         ([fact.decode() for fact in facts], question.decode(), answer.decode(), story)
-        for facts, question, answer, story in read_babi(tmp_path / "qa1_test.txt")
+        for facts, question, answer, story, _ in read_babi(tmp_path / "qa1_test.txt")
     ]
+
+
+def test_lines_of_supporting_facts_are_counted_with_the_questions_between_them(tmp_path: Path) -> None:
+    (tmp_path / "qa3_test.txt").write_text(
+        "1 Ada left.\n2 Who left?\tAda\t1\n3 Bo sat.\n4 Cy ran.\n5 Who ran?\tCy\t4 1\n6 Why?\tno\n"
+        "1 Cy sat.\n2 Who sat?\tCy\t1\n"
+    )
+    supporting = [question.supporting for question in read_babi(tmp_path / "qa3_test.txt")]
+    assert supporting == [(0,), (2, 0), (), (0,)]
 
 
 @pytest.mark.parametrize(
