@@ -39,6 +39,7 @@ SETTINGS = (  # 3 batches a pass, so that 8 steps are nearly three of them
     "trainer.log_every=1",
     "run_dir=run",
 )
+TEXT_TASKS = ("task=lm", "task=needle", "task=babilong")  # those that read data.corpus
 UNUSED_COUNTERS = {
     "epoch",
     "epoch_progress",
@@ -114,6 +115,8 @@ class Workspace:
         if any(word.startswith("resume=") for word in words):
             return list(words)
         keys = {word.partition("=")[0] for word in words}
+        if any(word.startswith("task=") and word not in TEXT_TASKS for word in words):
+            keys.add("data.corpus")
         return [word for word in SETTINGS if word.partition("=")[0] not in keys] + list(words)
 
     def run(self, *words: str, callbacks: Sequence[L.Callback] = (), as_given: bool = False) -> Completed:

@@ -15,7 +15,8 @@ from zoo.errors import one_line
 from zoo.module import SequenceModule
 from zoo.train.commands.cli import command, refuse_without_effect
 from zoo.train.runs import build
-from zoo.train.runs.config import assignments, compose
+from zoo.train.runs.config import compose
+from zoo.train.runs.overrides import assignments, refuse_repeated
 
 TRAINING_KEYS = (
     *("steps", "seed", "val_every", "checkpoint_every", "run_dir", "resume"),
@@ -30,6 +31,7 @@ def main(args: list[str]) -> int:
 
 def model_builder(args: list[str]) -> Callable[[], SequenceModule]:
     """Builds what is named: a class, with the arguments of its constructor, or a config at size=nano."""
+    refuse_repeated(args)
     if "=" in args[0]:
         cfg = compose(["size=nano", *args])
         refuse_without_effect("check", args, TRAINING_KEYS, "the laws")

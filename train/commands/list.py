@@ -43,6 +43,7 @@ from zoo.train.corpora.unread import READABLE
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
+from zoo.train.runs.overrides import refuse_repeated
 from zoo.train.tasks.base import score_names
 
 KEYS = {"path": text, "format": one_of("table", "json")}
@@ -87,6 +88,7 @@ def parse_args(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, str
         raise UserError(f"list: path= is of corpora, found {' '.join(requested)}")
     if "format" in options and "path" not in options:
         raise UserError("list: format= has no effect without path=")
+    refuse_repeated(others)
     if not any(arg.startswith("size=") for arg in others):
         others.insert(0, "size=micro")
     compose(others)  # raises user errors once, not model by model

@@ -28,8 +28,9 @@ from zoo.errors import UserError, closed_pipe_exits, one_line, tolerate_any_text
 from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
-from zoo.train.runs.config import check_keys, register
+from zoo.train.runs.config import check_keys, refuse_unread, register
 from zoo.train.runs.files import is_further_rank
+from zoo.train.runs.overrides import quoted_names, refuse_repeated
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.stop_signals import stop_signals
 
@@ -79,7 +80,7 @@ def compose_and_run() -> None:
     try:
         parser = get_args_parser()
         parser.error = refuse_option  # type: ignore[method-assign]  # instead of usage and two lines more
-        sys.argv[1:] = config.quoted_names(sys.argv[1:])
+        sys.argv[1:] = quoted_names(sys.argv[1:])
         check_args(parser.parse_args(sys.argv[1:]))
         with WATCH.running():
             run()
@@ -110,6 +111,8 @@ def closed_output_stops() -> Iterator[None]:
 def check_args(arguments: argparse.Namespace) -> None:
     """Raises UserError for arguments that no run can start with, and takes those from `sys.argv` that only
     repeat what the run to be resumed was started with."""
+    resumes = [arg for arg in arguments.overrides if arg.startswith("resume=")]
+    refuse_repeated(resumes or arguments.overrides)  # to resume: the line it was started with, then changes
     for arg in arguments.overrides:
         if arg.startswith(("hydra.run.dir=", "hydra.sweep.subdir=")) and not is_further_rank():
             raise UserError(f"{arg.partition('=')[0]} can't be set here; run_dir= is a run's folder")
@@ -136,6 +139,8 @@ def run(cfg: DictConfig) -> float | None:
         try:
             check_keys(cfg)
             if not cfg.resume:
+                if hydra_config.mode == RunMode.RUN:  # a sweep's keys may be of some of its jobs alone
+                    refuse_unread(cfg, hydra_config.overrides.task)
                 start_from_base(cfg, list(hydra_config.overrides.task))
                 build.check_classes(cfg)
             base, log_name = Path(hydra_config.runtime.output_dir), f"{hydra_config.job.name}.log"

@@ -5,23 +5,20 @@ import math
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from zoo import plugins
 from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
-from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
+from zoo.train.runs.overrides import quoted_names
 
 DEFAULT_FIELD = "text"
-BASE = "model.base"
 
 
 @dataclass
@@ -124,80 +121,6 @@ def compose(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def quoted_names(args: Sequence[str]) -> list[str]:
-    """Overrides, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags.
-
-    model.base=, which no yaml file of a model need have, is added; without model= and size= with those of the
-    run that it names.
-    """
-    return [override for arg in args for override in base_overrides(quoted_name(arg), args)]
-
-
-def base_overrides(arg: str, args: Sequence[str]) -> list[str]:
-    """The override itself, or all that model.base=<run_dir> stands for."""
-    key, _, value = arg.partition("=")
-    if key.lstrip("+") != BASE or not value:
-        return [arg]
-    keys = {arg.partition("=")[0].lstrip("+") for arg in args}
-    try:
-        stored = load_stored(Path(override_value(arg)) / "config.yaml")
-        own = stored.model["_target_"] != IMPORTED_CLASS
-        groups = [group for group in ("model", "size") if group not in keys and (own or group != "model")]
-        names = [(group, str(stored.names[group])) for group in groups]
-        choices = {group: {choice.name for choice in plugins.choices(group)} for group in groups}
-    except Exception:  # reported when the base is read
-        return [f"++{BASE}={value}"]
-    added = [quoted_name(f"{group}={name}") for group, name in names if name in choices[group]]
-    return [f"++{BASE}={value}", *added]
-
-
-def quoted_name(arg: str) -> str:
-    key, _, value = arg.partition("=")
-    if key.lstrip("+") not in plugins.CONFIG_GROUPS:
-        return arg
-    try:
-        override = OverridesParser.create().parse_override(arg)
-    except Exception:  # Hydra reports it when it composes
-        return arg
-    is_name = override.is_sweep_override() or isinstance(override.value(), str | list | None)
-    return arg if is_name else f"{key}='{value}'"
-
-
-def override_value(override: str) -> str:
-    """The value of a `key=value` override, without the quotes that Hydra's grammar asks for."""
-    try:
-        value = OverridesParser.create().parse_override(override).value()
-    except Exception:  # Hydra reports it when it composes
-        value = None
-    return value if isinstance(value, str) else override.partition("=")[2]
-
-
-def path_override(key: str, path: object) -> str:
-    """The Hydra override `key=path`, in quotes where Hydra's grammar needs them."""
-    bare = f"{key}={path}"
-    try:
-        if OverridesParser.create().parse_override(bare).value() == str(path):
-            return bare
-    except Exception:  # not a bare word
-        pass
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
-def assignments(args: Sequence[str]) -> DictConfig:
-    """key=value overrides as settings, values as yaml has them; UserError for one that isn't yaml."""
-    parsed = []
-    for arg in args:
-        try:
-            parsed.append(OmegaConf.from_dotlist([arg]))
-        except Exception as error:  # yaml and OmegaConf raise many kinds
-            key, _, value = arg.partition("=")
-            raise UserError(f"{key}: expected a value as yaml has it, found {value!r}") from error
-    settings = OmegaConf.unsafe_merge(OmegaConf.create(), *parsed)
-    assert isinstance(settings, DictConfig)
-    return settings
-
-
 def check_keys(cfg: DictConfig) -> None:
     """Raises UserError for a key that +KEY=VALUE added and nothing reads.
 
@@ -217,6 +140,28 @@ def check_keys(cfg: DictConfig) -> None:
                 if key not in keys:
                     message = f"{group}.{key}: unknown; {group} takes {', '.join(keys)}"
                     raise UserError(message + nearest(key, keys, prefix=f"{group}."))
+
+
+READ_BY = {"data.corpus": "task", "data.field": "task", "size.capacity": "model"}
+"""Keys that only some tasks or models read, in their yaml files."""
+
+
+def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """The overrides of keys that the composed task and model don't read."""
+    return [
+        override
+        for override in overrides
+        if (group := READ_BY.get(key := override.lstrip("+").partition("=")[0]))
+        and f"${{{key}}}" not in OmegaConf.to_yaml(cfg[group])
+    ]
+
+
+def refuse_unread(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UserError for an override of a key that the composed task and model don't read."""
+    for override in unread_overrides(cfg, overrides):
+        key = override.lstrip("+").partition("=")[0]
+        group = READ_BY[key]
+        raise UserError(f"{key} has no effect: {group}={cfg.names[group]} doesn't read it")
 
 
 def to_dict(node: DictConfig) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import plugins, trust
 from zoo.errors import UserError, one_line
-from zoo.train.runs.config import Config, compose, override_value
+from zoo.train.runs.config import Config, compose
 from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
+from zoo.train.runs.overrides import override_value
 from zoo.train.runs.stored import load_stored
 
 CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "data.corpus")

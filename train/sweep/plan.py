@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from zoo.errors import UserError
 from zoo.train.runs import budget, build
-from zoo.train.runs.config import compose, stored_config, validate_config
+from zoo.train.runs.config import compose, stored_config, unread_overrides, validate_config
 from zoo.train.runs.folder import (
     NOT_SET,
     RESULT_NEUTRAL_SETTINGS,
@@ -44,13 +44,30 @@ class SweepOptions:
 
 def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
     """One job per command line.  Raises UserError, before any job starts, for a setting that is wrong."""
-    jobs = [make_job(overrides, Path(options.runs)) for overrides in matrix]
+    jobs = [make_job(overrides, Path(options.runs)) for overrides in read_by_jobs(matrix)]
     folders = set[Path]()
     for job in jobs:
         if job.folder in folders:
             raise UserError(f"sweep: two runs of the matrix are the same, {job.folder}")
         folders.add(job.folder)
     return jobs
+
+
+def read_by_jobs(matrix: list[list[str]]) -> list[list[str]]:
+    """Every job's overrides without those of keys that its own task and model don't read.
+
+    Raises UserError for an override that no job reads.
+    """
+    unread = [set(unread_overrides(compose([*overrides, "run_dir=."]), overrides)) for overrides in matrix]
+    for override in sorted(set[str]().union(*unread)):
+        if all(override in job or override not in args for args, job in zip(matrix, unread, strict=True)):
+            raise UserError(
+                f"sweep: {override.partition('=')[0]} has no effect: no job's task or model reads it"
+            )
+    return [
+        [override for override in overrides if override not in job]
+        for overrides, job in zip(matrix, unread, strict=True)
+    ]
 
 
 def make_job(overrides: list[str], runs: Path) -> Job:

@@ -14,9 +14,9 @@ from typing import Any
 
 from zoo import trust
 from zoo.errors import UserError, one_line
-from zoo.train.runs.config import path_override
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
+from zoo.train.runs.overrides import path_override
 from zoo.train.runs.stop_signals import stop_signals
 from zoo.train.sweep.display import Display
 from zoo.train.sweep.job import Job, JobState

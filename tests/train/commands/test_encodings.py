@@ -13,8 +13,8 @@ from tests.train.commands.test_train import check_refused
 from zoo.errors import printable
 from zoo.train.evaluation.evaluate import label_and_title
 from zoo.train.evaluation.options import EvalOptions
-from zoo.train.runs.config import override_value, path_override
 from zoo.train.runs.files import write_text
+from zoo.train.runs.overrides import override_value, path_override
 
 NAME = "caf\udce9"  # b"caf\xe9", as Python has the name of such a file
 

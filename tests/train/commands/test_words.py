@@ -26,6 +26,7 @@ UNREAD = [
     ("+foo.bar=3", "foo: unknown"),
     ("+model.wdth=3", "model.wdth: unknown; RMT takes .*width"),
     ("+task.wdth=3", "task.wdth: unknown; LanguageModelling takes corpus"),
+    ("size.capacity=64", "size.capacity has no effect: model=rmt doesn't read it"),
     ("hydra.run.dir=elsewhere", "hydra.run.dir can't be set here; run_dir="),
 ]
 DEFAULT_FOLDER = [  # errors found after a run's folder was named by the clock
@@ -44,6 +45,12 @@ def test_a_refused_word_leaves_no_folder(zoo: Any, word: str, message: str) -> N
     entries = {"text"} if (word, message) in UNREAD else {"text", "cache"}
     check_refused(zoo.run(*words_without_folder(zoo, word), as_given=True), message)
     assert {*os.listdir(zoo.folder)} <= entries
+
+
+@pytest.mark.parametrize("repeated", ["steps=9", "++steps=8"])
+def test_a_key_given_twice(zoo: Any, repeated: str) -> None:
+    check_refused(zoo.run(*zoo.with_settings([]), repeated, as_given=True), "steps is given twice")
+    assert os.listdir(zoo.folder) == ["text"]
 
 
 def test_folders_that_were_there_before_stay(zoo: Any) -> None:

@@ -1,0 +1,96 @@
+"""Overrides of a configuration, `key=value` as Hydra's grammar has them: quoted, read, written."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from zoo import plugins
+from zoo.errors import UserError
+from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
+
+BASE = "model.base"
+
+
+def refuse_repeated(args: Sequence[str]) -> None:
+    """Raises UserError for a key that is given twice: Hydra would take the last and say nothing."""
+    keys = Counter(key.lstrip("+") for key, equals, _ in (arg.partition("=") for arg in args) if equals)
+    for key, count in keys.items():
+        if count > 1 and not key.startswith("hydra."):
+            raise UserError(f"{key} is given {'twice' if count == 2 else f'{count} times'}")
+
+
+def quoted_names(args: Sequence[str]) -> list[str]:
+    """Overrides, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags.
+
+    model.base=, which no yaml file of a model need have, is added; without model= and size= with those of the
+    run that it names.
+    """
+    return [override for arg in args for override in base_overrides(quoted_name(arg), args)]
+
+
+def base_overrides(arg: str, args: Sequence[str]) -> list[str]:
+    """The override itself, or all that model.base=<run_dir> stands for."""
+    key, _, value = arg.partition("=")
+    if key.lstrip("+") != BASE or not value:
+        return [arg]
+    keys = {arg.partition("=")[0].lstrip("+") for arg in args}
+    try:
+        stored = load_stored(Path(override_value(arg)) / "config.yaml")
+        own = stored.model["_target_"] != IMPORTED_CLASS
+        groups = [group for group in ("model", "size") if group not in keys and (own or group != "model")]
+        names = [(group, str(stored.names[group])) for group in groups]
+        choices = {group: {choice.name for choice in plugins.choices(group)} for group in groups}
+    except Exception:  # reported when the base is read
+        return [f"++{BASE}={value}"]
+    added = [quoted_name(f"{group}={name}") for group, name in names if name in choices[group]]
+    return [f"++{BASE}={value}", *added]
+
+
+def quoted_name(arg: str) -> str:
+    key, _, value = arg.partition("=")
+    if key.lstrip("+") not in plugins.CONFIG_GROUPS:
+        return arg
+    try:
+        override = OverridesParser.create().parse_override(arg)
+    except Exception:  # Hydra reports it when it composes
+        return arg
+    is_name = override.is_sweep_override() or isinstance(override.value(), str | list | None)
+    return arg if is_name else f"{key}='{value}'"
+
+
+def override_value(override: str) -> str:
+    """The value of a `key=value` override, without the quotes that Hydra's grammar asks for."""
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except Exception:  # Hydra reports it when it composes
+        value = None
+    return value if isinstance(value, str) else override.partition("=")[2]
+
+
+def path_override(key: str, path: object) -> str:
+    """The Hydra override `key=path`, in quotes where Hydra's grammar needs them."""
+    bare = f"{key}={path}"
+    try:
+        if OverridesParser.create().parse_override(bare).value() == str(path):
+            return bare
+    except Exception:  # not a bare word
+        pass
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def assignments(args: Sequence[str]) -> DictConfig:
+    """key=value overrides as settings, values as yaml has them; UserError for one that isn't yaml."""
+    parsed = []
+    for arg in args:
+        try:
+            parsed.append(OmegaConf.from_dotlist([arg]))
+        except Exception as error:  # yaml and OmegaConf raise many kinds
+            key, _, value = arg.partition("=")
+            raise UserError(f"{key}: expected a value as yaml has it, found {value!r}") from error
+    settings = OmegaConf.unsafe_merge(OmegaConf.create(), *parsed)
+    assert isinstance(settings, DictConfig)
+    return settings
