@@ -74,6 +74,7 @@ SMALL = (
 SMALL_TASKS = {
     "babilong": ("task.length=64",),
     "algorithmic": ("task.length=6",),
+    "chain": ("task.length=64",),
     "chomsky": ("task.length=12",),
     "induction": ("task.length=32",),
     "listops": ("task.min_length=5", "task.max_length=40", "task.max_depth=4", "task.samples=32"),
@@ -81,6 +82,7 @@ SMALL_TASKS = {
     "needle": ("task.length=1024",),
     "pairs": (),
     "passkey": (),
+    "recall": ("task.length=64",),
     "selective_copy": ("task.length=64", "task.remembered=4"),
 }
 STORIES = "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary? \tbathroom\t1\n"

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 from torch import Tensor
 
 from zoo.errors import UserError
@@ -67,6 +67,11 @@ class Dataset(ABC):
         """
         return None
 
+    def bayes_nats(self, document: int, start: int, stop: int) -> Float64[np.ndarray, " positions"] | None:
+        """The nats of the window's targets under the best prediction that the generator allows, 0 where there
+        is no target; None where that isn't known."""
+        return None
+
     def check_window(self, document: int, start: int, stop: int) -> None:
         """Raises IndexError unless the document has positions start..stop-1."""
         length = int(self.lengths[document])
@@ -106,6 +111,9 @@ class Subset(Dataset):
         self, document: int, start: int, stop: int
     ) -> Int64[np.ndarray, " positions"] | None:
         return self.dataset.evidence_distances(document, start, stop)
+
+    def bayes_nats(self, document: int, start: int, stop: int) -> Float64[np.ndarray, " positions"] | None:
+        return self.dataset.bayes_nats(document, start, stop)
 
 
 def unwrap(dataset: Dataset, dataset_class: type[DatasetT]) -> DatasetT:

@@ -80,7 +80,8 @@ class SampleParams(NamedTuple):
 @dataclass(frozen=True)
 class Passkey(SampleTask):
     """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
-    (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None.
+    (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None: as
+    often at each of 0, 10 … 100 % (`depths: grid`), or anywhere equally often (`uniform`).
 
     `corpus`, `root` and `field` (see `open_corpus`) matter only if the filler is books.
     """
@@ -92,6 +93,7 @@ class Passkey(SampleTask):
 
     length: int = 512
     depth: float | int | None = None
+    depths: Literal["grid", "uniform"] = "grid"
     lengths: Literal["uniform", "fixed"] = "uniform"
     form: Literal["bytes", "compact"] = "bytes"
     filler: Literal["original", "books", "random"] = "original"
@@ -172,10 +174,12 @@ class PasskeyDataset(SampleDataset):
         key = int(rng.integers(10 ** (DIGITS - 1), 10**DIGITS))
         start = int(rng.integers(1 if self.books is None else len(self.books)))
         filler_len = int(self.lengths[document]) - self.task.min_length
-        if self.task.depth is None:
-            key_offset = draw_key_offset(rng, filler_len)
-        else:
+        if self.task.depth is not None:
             key_offset = round(self.task.depth * filler_len)
+        elif self.task.depths == "uniform":
+            key_offset = int(rng.integers(filler_len + 1))
+        else:
+            key_offset = draw_key_offset(rng, filler_len)
         return SampleParams(key, filler_len, key_offset, start)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:

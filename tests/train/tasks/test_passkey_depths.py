@@ -106,3 +106,23 @@ def test_a_given_depth_is_not_drawn() -> None:
         dataset = Passkey(length=PARTS + 101, depth=depth, **COMPACT).split("test")
         assert isinstance(dataset, PasskeyDataset)
         assert {dataset.params(i).key_offset for i in range(20)} == {offset}
+
+
+def test_uniform_depths_put_the_key_anywhere_equally_often() -> None:
+    """The form of length 256: 246 offsets, and the question where it always is."""
+    task = Passkey(**COMPACT, length=256, lengths="fixed", filler="random", depths="uniform")
+    for split in ("train", "test"):
+        dataset = task.split(split)  # type: ignore[arg-type]
+        assert isinstance(dataset, PasskeyDataset)
+        counts = np.zeros(246)
+        for document in range(6000 if split == "train" else 512):
+            counts[dataset.params(document).key_offset] += 1
+        expected = counts.sum() / 246
+        assert ((counts - expected) ** 2 / expected).sum() < 245 + 5 * (2 * 245) ** 0.5
+        tokens, targets = read_sample(dataset, 3)
+        assert tokens[251] == 11
+        assert (targets[251:] >= 0).all()
+        assert tokens[dataset.params(3).key_offset] == MARKER
+    fixed = task.at(depth=1.0).split("test")
+    assert isinstance(fixed, PasskeyDataset)
+    assert fixed.params(0).key_offset == 245
