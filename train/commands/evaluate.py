@@ -9,7 +9,7 @@
     split=        test (default), val or train
     batch_size=   texts read side by side (default 16)
     seq_len=      tokens per row and call (default 4,096): memory doesn't depend on the length of a text
-    tokens=       an upper limit: text is cut there; cells of a grid get fewer samples, at least 16
+    tokens=       a limit: documents are drawn until they hold it; cells of a grid get fewer samples
 
 Tasks made of samples (passkey, induction, …): exact match (samples of which every target is hit) and accuracy
 per target, with 95 % Wilson intervals, by the labels of Task.groups, on a grid of

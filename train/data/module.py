@@ -11,7 +11,7 @@ from zoo.module import Batch
 from zoo.train.data.loaders import EvalLoader, TrainLoader
 from zoo.train.data.prefetch import Prefetcher
 from zoo.train.tasks.base import Dataset, SampleTask, Task
-from zoo.train.tasks.lm import prefix
+from zoo.train.tasks.lm import draw_held_out
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class DataModule(L.LightningDataModule):
         """`batch_size` rows per rank; `seq_len` positions per row and step, a multiple of the model's
         segment_len.
 
-        Validation inside a run reads the first `val_bytes` held-out bytes; all if None, and in a task without
-        bytes.
+        Validation inside a run reads held-out documents drawn by the task's seed until they hold `val_bytes`;
+        every document if None, and in a task without bytes.
         """
         super().__init__()
         if batch_size < 1 or seq_len < 1:
@@ -79,7 +79,7 @@ class DataModule(L.LightningDataModule):
         dataset = self.task.split("val")
         if self.val_bytes is None or self.task.metric != "bits_per_byte":
             return dataset
-        return prefix(dataset, self.val_bytes)
+        return draw_held_out(self.task, dataset, self.val_bytes)
 
     @property
     def val_text(self) -> bytes:

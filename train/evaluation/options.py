@@ -24,7 +24,8 @@ class EvalOptions:
     batch_size: int = 16
     seq_len: int = 4096
     tokens: int | None = None
-    """Upper limit: a text is cut there; a cell of a grid gets as few samples, but at least 16."""
+    """A limit: documents of a text are drawn until they hold as many bytes; a cell of a grid gets as few
+    samples, but at least 16."""
     lengths: list[str] | None = None
     """Of samples: tokens, or multiples of the task's configured length such as "4x"."""
     depths: list[float] | None = None

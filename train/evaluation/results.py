@@ -140,7 +140,9 @@ def memory_mode(axes: dict[str, Any]) -> str:
         mode = f"window of {axes['context']:,}, stride {axes['stride']:,}"
     else:
         mode = {"kept": "memory kept", "reset": "memory reset at every segment"}[axes["memory"]]
-    return f"{mode}, first {axes['first']:,}" if "first" in axes else mode
+    if "first" in axes:  # of earlier versions, which cut a text there
+        return f"{mode}, first {axes['first']:,}"
+    return f"{mode}, {axes['drawn']:,} bytes drawn" if "drawn" in axes else mode
 
 
 def share_names(entry: EvalEntry) -> dict[str, str]:

@@ -15,7 +15,7 @@ from zoo.train.evaluation.streaming import (
 )
 from zoo.train.runs.resources import PeakMemory
 from zoo.train.tasks.base import EDGES, Dataset, Task
-from zoo.train.tasks.lm import prefix, too_short
+from zoo.train.tasks.lm import draw_held_out, too_short
 
 
 def evaluate_text(
@@ -26,9 +26,9 @@ def evaluate_text(
     `length` is unused: text has none.
     """
     dataset = task.split(options.split)
-    prefix_axis: dict[str, Any] = {}
-    if options.tokens is not None and options.tokens < int(dataset.lengths.sum()):
-        dataset, prefix_axis = prefix(dataset, options.tokens), {"first": options.tokens}
+    limit_axis: dict[str, Any] = {}
+    if options.tokens is not None and options.tokens < int((dataset.lengths - 1).sum()):
+        dataset, limit_axis = draw_held_out(task, dataset, options.tokens), {"drawn": options.tokens}
     longest = int(dataset.lengths.max())
     edges = [edge for edge in options.positions or EDGES[1:] if edge < longest]
     words = task.word_count(dataset)
@@ -46,7 +46,7 @@ def evaluate_text(
                 reset_memory=axes["memory"] == "reset",
             )
         row = {
-            "axes": axes | prefix_axis,
+            "axes": axes | limit_axis,
             **loss_fields(losses, edges, words),
             "reference": {},
             **speed_and_memory(int(losses.targets.sum()), losses.seconds, peak),

@@ -34,13 +34,13 @@ CHUNK = 1 << 20  # positions of a document read together
 @dataclass(frozen=True)
 class LanguageModelling(Task):
     """Predict the next byte of a corpus: a name that `open_corpus` knows, or a path; `field` is where rows of
-    JSON have their text.
+    JSON have their text, and `seed` draws the held-out documents where not all of them are read.
 
     Raises UserError if there is no such corpus, and for another vocabulary.
     """
 
     name = "lm"
-    VERSION = 1
+    VERSION = 2
     metric = "bits_per_byte"
     target_noun = "byte"
 
@@ -48,8 +48,11 @@ class LanguageModelling(Task):
     root: str | Path
     vocab_size: int = VOCAB_SIZE
     field: str = FIELD
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"task.seed: expected at least 0, found {self.seed}")
         if self.vocab_size != VOCAB_SIZE:
             raise UserError(
                 f"task lm: expected vocab_size {VOCAB_SIZE} (256 bytes and an end symbol), "
@@ -103,34 +106,40 @@ class ByteDataset(Dataset):
         return self.documents.bytes_of(document, 0, int(self.documents.lengths[document])).tobytes()
 
 
-def prefix(dataset: Dataset, limit: int) -> Dataset:
-    """The first documents of a byte dataset, `limit` bytes in all (or all there are), the last one cut short.
+def draw_documents(dataset: Dataset, limit: int, seed: int) -> Dataset:
+    """Documents of a byte dataset in an order drawn by `seed`, until they hold `limit` bytes; all of them
+    where they hold no more.
 
-    A document that is cut has its remaining bytes as targets, and no END.
+    Documents are whole: the last one may go past the limit.  Only one that is longer than `limit` by itself
+    is cut there, and has no END.
     """
     if limit < 1:
         raise UserError(f"expected at least 1 byte to read, found {limit}")
-    return _Prefix(dataset, limit)
+    return dataset if int((dataset.lengths - 1).sum()) <= limit else _DrawnDocuments(dataset, limit, seed)
 
 
-class _Prefix(Dataset):
-    def __init__(self, dataset: Dataset, limit: int) -> None:
-        sizes = dataset.lengths - 1
-        bytes_before = np.cumsum(sizes) - sizes
-        count = int(np.count_nonzero(bytes_before < limit))
-        self.dataset = dataset
-        self.lengths = dataset.lengths[:count].copy()
-        left = limit - int(bytes_before[count - 1])
-        if left < sizes[count - 1]:
-            self.lengths[-1] = left
+def draw_held_out(task: Task, dataset: Dataset, limit: int) -> Dataset:
+    """`draw_documents` by the task's seed; by 0 of a text task that has none."""
+    return draw_documents(dataset, limit, task.seed if isinstance(task, LanguageModelling) else 0)
+
+
+class _DrawnDocuments(Dataset):
+    def __init__(self, dataset: Dataset, limit: int, seed: int) -> None:
+        # NumPy's raw random numbers stay the same between versions; its shuffles may not
+        order = np.argsort(np.random.PCG64(seed).random_raw(len(dataset.lengths)), kind="stable")
+        sizes = np.minimum(dataset.lengths[order] - 1, limit)
+        self.dataset, self.documents = dataset, order[: int(np.searchsorted(sizes.cumsum(), limit)) + 1]
+        lengths = dataset.lengths[self.documents]
+        self.lengths = np.where(lengths - 1 > limit, limit, lengths)
 
     def window(
         self, document: int, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " positions"], Int64[np.ndarray, " positions"]]:
-        return self.dataset.window(document, start, stop)
+        self.check_window(document, start, stop)
+        return self.dataset.window(int(self.documents[document]), start, stop)
 
     def text(self, document: int) -> bytes | None:
-        text = self.dataset.text(document)
+        text = self.dataset.text(int(self.documents[document]))
         return None if text is None else text[: self.lengths[document]]
 
 

@@ -27,7 +27,7 @@ def test_earlier_results_stay_in_the_file(text_run: Path) -> None:
     entire = evaluate(text_run)
     evaluate(text_run, EvalOptions(stride=4, context=16))
     evaluate(text_run, EvalOptions(split="val"))
-    prefix = evaluate(text_run, EvalOptions(tokens=50))
+    drawn = evaluate(text_run, EvalOptions(tokens=50))
     evaluate(text_run, EvalOptions(task="induction", lengths=["64"], prompts=3))
     evaluate(text_run, EvalOptions(task="induction", lengths=["32"], prompts=3))
     evaluate(text_run, EvalOptions(task="induction", lengths=["32"], prompts=5))
@@ -41,15 +41,15 @@ def test_earlier_results_stay_in_the_file(text_run: Path) -> None:
     assert axes == {
         "lm": [
             modes[0],
-            {**modes[0], "first": 50},
+            {**modes[0], "drawn": 50},
             modes[1],
-            {**modes[1], "first": 50},
+            {**modes[1], "drawn": 50},
             {"memory": "sliding", "context": 16, "stride": 4},
         ],
         "lm val": modes,
         "induction": [{"length": 32}, {"length": 64}],
     }
-    assert result_at(prefix, memory="kept", first=50)["bytes"] == 50
+    assert result_at(drawn, memory="kept", drawn=50)["bytes"] == 6 + 45
     assert result_at(stored["evaluations"][2], length=32)["samples"] == 5
     assert stored["evaluations"][0]["results"][0]["nats"] == result_at(entire, memory="kept")["nats"]
     for entry in stored["evaluations"]:

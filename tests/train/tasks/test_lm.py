@@ -4,6 +4,7 @@ import inspect
 import lzma
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from zoo.train.tasks.lm import (
     ByteDataset,
     LanguageModelling,
     compression_baselines,
-    prefix,
+    draw_documents,
     words_and_lines,
 )
 
@@ -108,23 +109,44 @@ class DocumentNumbers(ByteDataset):
 
 
 @settings(max_examples=60, deadline=None)
-@given(contents, st.integers(1, 200))
-def test_a_prefix_has_its_bytes_as_targets_and_no_end_of_the_document_it_cuts(folder, documents, limit):
-    dataset = prefix(byte_dataset(folder, documents), limit)
-    targets = [dataset.window(i, 0, int(length))[1].tolist() for i, length in enumerate(dataset.lengths)]
-    expected, left = [], limit
-    for document in documents:
-        if left > 0:
-            expected.append([*document, END] if len(document) <= left else [*document[:left]])
-            left -= len(document)
-    assert targets == expected
-    text = b"".join(dataset.text(i) for i in range(len(dataset.lengths)))
-    assert text == b"".join(documents)[:limit]
+@given(contents, st.integers(1, 200), st.integers(0, 5))
+def test_drawn_documents_are_whole_and_hold_just_the_bytes_they_should(folder, documents, limit, seed):
+    """Without the last one they hold too few; a document is cut only where it is too long by itself."""
+    drawn = draw_documents(byte_dataset(folder, documents), limit, seed)
+    texts = [drawn.text(i) for i in range(len(drawn.lengths))]
+    targets = [drawn.window(i, 0, int(length))[1].tolist() for i, length in enumerate(drawn.lengths)]
+    is_cut = [len(text) == limit and text not in documents for text in texts]
+    assert targets == [[*text] if cut else [*text, END] for text, cut in zip(texts, is_cut, strict=True)]
+    total = sum(map(len, texts))
+    if sum(map(len, documents)) <= limit:
+        assert texts == documents
+    else:
+        assert total >= limit > total - len(texts[-1])
+        cut = [document[:limit] for document in documents]
+        assert not Counter(texts) - Counter(cut)
 
 
-def test_a_prefix_of_nothing_is_refused(folder):
+def test_documents_are_drawn_evenly_and_by_their_seed_alone(folder):
+    documents = [bytes([i]) * 10 for i in range(8)]
+    dataset, counts = byte_dataset(folder, documents), np.zeros(8)
+    for seed in range(800):
+        drawn = draw_documents(dataset, 20, seed)
+        texts = [drawn.text(i) for i in range(len(drawn.lengths))]
+        assert len(set(texts)) == 2
+        again = draw_documents(dataset, 30, seed)  # a larger limit only adds documents
+        assert [again.text(i) for i in range(3)][:2] == texts
+        counts[[text[0] for text in texts]] += 1
+    assert ((counts - 200) ** 2 / 150).sum() * 7 / 8 < 24.3  # chi squared, p = 0.001, 7 degrees
+
+
+def test_drawing_nothing_is_refused(folder):
     with pytest.raises(UserError, match="at least 1 byte"):
-        prefix(byte_dataset(folder, [b"a"]), 0)
+        draw_documents(byte_dataset(folder, [b"a"]), 0, 0)
+
+
+def test_a_negative_seed_is_refused(task):
+    with pytest.raises(UserError, match=r"task\.seed: expected at least 0, found -1"):
+        LanguageModelling(task.corpus, task.root, seed=-1)
 
 
 def test_compression_baselines():
@@ -162,10 +184,13 @@ def test_end_symbols_are_not_counted_as_bytes(task):
 
 def test_validation_reads_exactly_val_text(task):
     data = DataModule(task, 2, 16, 8, seed=0, val_bytes=70)
-    assert len(data.val_text) == 70
+    assert 70 <= len(data.val_text) < 70 + 52
     targets = torch.cat([batch.targets[batch.targets < END] for batch in data.val_dataloader()])
     assert Counter(bytes(targets[targets != IGNORE].tolist())) == Counter(data.val_text)
     assert task.baselines(data.val_dataset()) == compression_baselines(data.val_text)
+    other_seeds = [replace(task, seed=seed) for seed in range(1, 9)]
+    texts = [DataModule(of_seed, 2, 16, 8, seed=0, val_bytes=50).val_text for of_seed in other_seeds]
+    assert set(texts) == {b"a" * 50, b"b" * 50, b"c" * 50}
     assert len(DataModule(task, 2, 16, 8, seed=0, val_bytes=10**9).val_text) == 153
     assert len(DataModule(task, 2, 16, 8, seed=0).val_text) == 153
     assert sum(int(task.byte_count(batch.targets)) for batch in data.test_dataloader()) == 50
@@ -214,7 +239,7 @@ def test_words_are_those_of_bytes_split_at_any_chunk_size(folder, documents, chu
 
 def test_the_unit_of_words_depends_on_the_corpus(task):
     assert task.word_count(task.split("val")) == (3, "word between white space")
-    assert task.word_count(prefix(task.split("val"), 50))[0] == 1
+    assert task.word_count(draw_documents(task.split("val"), 50, 0))[0] == 1
     task.documents.name = "wikitext-103"
     count, unit = task.word_count(task.split("val"))
     assert count == 3
