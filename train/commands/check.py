@@ -61,7 +61,7 @@ def check(build_model: Callable[[], SequenceModule]) -> int:
             verdict = f"BROKEN: as {crashes[reason]}" if reason in crashes else f"BROKEN: {reason}"
             crashes.setdefault(reason, name)
         print(f"{name:<36}{time.perf_counter() - start:6.2f} s  {verdict}", flush=True)
-    print(f"{broken} laws broken" if broken else "every law holds")
+    print(f"{broken} law{'s' if broken > 1 else ''} broken" if broken else "every law holds")
     return broken
 
 

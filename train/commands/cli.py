@@ -4,18 +4,19 @@ Only Python's own modules are imported up here, so that help answers at once and
 packages are broken.
 """
 
+import ast
 import errno
 import functools
 import inspect
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
+from zoo.train.commands.suggestions import suggestion
 
 ValueParser = Callable[[str], Any]
 """Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
@@ -212,7 +213,7 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
     def call() -> NoReturn:
         args = sys.argv[1:]
         if args[:1] in (["-h"], ["--help"]) or (needs_args and not args):
-            print(sys.modules[main.__module__].__doc__, file=sys.stdout if args else sys.stderr)
+            print(help_text(main), file=sys.stdout if args else sys.stderr)
             sys.exit(0 if args else 2)
         try:
             code = main(args)
@@ -226,6 +227,12 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
         sys.exit(code or 0)
 
     return entry
+
+
+def help_text(main: Callable[..., Any]) -> str:
+    """The docstring of the command's module, from its file where `python -OO` has left it out."""
+    module = sys.modules[main.__module__]
+    return module.__doc__ or ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
 
 
 def user_message(error: BaseException, args: Sequence[str] | None = None) -> str | None:
@@ -262,33 +269,6 @@ def disk_problem(error: BaseException | None) -> str:
             return quoted
         error = error.__cause__ or error.__context__
     return ""
-
-
-def suggestion(message: str, args: Sequence[str] = ()) -> str:
-    """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
-    if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
-        return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))
-    if "'" not in message:
-        return ""
-    from zoo.train.runs.stored import renamed_key
-
-    if new_name := renamed_key(message):
-        return new_name
-    unknown = re.search(r"Could not override '([^']+)'", message)
-    return nearest(unknown[1], config_keys(args)) if unknown else ""
-
-
-def config_keys(args: Sequence[str]) -> list[str]:
-    """Keys of the configuration that these arguments' groups compose; [] where they don't compose."""
-    from zoo.train.runs.config import compose, to_dict
-
-    groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
-    try:
-        cfg = to_dict(compose([arg for arg in args if arg.startswith(groups)]))
-    except Exception:  # the first error is reported anyway
-        return []
-    inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
-    return [*cfg, *inner]
 
 
 def stop(message: str, code: Any) -> NoReturn:

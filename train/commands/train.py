@@ -30,7 +30,7 @@ from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, refuse_unread, register
 from zoo.train.runs.files import is_further_rank
-from zoo.train.runs.overrides import quoted_names, refuse_repeated
+from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.stop_signals import stop_signals
 
@@ -111,6 +111,7 @@ def closed_output_stops() -> Iterator[None]:
 def check_args(arguments: argparse.Namespace) -> None:
     """Raises UserError for arguments that no run can start with, and takes those from `sys.argv` that only
     repeat what the run to be resumed was started with."""
+    check_grammar(arguments.overrides)
     resumes = [arg for arg in arguments.overrides if arg.startswith("resume=")]
     refuse_repeated(resumes or arguments.overrides)  # to resume: the line it was started with, then changes
     for arg in arguments.overrides:

@@ -151,6 +151,12 @@ def is_sharded(cfg: DictConfig) -> bool:
     return not cfg.trainer.strategy.startswith(("auto", "ddp"))
 
 
+CONFIGURATION_ERRORS = (
+    *(ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException),
+    ModuleNotFoundError,  # an accelerator or a strategy whose package isn't installed
+)
+
+
 def make_trainer(
     cfg: DictConfig,
     run_dir: Path,
@@ -192,7 +198,7 @@ def make_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (ValueError, RuntimeError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
+    except CONFIGURATION_ERRORS as error:
         raise UserError(f"trainer: {first_line(error)}") from error
     trainer.fit_loop = NonSkippingFitLoop(trainer.fit_loop)  # to validate even if no step is left
     return trainer

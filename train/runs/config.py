@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from zoo import plugins
 from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
-from zoo.train.runs.overrides import quoted_names
+from zoo.train.runs.overrides import check_grammar, quoted_names
 
 DEFAULT_FIELD = "text"
 
@@ -100,6 +100,7 @@ def register() -> None:
 
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that a command line with these overrides would train with."""
+    check_grammar(overrides)
     plugins.register()
     register()
     with initialize_config_module("zoo.configs", version_base="1.3"):

@@ -1,5 +1,6 @@
 """Overrides of a configuration, `key=value` as Hydra's grammar has them: quoted, read, written."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,32 @@ def refuse_repeated(args: Sequence[str]) -> None:
     for key, count in keys.items():
         if count > 1 and not key.startswith("hydra."):
             raise UserError(f"{key} is given {'twice' if count == 2 else f'{count} times'}")
+
+
+def check_grammar(args: Sequence[str]) -> None:
+    """Raises UserError for a word that isn't key=value, and for a value that Hydra takes in quotes only."""
+    parser = OverridesParser.create()
+    for arg in args:
+        key, equals, value = arg.partition("=")
+        if not equals and not key.startswith("~"):
+            choices = [
+                f"{group}={arg}"
+                for group in plugins.CONFIG_GROUPS
+                if arg in {choice.name for choice in plugins.choices(group)}
+            ]
+            meant = f"; did you mean {' or '.join(choices)}?" if choices else ""
+            raise UserError(f"expected key=value, found {arg!r}{meant}")
+        try:
+            parser.parse_override(arg)
+        except Exception as error:  # Hydra's, of several kinds; the cause is more general than the value
+            quoted = path_override(key, value)
+            try:
+                parser.parse_override(quoted)
+            except Exception:  # not the value's fault: Hydra reports it when it composes
+                continue
+            typed = shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
+            message = f"{key}: expected quotes within quotes for a value such as {value}: {typed}"
+            raise UserError(message) from error
 
 
 def quoted_names(args: Sequence[str]) -> list[str]:

@@ -1,0 +1,41 @@
+"""The end of an error's line about a key or choice that doesn't exist: what there is, and the nearest of it.
+
+Only Python's own modules are imported up here, as in cli.py.
+"""
+
+import re
+from collections.abc import Sequence
+
+from zoo.errors import nearest
+
+
+def suggestion(message: str, args: Sequence[str] = ()) -> str:
+    """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
+    if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
+        return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))
+    if "'" not in message:
+        return ""
+    from zoo.train.runs.stored import renamed_key
+
+    if new_name := renamed_key(message):
+        return new_name
+    if not (unknown := re.search(r"Could not override '([^']+)'", message)):
+        return ""
+    keys = config_keys(args)
+    group = unknown[1].rpartition(".")[0]
+    members = [key.removeprefix(f"{group}.") for key in keys if group and key.startswith(f"{group}.")]
+    known = f"; {group} takes {', '.join(key for key in members if key[0] != '_')}" if members else ""
+    return known + nearest(unknown[1], keys)
+
+
+def config_keys(args: Sequence[str]) -> list[str]:
+    """Keys of the configuration that these arguments' groups compose; [] where they don't compose."""
+    from zoo.train.runs.config import compose, to_dict
+
+    groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
+    try:
+        cfg = to_dict(compose([arg for arg in args if arg.startswith(groups)]))
+    except Exception:  # the first error is reported anyway
+        return []
+    inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
+    return [*cfg, *inner]
