@@ -1,0 +1,229 @@
+"""The recurrence of fast weights in chunks: equal to the loop, gradients and states included, however strong
+the decays, and as exact in float32 as the loop itself."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.memory.fast_weights.recurrence import Inputs, fast_weights, fast_weights_loop
+
+Form = Callable[[Inputs], tuple[Tensor, Tensor]]
+DECAYS, RULES = ("none", "head", "channel"), ("additive", "bonus", "delta", "general")
+ROWS, HEADS = 2, 3
+
+
+def random_inputs(
+    decay: str, rule: str, time: int, head_dim: int = 5, value_dim: int = 4, seed: int = 0
+) -> Inputs:
+    """Arguments as models make them: keys of length 1 where they erase, delta strengths in (0, 2)."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(channels: int) -> Tensor:
+        return torch.randn(ROWS, time, HEADS, channels, generator=rng, dtype=torch.float64)
+
+    q, k, v, state = draw(head_dim), draw(head_dim), draw(value_dim), draw(head_dim * value_dim)[:, 0]
+    g = None if decay == "none" else -draw(1 if decay == "head" else head_dim).exp()
+    a = b = bonus = None
+    if rule == "delta":
+        a = F.normalize(draw(head_dim), dim=-1)
+        k, a = 2 * draw(1).sigmoid() * a, a if g is None else g.exp() * a
+    elif rule == "general":
+        a = -F.normalize(draw(head_dim), dim=-1)
+        b = -a * draw(head_dim).sigmoid()
+    elif rule == "bonus":
+        bonus = draw(head_dim)[0, 0]
+    return Inputs(q, k, v, g, state.unflatten(-1, (head_dim, value_dim)), a, b, bonus)
+
+
+def run(form: Form, inputs: Inputs, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Output, last state, and the gradients through both."""
+    inputs = Inputs(*(x if x is None else x.detach().to(dtype).requires_grad_() for x in inputs))
+    results, rng = form(inputs), torch.Generator().manual_seed(9)
+    total = sum(
+        (x * torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x.device, dtype)).sum()
+        for x in results
+    )
+    return [*results, *torch.autograd.grad(total, [x for x in inputs if x is not None])]
+
+
+def in_chunks(size: int) -> Form:
+    return lambda inputs: fast_weights(inputs, chunk_size=size)
+
+
+def errors(results: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """The worst error of output and state, and of the gradients, each of its tensor's maximum."""
+    worst = [
+        (float((x.double() - y).detach().abs().max()) / max(float(y.detach().abs().max()), 1e-30))
+        if y.numel()
+        else 0.0
+        for x, y in zip(results, exact, strict=True)
+    ]
+    assert all(bool(x.isfinite().all()) for x in results)
+    return [max(worst[:2]), max(worst[2:])]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("time", "size"), [(1, 32), (2, 1), (7, 4), (21, 8), (16, 16), (67, 32)])
+def test_the_chunked_form_equals_the_loop(decay: str, rule: str, time: int, size: int) -> None:
+    inputs = random_inputs(decay, rule, time)
+    results = [run(form, inputs) for form in (in_chunks(size), fast_weights_loop)]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_loop_is_its_equations_for_one_head(rule: str) -> None:
+    """Written with matrices, a row and head at a time."""
+    inputs = random_inputs("channel", rule, 6)
+    o, last = fast_weights_loop(inputs)
+    for row in range(ROWS):
+        for head in range(HEADS):
+            q, k, v, g, a, b = (
+                None if x is None else x[row, :, head]
+                for x in (inputs.q, inputs.k, inputs.v, inputs.g, inputs.a, inputs.b)
+            )
+            S = inputs.state[row, head]
+            for t in range(6):
+                fade = torch.diag(g[t].exp())
+                after = fade @ S + torch.outer(k[t], v[t])
+                if rule == "delta":
+                    after = fade @ S + torch.outer(k[t], v[t] - a[t] @ S)
+                elif rule == "general":
+                    after = (fade + torch.outer(b[t], a[t])) @ S + torch.outer(k[t], v[t])
+                visible = after
+                if rule == "bonus":
+                    visible = S + torch.outer(inputs.bonus[head] * k[t], v[t])
+                torch.testing.assert_close(o[row, t, head], q[t] @ visible)
+                S = after
+            torch.testing.assert_close(last[row, head], S)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_pieces_of_any_length_continue_one_another(decay: str, rule: str) -> None:
+    inputs = random_inputs(decay, rule, 40)
+    whole, outputs, state, start = fast_weights(inputs), [], inputs.state, 0
+    for length in (1, 13, 1, 1, 24):
+        piece = slice(start, start + length)
+        timed = [x if x is None or x.ndim != 4 else x[:, piece] for x in inputs]
+        o, state = fast_weights(Inputs(*timed)._replace(state=state))
+        outputs.append(o)
+        start += length
+    torch.testing.assert_close((torch.cat(outputs, 1), state), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_decay_for_all_channels_is_that_decay_for_each(rule: str) -> None:
+    inputs = random_inputs("head", rule, 21)
+    wide = inputs._replace(g=inputs.g.expand(-1, -1, -1, 5))
+    torch.testing.assert_close(fast_weights(inputs), fast_weights(wide), rtol=1e-12, atol=1e-12)
+
+
+def test_a_delta_rule_with_unit_keys_reads_back_the_last_value_written() -> None:
+    """The additive rule reads the sum of both."""
+    rng = torch.Generator().manual_seed(0)
+    key = F.normalize(torch.randn(1, 1, 1, 8, generator=rng, dtype=torch.float64), dim=-1)
+    k, v = key.expand(-1, 2, -1, -1), torch.randn(1, 2, 1, 3, generator=rng, dtype=torch.float64)
+    state = torch.zeros(1, 1, 8, 3, dtype=torch.float64)
+    delta, _ = fast_weights(Inputs(k, k, v, None, state, a=k))
+    added, _ = fast_weights(Inputs(k, k, v, None, state))
+    torch.testing.assert_close(delta[:, 1], v[:, 1])
+    torch.testing.assert_close(added[:, 1], v.sum(1))
+
+
+def strengthened(inputs: Inputs, kind: str) -> Inputs:
+    """Log decays of a given mean, with -inf at one of 50 tokens, or at -1e-3 and -300 in half of the channels
+    (of the heads, where they have one)."""
+    g = inputs.g
+    if kind == "two rates":
+        rates = torch.tensor([-1e-3, -300.0], dtype=torch.float64)
+        g = rates.repeat(g.shape[-1])[: g.shape[-1]] * torch.ones_like(g)
+        if g.shape[-1] == 1:
+            g[:, :, 1::2] = -300.0
+    elif kind == "forgets":
+        g = g.clone()
+        g[:, ::50] = -math.inf
+    else:
+        g = g / g.mean().abs() * float(kind)
+    return inputs._replace(g=g, a=None if inputs.a is None else F.normalize(inputs.a, dim=-1) * g.exp())
+
+
+STRENGTHS = ("16", "1600", "forgets", "two rates", "1e-4")
+
+
+def check_float32(decay: str, rule: str, kind: str, time: int) -> None:
+    """A few units in the last place are allowed as well: where all has decayed, the loop's gradients are
+    single products, and those of the chunked form sums of products of zeros and one other."""
+    inputs = strengthened(random_inputs(decay, rule, time, 16, 16), kind)
+    inputs = Inputs(*(x if x is None else x.float().double() for x in inputs))
+    exact = run(fast_weights_loop, inputs)
+    found, allowed = (
+        errors(run(form, inputs, torch.float32), exact) for form in (fast_weights, fast_weights_loop)
+    )
+    few = 5 * torch.finfo(torch.float32).eps
+    assert all(error <= max(1.5 * loop, few) for error, loop in zip(found, allowed, strict=True)), (
+        found,
+        allowed,
+    )
+
+
+@pytest.mark.parametrize("kind", STRENGTHS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_float32_is_as_exact_as_the_loop(decay: str, rule: str, kind: str) -> None:
+    check_float32(decay, rule, kind, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STRENGTHS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("decay", ["head", "channel"])
+def test_float32_is_as_exact_as_the_loop_over_a_long_text(decay: str, rule: str, kind: str) -> None:
+    check_float32(decay, rule, kind, 8192)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_under_autocast_it_computes_in_the_dtype_of_the_state(rule: str) -> None:
+    inputs = strengthened(random_inputs("channel", rule, 70), "forgets")
+    inputs = Inputs(*(x if x is None else x.float() for x in inputs))
+    low = [x if x is None or x.ndim != 4 or x is inputs.state else x.bfloat16() for x in inputs]
+    low_inputs = Inputs(*low)._replace(g=inputs.g)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = run(fast_weights, low_inputs, torch.float32)
+        o, state = fast_weights(low_inputs)
+    assert o.dtype == state.dtype == torch.float32
+    assert all(bool(x.isfinite().all()) for x in results)
+    torch.testing.assert_close((o, state), tuple(results[:2]))
+
+
+def test_a_whole_text_on_the_meta_device() -> None:
+    for decay in DECAYS:
+        for rule in RULES:
+            inputs = random_inputs(decay, rule, 70)
+            results = run(fast_weights, Inputs(*(x if x is None else x.to("meta") for x in inputs)))
+            assert all(x.device.type == "meta" for x in results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"b": "k"}, "expected a beside b, found b alone"),
+        ({"a": "k", "bonus": "bonus"}, "expected either a or a bonus, found both"),
+        ({"g": "v"}, "expected g with 1 or 5 channels, found 4"),
+    ],
+)
+def test_arguments_that_no_rule_has(changes: dict[str, str], message: str) -> None:
+    inputs = random_inputs("none", "bonus", 3)
+    replaced = {name: getattr(inputs, value) for name, value in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        fast_weights(inputs._replace(**({"bonus": None} | replaced)))
+
+
+@pytest.mark.parametrize("size", [0, 3, 48, -2])
+def test_a_chunk_size_that_cannot_be_halved(size: int) -> None:
+    with pytest.raises(ValueError, match=f"chunk_size must be a power of two, not {size}"):
+        fast_weights(random_inputs("none", "additive", 3), chunk_size=size)
