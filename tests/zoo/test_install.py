@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 
@@ -81,3 +82,15 @@ def test_console_script(clone: Path, python: Path, tmp_path: Path) -> None:
     install(python, tmp_path, str(clone))
     output = run(python.parent / "zoo", "--help", cwd=tmp_path)
     assert "train an architecture" in output
+
+
+@pytest.mark.slow
+def test_source_distribution_has_tests_docs_and_constraints(clone: Path, tmp_path: Path) -> None:
+    build = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    archive = run(sys.executable, "-c", build, cwd=clone).splitlines()[-1]
+    with tarfile.open(tmp_path / archive) as packed:
+        files = {name.partition("/")[2] for name in packed.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=clone, capture_output=True, text=True, check=True)
+    folders = ("tests/", "docs/", "constraints/", "zoo/", "memory/", "models/", "train/", "configs/")
+    expected = {file for file in tracked.stdout.splitlines() if file.startswith(folders)}
+    assert expected <= files, sorted(expected - files)[:5]
