@@ -28,6 +28,10 @@ class Mixer(DecodeRule, nn.Module):
         """The state before the first token: every tensor has the rows first."""
         return ()
 
+    def device_note(self, device: torch.device) -> str:
+        """What a user of this device should know about the mixer's backend; "" if nothing."""
+        return ""
+
     def init_decode_cache(self, state: State) -> Any:
         """An empty cache of the segment after `state`, for `decode`; only where the class `decodes`."""
         raise NotImplementedError(f"{type(self).__name__} has no cache of an open segment")

@@ -93,6 +93,11 @@ class SequenceModule(StatefulLM, L.LightningModule):
         """As `diagnostics`, of what takes a search to measure: logged with each validation, of its state."""
         return {}
 
+    def device_notes(self, device: torch.device) -> list[str]:
+        """What a user of this device should know about the backends of the model's mixers."""
+        notes = (part.device_note(device) for part in self.modules() if hasattr(part, "device_note"))
+        return list(dict.fromkeys(filter(None, notes)))
+
     def set_progress(self, step: int, steps: int) -> None:
         """Called before training step `step` of `steps`; for models with a schedule."""
 

@@ -1,4 +1,4 @@
-"""CUDA kernels in place of the zoo's loops, where a configuration requests them: `backend: mamba_ssm`.
+"""Kernels in place of the zoo's loops, where a configuration requests them: `backend: mamba_ssm`, `triton`.
 
 causal-conv1d and mamba-ssm (Dao & Gu) are imported on first use, never at a module's top; a missing one is an
 error, never another code path.  Their functions are called, not their modules, which change states in place.
@@ -9,6 +9,7 @@ with N tokens before the text that write the state, and N after it that read it.
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,26 +25,42 @@ from zoo.memory.state_space.inputs import SSDInputs
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (u, dt, A, B, C) -> y
 
 INSTALL = "pip install --no-build-isolation -c constraints/cuda.txt {} (with torch and nvcc installed)"
+TRITON_STATUS = "interpreted and compiled in tests, never run on a GPU yet: compare with model.backend=torch"
+INSTALL_TRITON = "torch for CUDA brings it along on Linux: pip install -c constraints/cuda.txt torch"
 STEP = 2.0**-20  # dt of the tokens that write the state: so short that nothing decays meanwhile
 
 
 def require(package: str, module: str = "") -> Any:
-    """The package (`mamba-ssm`), or a module of it.  If it is missing, raises UserError with the line that
-    installs it."""
+    """The package (`mamba-ssm`, `triton`), or a module of it.  If it is missing, raises UserError with the
+    line that installs it."""
     try:
         return importlib.import_module((module or package).replace("-", "_"))
     except Exception as error:  # a package without its CUDA part fails in many ways
+        install = INSTALL_TRITON if package == "triton" else INSTALL.format(package)
         raise UserError(
-            f"backend: expected the package {package}: {INSTALL.format(package)}; found {first_line(error)}"
+            f"backend: expected the package {package}: {install}; found {first_line(error)}"
         ) from error
 
 
-def for_conv(backend: Literal["torch", "mamba_ssm"]) -> Literal["torch", "causal_conv1d"]:
+def scan_note(backend: str, device: torch.device) -> str:
+    """What a run of Mamba's selective scan on this device says of its backend."""
+    if device.type == "cuda" and backend == "torch":
+        return (
+            "backend torch: Mamba's scan launches about three kernels per token and layer on CUDA; "
+            "model.backend=triton or mamba_ssm launch one per layer"
+        )
+    return f"backend triton: {TRITON_STATUS}" if backend == "triton" else ""
+
+
+def for_conv(backend: Literal["torch", "mamba_ssm", "triton"]) -> Literal["torch", "causal_conv1d"]:
     """The convolution's backend in a mixer with `backend`.
 
-    Raises UserError if mamba-ssm is required and missing.
+    Raises UserError if the package of the mixer's own kernel is missing.
     """
     if backend == "torch":
+        return "torch"
+    if backend == "triton":
+        require("triton")
         return "torch"
     require("mamba-ssm")
     return "causal_conv1d"
@@ -124,6 +141,23 @@ def selective_scan(
         return rearrange(package.selective_scan_fn(u, dt, A.contiguous(), B, C), "b e t -> b t e")
 
     return with_states(scan, u, dt, A, B, C, state)
+
+
+def triton_scan(
+    u: Float[Tensor, "rows time channels"],
+    dt: Float[Tensor, "rows time channels"],
+    A: Float[Tensor, "channels states"],
+    B: Float[Tensor, "rows time groups states"],
+    C: Float[Tensor, "rows time groups states"],
+    state: Float[Tensor, "rows channels states"],
+) -> tuple[Float[Tensor, "rows time channels"], Float[Tensor, "rows channels states"]]:
+    """As `selective_scan`, by the zoo's own kernel (triton_scan.py), in the dtype of the state."""
+    require("triton")
+    module = importlib.import_module("zoo.memory.state_space.triton_scan")
+    if os.environ.get("TRITON_INTERPRET") != "1" and not u.is_cuda:
+        raise UserError(f"backend: expected a CUDA device for the kernels of triton, found {u.device}")
+    result: tuple[Tensor, Tensor] = module.scan(u, dt, A, B, C, state)
+    return result
 
 
 def with_states(

@@ -83,6 +83,9 @@ class MambaMixer(Mixer):
         self.A_log.copy_(torch.arange(1, self.state_size + 1).log().expand_as(self.A_log))
         self.D.fill_(1.0)
 
+    def device_note(self, device: torch.device) -> str:
+        return kernels.scan_note(self.backend, device)
+
     def init_state(self, rows: int) -> MambaState:
         dtype = torch.promote_types(self.A_log.dtype, torch.float32)
         ssm = self.A_log.new_zeros(rows, self.channels, self.state_size, dtype=dtype)

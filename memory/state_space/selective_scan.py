@@ -23,7 +23,7 @@ from zoo.memory.mixer import no_autocast
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.inputs import ScanInputs, cast
 
-Backend = Literal["torch", "mamba_ssm"]
+Backend = Literal["torch", "mamba_ssm", "triton"]
 
 CHUNK = 32  # tokens whose states are in memory at once: they fit into a core's cache
 
@@ -54,8 +54,8 @@ def selective_scan(
     with no_autocast(inputs.u):
         inputs = cast(inputs, inputs.state.dtype)
         u, D, z = inputs.u, inputs.D, inputs.z
-        scan = kernels.selective_scan if backend == "mamba_ssm" else _scan
-        y, h = scan(u, inputs.step_sizes(), inputs.A, inputs.B, inputs.C, inputs.state)
+        scans = {"torch": _scan, "mamba_ssm": kernels.selective_scan, "triton": kernels.triton_scan}
+        y, h = scans[backend](u, inputs.step_sizes(), inputs.A, inputs.B, inputs.C, inputs.state)
         y = y if D is None else torch.addcmul(y, D, u)
         return (y if z is None else y * F.silu(z)), h
 

@@ -142,6 +142,7 @@ def backends() -> Iterator[Finding]:
     yield Finding("torch", "live: every model is complete with it")
     yield faiss()
     yield from (kernel(package) for package in KERNELS)
+    yield triton()
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None)
     text = f"live, with {compiler}" if compiler else "no: it needs a C++ compiler, g++ or clang++"
     yield Finding("torch.compile", text)
@@ -170,6 +171,20 @@ def kernel(package: str) -> Finding:
     if not torch.cuda.is_available():
         return Finding(package, f"no: {version(package)} is installed, but its kernels need a CUDA device")
     return Finding(package, f"live: {version(package)} (backend: mamba_ssm)")
+
+
+def triton() -> Finding:
+    """For `backend: triton` of Mamba, Samba and Jamba."""
+    import torch
+
+    try:
+        backend_check("zoo.memory.state_space.kernels:require")("triton")
+    except UserError as error:
+        return Finding("triton", f"no: {reason(error)}")
+    if not torch.cuda.is_available():
+        return Finding("triton", f"no: {version('triton')} is installed, but its kernels need a CUDA device")
+    note = backend_check("zoo.memory.state_space.kernels:scan_note")("triton", torch.device("cuda"))
+    return Finding("triton", f"live: {version('triton')}; {note}")
 
 
 def reason(error: UserError) -> str:

@@ -94,6 +94,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         write_text(run_dir / "config.yaml", config)
         log_setup(logger, hparams(cfg), score_names(task), config)
     log_sizes(cfg, model, task)
+    for note in model.device_notes(trainer.strategy.root_device):
+        log.info("%s", note)
     # before training: the source files may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
     with ranks_meet(trainer, run_dir):

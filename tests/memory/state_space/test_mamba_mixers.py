@@ -12,9 +12,11 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.memory.mixer import Mixer
+from zoo.memory.state_space import kernels
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.models.blocks import init_weights
+from zoo.models.mamba import Mamba
 from zoo.state import leaves, nbytes
 
 MIXERS: dict[str, Callable[[], Mixer]] = {
@@ -134,3 +136,19 @@ def test_missing_kernels_are_an_error(
     package = missing.replace("_", "-")
     with pytest.raises(UserError, match=f"expected the package {package}: pip install .* {package} "):
         build(backend="mamba_ssm")
+
+
+def test_runs_on_cuda_are_told_of_the_scan() -> None:
+    """Each note once; the Triton kernel is no silent default while no GPU has run it."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    model = Mamba(11, 8, 2, 16, 24)
+    assert model.device_notes(cpu) == []
+    assert [note.partition(":")[0] for note in model.device_notes(cuda)] == ["backend torch"]
+    assert kernels.scan_note("mamba_ssm", cuda) == ""
+    assert "never run on a GPU" in kernels.scan_note("triton", cuda)
+
+
+def test_the_triton_kernel_is_required_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UserError, match=r"expected the package triton: torch for CUDA brings it along"):
+        MambaMixer(8, 12, backend="triton")

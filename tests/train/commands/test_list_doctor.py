@@ -323,3 +323,15 @@ def test_doctor_takes_no_words(ran: Ran) -> None:
     code, out, err = ran("doctor", "now")
     assert (code, out) == (2, "")
     assert err == "error: doctor: expected no further arguments, found 'now'\n"
+
+
+def test_triton_and_its_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU its scan is live, and said never to have run on one."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "expected the package triton: torch for CUDA brings it along" in doctor.triton().text
+    monkeypatch.setitem(sys.modules, "triton", sys)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "need a CUDA device" in doctor.triton().text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert doctor.triton().text.startswith("live: ")
+    assert "never run on a GPU" in doctor.triton().text
