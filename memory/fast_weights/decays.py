@@ -87,6 +87,7 @@ class _Halving(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, g: Tensor, after: bool, m: int, *vectors: Tensor
     ) -> tuple[Tensor, ...]:
+        g = g.contiguous()
         chunks, tokens, _ = g.shape
         x, y = torch.stack(vectors[:m], dim=2), torch.stack(vectors[m:], dim=2)
         products = g.new_zeros(m, y.shape[2], chunks, tokens, tokens)
