@@ -85,6 +85,7 @@ SMALL_TASKS = {
     "recall": ("task.length=64",),
     "selective_copy": ("task.length=64", "task.remembered=4"),
 }
+TEXT_TASKS = ("lm", "needle", "babilong")  # those that read data.corpus
 STORIES = "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary? \tbathroom\t1\n"
 
 
@@ -299,6 +300,8 @@ def at_size_nano(words: list[str]) -> list[str]:
     if any("induction" in word for word in words if word.startswith("experiment=")):
         task = "induction"
     small = [*SMALL, *SMALL_TASKS.get(task, ()), *(["task.eval_samples=8"] if task != "lm" else [])]
+    if task not in TEXT_TASKS:
+        small.remove("data.corpus=text")
     if task == "passkey" and "task.form=compact" in words:
         small.append("task.length=64")
     taken = {word.partition("=")[0] for word in small}
