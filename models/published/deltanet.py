@@ -4,7 +4,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer, Rule
-from zoo.models.published.weights import Config, Table, flag, number, require, same
+from zoo.models.published.weights import Config, Table, flag, fraction, number, require, same
 
 RULES: dict[str, Rule] = {"delta": "delta", "gated_delta": "gated", "kda": "kda"}
 
@@ -46,6 +46,16 @@ def times(size: int, factor: Any, name: str) -> int:
     return round(size * factor)
 
 
+def real(config: Config, name: str, default: float | None) -> float | None:
+    """A number, or the default, which may be None."""
+    value = config.get(name, default)
+    if value is None and default is None:
+        return None
+    if type(value) not in (int, float):
+        raise UserError(f"config: expected {name}, a number, found {value!r}")
+    return float(value)
+
+
 def mixer_shape(config: Config) -> dict[str, Any]:
     """DeltaMixer's keywords from a layer's config, whose `rule` says which layer it is."""
     if config.get("rule") not in RULES:
@@ -69,7 +79,7 @@ def mixer_shape(config: Config) -> dict[str, Any]:
         "conv_size": number(config, "conv_size", default=4) if flag(config, "use_short_conv", True) else 0,
         "conv_bias": flag(config, "conv_bias", False),
         "negative_eigenvalues": flag(config, "allow_neg_eigval", False),
-        "lower_bound": config.get("lower_bound"),
+        "lower_bound": real(config, "lower_bound", None),
         "steps": number(config, "num_householder", default=1),
-        "norm_eps": config.get("norm_eps", 1e-5),
+        "norm_eps": fraction(config, "norm_eps", 1e-5),
     }

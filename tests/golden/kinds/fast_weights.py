@@ -3,16 +3,18 @@ check, with the state that each layer carries under the file's names."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.golden.cases import Case
-from zoo.memory.fast_weights.delta_mixer import DeltaMixer, DeltaState
+from zoo.memory.fast_weights.delta_mixer import DeltaMixer
+from zoo.memory.fast_weights.gla_mixer import GLAMixer
 from zoo.memory.fast_weights.recurrence import Inputs, fast_weights, fast_weights_loop
 from zoo.memory.mixer import Mixer
-from zoo.models.published import deltanet
+from zoo.models.published import deltanet, gla
 from zoo.models.published.weights import Table, fill, gradients
 
 Named = dict[str, Tensor]
@@ -113,19 +115,26 @@ def check_layer(case: Case, mixer: Mixer, table: Table, states: States) -> None:
     case.expect(batch=len(case.tensors["in/x"]))
 
 
-def check_deltanet_layer(case: Case) -> None:
+def check_fla_layer(case: Case, made: type[DeltaMixer | GLAMixer], published: ModuleType) -> None:
+    """A layer whose convolutions, where it has them, are one of ours over queries, keys and values."""
     config = case.config
     case.expect(hidden_size=case.tensors["in/x"].shape[-1])
-    mixer = DeltaMixer(config["hidden_size"], **deltanet.mixer_shape(config))
+    mixer = made(config["hidden_size"], **published.mixer_shape(config))
 
-    def states(state: DeltaState) -> Named:
-        convs = state.conv.mT.split(mixer.qkv, dim=1)
-        return {"S": state.matrix, **dict(zip(("conv_q", "conv_k", "conv_v"), convs, strict=True))}
+    def states(state: Any) -> Named:
+        convs = state.conv.mT.split(mixer.qkv, dim=1) if state.conv.shape[1] else ()
+        return {"S": state.matrix, **dict(zip(("conv_q", "conv_k", "conv_v"), convs, strict=False))}
 
-    check_layer(case, mixer, deltanet.mixer_table(mixer), states)
+    check_layer(case, mixer, published.mixer_table(mixer), states)
+
+
+def check_gla_layer(case: Case) -> None:
+    case.expect(rule="gla")
+    check_fla_layer(case, GLAMixer, gla)
 
 
 KINDS: dict[str, Callable[[Case], None]] = {
     **dict.fromkeys(("gla/core", "retnet/core", "deltanet/core", "rwkv/core"), check_core),
-    "deltanet/layer": check_deltanet_layer,
+    "gla/layer": check_gla_layer,
+    "deltanet/layer": partial(check_fla_layer, made=DeltaMixer, published=deltanet),
 }
