@@ -122,7 +122,7 @@ def check_fla_layer(case: Case, made: type[DeltaMixer | GLAMixer], published: Mo
     mixer = made(config["hidden_size"], **published.mixer_shape(config))
 
     def states(state: Any) -> Named:
-        convs = state.conv.mT.split(mixer.qkv, dim=1) if state.conv.shape[1] else ()
+        convs = state.conv.mT.split(mixer.qkv, dim=1) if mixer.conv is not None else ()
         return {"S": state.matrix, **dict(zip(("conv_q", "conv_k", "conv_v"), convs, strict=False))}
 
     check_layer(case, mixer, published.mixer_table(mixer), states)
