@@ -18,7 +18,7 @@ Carried: every head's S, and the convolution's last K-1 inputs (q, k and v).
 Differs from the papers: nothing.  A memory decays first, is read with k after that, and is then written.
 """
 
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +51,6 @@ class DeltaMixer(Mixer):
 
     `steps` writes a token, of which the first decays.  `conv_size` 0 leaves out the convolution.
     """
-
-    no_weight_decay: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
 
     def __init__(
         self,

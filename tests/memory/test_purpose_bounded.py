@@ -25,6 +25,10 @@ from zoo.state import lazy_field_names
 CONSTANT, GROWS = 1.4, 2.0  # at most, at least
 GROWING: dict[str, set[str]] = {
     "infini": {"matrix", "normaliser"},  # sums over the text; an answer is a quotient of the two
+    "linear_transformer": {"matrix"},  # both in one matrix
+    "performer": {"matrix"},
+    "based": {"matrix"},
+    "lightning": {"matrix"},  # its last layer forgets nothing; a norm follows
 }
 """{model: fields of its state that grow with the text}"""
 

@@ -34,6 +34,8 @@ DECAY = (
     "*.rnn.weight_ih_l0",
     "*.rnn.weight_hh_l0",
     "*.gate.weight",
+    "*.gate_proj.weight",
+    "*.decay_proj.weight",
     "*.decay_gate.weight",
     "*.input_gate.weight",
     "*.memory.key.weight",
