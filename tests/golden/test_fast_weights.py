@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 
 from tests.golden.cases import Case
-from tests.golden.kinds import fast_weights as kinds
-from tests.golden.reference.fast_weights import Layer, delta_layer, gla_layer
+from tests.golden.reference.fast_weights import Layer, delta_layer, gla_layer, hgrn2_layer
 from tests.golden.reference.hybrid_layers import Config, Tensors
+from tests.golden.test_golden import KINDS
 from zoo.errors import UserError
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer
 from zoo.memory.fast_weights.gla_mixer import GLAMixer
-from zoo.models.published import deltanet, gla
+from zoo.memory.fast_weights.hgrn2_mixer import HGRN2Mixer
+from zoo.models.published import deltanet, gla, hgrn2
 from zoo.models.published.weights import gradients
 
 DELTA: Config = {"rule": "delta", "hidden_size": 12, "num_heads": 2}
 GATED: Config = {"rule": "gated_delta", "hidden_size": 10, "num_heads": 2, "head_dim": 4, "expand_v": 1.5}
 KDA: Config = {"rule": "kda", "hidden_size": 10, "num_heads": 2, "head_dim": 4}
 GLA: Config = {"rule": "gla", "hidden_size": 12, "num_heads": 2, "gate_low_rank_dim": 3}
+HGRN2: Config = {"rule": "hgrn2", "hidden_size": 12, "num_heads": 3, "expand_ratio": 5}
 VARIANTS: dict[str, Config] = {
     "delta: plain": DELTA,
     "delta: negative eigenvalues": DELTA | {"allow_neg_eigval": True},
@@ -45,9 +47,15 @@ VARIANTS: dict[str, Config] = {
     "gla: shared keys": GLA | {"num_heads": 4, "num_kv_heads": 2, "expand_k": 1.0, "expand_v": 2},
     "gla: clamped": GLA | {"gate_logit_normalizer": 4, "clamp_min": -0.1},
     "gla: no gate": GLA | {"use_output_gate": False, "norm_eps": 0.1},
+    "hgrn2: plain": HGRN2 | {"norm_eps": 0.1},
+    "hgrn2: convolutions": HGRN2 | {"use_short_conv": True, "conv_size": 3},
+    "hgrn2: biased convolutions": HGRN2 | {"use_short_conv": True, "conv_bias": True},
+    "hgrn2: gates of the width": HGRN2 | {"expand_ratio": None},
+    "hgrn2: heads of the width": HGRN2 | {"num_heads": None, "expand_ratio": 6},
 }
 PARTS: dict[str, tuple[str, Any, Any, Any]] = {
     "gla": ("gla/layer", GLAMixer, gla, gla_layer),
+    "hgrn2": ("gla/layer", HGRN2Mixer, hgrn2, hgrn2_layer),
     **dict.fromkeys(("delta", "gated_delta", "kda"), ("deltanet/layer", DeltaMixer, deltanet, delta_layer)),
 }
 LENGTHS = [3, 4, 2]
@@ -96,7 +104,7 @@ def case_of(c: Config) -> Case:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_layer(variant: str) -> None:
     case = case_of(VARIANTS[variant])
-    kinds.KINDS[case.kind](case)
+    KINDS[case.kind](case)
     case.close()
 
 
@@ -116,7 +124,7 @@ def test_layer(variant: str) -> None:
 def test_a_field_that_changes_no_shape_changes_the_numbers(variant: str, change: Config) -> None:
     case = case_of(VARIANTS[variant])
     case = Case(case.kind, {**VARIANTS[variant], **change, "batch": 2}, case.tensors)
-    kinds.KINDS[case.kind](case)
+    KINDS[case.kind](case)
     with pytest.raises(AssertionError, match="out/y: off by"):
         case.close()
 
@@ -129,6 +137,7 @@ def test_a_field_that_changes_no_shape_changes_the_numbers(variant: str, change:
         (DELTA | {"expand_v": 1.3}, "expected expand_v that makes 12 a whole number, found 1.3"),
         (KDA | {"lower_bound": "low"}, "expected lower_bound, a number, found 'low'"),
         (GLA | {"feature_map": "relu"}, "expected feature_map None, the only one supported, found 'relu'"),
+        (HGRN2 | {"num_heads": 5}, "expected num_heads that divides 12, found 5"),
         (GLA | {"num_heads": 5}, "expected num_heads that divides 6 and 12, found 5"),
     ],
 )

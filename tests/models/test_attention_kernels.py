@@ -29,6 +29,7 @@ WITHOUT_KERNEL = {
     "gated_deltanet": "no attention",
     "kda": "no attention",
     "retnet": "no attention",
+    "hgrn2": "no attention",
     "lightning": "no attention",
     "linear_transformer": "no softmax",
     "performer": "no softmax",

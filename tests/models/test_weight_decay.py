@@ -61,6 +61,7 @@ DONT_DECAY = (
     "*.average_gain",
     "*.sharpness",
     "*.A_log",
+    "*.bounds.logits",
     "*.D",
     "*.rate",
     "*.average.alpha",

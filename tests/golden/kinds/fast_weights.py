@@ -14,7 +14,7 @@ from zoo.memory.fast_weights.delta_mixer import DeltaMixer
 from zoo.memory.fast_weights.gla_mixer import GLAMixer
 from zoo.memory.fast_weights.recurrence import Inputs, fast_weights, fast_weights_loop
 from zoo.memory.mixer import Mixer
-from zoo.models.published import deltanet, gla
+from zoo.models.published import deltanet
 from zoo.models.published.weights import Table, fill, gradients
 
 Named = dict[str, Tensor]
@@ -128,13 +128,7 @@ def check_fla_layer(case: Case, made: type[DeltaMixer | GLAMixer], published: Mo
     check_layer(case, mixer, published.mixer_table(mixer), states)
 
 
-def check_gla_layer(case: Case) -> None:
-    case.expect(rule="gla")
-    check_fla_layer(case, GLAMixer, gla)
-
-
 KINDS: dict[str, Callable[[Case], None]] = {
     **dict.fromkeys(("gla/core", "retnet/core", "deltanet/core", "rwkv/core"), check_core),
-    "gla/layer": check_gla_layer,
     "deltanet/layer": partial(check_fla_layer, made=DeltaMixer, published=deltanet),
 }

@@ -107,3 +107,27 @@ def gla_layer(x: Tensor, p: Tensors, c: Config) -> Layer:
         y = normed(o, p, "g_norm", c)
     inputs = {"q": q_in, "k": k_in, "v": v_in}
     return linear(y, p, "o_proj"), carried(states, inputs, c.get("conv_size", 4))
+
+
+def hgrn2_layer(x: Tensor, p: Tensors, c: Config) -> Layer:
+    """Section 2.2, HGRN2, without a lower bound; nothing follows its convolutions."""
+
+    def projected(name: str) -> tuple[Tensor, Tensor | None]:
+        y = linear(x, p, f"{name}_proj")
+        if not c.get("use_short_conv", False):
+            return y, None
+        return conv(y, p[f"{name}_conv1d.weight"][:, 0].T, p.get(f"{name}_conv1d.bias")), y
+
+    (q, q_in), (f, f_in), (v, v_in) = (projected(name) for name in "qfi")
+    heads = c.get("num_heads") or x.shape[1] // c["expand_ratio"]
+    q, f, v = (part.unflatten(1, (heads, -1)) for part in (silu(q), 1 / (1 + (-f).exp()), v))
+    memory, states, outputs = torch.zeros(heads, q.shape[-1], v.shape[-1], dtype=x.dtype), [], []
+    for t in range(len(x)):
+        memory = torch.stack(
+            [torch.diag(f[t, h]) @ memory[h] + torch.outer(1 - f[t, h], v[t, h]) for h in range(heads)]
+        )
+        states.append(memory)
+        outputs.append(torch.cat([memory[h].T @ q[t, h] / q.shape[-1] ** 0.5 for h in range(heads)]))
+    y = rms(torch.stack(outputs), p["g_norm.weight"], 1e-5)
+    inputs = {"q": q_in, "f": f_in, "i": v_in}
+    return linear(y, p, "o_proj"), carried(states, inputs, c.get("conv_size", 4))
