@@ -16,7 +16,7 @@ per target, with 95 % Wilson intervals, by the labels of Task.groups, on a grid 
 
     lengths=      1000,4000 or multiples of the task's own, 1x,4x,64x (default 1x,4x,16x,64x)
     depths=       per cent, where the task has that axis (default 0,25,50,75,100)
-    prompts=      samples per cell (default 50; without axes the whole split)
+    prompts=      samples per cell (default 50; without depths up to 2,048; without axes the whole split)
 
 Text: bits per byte, word perplexity and loss by position, with the memory carried from segment to segment
 and with the memory reset at every segment; the difference is the gain by memory.

@@ -11,11 +11,19 @@
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
         samples                         how many
         exact, targets                  exact match (samples of which every target is hit) and accuracy per
-                                        target: share, hits, of, bounds low and high of the 95 % interval
+                                        target: share, hits, of, bounds low and high of the 95 % interval, and
+                                        where targets share samples, how many independent ones say as much
+        evidence                        where it is known: sums over the targets by distance to their nearest
+                                        evidence (-1: without): targets, hits, nats, of a guess chance and
+                                        constant, of the best prediction bayes
+        beyond                          accuracy of the targets whose distance is `reach` or more
+        reset                           the four above, with the memory reset at every segment
         groups                          both, for the samples of each label
         scores                          means of the task's further scores of a sample
         nats, tokens, bytes, bits_per_byte, word_perplexity, by_position …              of text
-        reference, reference_exact      baselines: accuracy per target or bits per byte; exact match
+        documents, standard_errors      of text: nats, targets and bytes of every document; errors over them
+        reference, reference_exact      baselines: accuracy per target or bits per byte; exact match; among
+                                        them "in view", a perfect reader of a target's segment
         tokens_per_s                    positions read, or targets of a sliding window
         peak_memory_bytes               during this measurement; with peak_so_far also of all before it
         asked                           the options that it was run with
@@ -35,6 +43,7 @@ from zoo.train.runs.files import write_text
 from zoo.train.runs.resources import PeakMemory
 
 FILE = "evaluation.json"
+IN_VIEW = "in view"  # the name, among baselines, of a perfect reader of a target's segment
 FORMAT = 1
 EvalEntry = dict[str, Any]
 EvalResult = dict[str, Any]
@@ -109,13 +118,19 @@ def has_grid(result: EvalResult) -> bool:
 
 def pooled(results: list[EvalResult], axis: str, kind: str = "exact") -> Proportions:
     """Proportions at every point of one axis, pooled over all other axes."""
-    totals: dict[Number, list[int]] = {}
+    parts: dict[Number, list[dict[str, Any]]] = {}
     for result in results:
-        if axis in result["axes"]:
-            total = totals.setdefault(result["axes"][axis], [0, 0])
-            total[0] += result[kind]["hits"]
-            total[1] += result[kind]["of"]
-    return {point: proportion(*total) for point, total in sorted(totals.items())}
+        if axis in result["axes"] and kind in result:
+            parts.setdefault(result["axes"][axis], []).append(result[kind])
+    return {point: pool(shares) for point, shares in sorted(parts.items())}
+
+
+def pool(shares: list[dict[str, Any]]) -> dict[str, Any]:
+    """The proportion of all their trials."""
+    effective = None
+    if any("effective" in share for share in shares):
+        effective = float(sum(share.get("effective", share["of"]) for share in shares))
+    return proportion(sum(share["hits"] for share in shares), sum(share["of"] for share in shares), effective)
 
 
 def losses(result: EvalResult) -> Buckets:
@@ -157,8 +172,7 @@ def baselines(entry: EvalEntry, share: str) -> dict[str, float]:
     """Scores of predictors that learn nothing under one of the shares, for the last result."""
     last = entry["results"][-1] if entry["results"] else {}
     key = "reference_exact" if share == "exact" and multiple_targets(entry["results"]) else "reference"
-    references: dict[str, float] = last.get(key, {})
-    return references
+    return {name: score for name, score in last.get(key, {}).items() if name != IN_VIEW}
 
 
 def multiple_targets(results: list[EvalResult]) -> bool:

@@ -2,22 +2,27 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.train.evaluation.intervals import proportion
+from zoo.module import SequenceModule
+from zoo.train.evaluation.evidence import beyond, by_distance, gather_targets, in_view
+from zoo.train.evaluation.intervals import clustered_proportion, proportion
 from zoo.train.evaluation.options import EvalOptions, PrintLine
-from zoo.train.evaluation.results import EvalResult, speed_and_memory
+from zoo.train.evaluation.results import IN_VIEW, EvalResult, speed_and_memory
 from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, predict_samples, progress_bar
 from zoo.train.plotting.charts import Number, format_number
 from zoo.train.runs.resources import PeakMemory
-from zoo.train.tasks.base import Dataset, Subset, Task, references
+from zoo.train.tasks.base import Dataset, SampleTask, Subset, Task, references
 
 DEFAULT_LENGTHS = ["1x", "4x", "16x", "64x"]
 DEFAULT_DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]  # per cent
-DEFAULT_SAMPLES_PER_CELL = 50
+DEFAULT_SAMPLES_PER_CELL = 50  # at least; without depths as many as fit into
+POSITIONS_PER_CELL = 2**18
+MAX_SAMPLES_PER_CELL = 2048
 MIN_SAMPLES_PER_CELL = 16  # where `tokens` limits them
 
 
@@ -28,33 +33,43 @@ def evaluate_samples(
     cells = list(grid(task, options, length))
     for index, point in enumerate(cells, 1):
         cell_task = task.at(**task_axes(point))
-        all_samples = cell_task.split(options.split)
-        dataset = Subset(all_samples, samples_per_cell(all_samples, options, bool(point), cell_task.name))
+        all_samples = with_samples(cell_task, wanted_samples(options, point)).split(options.split)
+        dataset = Subset(all_samples, samples_per_cell(all_samples, options, point, cell_task.name))
         tokens, samples = int(dataset.lengths.sum()), len(dataset.lengths)
         peak = PeakMemory(reader.model.device)
-        with progress_bar(tokens) as advance:
-            predictions = predict_samples(reader._replace(on_progress=advance), dataset)
-        speed_and_memory_fields = speed_and_memory(tokens, predictions.seconds, peak)
-        num_targets, num_hits = predictions.num_targets, predictions.num_hits
-        exact_match = proportion(int((num_hits == num_targets).sum()), samples)
-        target_accuracy = proportion(int(num_hits.sum()), int(num_targets.sum()))
+        with progress_bar(2 * tokens) as advance:
+            watched = reader._replace(on_progress=advance)
+            predictions = predict_samples(watched, dataset)
+            speed_and_memory_fields = speed_and_memory(tokens, predictions.seconds, peak)
+            without_memory = predict_samples(watched, dataset, reset_memory=True)
+        kept = shares(dataset, predictions, reader.model)
         by_label = shares_by_label(cell_task, all_samples, predictions)
         cell = ", ".join(f"{name} {format_number(value)}" for name, value in point.items()) or cell_task.name
-        scores = f"{exact_match['hits']} of {samples}"
-        if target_accuracy["of"] != samples:
-            scores = f"exact match {scores}, per {task.target_noun} {target_accuracy['share']:.1%}"
-        print_line(f"[{index}/{len(cells)}] {cell}: {scores}, {predictions.seconds:.1f} s")
+        print_line(
+            f"[{index}/{len(cells)}] {cell}: {describe(kept, task.target_noun)}, {predictions.seconds:.1f} s"
+        )
         yield {  # under the keys of evaluation.json
             "axes": point,
             "samples": samples,
-            "exact": exact_match,
-            "targets": target_accuracy,
+            **kept,
+            "reset": shares(dataset, without_memory, reader.model),
             "groups": {name: labels for name, labels in by_label.items() if name not in point},
             **mean_scores(cell_task, all_samples, predictions),
-            **references(cell_task, dataset),
+            **with_view(references(cell_task, dataset), dataset, predictions, reader.model.segment_len),
             "tokens": tokens,
             **speed_and_memory_fields,
         }
+
+
+def describe(shares: EvalResult, target_noun: str) -> str:
+    """The shares of a cell in one line."""
+    exact, targets = shares["exact"], shares["targets"]
+    line = f"{exact['hits']} of {exact['of']}"
+    if targets["of"] != exact["of"]:
+        line = f"exact match {line}, per {target_noun} {targets['share']:.1%}"
+    if beyond_reach := shares.get("beyond"):
+        line += f", beyond {beyond_reach['reach']:,} {beyond_reach['share']:.1%}"
+    return line
 
 
 # -- cells
@@ -101,7 +116,22 @@ def task_axes(point: dict[str, Number]) -> dict[str, float]:
     return {axis: value / 100 if axis == "depth" else float(value) for axis, value in point.items()}
 
 
-def samples_per_cell(dataset: Dataset, options: EvalOptions, has_axes: bool, task: str) -> int:
+def wanted_samples(options: EvalOptions, point: dict[str, Number]) -> int:
+    """The most samples that a cell may read, if the task has as many; 0 for as many as it has."""
+    if options.split == "train":
+        return 0
+    return options.prompts or (MAX_SAMPLES_PER_CELL if point and "depth" not in point else 0)
+
+
+def with_samples(task: Task, count: int) -> Task:
+    """The task with `count` held-out samples or more, if it can draw more without touching others."""
+    draws_splits_separately = type(task).check_unseen is Task.check_unseen
+    if isinstance(task, SampleTask) and draws_splits_separately and count > task.eval_samples:
+        return replace(task, eval_samples=count)  # type: ignore[type-var]
+    return task
+
+
+def samples_per_cell(dataset: Dataset, options: EvalOptions, point: dict[str, Number], task: str) -> int:
     """How many of the dataset's samples a cell reads."""
     available = len(dataset.lengths)
     if options.prompts is not None and options.prompts > available:
@@ -109,33 +139,71 @@ def samples_per_cell(dataset: Dataset, options: EvalOptions, has_axes: bool, tas
             f"evaluate: prompts: expected at most the {available:,} samples of {task}'s {options.split} "
             f"split, found {options.prompts:,}"
         )
-    count = min(options.prompts or (DEFAULT_SAMPLES_PER_CELL if has_axes else available), available)
-    if options.tokens is None:
-        return count
-    fitting = int(np.searchsorted(np.cumsum(dataset.lengths), options.tokens, side="right"))
-    return min(count, max(MIN_SAMPLES_PER_CELL, fitting))
+    ends = np.cumsum(dataset.lengths)
+    if options.prompts or not point:
+        count = options.prompts or available
+    elif "depth" in point:
+        count = DEFAULT_SAMPLES_PER_CELL
+    else:
+        cheap = int(np.searchsorted(ends, POSITIONS_PER_CELL, side="right"))
+        count = min(max(DEFAULT_SAMPLES_PER_CELL, cheap), MAX_SAMPLES_PER_CELL)
+    if options.tokens is not None:
+        fitting = int(np.searchsorted(ends, options.tokens, side="right"))
+        count = min(count, max(MIN_SAMPLES_PER_CELL, fitting))
+    return min(count, available)
 
 
 # -- labels and scores
+
+
+def shares(dataset: Dataset, predictions: SamplePredictions, model: SequenceModule) -> EvalResult:
+    """Exact match and accuracy per target; where evidence is known also sums by its distance, and accuracy
+    beyond the model's reach, or beyond its segment if it has no limit."""
+    num_hits, num_targets = predictions.num_hits, predictions.num_targets
+    of_dataset: EvalResult = {
+        "exact": proportion(int((num_hits == num_targets).sum()), len(num_hits)),
+        "targets": clustered_proportion(num_hits, num_targets),
+    }
+    if targets := gather_targets(dataset, predictions):
+        of_dataset["evidence"] = by_distance(targets)
+        reach = model.reach if isinstance(model.reach, int) else model.segment_len
+        if beyond_reach := beyond(targets, reach):
+            of_dataset["beyond"] = beyond_reach
+    return of_dataset
+
+
+def with_view(
+    baselines: dict[str, dict[str, float]], dataset: Dataset, predictions: SamplePredictions, segment_len: int
+) -> dict[str, dict[str, float]]:
+    """A task's baselines, and beside them the score of a perfect reader of a target's segment, if known."""
+    if view := in_view(dataset, predictions.positions, segment_len):
+        for key, score in (("reference", view.accuracy), ("reference_exact", view.exact)):
+            if key in baselines:
+                baselines[key][IN_VIEW] = score
+    return baselines
 
 
 def shares_by_label(
     task: Task, dataset: Dataset, predictions: SamplePredictions
 ) -> dict[str, list[dict[str, Any]]]:
     """Both shares of the samples with each label, by the label names of `Task.groups`."""
-    totals: dict[str, dict[Any, list[int]]] = {}
-    counts = zip(predictions.num_targets.tolist(), predictions.num_hits.tolist(), strict=True)
-    for document, (num_targets, num_hits) in enumerate(counts):
+    documents: dict[str, dict[Any, list[int]]] = {}
+    for document in range(len(predictions.hits)):
         for name, label in task.groups(dataset, document).items():
-            total = totals.setdefault(name, {}).setdefault(label, [0, 0, 0, 0])
-            for i, count in enumerate((int(num_hits == num_targets), 1, num_hits, num_targets)):
-                total[i] += count
+            documents.setdefault(name, {}).setdefault(label, []).append(document)
+    is_exact = predictions.num_hits == predictions.num_targets
     return {
         name: [
-            {"value": label, "exact": proportion(*total[:2]), "targets": proportion(*total[2:])}
-            for label, total in sorted(by_label.items(), key=lambda item: natural_order(item[0]))
+            {
+                "value": label,
+                "exact": proportion(int(is_exact[members].sum()), len(members)),
+                "targets": clustered_proportion(
+                    predictions.num_hits[members], predictions.num_targets[members]
+                ),
+            }
+            for label, members in sorted(by_label.items(), key=lambda item: natural_order(item[0]))
         ]
-        for name, by_label in totals.items()
+        for name, by_label in documents.items()
     }
 
 

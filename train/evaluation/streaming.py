@@ -84,29 +84,43 @@ class SamplePredictions(NamedTuple):
     num_targets: Int64[np.ndarray, " samples"]
     num_hits: Int64[np.ndarray, " samples"]
     hits: list[Bool[np.ndarray, " targets"]]  # of each sample, in the order of its targets
+    nats: list[Float64[np.ndarray, " targets"]]
+    positions: list[Int64[np.ndarray, " targets"]]  # that predict them
     seconds: float
 
 
-def predict_samples(reader: StreamReader, dataset: Dataset) -> SamplePredictions:
-    parts = [[np.zeros(0, np.bool_)] for _ in dataset.lengths]
+def predict_samples(reader: StreamReader, dataset: Dataset, reset_memory: bool = False) -> SamplePredictions:
+    parts = [[(np.zeros(0, np.bool_), np.zeros(0), np.zeros(0, np.int64))] for _ in dataset.lengths]
     start = time.perf_counter()
-    for spans, batch, outputs in reader.batches(dataset):
+    for spans, batch, outputs in reader.batches(dataset, reset_memory):
         is_target, hit = torch.stack([batch.targets != IGNORE, outputs["hits"]]).cpu().numpy()
+        nats = outputs["nats"].double().cpu().numpy()
         for row, span in enumerate(spans):
             if span is not None and is_target[row].any():  # few windows of a long sample have targets
-                parts[span.document].append(hit[row][is_target[row]])
-    hits = [np.concatenate(part) for part in parts]
+                indices = np.flatnonzero(is_target[row])
+                parts[span.document].append((hit[row][indices], nats[row][indices], span.start + indices))
+    columns = [[np.concatenate(part) for part in zip(*of_sample, strict=True)] for of_sample in parts]
+    hits, nats_of, positions = map(list, zip(*columns, strict=True))
     num_targets, num_hits = np.array([(len(mask), mask.sum()) for mask in hits], np.int64).T
-    return SamplePredictions(num_targets, num_hits, hits, time.perf_counter() - start)
+    return SamplePredictions(num_targets, num_hits, hits, nats_of, positions, time.perf_counter() - start)
+
+
+class DocumentLosses(NamedTuple):
+    """Sums over every document."""
+
+    nats: Float64[np.ndarray, " documents"]
+    targets: Int64[np.ndarray, " documents"]
+    bytes: Int64[np.ndarray, " documents"]
 
 
 class PositionLosses(NamedTuple):
-    """Nats and targets of every bucket of positions in a document; hits and bytes of all buckets."""
+    """Nats and targets of every bucket of positions in a document; hits of all; and the same sums over
+    every document."""
 
     nats: Float64[np.ndarray, " buckets"]
     targets: Int64[np.ndarray, " buckets"]
     hits: int
-    bytes: int
+    documents: DocumentLosses
     seconds: float
 
 
@@ -118,22 +132,30 @@ def position_losses(
     reset_memory: bool = False,
 ) -> PositionLosses:
     """`edges` are the first positions of all buckets but the first."""
-    offsets = np.zeros(len(dataset.lengths), np.int64)
+    offsets, document_of = np.zeros(len(dataset.lengths), np.int64), np.arange(len(dataset.lengths))
     if isinstance(dataset, SlidingWindows):
-        offsets = dataset.offsets
+        offsets, document_of = dataset.offsets, dataset.documents
     nats, targets = np.zeros(len(edges) + 1), np.zeros(len(edges) + 1, np.int64)
-    hits = num_bytes = 0
+    count = int(document_of.max(initial=-1)) + 1
+    documents = DocumentLosses(np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.int64))
+    hits = 0
     start = time.perf_counter()
     for spans, batch, outputs in reader.batches(dataset, reset_memory):
         starts = np.array([span.start + offsets[span.document] if span else 0 for span in spans])
         positions = starts[:, None] + np.arange(batch.tokens.shape[1])
         is_target = (batch.targets != IGNORE).cpu().numpy()
         bucket = np.searchsorted(edges, positions[is_target], side="right")
-        nats += np.bincount(bucket, outputs["nats"].cpu().numpy()[is_target].astype(np.float64), len(nats))
+        batch_nats = np.where(is_target, outputs["nats"].double().cpu().numpy(), 0.0)
+        nats += np.bincount(bucket, batch_nats[is_target], len(nats))
         targets += np.bincount(bucket, minlength=len(targets))
         hits += int((outputs["hits"] & (batch.targets != IGNORE)).sum())
-        num_bytes += int(byte_count(batch.targets))
-    return PositionLosses(nats, targets, hits, num_bytes, time.perf_counter() - start)
+        for row, span in enumerate(spans):
+            if span is not None:
+                document = document_of[span.document]
+                documents.nats[document] += batch_nats[row].sum()
+                documents.targets[document] += is_target[row].sum()
+                documents.bytes[document] += int(byte_count(batch.targets[row]))
+    return PositionLosses(nats, targets, hits, documents, time.perf_counter() - start)
 
 
 class SlidingWindows(Dataset):

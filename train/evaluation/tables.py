@@ -6,6 +6,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
+from zoo.train.evaluation.memory_table import memory_table
 from zoo.train.evaluation.results import (
     EvalEntry,
     EvalResult,
@@ -32,9 +33,9 @@ def tables(entry: EvalEntry) -> list[Table]:
     if entry["unit"] == "bits per byte":
         return [_text_table(entry), _position_table(entry)]
     grid = [result for result in entry["results"] if has_grid(result)]
-    if not grid:
-        return [_sample_table(entry)]
-    return [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
+    scores = [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
+    worth = memory_table(entry)
+    return (scores if grid else [_sample_table(entry)]) + ([worth] if worth else [])
 
 
 # -- samples
@@ -126,13 +127,14 @@ def _text_table(entry: EvalEntry) -> Table:
         captions.append(f"baselines in bits per byte: {baselines}")
     if "word_unit" in results[-1]:
         captions.append(f"perplexity per {results[-1]['word_unit']}")
-    head = ("read with", "bytes", "bits per byte", "word perplexity", "targets/s")
+    head = ("read with", "bytes", "bits per byte", "± over documents", "word perplexity", "targets/s")
     table = Table(*head, caption="; ".join(captions))
     for result in results:
         table.add_row(
             memory_mode(result["axes"]),
             f"{result['bytes']:,}",
             f"{result['bits_per_byte']:.4f}",
+            f"{result['standard_errors']['bits_per_byte']:.4f}" if "standard_errors" in result else "",
             _perplexity(result["word_perplexity"]) if "word_perplexity" in result else "",
             f"{result['tokens_per_s']:,.0f}",
         )

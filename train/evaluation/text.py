@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from zoo.train.evaluation.intervals import ratio_standard_error
 from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalResult, speed_and_memory
 from zoo.train.evaluation.streaming import (
@@ -51,15 +52,21 @@ def evaluate_text(
             "reference": {},
             **speed_and_memory(int(losses.targets.sum()), losses.seconds, peak),
         }
-        print_line(
-            f"memory {axes['memory']}: {row['bits_per_byte']:.4f} bits per byte, {losses.seconds:.1f} s"
-        )
+        print_line(f"memory {axes['memory']}: {describe(row)}, {losses.seconds:.1f} s")
         rows.append(row)
         yield row
     # only now: a compressor's memory would count as the model's
     baselines = {name: float(value) for name, value in task.baselines(dataset).items()}
     for row in rows:
         yield row | {"reference": baselines}
+
+
+def describe(row: EvalResult) -> str:
+    """Bits per byte, and their standard error over documents."""
+    line = f"{row['bits_per_byte']:.4f} bits per byte"
+    if errors := row.get("standard_errors"):
+        line += f" ± {errors['bits_per_byte']:.4f} over {len(row['documents']['nats']):,} documents"
+    return line
 
 
 def reading_modes(dataset: Dataset, options: EvalOptions) -> list[tuple[dict[str, Any], Dataset]]:
@@ -73,9 +80,15 @@ def reading_modes(dataset: Dataset, options: EvalOptions) -> list[tuple[dict[str
 def loss_fields(losses: PositionLosses, edges: list[int], words: tuple[int, str] | None) -> EvalResult:
     """Sums over a text in the field's units; `words` is their count and the unit of counting."""
     nats, targets = float(losses.nats.sum()), int(losses.targets.sum())
-    fields: EvalResult = {"nats": nats, "tokens": targets, "bytes": losses.bytes, "loss": nats / targets}
-    fields["bits_per_byte"] = nats / math.log(2) / losses.bytes
+    documents, num_bytes = losses.documents, int(losses.documents.bytes.sum())
+    fields: EvalResult = {"nats": nats, "tokens": targets, "bytes": num_bytes, "loss": nats / targets}
+    fields["bits_per_byte"] = nats / math.log(2) / num_bytes
     fields["accuracy"] = losses.hits / targets
+    fields["documents"] = {name: sums.tolist() for name, sums in documents._asdict().items()}
+    loss_error = ratio_standard_error(documents.nats, documents.targets)
+    if loss_error is not None:
+        byte_error = ratio_standard_error(documents.nats / math.log(2), documents.bytes)
+        fields["standard_errors"] = {"loss": loss_error, "bits_per_byte": byte_error}
     if words is not None and words[0]:  # a text may be white space alone
         count, unit = words
         fields |= {"words": count, "word_unit": unit, "word_perplexity": math.exp(min(nats / count, 700.0))}

@@ -22,15 +22,17 @@ from jaxtyping import Float, Int64
 
 from zoo.errors import UserError
 from zoo.train.tasks.base import (
+    Chances,
     Dataset,
+    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
     sample_rng,
     unwrap,
-    window_distances,
 )
+from zoo.train.tasks.evidence import chances_by_evidence, guess_another, window_distances
 
 Kind = Literal["copy", "reverse", "retrieval"]
 
@@ -153,6 +155,14 @@ class AlgorithmicDataset(SampleDataset):
         else:
             evidence = np.concatenate([np.arange(size), size + 1 + np.arange(size)])
         return window_distances(self.target_positions(document), evidence, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """Symbols are independent, but the values of up to 10 pairs are different ones."""
+        size = int(self.sizes[document])
+        guess: float | Chances = 1 / self.task.num_answers
+        if self.task.kind == "retrieval" and size <= NUM_VALUES:
+            guess = guess_another(size, NUM_VALUES, starts)
+        return chances_by_evidence(self, document, positions, starts, guess)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
         return np.array(render(self.task.kind, self.inputs(document).tolist())[start:stop], np.int64)

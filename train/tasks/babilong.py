@@ -38,7 +38,8 @@ from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
-from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap, window_distances
+from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
+from zoo.train.tasks.evidence import window_distances
 from zoo.train.tasks.lm import END
 
 MIN_SENTENCE = 40  # bytes of a sentence of background
@@ -199,6 +200,16 @@ class BabilongDataset(SplicedDataset):
             begin = end
         return SplicedText(background, [*parts, range(begin, size), question])
 
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+        """Of a reader that answers if it sees all supporting facts, and else says the commonest answer."""
+        question = self.question(document)
+        if not question.supporting:
+            return None
+        first = min(question.supporting)
+        first_byte = 1 + self._cached_splice(document).part_starts()[2 * first + 1]
+        prior = Counter(other.answer for other in self.questions[self.task_and_answer(document)[0]])
+        return np.where(starts <= first_byte, 1.0, constant_hits(question.answer, prior))
+
     def evidence_distances(
         self, document: int, start: int, stop: int
     ) -> Int64[np.ndarray, " positions"] | None:
@@ -212,20 +223,27 @@ class BabilongDataset(SplicedDataset):
         return window_distances(targets, np.full(len(targets), 1 + last_byte), start, stop)
 
 
+def constant_hits(answer: bytes, prior: Counter[bytes]) -> list[bool]:
+    """Whether the commonest of the answers that start with the bytes so far has each byte of an answer."""
+    hits = []
+    for position, byte in enumerate(answer):
+        next_byte: Counter[int] = Counter()
+        for word, count in prior.items():
+            if word.startswith(answer[:position]) and len(word) > position:
+                next_byte[word[position]] += count
+        hits.append(bool(next_byte) and next_byte.most_common(1)[0][0] == byte)
+    return hits
+
+
 def guess_hits(answer: bytes, prior: Counter[bytes]) -> Float64[np.ndarray, " 4"]:
     """Bytes of an answer that chance and the constant hit, and whether each hits the whole answer."""
-    hits = np.zeros(4)
-    for position in range(len(answer)):
+    chance = 0.0
+    for position, byte in enumerate(answer):
         start = answer[:position]
-        candidates = [word for word in prior if word.startswith(start) and len(word) > position]
-        next_byte: Counter[int] = Counter()
-        for word in candidates:
-            next_byte[word[position]] += prior[word]
-            hits[0] += (word[position] == answer[position]) / len(candidates)
-        hits[1] += bool(candidates) and next_byte.most_common(1)[0][0] == answer[position]
-    hits[2] = (answer in prior) / len(prior)
-    hits[3] = prior.most_common(1)[0][0] == answer
-    return hits
+        candidates = [word[position] for word in prior if word.startswith(start) and len(word) > position]
+        chance += candidates.count(byte) / max(1, len(candidates))
+    in_prior, is_commonest = (answer in prior) / len(prior), prior.most_common(1)[0][0] == answer
+    return np.array([chance, sum(constant_hits(answer, prior)), in_prior, is_commonest], np.float64)
 
 
 # -- bAbI's files --------------------------------------------------------------------------------------------

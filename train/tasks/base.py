@@ -20,6 +20,8 @@ from zoo.module import IGNORE
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Symbols = Int64[np.ndarray, " _"]
+Positions = Int64[np.ndarray, " targets"]
+Chances = Float64[np.ndarray, " targets"]
 
 BLOCK = 4096  # symbols drawn together: a symbol late in a long sample costs no more than the first
 
@@ -72,22 +74,19 @@ class Dataset(ABC):
         is no target; None where that isn't known."""
         return None
 
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+        """How likely a perfect reader hits each target of a document that at positions[i] sees the tokens
+        starts[i] to positions[i] alone, and knows how samples are drawn; None where that isn't known.
+
+        `positions` are those of all of the document's targets, ascending.
+        """
+        return None
+
     def check_window(self, document: int, start: int, stop: int) -> None:
         """Raises IndexError unless the document has positions start..stop-1."""
         length = int(self.lengths[document])
         if not 0 <= start <= stop <= length:
             raise IndexError(f"positions {start}..{stop} of document {document}, which has {length}")
-
-
-def window_distances(
-    targets: Int64[np.ndarray, " targets"], evidence: Int64[np.ndarray, " targets"], start: int, stop: int
-) -> Int64[np.ndarray, " positions"]:
-    """Distances of the window start..stop-1, as `Dataset.evidence_distances` has them, from the positions of
-    a document's targets and of their evidence."""
-    distances = np.full(stop - start, -1, np.int64)
-    in_window = (targets >= start) & (targets < stop)
-    distances[targets[in_window] - start] = (targets - evidence)[in_window]
-    return distances
 
 
 DatasetT = TypeVar("DatasetT", bound=Dataset)
@@ -114,6 +113,9 @@ class Subset(Dataset):
 
     def bayes_nats(self, document: int, start: int, stop: int) -> Float64[np.ndarray, " positions"] | None:
         return self.dataset.bayes_nats(document, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+        return self.dataset.view_chances(document, positions, starts)
 
 
 def unwrap(dataset: Dataset, dataset_class: type[DatasetT]) -> DatasetT:

@@ -25,7 +25,17 @@ from jaxtyping import Float64, Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Dataset, Metric, SampleTask, Split, Symbols, sample_rng, unwrap
+from zoo.train.tasks.base import (
+    Chances,
+    Dataset,
+    Metric,
+    Positions,
+    SampleTask,
+    Split,
+    Symbols,
+    sample_rng,
+    unwrap,
+)
 from zoo.train.tasks.chapters import MIN_LENGTH, chapters, drawn_lengths, held_out_lengths, last_before
 
 STATES = 8  # of a chain
@@ -109,9 +119,11 @@ def predictive_nats(
     return np.where(sample.targets != IGNORE, -np.log(share), 0.0)
 
 
-def likeliest_hits(sample: Sample) -> Float64[np.ndarray, " positions"]:
+def likeliest_hits(
+    sample: Sample, first_visible: Int64[np.ndarray, " positions"] | None = None
+) -> Float64[np.ndarray, " positions"]:
     """How often each target is hit by the likeliest symbol, one of them at random where several are."""
-    counts = transitions(sample)
+    counts = transitions(sample, first_visible)
     is_likeliest = counts == counts.max(1, keepdims=True)
     hits = np.take_along_axis(is_likeliest, (sample.targets % STATES)[:, None], axis=1)[:, 0]
     return hits / is_likeliest.sum(1)
@@ -160,3 +172,9 @@ class ChainDataset(Dataset):
         """By all transitions before."""
         self.check_window(document, start, stop)
         return predictive_nats(self.sample(document))[start:stop]
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """By the transitions in view."""
+        first_visible = np.zeros(self.task.length, np.int64)
+        first_visible[positions] = starts
+        return likeliest_hits(self.sample(document), first_visible)[positions]

@@ -18,15 +18,17 @@ from jaxtyping import Int64
 from zoo.errors import UserError
 from zoo.train.tasks.base import (
     BLOCK,
+    Chances,
     Dataset,
+    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
     read_blocks,
     sample_rng,
-    window_distances,
 )
+from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 POSITION_BLOCK = -1  # index of the generator for the special token's position; blocks of tokens start at 0
 
@@ -86,6 +88,11 @@ class InductionDataset(SampleDataset):
         """To the token after the first special one."""
         evidence = np.array([self.special_position(document) + 1])
         return window_distances(self.target_positions(document), evidence, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """Of a reader that says the first token it sees where it sees no special one, as that may have been
+        just before."""
+        return chances_by_evidence(self, document, positions, starts, 1 / (self.task.vocab_size - 1))
 
     def special_position(self, document: int) -> int:
         """The first position of the special token: any but the last three."""

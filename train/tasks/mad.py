@@ -28,15 +28,17 @@ from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.tasks import mad_texts
 from zoo.train.tasks.base import (
+    Chances,
     Dataset,
+    Positions,
     SampleTask,
     Split,
     Symbols,
     Task,
     sample_rng,
     unwrap,
-    window_distances,
 )
+from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 from zoo.train.tasks.mad_texts import KEY_SIZE, NOISE_SYMBOLS
 from zoo.train.tasks.selective_copy import SelectiveCopy, SelectiveCopyDataset
 
@@ -176,21 +178,6 @@ class Mad(SampleTask):
                 return mad_texts.copying_targets(tokens, self.num_contents, self.remembered)
         return mad_texts.recall_targets(tokens, self.num_contents)
 
-    def evidence(self, tokens: Symbols) -> tuple[Symbols, Symbols]:
-        """Positions of what a text asks, and of the nearest symbol that it follows from."""
-        targets = np.flatnonzero(self.targets(tokens) != IGNORE)
-        match self.kind:
-            case "fuzzy_in_context_recall":
-                return targets, mad_texts.fuzzy_evidence(tokens, self.vocab_size)
-            case "compression":
-                return targets, np.arange(self.length - 1)
-            case "selective_copying":
-                return targets, np.flatnonzero(
-                    tokens[: len(tokens) - self.remembered - 1] != self.num_contents
-                )
-        before, _ = mad_texts.last_of_key(tokens[::2])
-        return targets, 2 * before[targets // 2] + 1
-
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Accuracy of a guess; of the symbol that is most often a target, and of the one that is in the same
         position; in the recall kinds also of the text's commonest value so far, and of the last one."""
@@ -256,15 +243,29 @@ class MadDataset(Dataset):
     def evidence_distances(
         self, document: int, start: int, stop: int
     ) -> Int64[np.ndarray, " positions"] | None:
-        """To the last time that the key had its value, or to the symbol to copy; None of memorization, whose
-        table isn't in the text.
-
-        With `train_on: all`, -1 at the targets that an evaluation doesn't have.
-        """
+        """To the last time that the key had its value, or to the symbol to copy, -1 at what `train_on: all`
+        asks besides; None of memorization, whose table isn't in the text."""
         if self.task.kind == "memorization":
             return None
-        targets, evidence = self.task.evidence(self.tokens(document))
+        tokens = self.tokens(document)
+        targets = np.flatnonzero(self.task.targets(tokens) != IGNORE)
+        if self.task.kind == "fuzzy_in_context_recall":
+            evidence = mad_texts.fuzzy_evidence(tokens, self.task.vocab_size)
+        elif self.task.kind in PAIR_KINDS:
+            before, _ = mad_texts.last_of_key(tokens[::2])
+            evidence = 2 * before[targets // 2] + 1
+        else:
+            evidence = np.flatnonzero(tokens < self.task.num_contents)
         return window_distances(targets, evidence, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+        """Symbols are independent, but those of a fuzzy value are different ones."""
+        if self.task.kind == "memorization":
+            return None
+        choices = np.full(len(positions), float(self.task.num_answers))
+        if self.task.kind == "fuzzy_in_context_recall":
+            choices -= mad_texts.index_in_value(positions)
+        return chances_by_evidence(self, document, positions, starts, 1 / choices)
 
     def tokens(self, document: int) -> Symbols:
         """The tokens of a sample."""

@@ -89,6 +89,14 @@ def fuzzy_evidence(tokens: Symbols, vocab_size: int) -> Symbols:
     return np.array(evidence, np.int64)
 
 
+def index_in_value(targets: Symbols) -> Symbols:
+    """Of each target of `fuzzy_targets`, which symbol of its value it is, from the positions of all targets:
+    those of a value are neighbours, and a key lies between any two values."""
+    is_first = np.diff(targets, prepend=-2) != 1
+    index = np.arange(len(targets))
+    return index - np.maximum.accumulate(np.where(is_first, index, 0))
+
+
 def memorization_targets(tokens: Symbols, values: Int64[np.ndarray, " keys"]) -> Symbols:
     """k INS k INS …: at every INS the value of the key before it, from the table of all texts."""
     targets = np.full(len(tokens), IGNORE, np.int64)

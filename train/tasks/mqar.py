@@ -23,15 +23,17 @@ from jaxtyping import Float, Int64
 from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.tasks.base import (
+    Chances,
     Dataset,
+    Positions,
     SampleTask,
     Split,
     Symbols,
     Task,
     sample_rng,
     unwrap,
-    window_distances,
 )
+from zoo.train.tasks.evidence import chances_by_evidence, guess_another, window_distances
 
 
 class SampleKind(NamedTuple):
@@ -140,6 +142,12 @@ class MqarDataset(Dataset):
         values = 1 + 2 * np.arange(int(self.pairs[document]))
         pair = (tokens[values] == targets[positions, None]).argmax(1)
         return window_distances(positions, values[pair], start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """A value that isn't seen is a guess among those that aren't, as no two keys have the same."""
+        num_values = self.task.vocab_size - self.task.vocab_size // 2
+        guess = guess_another(int(self.pairs[document]), num_values, starts)
+        return chances_by_evidence(self, document, positions, starts, guess)
 
     def sample(
         self, document: int

@@ -37,7 +37,8 @@ from zoo.errors import UserError
 from zoo.train.corpora.catalog import open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
-from zoo.train.tasks.base import Dataset, SampleTask, Split, unwrap, window_distances
+from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
+from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 from zoo.train.tasks.lm import END
 
 DIGITS = 7
@@ -267,6 +268,13 @@ class NeedleDataset(SplicedDataset):
         digits = np.add.outer(stride * np.arange(len(evidence)), np.arange(DIGITS))
         targets = self.target_positions(document)[digits.ravel()]
         return window_distances(targets, np.concatenate(evidence), start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """A digit that isn't seen is a guess, of which the first is never 0; commas are always known."""
+        guess = np.ones(len(positions))
+        for first_digit in range(0, len(positions), DIGITS + len(SEPARATOR)):
+            guess[first_digit : first_digit + DIGITS] = [1 / 9, *[1 / 10] * (DIGITS - 1)]
+        return chances_by_evidence(self, document, positions, starts, guess)
 
     def answers(self, document: int) -> list[str]:
         return [str(value) for value in self.params(document).answers()]

@@ -21,15 +21,17 @@ from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
 from zoo.train.tasks.base import (
+    Chances,
     Dataset,
+    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
     sample_rng,
     unwrap,
-    window_distances,
 )
+from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 DIGITS = 16
 SEP, GEN, EOS = 16, 17, 18
@@ -156,6 +158,10 @@ class PairsDataset(SampleDataset):
         first_digit = last * (task.key_size + task.value_size + 2) + task.key_size + 1
         evidence = first_digit + np.arange(task.value_size)
         return window_distances(self.target_positions(document), evidence, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """Digits are independent: to say a value whose key is only seen in part costs nothing."""
+        return chances_by_evidence(self, document, positions, starts, 1 / DIGITS)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
         keys, values, key = self.params(document)

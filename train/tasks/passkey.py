@@ -37,7 +37,9 @@ from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import (
     BLOCK,
+    Chances,
     Dataset,
+    Positions,
     SampleDataset,
     SampleTask,
     Split,
@@ -45,8 +47,8 @@ from zoo.train.tasks.base import (
     read_blocks,
     sample_rng,
     unwrap,
-    window_distances,
 )
+from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 from zoo.train.tasks.lm import END
 
 DIGITS = 5
@@ -206,6 +208,11 @@ class PasskeyDataset(SampleDataset):
         first_digit = len(opening) + params.key_offset + last_digit - (DIGITS - 1)
         evidence = first_digit + np.arange(DIGITS)
         return window_distances(self.target_positions(document), evidence, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """A digit that isn't seen is a guess, of which the first is never 0."""
+        guess = np.array([1 / 9, *[1 / 10] * (DIGITS - 1)])
+        return chances_by_evidence(self, document, positions, starts, guess)
 
     def _filler(self, document: int, params: SampleParams, span: range) -> Symbols:
         """Symbols of a span of a sample's endless filler."""

@@ -21,8 +21,9 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Dataset, SampleTask, Split, Symbols, sample_rng, unwrap
+from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, Symbols, sample_rng, unwrap
 from zoo.train.tasks.chapters import MIN_LENGTH, chapters, drawn_lengths, held_out_lengths, last_before
+from zoo.train.tasks.evidence import chances_by_evidence
 
 KEYS, VALUES = 8, 8  # keys of each alphabet
 VOCAB_SIZE = 2 * KEYS + VALUES
@@ -109,6 +110,10 @@ class RecallDataset(Dataset):
         self.check_window(document, start, stop)
         tokens = self.tokens(document)
         return tokens[start:stop], recall_targets(tokens)[start:stop]
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        """Values are independent of one another."""
+        return chances_by_evidence(self, document, positions, starts, 1 / VALUES)
 
     def evidence_distances(self, document: int, start: int, stop: int) -> Int64[np.ndarray, " positions"]:
         """To the value that the key had last."""

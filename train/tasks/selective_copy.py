@@ -17,14 +17,8 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import (
-    Dataset,
-    SampleTask,
-    Split,
-    Symbols,
-    sample_rng,
-    window_distances,
-)
+from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, Symbols, sample_rng
+from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 NOISE = 0
 
@@ -89,6 +83,9 @@ class SelectiveCopyDataset(Dataset):
         _, evidence = self.sample(document)
         targets = np.arange(self.task.length - self.task.remembered, self.task.length)
         return window_distances(targets, evidence, start, stop)
+
+    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+        return chances_by_evidence(self, document, positions, starts, 1 / (self.task.vocab_size - 2))
 
     def sample(self, document: int) -> tuple[Symbols, Symbols]:
         """The symbols to remember, and their positions."""

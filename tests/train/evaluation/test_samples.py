@@ -20,6 +20,7 @@ from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.figures import draw_figures
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.evaluation.results import EvalEntry
+from zoo.train.evaluation.samples import wanted_samples
 from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, position_losses, predict_samples
 from zoo.train.evaluation.tables import tables
 from zoo.train.loop.trainer import train
@@ -29,11 +30,14 @@ from zoo.train.runs.load import load_trained
 from zoo.train.tasks.base import Dataset, Subset
 from zoo.train.tasks.induction import Induction
 
+WORTH_CAPTION = """reset: the memory empty at every segment; worth: what keeping it adds, in points
+in view: a perfect reader of a target's segment
+beyond 16: the nearest evidence lies 16 positions back or more"""
 TRAIN_FILES = f"{Path(zoo.train.commands.__file__).parents[1]}/*"
 
 
 def test_streamed_accuracy_equals_that_of_samples_read_at_once(samples_run: Path) -> None:
-    entry = evaluate(samples_run, EvalOptions(lengths=["20", "3.125x"], batch_size=3, seq_len=32))
+    entry = evaluate(samples_run, EvalOptions(lengths=["20", "3.125x"], prompts=50, batch_size=3, seq_len=32))
     cfg, model, _ = load_trained(samples_run)
     assert [result["axes"]["length"] for result in entry["results"]] == [20, 100]
     for result in entry["results"]:
@@ -48,16 +52,22 @@ def test_streamed_accuracy_equals_that_of_samples_read_at_once(samples_run: Path
         assert result["samples"] == result["exact"]["of"] == result["targets"]["of"] == 50
         assert result["exact"]["hits"] == result["targets"]["hits"] == hits
         assert result["exact"]["low"] <= result["exact"]["share"] == hits / 50 <= result["exact"]["high"]
-        assert result["reference"] == {"chance": 1 / 15}
+        assert result["reference"]["chance"] == 1 / 15
+        assert 1 / 15 - 1e-9 < result["reference"]["in view"] < 1
         assert result["tokens"] == 50 * cfg.task.length
 
 
-def test_a_ceiling_on_tokens_leaves_at_least_sixteen_samples(samples_run: Path) -> None:
+def test_a_ceiling_on_tokens_leaves_at_least_sixteen_samples(
+    samples_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zoo.train.evaluation.samples.POSITIONS_PER_CELL", 64 * 70)
     counts = []
     for tokens, prompts in ((1, None), (64 * 20 + 5, None), (10**9, None), (10**9, 7)):
         options = EvalOptions(lengths=["64"], tokens=tokens, prompts=prompts)
         counts.append(result_at(evaluate(samples_run, options), length=64)["samples"])
-    assert counts == [16, 20, 50, 7]
+    assert counts == [16, 20, 70, 7]  # also more than the 60 that the run validates with
+    at_depth = wanted_samples(EvalOptions(), {"length": 64, "depth": 0.5})
+    assert [wanted_samples(EvalOptions(), {"length": 64}), at_depth] == [2048, 0]
 
 
 @pytest.mark.parametrize("by", ["sample", pytest.param("position", marks=pytest.mark.slow)])
@@ -110,7 +120,9 @@ def traced_bytes() -> int:
 
 
 def test_peak_memory_is_that_of_each_cell(samples_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict_samples_with_a_large_tensor(reader: StreamReader, dataset: Dataset) -> SamplePredictions:
+    def predict_samples_with_a_large_tensor(
+        reader: StreamReader, dataset: Dataset, reset_memory: bool = False
+    ) -> SamplePredictions:
         large = torch.ones(2**20 * int(dataset.lengths[0]), dtype=torch.uint8)
         return predict_samples(reader, Subset(dataset, len(large[:9])))
 
@@ -148,8 +160,9 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
         assert (result["exact"]["hits"], result["exact"]["of"]) == (exact, 12)
         assert (result["targets"]["hits"], result["targets"]["of"]) == (digits, 60)
         assert result["groups"] == {}  # they are the cell's axes
-        assert result["reference"] == {"chance": pytest.approx((1 / 9 + 4 / 10) / 5)}
-        assert result["reference_exact"] == {"chance": 1 / 90_000}
+        assert result["reference"]["chance"] == pytest.approx((1 / 9 + 4 / 10) / 5)
+        assert result["reference_exact"]["chance"] == 1 / 90_000
+        assert result["reference"].keys() == result["reference_exact"].keys() == {"chance", "in view"}
     check_names_of_shares(entry)
     names = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert names == {"passkey-grid.png", "passkey-by-length.png", "passkey-by-depth.png"}
@@ -162,11 +175,15 @@ def check_names_of_shares(entry: EvalEntry) -> None:
     assert {table.title: table.caption for table in tables(entry)} == {
         "exact match, 95 % interval": "learning nothing: chance 1 in 90,000",
         "accuracy per digit, 95 % interval": "learning nothing: chance 10.2%",
+        "worth of the memory": WORTH_CAPTION,
     }
     by_length = copy.deepcopy(entry)
     for result in by_length["results"]:
         del result["axes"]["depth"]
-    [both] = tables(by_length)
+    both, worth = tables(by_length)
+    assert [str(column.header) for column in worth.columns][:5] == [
+        *("length", "accuracy per digit", "reset", "worth", "in view"),
+    ]
     names = [str(column.header) for column in both.columns]
     assert names[1:5] == ["samples", "exact match", "95 % interval", "per digit"]
     assert both.caption == (
@@ -198,7 +215,7 @@ def check_names_of_shares(entry: EvalEntry) -> None:
     older = copy.deepcopy(entry)
     del older["target"]
     for result in older["results"]:
-        del result["reference_exact"]
+        del result["reference_exact"], result["reset"]
     assert {table.title: table.caption for table in tables(older)} == {
         "exact match, 95 % interval": "",
         "accuracy per target, 95 % interval": "learning nothing: chance 10.2%",
