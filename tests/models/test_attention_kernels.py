@@ -33,6 +33,8 @@ WITHOUT_KERNEL = {
     "lightning": "no attention",
     "linear_transformer": "no softmax",
     "performer": "no softmax",
+    "rwkv6": "no attention",
+    "rwkv7": "no attention",
     "lstm": "no attention",
     "gru": "no attention",
     "transformer_xl": "scores that depend on distances",

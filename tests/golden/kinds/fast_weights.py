@@ -58,6 +58,16 @@ def recurrence_inputs(rule: str, scale: float, x: Named, state: Tensor) -> Input
     return Inputs(q, k, x["v"], decay, state, a, b, x.get("bonus"))
 
 
+def rules(case: Case) -> set[str]:
+    """The rules that take the inputs that the file has."""
+    if "in/bonus" in case or "in/kk" in case:
+        return {"rwkv6"} if "in/bonus" in case else {"rwkv7"}
+    per_channel = "in/decay" in case and case.tensors["in/decay"].ndim == 4
+    if "in/beta" in case:
+        return {"kda" if per_channel else "gated_delta" if "in/decay" in case else "delta"}
+    return {"gla", "hgrn2"} if per_channel else {"retention", "lightning"}
+
+
 def in_pieces(form: Recurrence, inputs: Inputs, lengths: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """The output over all pieces, and the state after so many tokens."""
     outputs, after, done, state = [], {}, 0, inputs.state
@@ -76,6 +86,7 @@ def check_core(case: Case) -> None:
     case.expect(batch=rows, value_heads=heads, value_dim=value_dim, heads=case.tensors["in/q"].shape[2])
     case.expect(key_dim=case.tensors["in/q"].shape[3])
     rule, scale = c["rule"], c["scale"]
+    assert rule in rules(case), f"config field rule: expected {' or '.join(rules(case))}, found {rule!r}"
     for lengths in cuts(case, time):
         for form in FORMS:
             x = leaves(case)

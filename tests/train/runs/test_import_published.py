@@ -36,6 +36,8 @@ CASES = {
     "rmt_cell": "rmt",
     "rmt_model_gpt2": "rmt",
     "rmt_xl_model": "rmt",
+    "rwkv/model_v6": "rwkv",
+    "rwkv/model_v7": "rwkv",
     "txl_model_postln_tied": "transformer_xl",
     "txl_model_preln_samelen_clamp_untied": "transformer_xl",
 }
