@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.train.comparison.comparison import compare
+from zoo.train.comparison.report import report
 from zoo.train.comparison.text import write
 from zoo.train.runs.stored import load_stored
 
@@ -151,8 +151,8 @@ def test_the_comparison_of_the_passkey_runs_is_what_compare_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    command = "zoo compare results/runs/passkey out=results/passkey"
-    write(compare([Path("results/runs/passkey")], command=command), tmp_path)
+    command = "zoo compare results/runs/passkey out=results/passkey mix=code"
+    write(report([Path("results/runs/passkey")], mix=["code"], command=command), tmp_path)
     for name in ("comparison.md", "comparison.csv"):
         committed, written = (folder / name for folder in (RESULTS / "passkey", tmp_path))
         assert committed.read_text() == written.read_text(), f"{name} is out of date: {command}"

@@ -19,7 +19,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.train.commands.cli import command, list_of, one_of, parse, positive, text
 from zoo.train.comparison.comparable import KINDS
-from zoo.train.comparison.comparison import compare
+from zoo.train.comparison.report import report
 from zoo.train.comparison.text import show, write
 
 KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": list_of(one_of(*KINDS)), "out": text}
@@ -31,10 +31,10 @@ def main(args: list[str]) -> None:
 
     folders, options = parse_args(args)
     out = Path(options.pop("out", "runs/comparison"))
-    comparison = compare(folders, **options, command=shlex.join(["zoo", "compare", *args]))
-    write(comparison, out)
-    page.write(comparison, out)
-    show(comparison, out)
+    result = report(folders, **options, command=shlex.join(["zoo", "compare", *args]))
+    write(result, out)
+    page.write(result, out)
+    show(result, out)
 
 
 def parse_args(args: list[str]) -> tuple[list[Path], dict[str, Any]]:

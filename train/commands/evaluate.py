@@ -15,7 +15,8 @@ Tasks made of samples (passkey, induction, …): exact match (samples of which e
 per target, with 95 % Wilson intervals, by the labels of Task.groups, on a grid of
 
     lengths=      1000,4000 or multiples of the task's own, 1x,4x,64x (default 1x,4x,16x,64x)
-    depths=       per cent, where the task has that axis (default 0,25,50,75,100)
+    depths=       per cent, where the task has that axis (default 0,25,50,75,100;
+                  none: as the task draws them)
     prompts=      samples per cell (default 50; without depths up to 2,048; without axes the whole split)
 
 Text: bits per byte, word perplexity and loss by position, with the memory carried from segment to segment
@@ -75,6 +76,11 @@ def edges(value: str) -> list[int]:
     return numbers
 
 
+def depths(value: str) -> list[float]:
+    read: list[float] = [] if value == "none" else list_of(number(least=0, most=100, what="per cent"))(value)
+    return read
+
+
 KEYS = {
     "run": text,
     "checkpoint": one_of("last", "best"),
@@ -86,7 +92,7 @@ KEYS = {
     "seq_len": POSITIVE,
     "tokens": POSITIVE,
     "lengths": list_of(length),
-    "depths": list_of(number(least=0, most=100, what="per cent")),
+    "depths": depths,
     "prompts": POSITIVE,
     "positions": edges,
     "stride": POSITIVE,

@@ -6,6 +6,10 @@
     runs=       where runs go: <task>/<model>/<size>-s<seed>, with a code for further settings (default runs)
     results=    folders whose finished runs count as done, commas between (default results/runs)
     keep=       a folder for copies of finished runs' configs, metrics and evaluations (default: none)
+    protocol=1  learning rates are chosen for each model and task, seeds are 0, 1, 2 (3, 4 where these
+                disagree on whether the task is solved), and runs are evaluated on the test split
+    beyond=     with protocol=1: targets count as beyond attention whose evidence lies so far back (default:
+                the largest reach of the models whose attention ends)
     …           everything else goes to every run: steps=2000 optim.lr=1e-3
 
 A finished run isn't run again, a dead one is resumed from its last checkpoint, one that another sweep trains
@@ -16,14 +20,19 @@ error.
 
 import itertools
 
+from zoo.errors import UserError
 from zoo.train.commands.cli import command, distinct, integer, parse, text
 from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, plan
+from zoo.train.sweep.protocol import Protocol
 from zoo.train.sweep.scheduler import Sweep
 
 
 @command
 def main(args: list[str]) -> int:
     options, matrix = parse_args(args)
+    if options.protocol is not None:
+        by_protocol = Protocol(matrix, options)
+        return Sweep(by_protocol.jobs(), options, by_protocol.jobs).run()
     return Sweep(plan(matrix, options), options).run()
 
 
@@ -49,6 +58,8 @@ KEYS = {
     "runs": text,
     "results": any_text,
     "keep": any_text,
+    "protocol": integer(least=1, most=1),
+    "beyond": integer(least=1),
     **dict.fromkeys(NAME_KEYS, distinct),
 }
 REFUSED = {
@@ -59,9 +70,19 @@ REFUSED = {
 
 
 def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
-    """The sweep's options, and the command line of every run without its folder, the seed last."""
+    """The sweep's options, and the command line of every run without its folder, the seed last; under a
+    protocol of every model and task, without seed."""
     options, others = parse("sweep", args, KEYS, pass_unknown=True, refused=REFUSED)
+    if "beyond" in options and "protocol" not in options:
+        raise UserError("sweep: beyond has no effect without protocol=1")
+    if fixed := [arg for arg in others if arg.lstrip("+~").startswith("compare")]:
+        raise UserError(
+            f"sweep: {fixed[0].partition('=')[0]} can't be set here; the task's yaml file fixes it"
+        )
     named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
-    combinations = itertools.product(*named, options.pop("seeds", [0]))
-    matrix = [[*names, *others, f"seed={seed}"] for *names, seed in combinations]
-    return SweepOptions(options.pop("jobs", None), **options), matrix
+    seeds = options.pop("seeds", None)
+    sweep_options = SweepOptions(options.pop("jobs", None), seeds=tuple(seeds or ()), **options)
+    if sweep_options.protocol is not None:
+        return sweep_options, [[*names, *others] for names in itertools.product(*named)]
+    combinations = itertools.product(*named, seeds or [0])
+    return sweep_options, [[*names, *others, f"seed={seed}"] for *names, seed in combinations]

@@ -1,4 +1,4 @@
-"""Checks that runs are comparable: the same task, data, budget and tokens."""
+"""Checks that runs are comparable: the same task, data, budget, tokens and protocol, and committed code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from zoo.train.comparison.groups import FinishedRun, settings_with_defaults
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
+RESULTS = "results"
 TOKENS_TOLERANCE = 0.05  # of targets seen, as the share of padding depends on seed and window
 POSITION_FACTORS = (
     "steps",
@@ -77,16 +78,36 @@ def budget_differences(runs: list[FinishedRun]) -> list[str]:
 def tokens_differences(runs: list[FinishedRun]) -> list[str]:
     """The difference in positions read in training; if there is none, in targets seen."""
     line = describe_fact("positions read", runs, positions_read)
-    line = line or describe_spread(runs, "tokens_seen", TOKENS_TOLERANCE)
+    if not line and not any(
+        run.config.get("stop_when_solved.metric") for run in runs
+    ):  # these end once they have solved it
+        line = describe_spread(runs, "tokens_seen", TOKENS_TOLERANCE)
     return [line] if line else []
 
 
 def positions_read(run: FinishedRun) -> int:
-    """Positions that training read, padding and positions without a target included."""
+    """Positions that training reads up to its last step, padding and positions without a target included."""
     product = 1
     for key in POSITION_FACTORS:
         product *= int(run.config.get(key, 1))
     return product
+
+
+def protocol_differences(runs: list[FinishedRun]) -> list[str]:
+    line = describe_fact("protocol", runs, lambda run: run.protocol.get("protocol", "none"))
+    return [line] if line else []
+
+
+def code_differences(runs: list[FinishedRun]) -> list[str]:
+    """Runs in a folder `results` whose code was never committed."""
+    names = [run.name for run in runs if is_uncommitted(run) and RESULTS in run.folder.absolute().parts]
+    return (
+        [f"{len(names)} of {len(runs)} runs are of uncommitted code ({list_names(names)})"] if names else []
+    )
+
+
+def is_uncommitted(run: FinishedRun) -> bool:
+    return str(run.metrics.get("commit", "")).endswith("+")
 
 
 KINDS: dict[str, Callable[[list[FinishedRun]], list[str]]] = {
@@ -94,6 +115,8 @@ KINDS: dict[str, Callable[[list[FinishedRun]], list[str]]] = {
     "data": data_differences,
     "budget": budget_differences,
     "tokens": tokens_differences,
+    "protocol": protocol_differences,
+    "code": code_differences,
 }
 """For each kind of `mix=` the function that lists how runs differ in it, one line each; [] if they don't."""
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from zoo.train.comparison import statistics
 from zoo.train.comparison.groups import RunGroup
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import estimate
@@ -90,8 +91,10 @@ def grid_over_seeds(seeds: Seeds, share: str = "exact") -> list[EvalResult]:
 
 
 def mean_proportion(proportions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and Student's interval, within 0 and 1; a single proportion stays as it is."""
-    mean = estimate([proportion["share"] for proportion in proportions])
+    """Mean and Student's interval, within 0 and 1, and each seed's share; a single proportion stays as it
+    is."""
+    shares = [proportion["share"] for proportion in proportions]
+    mean = estimate(shares)
     assert mean is not None
     if mean.half_width is None:
         return proportions[0]
@@ -99,6 +102,22 @@ def mean_proportion(proportions: list[dict[str, Any]]) -> dict[str, Any]:
         "share": mean.mean,
         "low": max(0.0, mean.mean - mean.half_width),
         "high": min(1.0, mean.mean + mean.half_width),
+        "seeds": shares,
+    }
+
+
+def middle_of_seeds(proportions: Proportions) -> Proportions:
+    """The median of the seeds in place of their mean, from the worst to the best of them as the band."""
+    return {
+        point: {
+            "share": statistics.censored_median(seeds),
+            "low": min(seeds),
+            "high": max(seeds),
+            "seeds": seeds,
+        }
+        if (seeds := proportion.get("seeds"))
+        else proportion
+        for point, proportion in proportions.items()
     }
 
 

@@ -16,6 +16,7 @@ from zoo.errors import UserError, printable
 from zoo.train.evaluation import results
 from zoo.train.evaluation.intervals import Estimate, estimate
 from zoo.train.evaluation.results import EvalEntry
+from zoo.train.runs import protocol
 from zoo.train.runs.construct import parameters
 from zoo.train.runs.folder import (
     NOT_SET,
@@ -50,6 +51,8 @@ class FinishedRun(NamedTuple):
     """metrics.json."""
     evaluations: list[EvalEntry]
     """Entries of evaluation.json; without those of the weights read as another architecture."""
+    protocol: dict[str, Any]
+    """protocol.json of a run of `zoo sweep protocol=1`, {} of any other."""
 
     @property
     def name(self) -> str:
@@ -109,7 +112,7 @@ def read_run(folder: Path) -> FinishedRun:
                 entry.setdefault("target", task.target_noun)  # which earlier versions didn't store
     # "read_by" names the architecture of `zoo evaluate model=…`, where it isn't the run's
     evaluations = [entry for entry in entries if entry.get("read_by") is None]
-    return FinishedRun(folder, config, metrics, evaluations)
+    return FinishedRun(folder, config, metrics, evaluations, protocol.read(folder))
 
 
 def missing_metrics(metrics: Any) -> list[str]:

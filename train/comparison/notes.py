@@ -1,21 +1,25 @@
 """Notes below a comparison: how to read its numbers."""
 
+from zoo.train.comparison import rates, scores, solved
 from zoo.train.comparison.columns import score_format
 from zoo.train.comparison.comparable import describe_spread, list_names
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.differences import Differences
+from zoo.train.comparison.tables import short_commit
 from zoo.train.plotting.charts import format_share
 from zoo.train.runs import budget
 
 
 def notes(comparison: Comparison) -> list[str]:
     lines = [f"The runs differ: {line}." for line in comparison.mismatches]
-    lines.append(
-        "Mean ± half the width of the 95 % interval over seeds (Student's t); a single seed has none."
-    )
     lines += [
+        seeds_note(comparison),
+        protocol_note(comparison),
         parameters_note(comparison),
         baseline_note(comparison),
+        cant_tell_note(comparison),
+        *rates_notes(comparison),
+        commits_note(comparison),
         data_note(comparison),
         machines_note(comparison),
         earlier_version_note(comparison),
@@ -23,6 +27,74 @@ def notes(comparison: Comparison) -> list[str]:
         curve_note(comparison),
     ]
     return [line for line in lines if line]
+
+
+def seeds_note(comparison: Comparison) -> str:
+    if comparison.is_solved_or_not:
+        steps = solved.cap(comparison.groups[0])
+        return (
+            "The task is learned in a jump, so runs are counted: how many solved it, with Wilson's interval, "
+            f"and the median of their steps, where > {steps:,} is a run that hadn't by then; medians over "
+            "seeds have no interval."
+        )
+    return "Mean ± half the width of the 95 % interval over seeds (Student's t); a single seed has none."
+
+
+def protocol_note(comparison: Comparison) -> str:
+    """What the scores of a protocol are, or that there is none."""
+    if comparison.protocol is None:
+        return "No protocol: learning rates weren't chosen for each model, and scores are of the validation."
+    if comparison.split != "test":
+        return "Scores are those of the validation: not all runs were evaluated on the test split."
+    if comparison.score not in (scores.BEYOND, scores.GAIN):
+        return "Scores are those of the test split."
+    view = comparison.references(scores.ACCURACY).get("in view")
+    note = (
+        f"Beyond {comparison.reach}: targets whose nearest evidence lies so many positions back or more, the "
+        "largest reach of a row whose attention ends. Rows whose attention covers a whole sample are last."
+    )
+    if view is not None:
+        note += f" A perfect reader of the last segment has {format_share(view)} of all targets."
+    return note
+
+
+def cant_tell_note(comparison: Comparison) -> str:
+    """Rows of which the differences say nothing."""
+    if comparison.protocol is None or comparison.baseline is None:
+        return ""
+    differences = Differences(comparison, comparison.baseline)
+    rows = [group.label for group in comparison.groups if differences.verdict(group)]
+    effect = comparison.rules.effect
+    counts = "any difference" if effect is None else f"a difference of {score_format(comparison)(effect)}"
+    return (
+        f"Can't tell, since the interval holds both 0 and {counts}, which would count: "
+        f"{', '.join(rows) or 'none'}."
+    )
+
+
+def rates_notes(comparison: Comparison) -> list[str]:
+    """Rows whose best rate lay at the edge of those that were tried, and rows whose runs weren't passed."""
+    if comparison.protocol is None:
+        return []
+    lines = []
+    if edges := [g.label for g in comparison.groups if rates.at_edge(g.runs[0], comparison.rate_runs)]:
+        lines.append(
+            "The best learning rate lay at the edge of the grid, a better one may lie beyond: "
+            f"{', '.join(edges)}."
+        )
+    if bare := [g.label for g in comparison.groups if not rates.rows(g, comparison.rate_runs)]:
+        lines.append(f"The runs that chose the learning rate aren't in these folders: {', '.join(bare)}.")
+    return lines
+
+
+def commits_note(comparison: Comparison) -> str:
+    """Rows whose runs are of several commits."""
+    mixed = {
+        group.label: list(dict.fromkeys(short_commit(run) or "none" for run in group.runs))
+        for group in comparison.groups
+    }
+    rows = [f"{label} ({', '.join(commits)})" for label, commits in mixed.items() if len(commits) > 1]
+    return f"Rows of several commits: {'; '.join(rows)}." if rows else ""
 
 
 def parameters_note(comparison: Comparison) -> str:
@@ -40,7 +112,7 @@ def baseline_note(comparison: Comparison) -> str:
 
 def data_note(comparison: Comparison) -> str:
     num_bytes = comparison.runs[0].metrics.get("val_bytes")
-    if not num_bytes or comparison.mismatches:
+    if not num_bytes or comparison.mismatches or comparison.split == "test":
         return ""
     return f"Scores and references are those of {num_bytes:,} held-out bytes."
 

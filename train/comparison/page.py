@@ -5,14 +5,18 @@ phone.
 """
 
 import html
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from zoo.train.comparison.columns import EMPTY_CELL, columns, format_cell, run_cells
+from zoo.train.comparison.column_types import EMPTY_CELL
+from zoo.train.comparison.columns import columns
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.figures import PageFigure, page_figures
 from zoo.train.comparison.notes import notes
+from zoo.train.comparison.report import Report
 from zoo.train.comparison.reproduce import sweep_commands
+from zoo.train.comparison.tables import AGGREGATE_NOTE, aggregate_cells, rate_cells, run_cells
 from zoo.train.plotting import render
 from zoo.train.runs.files import atomic_write, write_text
 
@@ -37,7 +41,7 @@ th { vertical-align: bottom; font-weight: 600; background: var(--tint); min-widt
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground) }
 thead th:first-child { background: var(--tint) }
 td:first-child { font-weight: 600 }
-#runs td, #runs th { text-align: left }
+.plain td, .plain th { text-align: left }
 th button { all: unset; cursor: pointer } th button:hover, th button:focus-visible { color: var(--link) }
 th[aria-sort] button::after { content: " \\2195"; color: var(--soft) }
 th[aria-sort=ascending] button::after { content: " \\2191" }
@@ -80,6 +84,15 @@ PAGE = """<!DOCTYPE html>
 <body>
 <h1>{title}</h1>
 <pre>{command}</pre>
+{sections}
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+SECTION = """<section>
+{heading}
 <div class="wide">{table}</div>
 <ul>
 {notes}
@@ -90,54 +103,78 @@ PAGE = """<!DOCTYPE html>
 <h2>Runs</h2>
 <p>Each run's settings are in the config.yaml of its folder.</p>
 <div class="wide">{runs}</div>
+{rates}
 <pre>{commands}</pre>
-<script>{script}</script>
-</body>
-</html>
+</section>
 """
 
 
-def write(comparison: Comparison, out: Path) -> None:
+def write(report: Report, out: Path) -> None:
     """Writes index.html and a PNG of each figure."""
-    figures = page_figures(comparison)
-    write_text(out / "index.html", page(comparison, figures))
-    for figure in figures:
+    figures = [figures_of(report, comparison) for comparison in report.comparisons]
+    write_text(out / "index.html", page(report, figures))
+    for figure in itertools.chain(*figures):
         with atomic_write(out / f"{figure.name}.png") as file:
             file.write(render.png(figure.draw))
 
 
-def page(comparison: Comparison, figures: Sequence[PageFigure]) -> str:
+def figures_of(report: Report, comparison: Comparison) -> list[PageFigure]:
+    """The figures of a comparison; of several tasks with the task in their names."""
+    figures = page_figures(comparison)
+    if len(report.comparisons) == 1:
+        return figures
+    task = comparison.runs[0].config["names.task"]
+    return [figure._replace(name=f"{task}-{figure.name}") for figure in figures]
+
+
+def page(report: Report, figures: Sequence[Sequence[PageFigure]]) -> str:
+    """`figures` of each comparison."""
+    sections = [
+        section(comparison, of_task, str(index) if index else "", len(report.comparisons) > 1)
+        for index, (comparison, of_task) in enumerate(zip(report.comparisons, figures, strict=True))
+    ]
+    if report.over_tasks:
+        table = plain_table("tasks", *aggregate_cells(report))
+        sections.insert(0, f'<div class="wide">{table}</div>\n<p>{html.escape(AGGREGATE_NOTE)}</p>')
     return PAGE.format(
-        title=html.escape(comparison.title),
+        title=html.escape(report.title),
         style=STYLE,
-        command=html.escape(comparison.command),
-        table=sortable_table(comparison),
-        notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
-        plots="\n".join(map(figure_element, figures)),
-        runs=plain_table("runs", *run_cells(comparison)),
-        commands=html.escape("\n".join(sweep_commands(comparison.groups))),
+        command=html.escape(report.command),
+        sections="\n".join(sections),
         script=SCRIPT,
     )
 
 
-def sortable_table(comparison: Comparison) -> str:
+def section(comparison: Comparison, figures: Sequence[PageFigure], suffix: str, has_heading: bool) -> str:
+    """`suffix` of the ids of its tables."""
+    rates = rate_cells(comparison)
+    table = "" if rates is None else f'<div class="wide">{plain_table(f"rates{suffix}", *rates)}</div>'
+    return SECTION.format(
+        heading=f"<h1>{html.escape(comparison.title)}</h1>" if has_heading else "",
+        table=sortable_table(comparison, f"comparison{suffix}"),
+        notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
+        plots="\n".join(map(figure_element, figures)),
+        runs=plain_table(f"runs{suffix}", *run_cells(comparison)),
+        rates=f"<h2>Learning rates that were tried</h2>\n{table}" if table else "",
+        commands=html.escape("\n".join(dict.fromkeys(sweep_commands(comparison)))),
+    )
+
+
+def sortable_table(comparison: Comparison, name: str) -> str:
     """A click on a column's head sorts by `data-value`, the plain number."""
     table_columns = columns(comparison)
     head = ["model", "seeds", *(column.title for column in table_columns)]
     rows = []
     for group in comparison.groups:
         values = [group.label, str(len(group.runs))]
-        cells = [group.label, group.seeds]
-        for column in table_columns:
-            estimate = column.estimate(group)
-            values.append("" if estimate is None else repr(estimate.mean))
-            cells.append(format_cell(column, group))
+        values += ["" if (value := column.value(group)) is None else str(value) for column in table_columns]
+        cells = [group.label, group.seeds, *(column.text(group) for column in table_columns)]
         rows.append(table_row(cells, values))
     buttons = (
-        f'<th aria-sort="none"><button type="button">{html.escape(name)}</button></th>' for name in head
+        f'<th aria-sort="none"><button type="button">{html.escape(title)}</button></th>' for title in head
     )
     return (
-        f'<table id="comparison" class="sortable"><thead><tr>{"".join(buttons)}</tr></thead><tbody>\n'
+        f'<table id="{name}" class="sortable"><thead><tr>{"".join(buttons)}</tr></thead><tbody>\n'
         + "\n".join(rows)
         + "\n</tbody></table>"
     )
@@ -155,7 +192,9 @@ def plain_table(name: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -
     heads = "".join(f"<th>{html.escape(title)}</th>" for title in head)
     lines = ("".join(f"<td>{html.escape(cell or EMPTY_CELL)}</td>" for cell in row) for row in rows)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<table id="{name}"><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>'
+    return (
+        f'<table id="{name}" class="plain"><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table>'
+    )
 
 
 def figure_element(figure: PageFigure) -> str:

@@ -6,22 +6,42 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from zoo import trust
+from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.groups import FinishedRun, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 from zoo.train.runs.construct import import_class, parameters
 from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, Pair, differences, flatten
+from zoo.train.runs.protocol import MORE_SEEDS, SEEDS
 from zoo.train.runs.stored import load_stored
 
+SET_BY_PROTOCOL = (
+    "optim.lr",
+    "optim.schedule",
+    "optim.decay",
+    "stop_when_solved.",
+    "data.curriculum.",
+    "data.val_samples",
+)
+"""Beginnings of the settings that `zoo sweep protocol=1` chooses."""
 
-def sweep_commands(groups: list[RunGroup]) -> list[str]:
-    commands = [sweep_command(group) for group in groups]
-    return [command for command in commands if command]
+
+def sweep_commands(comparison: Comparison) -> list[str]:
+    commands = [sweep_command(group) for group in comparison.groups]
+    return [f"{command}{protocol_words(comparison)}" for command in commands if command]
+
+
+def protocol_words(comparison: Comparison) -> str:
+    """What a command has of a protocol, which sets the rest."""
+    if comparison.protocol is None:
+        return ""
+    reach = comparison.runs[0].config.get("stop_when_solved.beyond")
+    return f" protocol={comparison.protocol}" + ("" if reach is None else f" beyond={reach}")
 
 
 def sweep_command(group: RunGroup) -> str:
     """Trains a group's runs with today's configs; "" where they aren't installed."""
-    config = group.runs[0].config
+    config, by_protocol = group.runs[0].config, bool(group.runs[0].protocol)
     args = [f"{key}={config[f'names.{key}']}" for key in ("model", "task", "size")]
     args.append(f"steps={config['steps']}")
     try:
@@ -37,10 +57,12 @@ def sweep_command(group: RunGroup) -> str:
         return ""
     for key, (value, default) in settings.items():
         trained_with = constructor_default(config, key) if value == NOT_SET else value
-        if trained_with not in (NOT_SET, default):
+        if trained_with not in (NOT_SET, default) and not (by_protocol and key.startswith(SET_BY_PROTOCOL)):
             args.append(f"{key}={to_yaml(trained_with)}")
-    seeds = ",".join(str(run.config["seed"]) for run in group.runs)
-    return shlex.join(["zoo", "sweep", *args, f"seeds={seeds}"])
+    seeds = tuple(int(run.config["seed"]) for run in group.runs)
+    if not by_protocol or seeds not in (SEEDS, SEEDS + MORE_SEEDS):
+        args.append(f"seeds={','.join(map(str, seeds))}")
+    return shlex.join(["zoo", "sweep", *args])
 
 
 def constructor_default(config: dict[str, Any], key: str) -> Any:

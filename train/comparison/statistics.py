@@ -1,6 +1,7 @@
 """Statistics of finished runs: differences between models, corrections for many of them, aggregates of tasks.
 
-Welch 1947; Holm 1979; the two-way layout model + seed without interaction (Scheffé 1959, chapter 4).
+Welch 1947; Newcombe 1998; Holm 1979; the two-way layout model + seed without interaction (Scheffé 1959,
+chapter 4).
 Interquartile mean, optimality gap and probability of improvement: Agarwal et al. 2021, arXiv:2108.13264.
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from zoo.train.evaluation.intervals import LEVEL
+from zoo.train.evaluation.intervals import LEVEL, wilson
 
 SEED_EFFECT_LEVEL = 0.05
 """Models have a seed's effect in common where the F test of the two-way layout is below this."""
@@ -25,6 +26,27 @@ class Difference(NamedTuple):
     """Of the 95 % interval."""
     p: float
     """Of the two-sided test that the difference is 0."""
+    error: float = 0.0
+    """The standard error of the mean."""
+    dof: float = math.inf
+    """Degrees of freedom of the error."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.mean - self.half_width, self.mean + self.half_width
+
+
+class ShareDifference(NamedTuple):
+    """Of two proportions, whose interval isn't symmetric."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
 
 
 class TwoWay(NamedTuple):
@@ -78,9 +100,44 @@ def two_way_difference(x: Sequence[float], y: Sequence[float], layout: TwoWay) -
     return _difference(mean, error, layout.dof) if error else Difference(mean, 0.0, float(mean == 0))
 
 
+def with_document_error(difference: Difference, error: float, documents: int) -> Difference:
+    """The difference whose error is of seeds and of documents together: all seeds read the same documents, so
+    that more seeds don't make their error smaller.  Degrees of freedom: Satterthwaite 1946."""
+    variances = (difference.error**2, difference.dof), (error**2, documents - 1)
+    total = sum(variance for variance, _ in variances)
+    if not total:
+        return difference
+    return _difference(
+        difference.mean, math.sqrt(total), total**2 / sum(variance**2 / dof for variance, dof in variances)
+    )
+
+
+def share_difference(x: tuple[int, int], y: tuple[int, int]) -> ShareDifference:
+    """The proportion x[0] / x[1] less y[0] / y[1], with Newcombe's interval (1998, method 10), which follows
+    from Wilson's of either, and the p value of Fisher's exact test."""
+    from scipy import stats  # half a second, for the tables that need it
+
+    (p, (low, high)), (q, (q_low, q_high)) = ((k / n, wilson(k, n)) for k, n in (x, y))
+    test = stats.fisher_exact([[x[0], x[1] - x[0]], [y[0], y[1] - y[0]]])
+    return ShareDifference(
+        p - q,
+        p - q - math.hypot(p - low, q_high - q),
+        p - q + math.hypot(high - p, q - q_low),
+        float(test[1]),
+    )
+
+
 def _difference(mean: float, error: float, dof: int | float) -> Difference:
     half_width = float(special.stdtrit(dof, (1 + LEVEL) / 2)) * error
-    return Difference(mean, half_width, 2 * float(special.stdtr(dof, -abs(mean) / error)))
+    return Difference(mean, half_width, 2 * float(special.stdtr(dof, -abs(mean) / error)), error, dof)
+
+
+def censored_median(values: Sequence[float | None]) -> float | None:
+    """The median of times, of which None is later than any that was observed; None if it is one of those, or
+    lies between one and a time."""
+    ranked = sorted(math.inf if value is None else value for value in values)
+    middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
+    return sum(middle) / len(middle) if middle and math.isfinite(middle[-1]) else None
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -101,6 +158,16 @@ def interquartile_mean(scores: Scores) -> float:
     values = np.sort(scores, axis=None)
     cut = int(len(values) / 4)
     return float(values[cut : len(values) - cut].mean())
+
+
+def iqm_interval(scores: Scores, resamples: int = 2_000) -> tuple[float, float]:
+    """Bounds of the 95 % interval of the interquartile mean: the bootstrap over runs, each task's apart."""
+    rng = np.random.default_rng(0)
+    runs, tasks = scores.shape
+    draws = rng.integers(runs, size=(resamples, runs, tasks))
+    means = [interquartile_mean(np.take_along_axis(scores, draw, 0)) for draw in draws]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def optimality_gap(scores: Scores) -> float:

@@ -8,32 +8,56 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Column, Table
+from rich.table import Column as RichColumn
+from rich.table import Table
 
-from zoo.train.comparison.columns import cells, columns, format_cell, run_cells
+from zoo.train.comparison.column_types import Column
+from zoo.train.comparison.columns import columns
 from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.groups import RunGroup
 from zoo.train.comparison.notes import notes
+from zoo.train.comparison.report import Report
 from zoo.train.comparison.reproduce import sweep_commands
+from zoo.train.comparison.tables import AGGREGATE_NOTE, aggregate_cells, cells, rate_cells, run_cells
 from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.files import write_text
 
-TERMINAL_COLUMNS = ("val/accuracy", "difference", "state_bytes", "parameters", "steps_to_loss")
+TERMINAL_COLUMNS = (
+    "val/accuracy",
+    "solved",
+    "steps_to_solve",
+    "difference",
+    "cant_tell",
+    "state_bytes",
+    "parameters",
+    "steps_to_loss",
+)
 """Beside the score; on a narrow terminal the last ones are left out."""
 
 
-def write(comparison: Comparison, out: Path) -> None:
+def write(report: Report, out: Path) -> None:
     """Writes comparison.md and comparison.csv."""
-    write_text(out / "comparison.md", to_markdown(comparison))
-    write_text(out / "comparison.csv", to_csv(comparison))
+    write_text(out / "comparison.md", to_markdown(report))
+    write_text(out / "comparison.csv", to_csv(report.comparisons))
 
 
-def to_markdown(comparison: Comparison) -> str:
-    head, rows = cells(comparison)
-    lines = [f"# {comparison.title}", "", f"    {comparison.command}", ""]
-    lines += [*markdown_table(head, rows), ""]
-    lines += [f"* {note}" for note in notes(comparison)]
-    lines += ["", "## Runs", "", *markdown_table(*run_cells(comparison))]
-    lines += ["", *(f"    {command}" for command in sweep_commands(comparison.groups))]
+def to_markdown(report: Report) -> str:
+    lines = [f"# {report.title}", "", f"    {report.command}"]
+    if report.over_tasks:
+        lines += ["", *markdown_table(*aggregate_cells(report)), "", f"* {AGGREGATE_NOTE}"]
+    several = len(report.comparisons) > 1
+    for comparison in report.comparisons:
+        if several:
+            lines += ["", f"## {comparison.title}"]
+        lines += ["", *markdown_table(*cells(comparison)), ""]
+        lines += [f"* {note}" for note in notes(comparison)]
+    for comparison in report.comparisons:
+        lines += ["", f"## Runs{f' on {comparison.subject}' if several else ''}", ""]
+        lines += markdown_table(*run_cells(comparison))
+        if tried := rate_cells(comparison):
+            lines += ["", "Learning rates that were tried:", "", *markdown_table(*tried)]
+        commands = dict.fromkeys(sweep_commands(comparison))
+        lines += ["", *(f"    {command}" for command in commands)]
     return "\n".join(lines) + "\n"
 
 
@@ -44,29 +68,45 @@ def markdown_table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     ]
 
 
-def to_csv(comparison: Comparison) -> str:
-    """Plain numbers: mean, half width and number of runs, of every column."""
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """Plain numbers, a row of every model: mean, half width and number of runs, where a column has them; of
+    several tasks with the task, and empty where a column isn't the task's."""
+    rows = [
+        {"task": comparison.runs[0].config["names.task"]} | csv_row(group, columns(comparison))
+        for comparison in comparisons
+        for group in comparison.groups
+    ]
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    if len(comparisons) == 1:
+        head.remove("task")
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    table_columns = columns(comparison)
-    head = [f"{column.key}{part}" for column in table_columns for part in ("", "_half_width", "_runs")]
-    writer.writerow(["model", "seeds", *head])
-    for group in comparison.groups:
-        row = [group.label, group.seeds]
-        for column in table_columns:
-            estimate = column.estimate(group)
-            values = ("", "", 0) if estimate is None else estimate
-            row += ["" if value is None else str(value) for value in values]
-        writer.writerow(row)
+    writer = csv.DictWriter(file, head, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
     return file.getvalue()
 
 
-def show(comparison: Comparison, out: Path) -> None:
+def csv_row(group: RunGroup, table_columns: Sequence[Column]) -> dict[str, str]:
+    row = {"model": group.label, "seeds": group.seeds}
+    for column in table_columns:
+        row |= {key: "" if value is None else str(value) for key, value in column.fields(group).items()}
+    return row
+
+
+def show(report: Report, out: Path) -> None:
     """Prints the columns that fit the terminal, and the names of the files with all of them."""
     console = table_console()
-    console.print(fitting_table(comparison, console.width))
-    for note in notes(comparison):
-        print(note)
+    for comparison in report.comparisons:
+        console.print(fitting_table(comparison, console.width))
+        for note in notes(comparison):
+            print(note)
+    if report.over_tasks:
+        head, rows = aggregate_cells(report)
+        table = Table(*head, box=box.SIMPLE_HEAD, title=report.title)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        print(AGGREGATE_NOTE)
     print(f"all columns: {out / 'index.html'}   {out / 'comparison.md'}   {out / 'comparison.csv'}")
 
 
@@ -89,10 +129,10 @@ def table_width(table: Table) -> int:
 def terminal_table(comparison: Comparison, keys: Sequence[str], narrow: bool = False) -> Table:
     """The score and the columns with these keys; if `narrow` no wider than a cell or a word of the head."""
     shown = [column for column in columns(comparison) if column.key in (comparison.score, *keys)]
-    cells_of = [[format_cell(column, group) for group in comparison.groups] for column in shown]
+    cells_of = [[column.text(group) for group in comparison.groups] for column in shown]
     table = Table(
-        Column("model", no_wrap=True),
-        Column("seeds", no_wrap=True),
+        RichColumn("model", no_wrap=True),
+        RichColumn("seeds", no_wrap=True),
         box=box.SIMPLE_HEAD,
         title=comparison.title,
     )

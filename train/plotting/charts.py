@@ -45,6 +45,9 @@ def by_axis(
         )
         low, high = ([proportions[p][bound] for p in points] for bound in ("low", "high"))
         axes.fill_between(points, low, high, color=line[0].get_color(), alpha=0.15, linewidth=0)
+        for point in points:
+            seeds = proportions[point].get("seeds", [])
+            axes.scatter([point] * len(seeds), seeds, s=9, color=line[0].get_color(), alpha=0.6)
     points = sorted({point for proportions in series.values() for point in proportions})
     if axis == "length":
         axes.set_xscale("log", base=2)
@@ -200,11 +203,12 @@ class Line(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A point with half the width of its interval; 0 where there is none."""
+    """A point with half the width of its interval, 0 where there is none, and the values that it sums up."""
 
     x: float
     y: float
     half: float
+    values: Sequence[float] = ()
 
 
 def curves(lines: dict[str, Line], xlabel: str, ylabel: str) -> Figure:
@@ -230,7 +234,8 @@ def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[st
     figure, axes = canvas(xlabel, ylabel)
     least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
     for name, spot in spots.items():
-        axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)
+        bar = axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)
+        axes.scatter([spot.x] * len(spot.values), spot.values, s=9, color=bar[0].get_color(), alpha=0.6)
         axes.annotate(name, (spot.x, spot.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     most = max([least, *(spot.x for spot in spots.values())])
     first, last = math.floor(math.log10(least)), math.floor(math.log10(4 * most))

@@ -17,6 +17,7 @@ from zoo import plugins
 from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
 from zoo.train.runs.overrides import check_grammar, quoted_names
+from zoo.train.runs.protocol import Compare
 
 DEFAULT_FIELD = "text"
 
@@ -92,6 +93,7 @@ class Config:
     run_dir: str | None = None
     resume: str | None = None
     base: Any = None  # of a run with model.base: what it started from (zoo.train.runs.base)
+    compare: Compare = field(default_factory=Compare)  # of the task's yaml; no run has it
 
 
 def register() -> None:
@@ -159,6 +161,8 @@ def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 def refuse_unread(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Raises UserError for an override of a key that the composed task and model don't read."""
+    if fixed := [override for override in overrides if override.lstrip("+~").startswith("compare")]:
+        raise UserError(f"{fixed[0].partition('=')[0]} can't be set here; the task's yaml file fixes it")
     for override in unread_overrides(cfg, overrides):
         key = override.lstrip("+").partition("=")[0]
         group = READ_BY[key]
@@ -221,7 +225,8 @@ def stored_config(cfg: DictConfig) -> str:
     stored["data"]["root"] = unresolved["data"]["root"]
     if "root" in unresolved["task"]:
         stored["task"]["root"] = unresolved["task"]["root"]
-    del stored["run_dir"], stored["resume"]
+    for key in ("run_dir", "resume", "compare"):
+        stored.pop(key, None)
     if stored.get("base") is None:
         stored.pop("base", None)
     for group in ("data", "task"):  # newer than stored runs, which are to be comparable

@@ -24,6 +24,7 @@ STYLES: dict[JobState, str] = {
     "running": "cyan",
     "done": "",
     "failed": "red",
+    "diverged": "yellow",
     "stopped": "yellow",
 }
 SCORE_WIDTH = len("exact match 100.0%,")
@@ -65,7 +66,7 @@ class Display:
         if interrupted:
             print("interrupted; the same command resumes the sweep", file=sys.stderr)
         elif not failed:
-            folders = sorted({str(task_folder(job)) for job in self.jobs})
+            folders = sorted({str(task_folder(job)) for job in self.jobs if job.state == "done"})
             print(f"compare them with: zoo compare {' '.join(folders)}")
 
     def table(self, complete: bool = False) -> Table:

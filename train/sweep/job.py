@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.train.runs.protocol import RATE, SHORT_RATE
 from zoo.train.sweep.process import RunProcess
 
-JobState = Literal["waiting", "running elsewhere", "running", "done", "failed", "stopped"]
-"""Running elsewhere: another process trains it."""
+JobState = Literal["waiting", "running elsewhere", "running", "done", "failed", "diverged", "stopped"]
+"""Running elsewhere: another process trains it.  Diverged: a run that helps to choose a learning rate, whose
+loss or gradient wasn't finite: the rate is too large."""
 
 
 @dataclass
@@ -24,6 +26,11 @@ class Job:
     """Names of the task's held-out scores, by tag."""
     code: dict[str, str]
     """Fingerprints of classes that aren't the zoo's, by their keys in metrics.json."""
+    purpose: str = ""
+    """Under a protocol, as in protocol.json."""
+    evaluations: list[list[str]] = field(default_factory=list)
+    """Command lines of the evaluations that follow its training, without the run's folder."""
+    num_evaluated: int = 0
     state: JobState = "waiting"
     note: str = ""
     result_folder: Path | None = None
@@ -35,7 +42,10 @@ class Job:
     @property
     def name(self) -> str:
         names = [self.config[f"names.{key}"] for key in ("task", "model", "size")]
-        return f"{'/'.join(names)}-s{self.config['seed']}"
+        name = f"{'/'.join(names)}-s{self.config['seed']}"
+        if self.purpose in (SHORT_RATE, RATE):
+            name += f" {self.purpose} {self.config['optim.lr']:g}"
+        return name
 
     @property
     def is_waiting(self) -> bool:

@@ -20,7 +20,9 @@ from zoo.train.runs.folder import (
     read_config,
     read_json,
 )
+from zoo.train.runs.protocol import SCORE
 from zoo.train.runs.provenance import code_fingerprint
+from zoo.train.sweep.evaluations import evaluations
 from zoo.train.sweep.job import Job
 from zoo.train.tasks.base import score_names
 
@@ -40,6 +42,12 @@ class SweepOptions:
     """Folders, separated by commas, of finished runs: a job that one of them did isn't run again."""
     keep: str = ""
     """A folder to copy each finished run's files to; none if empty."""
+    protocol: int | None = None
+    seeds: tuple[int, ...] = ()
+    """Of a protocol's scores; its own if empty."""
+    beyond: int | None = None
+    """Of a protocol: targets with evidence so far back are beyond the reach of attention; None: the largest
+    reach of the sweep's models."""
 
 
 def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
@@ -70,7 +78,8 @@ def read_by_jobs(matrix: list[list[str]]) -> list[list[str]]:
     ]
 
 
-def make_job(overrides: list[str], runs: Path) -> Job:
+def make_job(overrides: list[str], runs: Path, purpose: str = "") -> Job:
+    """`purpose` under a protocol, as in protocol.json; a run with the purpose "score" is evaluated too."""
     cfg = compose([*overrides, "run_dir=."])
     validate_config(cfg)
     cfg.model = budget.solve_width(cfg)
@@ -93,6 +102,8 @@ def make_job(overrides: list[str], runs: Path) -> Job:
         task_version=getattr(task, "VERSION", 0),
         scores=score_names(task),
         code={"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)},
+        purpose=purpose,
+        evaluations=evaluations(cfg) if purpose == SCORE else [],
     )
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 from zoo.train.runs.files import INHERITED_LOCK, LOCK
 
 PROGRAM = (sys.executable, "-m", "zoo.train")
+EVALUATE = (sys.executable, "-m", "zoo", "evaluate")
 OUTPUT = "output.log"
 
 
@@ -31,15 +32,21 @@ def try_lock(folder: Path) -> Iterator[IO[Any] | None]:
 
 
 class RunProcess:
-    """A training process, whose output is appended to a file in the run's folder."""
+    """A process that trains a run or evaluates it; its output is appended to a file in the run's folder."""
 
     def __init__(
-        self, folder: Path, args: list[str], environment: Mapping[str, str], slot: int, lock: IO[Any]
+        self,
+        folder: Path,
+        args: list[str],
+        environment: Mapping[str, str],
+        slot: int,
+        lock: IO[Any],
+        evaluates: bool = False,
     ) -> None:
-        self.folder, self.slot, self.start = folder, slot, time.monotonic()
+        self.folder, self.slot, self.start, self.evaluates = folder, slot, time.monotonic(), evaluates
         with (folder / OUTPUT).open("ab") as output:
             self.process = subprocess.Popen(
-                [*PROGRAM, *args],
+                [*(EVALUATE if evaluates else PROGRAM), *args],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

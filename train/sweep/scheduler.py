@@ -5,18 +5,22 @@ arguments resumes it and all other unfinished runs.
 """
 
 import contextlib
+import json
 import signal
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import zoo
 from zoo import trust
 from zoo.errors import UserError, one_line
+from zoo.train.runs import protocol
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.runs.overrides import path_override
+from zoo.train.runs.provenance import commit
 from zoo.train.runs.stop_signals import stop_signals
 from zoo.train.sweep.display import Display
 from zoo.train.sweep.job import Job, JobState
@@ -24,16 +28,25 @@ from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, describe_mismatch
 from zoo.train.sweep.process import RunProcess, try_lock
 from zoo.train.sweep.resources import Resources
 
-COPIED_FILES = ("config.yaml", "metrics.json", "evaluation.json")
+COPIED_FILES = ("config.yaml", "metrics.json", "evaluation.json", protocol.FILE)
+DIVERGED = "not finite"
+"""In the message of a run that stops because its loss or a gradient isn't finite."""
 POLL_INTERVAL = 0.2  # seconds
 
 
 class Sweep:
     """Runs jobs as processes, at most one per slot of the machine's resources, and displays their states."""
 
-    def __init__(self, jobs: list[Job], options: SweepOptions) -> None:
-        """Raises UserError for a folder of results that doesn't exist and for too few GPUs."""
-        self.jobs, self.copy_to = jobs, options.keep
+    def __init__(
+        self, jobs: list[Job], options: SweepOptions, more_jobs: Callable[[], list[Job]] | None = None
+    ) -> None:
+        """`more_jobs`: all jobs that follow from what is done so far, those of before among them.
+
+        Raises UserError for a folder of results that doesn't exist or takes committed code alone, and for too
+        few GPUs.
+        """
+        check_committed(options.keep)
+        self.jobs, self.copy_to, self.more_jobs = jobs, options.keep, more_jobs
         self.resources = Resources(jobs, options.max_parallel)
         self.display = Display(jobs)
         self.finished = finished_runs(options.results)  # to be reused: their configs by folder
@@ -43,6 +56,7 @@ class Sweep:
         """Runs until every job is done, failed or stopped, and returns the exit code."""
         for job in self.jobs:
             self.mark_if_done_or_failed(job)
+        self.add_jobs()
         with self.handle_signals(), self.display.live() as refresh:
             while self.poll():
                 refresh()
@@ -50,7 +64,16 @@ class Sweep:
         self.display.summary(interrupted=bool(self.stop_signal))
         if self.stop_signal:
             return 128 + self.stop_signal
-        return int(any(job.state != "done" for job in self.jobs))
+        return int(any(job.state not in ("done", "diverged") for job in self.jobs))
+
+    def add_jobs(self) -> None:
+        """Adds the jobs that follow from what is done, until none is left that was done before."""
+        while self.more_jobs is not None:
+            folders = {job.folder for job in self.jobs}
+            added = [job for job in self.more_jobs() if job.folder not in folders]
+            self.jobs.extend(added)
+            if not [job for job in added if self.mark_if_done_or_failed(job)]:
+                return
 
     def poll(self) -> bool:
         """Handles processes that have ended and starts jobs in free slots; False once no job is waiting or
@@ -58,6 +81,8 @@ class Sweep:
         for job in self.jobs:
             if job.process is not None and job.process.exit_code is not None:
                 self.handle_exit(job, job.process)
+        if not self.stop_signal:
+            self.add_jobs()
         waiting = [job for job in self.jobs if job.is_waiting]
         if self.stop_signal:
             for job in waiting:
@@ -90,7 +115,7 @@ class Sweep:
                     note = f"{job.folder} holds another run: {mismatch} (move it, or use another runs=)"
                     self.set_state(job, "failed", note)
                     return True
-                if finished:
+                if finished and is_complete(job, job.folder):
                     self.complete(job, job.folder)
                     return True
             return self.mark_if_reused(job)
@@ -104,10 +129,10 @@ class Sweep:
         for folder, config in self.finished.items():
             if all(config.get(key) == value for key, value in identity.items()):
                 mismatch = describe_mismatch(job, folder, finished=True)
-                if not mismatch:
+                if not mismatch and is_complete(job, folder):
                     self.complete(job, folder)
                     return True
-                job.note = f"{folder} isn't reused: {mismatch}"
+                job.note = f"{folder} isn't reused: {mismatch or 'it has no protocol'}"
         return False
 
     def start(self, job: Job, slot: int) -> None:
@@ -119,26 +144,41 @@ class Sweep:
                 return
             if self.mark_if_done_or_failed(job):
                 return
-            resumes = (job.folder / "config.yaml").is_file()
-            new_run = [*job.overrides, path_override("run_dir", job.folder)]
-            arguments = resume_arguments(job) if resumes else new_run
-            job.process = RunProcess(job.folder, arguments, self.resources.environment(slot), slot, lock)
-        self.set_state(job, "running", "resumed" if resumes else "")
+            evaluates = (job.folder / "metrics.json").is_file()
+            resumes = (job.folder / "config.yaml").is_file() and not evaluates
+            if evaluates:
+                arguments = [f"run={job.folder}", *job.evaluations[job.num_evaluated]]
+            elif resumes:
+                arguments = resume_arguments(job)
+            else:
+                arguments = [*job.overrides, path_override("run_dir", job.folder)]
+            environment = self.resources.environment(slot)
+            job.process = RunProcess(job.folder, arguments, environment, slot, lock, evaluates)
+        self.set_state(job, "running", "evaluated" if evaluates else "resumed" if resumes else "")
 
     def handle_exit(self, job: Job, process: RunProcess) -> None:
         """Sets the state of a job whose process has ended: done, stopped or failed."""
         job.previous_seconds, job.process = job.seconds, None
         if process.exit_code == 0 and (job.folder / "metrics.json").is_file():
-            self.complete(job, job.folder)
+            job.num_evaluated += process.evaluates
+            if job.num_evaluated == len(job.evaluations):
+                self.complete(job, job.folder)
+            else:
+                job.state = "waiting"  # for its next evaluation
         elif self.stop_signal:
             saved = (job.folder / "checkpoints" / "last.ckpt").is_file()
             self.set_state(job, "stopped", "saved" if saved else "nothing saved yet")
         else:
-            self.set_state(job, "failed", process.failure())
+            failure = process.failure()
+            diverged = job.purpose in (protocol.RATE, protocol.SHORT_RATE) and DIVERGED in failure
+            self.set_state(job, "diverged" if diverged else "failed", failure)
 
     def complete(self, job: Job, folder: Path) -> None:
         """Records a finished run, and copies its files if it was trained in the job's folder."""
         job.result_folder, job.result = folder, read_json(folder / "metrics.json")
+        if job.purpose and folder == job.folder:
+            content = {"protocol": protocol.VERSION, "purpose": job.purpose}
+            write_text(folder / protocol.FILE, json.dumps(content) + "\n")
         self.set_state(job, "done", f"in {folder}")
         if self.copy_to and folder == job.folder:
             runs_root = folder.parents[2]  # above task/model/size-seed
@@ -170,6 +210,23 @@ class Sweep:
         for job in self.jobs:
             if job.process is not None:
                 job.process.stop()
+
+
+def is_complete(job: Job, folder: Path) -> bool:
+    """True if a finished run has all that the job is for: under a protocol it is one of its runs, and was
+    evaluated if it has to be."""
+    if not job.purpose:
+        return True
+    if folder == job.folder and not job.evaluations:
+        return True
+    return protocol.read(folder).get("purpose") == job.purpose
+
+
+def check_committed(keep: str) -> None:
+    """Raises UserError if runs of uncommitted code would be kept among the zoo's own results."""
+    own = Path(zoo.__file__).parent.parent / "results"
+    if keep and Path(keep).resolve().is_relative_to(own.resolve()) and commit().endswith("+"):
+        raise UserError(f"sweep: keep: {keep} takes runs of committed code alone; commit the changes first")
 
 
 def finished_runs(results: str) -> dict[Path, dict[str, Any]]:

@@ -39,8 +39,8 @@ def test_a_loss_that_no_run_reached(run: Any, tmp_path: Path) -> None:
     make_three_models(tmp_path / "runs")
     assert run("runs", "loss=1.42")[0] == 0
     rmt = read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]
-    assert (rmt["steps_to_loss"], rmt["steps_to_loss_runs"]) == ("40.0", "1")
-    assert "40 (1 of 3)" in (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert (rmt["steps_to_loss"], rmt["steps_to_loss_above"], rmt["steps_to_loss_runs"]) == ("", "40", "1")
+    assert "| > 40 |" in (tmp_path / "runs/comparison/comparison.md").read_text()
 
 
 def test_older_runs_without_a_curve_are_compared(run: Any, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ ERRORS = [
     (("runs", "los=3"), "unknown key 'los'; expected one of baseline, loss, mix, out"),
     (("runs", "loss=x"), "loss: expected a number of nats above 0, found x"),
     (("runs", "loss=nan"), "loss: expected a number of nats above 0, found nan"),
-    (("runs", "mix=size"), r"mix: expected task \| data \| budget \| tokens, found size"),
+    (("runs", "mix=size"), r"mix: expected task \| data \| budget \| tokens \| protocol \| code, found size"),
     (("runs", "baseline=rtm"), "baseline: expected one of rmt, found rtm"),
     (("runs/a/config.yaml",), "no folder runs/a/config.yaml"),
     (("empty",), "no finished run below empty"),

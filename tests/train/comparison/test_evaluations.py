@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.train.stored_runs import make_evaluation, make_run
+from zoo.train.comparison.evaluation_figures import memory_figure
 from zoo.train.comparison.evaluations import grid_over_seeds, matching_entries, shares_by_length
-from zoo.train.comparison.figures import memory_figure
 from zoo.train.comparison.groups import group_runs, read_run
 from zoo.train.evaluation.intervals import proportion
 from zoo.train.plotting import render

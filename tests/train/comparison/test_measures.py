@@ -11,9 +11,9 @@ from rich.console import Console
 
 from tests.train.comparison.cases import read_csv
 from tests.train.stored_runs import make_evaluation, make_run
-from zoo.train.comparison.columns import columns, format_cell
-from zoo.train.comparison.comparison import compare
+from zoo.train.comparison.columns import columns
 from zoo.train.comparison.figures import page_figures
+from zoo.train.comparison.report import report
 from zoo.train.comparison.text import TERMINAL_COLUMNS, fitting_table
 
 RESULTS = Path(__file__).parents[3] / "results/runs/passkey"
@@ -74,7 +74,7 @@ def test_runs_of_an_earlier_version_are_compared_by_digits_and_say_so(run: Any, 
 
 
 def test_the_committed_runs_of_passkey_say_which_measure_they_show(run: Any, tmp_path: Path) -> None:
-    code, out, _ = run(str(RESULTS), f"out={tmp_path / 'out'}")
+    code, out, _ = run(str(RESULTS), f"out={tmp_path / 'out'}", "mix=code")
     assert code == 0
     assert "held-out accuracy per digit" in out
     assert "Compared by accuracy per digit: the runs are of a version that didn't measure exact match." in out
@@ -110,7 +110,7 @@ def test_figures_of_both_measures(tmp_path: Path) -> None:
     """Of make_evaluation 80 % of the digits are hit at both lengths, and of the samples 80 and 40 %."""
     for model in ("rmt", "mamba"):
         make_evaluation(make_passkey(tmp_path / model, model), 0.8)
-    figures = {figure.name: figure for figure in page_figures(compare([tmp_path]))}
+    figures = {figure.name: figure for figure in page_figures(report([tmp_path]).comparisons[0])}
     assert {"length", "length-per-target", "grid", "grid-per-target"} <= figures.keys()
     curves = {
         name: figures[name].draw().axes[0].lines[0].get_ydata().tolist()
@@ -132,7 +132,7 @@ def test_figures_of_both_measures(tmp_path: Path) -> None:
 def test_scores_against_state_bytes_of_both_measures_with_their_baselines(tmp_path: Path) -> None:
     for model, exact in (("rmt", 0.2), ("mamba", 0.4)):
         make_passkey(tmp_path / model, model, exact=exact)
-    figures = {figure.name: figure for figure in page_figures(compare([tmp_path]))}
+    figures = {figure.name: figure for figure in page_figures(report([tmp_path]).comparisons[0])}
     expected = {
         "score-by-state": ("exact match", [0.4, 0.2], "chance 1 in 90,000", 1 / 90_000),
         "score-by-state-per-target": ("accuracy per digit", [0.6, 0.6], "chance 10.2%", 0.102),
@@ -153,7 +153,7 @@ def test_scores_against_state_bytes_of_both_measures_with_their_baselines(tmp_pa
 def test_measures_stand_side_by_side_and_the_difference_says_whose_it_is(tmp_path: Path) -> None:
     for model in ("rmt", "transformer"):
         make_passkey(tmp_path / model, model)
-    assert [column.title for column in columns(compare([tmp_path]))][:3] == [
+    assert [column.title for column in columns(report([tmp_path]).comparisons[0])][:3] == [
         "held-out exact match",
         "held-out accuracy per digit",
         "exact match against transformer (points)",
@@ -167,7 +167,7 @@ def test_captions_of_grids_have_the_baseline_of_their_measure(tmp_path: Path) ->
     for result in [result for entry in content["evaluations"] for result in entry["results"]]:
         result |= REFERENCES
     (folder / "evaluation.json").write_text(json.dumps(content))
-    captions = {figure.name: figure.caption for figure in page_figures(compare([tmp_path]))}
+    captions = {figure.name: figure.caption for figure in page_figures(report([tmp_path]).comparisons[0])}
     assert captions["grid"].endswith("Without learning: chance 1 in 90,000.")
     assert captions["grid-per-target"].endswith("Without learning: chance 10.2%.")
 
@@ -177,13 +177,13 @@ def test_a_terminal_shows_the_columns_that_fit_and_cuts_no_cell(width: int, tmp_
     for seed, exact in enumerate((0.2, 0.3)):
         make_passkey(tmp_path / f"rmt/{seed}", "rmt", seed, exact, state_bytes=1_785_888)
         make_passkey(tmp_path / f"transformer/{seed}", "transformer", seed, exact / 2)
-    comparison = compare([tmp_path])
+    comparison = report([tmp_path]).comparisons[0]
     console = Console(width=width, file=io.StringIO())
     console.print(fitting_table(comparison, width))
     out = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in out
     shown = [column for column in columns(comparison) if column.key in ("val/exact", *TERMINAL_COLUMNS)]
-    first, *others = ([format_cell(column, group) for group in comparison.groups] for column in shown)
+    first, *others = ([column.text(group) for group in comparison.groups] for column in shown)
     assert all(cell in out for cell in first)
     fitting = [all(cell in out for cell in cells) for cells in others]
     assert sum(fitting) == {60: 1, 80: 2, 100: 4, 140: 5, 180: 5}[width]

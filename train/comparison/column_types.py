@@ -1,0 +1,170 @@
+"""Kinds of columns: what a cell shows, what rows are sorted by, and what the CSV has of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zoo.train.comparison import solved, statistics
+from zoo.train.comparison.groups import FinishedRun, RunGroup
+from zoo.train.comparison.statistics import ShareDifference
+from zoo.train.evaluation.intervals import Estimate, wilson
+
+EMPTY_CELL = "-"
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Column(ABC):
+    key: str
+    title: str
+
+    @abstractmethod
+    def text(self, group: RunGroup) -> str:
+        """The cell of a row."""
+
+    @abstractmethod
+    def value(self, group: RunGroup) -> float | str | None:
+        """What rows are sorted by; None is last."""
+
+    @abstractmethod
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        """Plain values by the names of the CSV's columns; None is an empty cell."""
+
+
+@dataclass(frozen=True)
+class NumberColumn(Column):
+    """One quantity of each row: mean ± half the width of its interval over seeds."""
+
+    estimate: Callable[[RunGroup], Estimate | None]
+    format: Format
+    has_interval: bool = False
+    mark: Callable[[RunGroup], str] = lambda group: ""
+    """What follows the number in a cell."""
+
+    def text(self, group: RunGroup) -> str:
+        """With a count of the runs where not all have a value."""
+        estimate = self.estimate(group)
+        if estimate is None:
+            return EMPTY_CELL
+        cell = self.format(estimate.mean)
+        if self.has_interval and estimate.half_width is not None:
+            cell += f" ± {self.format(estimate.half_width).lstrip('+')}"
+        if estimate.runs < len(group.runs):
+            cell += f" ({estimate.runs} of {len(group.runs)})"
+        return cell + self.mark(group)
+
+    def value(self, group: RunGroup) -> float | None:
+        estimate = self.estimate(group)
+        return None if estimate is None else estimate.mean
+
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        values = self.estimate(group) or (None, None, 0)
+        return dict(zip((self.key, f"{self.key}_half_width", f"{self.key}_runs"), values, strict=True))
+
+
+@dataclass(frozen=True)
+class MedianColumn(Column):
+    """The median over seeds and no interval, where runs fall into two kinds and a mean is a number that none
+    had; the CSV has every run."""
+
+    metric: Callable[[FinishedRun], float | None]
+    format: Format
+
+    def text(self, group: RunGroup) -> str:
+        median = self.value(group)
+        return EMPTY_CELL if median is None else self.format(median)
+
+    def value(self, group: RunGroup) -> float | None:
+        return statistics.censored_median([*group.by_seed(self.metric).values()])
+
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        values = group.by_seed(self.metric).values()
+        return {self.key: self.value(group), f"{self.key}_by_seed": " ".join(map(str, values))}
+
+
+@dataclass(frozen=True)
+class ShareDifferenceColumn(Column):
+    """A difference of two proportions, whose interval isn't symmetric."""
+
+    difference: Callable[[RunGroup], ShareDifference | None]
+    format: Format
+    mark: Callable[[RunGroup], str]
+
+    def text(self, group: RunGroup) -> str:
+        difference = self.difference(group)
+        if difference is None:
+            return EMPTY_CELL
+        mean, low, high = map(self.format, (difference.mean, *difference.bounds))
+        return f"{mean} ({low} to {high}){self.mark(group)}"
+
+    def value(self, group: RunGroup) -> float | None:
+        difference = self.difference(group)
+        return None if difference is None else difference.mean
+
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        mean, low, high, _ = self.difference(group) or (None, None, None, None)
+        return {self.key: mean, f"{self.key}_low": low, f"{self.key}_high": high}
+
+
+@dataclass(frozen=True)
+class SolvedColumn(Column):
+    """How many runs solved their task, with Wilson's interval of the share."""
+
+    def text(self, group: RunGroup) -> str:
+        return solved.describe_count(group)
+
+    def value(self, group: RunGroup) -> float:
+        hits, runs = solved.count(group)
+        return hits / runs
+
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        hits, runs = solved.count(group)
+        low, high = wilson(hits, runs)
+        return {
+            self.key: hits,
+            f"{self.key}_of": runs,
+            f"{self.key}_low": low,
+            f"{self.key}_high": high,
+            "collapsed": solved.collapsed(group),
+        }
+
+
+@dataclass(frozen=True)
+class StepsColumn(Column):
+    """The median of the steps that runs needed; those that never got there count as later than any."""
+
+    steps: Callable[[FinishedRun], float | None]
+    is_measured: Callable[[FinishedRun], bool] = lambda run: True
+
+    def text(self, group: RunGroup) -> str:
+        if not any(map(self.is_measured, group.runs)):
+            return EMPTY_CELL
+        median = self.value(group)
+        return f"> {solved.cap(group):,}" if median is None else f"{median:,.0f}"
+
+    def value(self, group: RunGroup) -> float | None:
+        return statistics.censored_median([self.steps(run) for run in group.runs])
+
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        reached = [self.steps(run) is not None for run in group.runs]
+        measured = any(map(self.is_measured, group.runs))
+        return {
+            self.key: self.value(group),
+            f"{self.key}_above": solved.cap(group) if measured and self.value(group) is None else None,
+            f"{self.key}_runs": sum(reached),
+        }
+
+
+@dataclass(frozen=True)
+class TextColumn(Column):
+    describe: Callable[[RunGroup], str]
+
+    def text(self, group: RunGroup) -> str:
+        return self.describe(group) or EMPTY_CELL
+
+    def value(self, group: RunGroup) -> str | None:
+        return self.describe(group) or None
+
+    def fields(self, group: RunGroup) -> dict[str, Any]:
+        return {self.key: self.describe(group)}

@@ -1,0 +1,161 @@
+"""Scores of a run on its task's test split, from its evaluation.json, at the length that it was trained at.
+
+test/exact, test/accuracy      of samples, per cent of samples and of targets
+test/beyond                    accuracy per target whose nearest evidence lies beyond the reach of attention
+test/gain                      of the same targets: (constant - loss) / (constant - Bayes), losses in nats
+test/bits_per_byte             of text
+test/worth                     the score with the memory kept less that with the memory reset at every
+                               segment; of bits per byte the other way round: above 0 memory helps
+"""
+
+import math
+from typing import NamedTuple
+
+from zoo.train.comparison.groups import FinishedRun, RunGroup
+from zoo.train.evaluation.intervals import proportion
+from zoo.train.evaluation.results import EvalEntry, EvalResult
+from zoo.train.runs.folder import flatten
+
+EXACT, ACCURACY, BEYOND, GAIN = "test/exact", "test/accuracy", "test/beyond", "test/gain"
+BITS, WORTH = "test/bits_per_byte", "test/worth"
+SHARES = (BEYOND, EXACT, ACCURACY)
+"""Scores of samples that are shares, the one that says most about memory first."""
+KNOWING = ("in view", "Bayes")
+"""References that know the rules of a task: a perfect reader of a segment, and one of all the text before."""
+
+
+def with_test_scores(run: FinishedRun, reach: int | None) -> FinishedRun:
+    """The run with its test scores among its metrics; without any where the split wasn't evaluated.
+
+    `reach`: targets count as beyond whose nearest evidence lies at least so far back.
+    """
+    results = test_results(run)
+    if not results:
+        return run
+    for result in [result for entry in run.evaluations for result in entry["results"]]:
+        sums = beyond_sums([result["evidence"]] if result.get("evidence") else [], reach)
+        result.pop("beyond", None)  # of the model's own reach
+        if sums["targets"]:
+            result["beyond"] = proportion(int(sums["hits"]), int(sums["targets"]))
+    is_text = any("bits_per_byte" in result for result in results)
+    scores = text_scores(results) if is_text else sample_scores(results, reach)
+    return run._replace(metrics=run.metrics | {"test_references": baselines(results, is_text)} | scores)
+
+
+def test_entry(run: FinishedRun) -> EvalEntry | None:
+    """The latest evaluation of the run on the test split of the task that it was trained on."""
+    settings = {key: value for key, value in run.config.items() if key.startswith("task.")}
+    entries = [
+        entry
+        for entry in run.evaluations
+        if entry.get("task") == run.config["names.task"]
+        and entry.get("split") == "test"
+        and entry.get("checkpoint", "last") == "last"
+        and all(
+            settings.get(key, value) == value for key, value in flatten(entry["settings"], "task").items()
+        )
+    ]
+    return max(entries, key=lambda entry: entry.get("step", 0), default=None)
+
+
+def test_results(run: FinishedRun) -> list[EvalResult]:
+    """Of samples those at the training length, where there are lengths, at the fewest axes."""
+    entry = test_entry(run)
+    if entry is None:
+        return []
+    length = run.config.get("task.length")
+    results = [result for result in entry["results"] if result["axes"].get("length", length) == length]
+    if entry.get("unit") == "bits per byte":
+        return [result for result in results if result["axes"].get("memory") in ("kept", "reset")]
+    least = min((len(result["axes"]) for result in results), default=0)
+    return [result for result in results if len(result["axes"]) == least]  # not a grid of depths beside it
+
+
+def baselines(results: list[EvalResult], is_text: bool) -> dict[str, dict[str, float]]:
+    """Scores of predictors that learn nothing, by the tag of the score."""
+    accuracy, exact = (results[-1].get(key, {}) for key in ("reference", "reference_exact"))
+    if is_text:
+        return {BITS: accuracy}
+    untaught = {name: value for name, value in accuracy.items() if name not in KNOWING}
+    return {ACCURACY: accuracy, EXACT: exact or accuracy, BEYOND: untaught}
+
+
+# -- text
+
+
+def text_scores(results: list[EvalResult]) -> dict[str, float]:
+    by_memory = {result["axes"]["memory"]: float(result["bits_per_byte"]) for result in results}
+    if "kept" not in by_memory:
+        return {}
+    scores = {BITS: by_memory["kept"]}
+    return scores | ({WORTH: by_memory["reset"] - by_memory["kept"]} if "reset" in by_memory else {})
+
+
+def documents(run: FinishedRun) -> dict[str, list[int | float]] | None:
+    """Nats, targets and bytes of every document of the test split, read with the memory kept."""
+    kept = [result for result in test_results(run) if result["axes"].get("memory") == "kept"]
+    by_document: dict[str, list[int | float]] | None = kept[-1].get("documents") if kept else None
+    return by_document
+
+
+# -- samples
+
+
+def sample_scores(results: list[EvalResult], reach: int | None) -> dict[str, float]:
+    kept = figures(results, reach)
+    reset = figures([result["reset"] for result in results if "reset" in result], reach)
+    judged = next((tag for tag in (GAIN, *SHARES) if tag in kept and tag in reset), None)
+    return kept | ({} if judged is None else {WORTH: kept[judged] - reset[judged]})
+
+
+def figures(results: list[EvalResult], reach: int | None) -> dict[str, float]:
+    """Scores pooled over results; {} of none."""
+    scores = {}
+    for tag, key in ((EXACT, "exact"), (ACCURACY, "targets")):
+        if total := sum(result[key]["of"] for result in results if key in result):
+            scores[tag] = sum(result[key]["hits"] for result in results if key in result) / total
+    beyond = beyond_sums([result["evidence"] for result in results if result.get("evidence")], reach)
+    if beyond["targets"]:
+        scores[BEYOND] = beyond["hits"] / beyond["targets"]
+        stake = beyond["constant"] - beyond["bayes"]
+        if stake > 0:
+            scores[GAIN] = (beyond["constant"] - beyond["nats"]) / stake
+    return scores
+
+
+def beyond_sums(evidence: list[dict[str, list[int | float]]], reach: int | None) -> dict[str, float]:
+    """Sums over the targets whose nearest evidence lies at least `reach` positions back; 0 for what isn't
+    stored."""
+    least = math.inf if reach is None else reach
+    return {
+        key: math.fsum(
+            value
+            for part in evidence
+            for distance, value in zip(part["distance"], part.get(key, []), strict=False)
+            if distance >= least
+        )
+        for key in ("targets", "hits", "nats", "bayes", "constant")
+    }
+
+
+def shared_tags(runs: list[FinishedRun]) -> list[str]:
+    """Tags of the test scores that all runs have, the one that they are compared by first."""
+    order = [BITS] if any(BITS in run.metrics for run in runs) else [GAIN, *SHARES]
+    return [tag for tag in order if all(tag in run.metrics for run in runs)]
+
+
+class DocumentBits(NamedTuple):
+    """Bits of every document, mean over the runs of a row, and its bytes."""
+
+    bits: list[float]
+    sizes: list[int]
+
+
+def mean_bits(group: RunGroup) -> DocumentBits | None:
+    """None unless every run of the row has read the same documents one by one."""
+    by_run = [documents(run) for run in group.runs]
+    if any(not part or part["bytes"] != (by_run[0] or {})["bytes"] for part in by_run):
+        return None
+    rows = [[nats / math.log(2) for nats in part["nats"]] for part in by_run if part]
+    sizes = [int(size) for size in (by_run[0] or {})["bytes"]]
+    return DocumentBits([math.fsum(values) / len(values) for values in zip(*rows, strict=True)], sizes)

@@ -1,0 +1,39 @@
+"""Runs of a task that is learned in a jump: how many solved it, and after how many steps."""
+
+from zoo.train.comparison import statistics
+from zoo.train.comparison.groups import FinishedRun, RunGroup
+from zoo.train.evaluation.intervals import wilson
+
+
+def count(group: RunGroup) -> tuple[int, int]:
+    """Runs that solved the task, and runs."""
+    return sum(steps(run) is not None for run in group.runs), len(group.runs)
+
+
+def steps(run: FinishedRun) -> float | None:
+    """Steps until the run had solved its task; None if it hadn't when it ended."""
+    step = run.metrics.get("solved_at")
+    return None if step is None else float(step)
+
+
+def cap(group: RunGroup) -> int:
+    """Steps after which a run that hasn't solved its task ends."""
+    return int(group.runs[0].config["steps"])
+
+
+def collapsed(group: RunGroup) -> int:
+    """Runs that fell back to chance after they had passed a stage of the curriculum."""
+    return sum(bool(run.metrics.get("collapsed")) for run in group.runs)
+
+
+def describe_count(group: RunGroup) -> str:
+    """ "2 of 3 (21-94 %)", with Wilson's interval."""
+    hits, runs = count(group)
+    low, high = wilson(hits, runs)
+    fallen = collapsed(group)
+    return f"{hits} of {runs} ({low:.0%} to {high:.0%})" + (f", {fallen} collapsed" if fallen else "")
+
+
+def median_steps(group: RunGroup) -> float | None:
+    """None where half of the runs or more hadn't solved the task at the cap."""
+    return statistics.censored_median([steps(run) for run in group.runs])
