@@ -1,12 +1,13 @@
-"""A long text read by a model in evaluation: tokens per second and resident memory in its course.
+"""A long text read by a model in evaluation: CPU time per token and resident memory in its course.
 
     ZOO_DATA=… python benchmarks/stream.py [models=infini,landmark] [bytes=262144] [data.corpus=books]
                                            [size=tiny] [key=value …]
 
 One row, the first training documents of the corpus one after another, a segment per call, untrained weights;
-everything but `models` and `bytes` goes to the configuration.  Per quarter of the text: tokens per second,
-and the MiB by which resident memory has grown since the end of the quarter before.  Each model runs in a
-separate process.
+everything but `models` and `bytes` goes to the configuration.  Per quarter of the text: microseconds of CPU
+time per token, and the MiB by which resident memory has grown since the end of the quarter before; and the
+last quarter's time by the second's, which is 1 for a reader whose cost doesn't grow with the text.  Each
+model runs in a separate process.
 """
 
 import itertools
@@ -36,7 +37,8 @@ def resident() -> float:
 def read_text(corpus: str, root: str, count: int) -> Tensor:
     documents, text = open_corpus(corpus, root).split("train"), bytearray()
     for document in range(len(documents)):
-        text += documents.bytes_of(document, 0, count - len(text)).tobytes()
+        length = min(int(documents.lengths[document]), count - len(text))
+        text += documents.bytes_of(document, 0, length).tobytes()
         if len(text) == count:
             return torch.tensor(list(text))[None]
     sys.exit(f"expected {count} bytes to train on in {corpus}, found {len(text)}")
@@ -49,16 +51,16 @@ def measure(name: str, count: int, words: list[str]) -> str:
     model = build.model(cfg).eval()
     text = read_text(cfg.data.corpus, cfg.data.root, count)
     state = model.init_state(1)
-    speeds, memory = [], [resident()]
+    costs, memory = [], [resident()]
     for quarter in text.tensor_split(QUARTERS, dim=1):
-        start = time.perf_counter()
+        start = time.process_time()
         for segment in quarter.split(model.segment_len, dim=1):
             _, state = model.segment(segment, state)
-        speeds.append(quarter.shape[1] / (time.perf_counter() - start))
+        costs.append(1e6 * (time.process_time() - start) / quarter.shape[1])
         memory.append(resident())
-    speed = " | ".join(f"{value:,.0f}" for value in speeds)
+    cost = " | ".join(f"{value:,.1f}" for value in costs)
     growth = " | ".join(f"{after - before:+.1f}" for before, after in itertools.pairwise(memory))
-    return f"| {name} | {nbytes(state):,} | {speed} | {growth} |"
+    return f"| {name} | {nbytes(state):,} | {cost} | {costs[3] / costs[1]:.2f} | {growth} |"
 
 
 def main() -> None:
@@ -76,8 +78,8 @@ def main() -> None:
     )
     threads = f"{torch.get_num_threads()} thread(s), torch {torch.__version__}"
     print(f"{options['bytes']} bytes, {' '.join(words)}, {threads}")
-    print("| model | state bytes |" + " tokens/s |" * QUARTERS + " MiB grown |" * QUARTERS)
-    print("|---|---|" + "---|" * 2 * QUARTERS)
+    print("| model | state bytes |" + " us/token |" * QUARTERS + " last / 2nd |" + " MiB grown |" * QUARTERS)
+    print("|---|---|" + "---|" * (2 * QUARTERS + 1))
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             print(pool.apply(measure, (name, int(options["bytes"]), words)), flush=True)

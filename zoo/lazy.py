@@ -1,9 +1,11 @@
-"""Public names of a package, each imported from its module when it is first used (PEP 562)."""
+"""Imports when they are needed: a package's public names (PEP 562), and large packages uncollected."""
 
+import gc
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -22,3 +24,17 @@ def lazy_names(
         return value
 
     return get, lambda: sorted({*vars(sys.modules[package]), *modules})
+
+
+@contextmanager
+def uncollected_imports() -> Iterator[None]:
+    """A block of imports during which nothing is garbage-collected, and whose objects never are again: each
+    collection would walk through all that torch and Lightning have made so far, a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

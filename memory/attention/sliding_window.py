@@ -12,13 +12,14 @@ Differs from the papers: nothing.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.attention.positions import repeat_kv
@@ -30,6 +31,17 @@ class WindowState(NamedTuple):
     sink_keys: Float[Tensor, "rows heads sinks head_dim"]  # the text's first
     sink_values: Float[Tensor, "rows heads sinks head_dim"]
     length: Int[Tensor, " rows"]  # tokens since the last reset
+
+
+class SinkInputs(NamedTuple):
+    """Each chunk's queries, rotated for the sinks, and the rotated sinks that they see."""
+
+    q: Float[Tensor, "rows_and_chunks heads chunk head_dim"]
+    keys: Float[Tensor, "rows_and_chunks kv_heads sinks head_dim"]
+    values: Float[Tensor, "rows_and_chunks kv_heads sinks head_dim"]
+    q_positions: Int[Tensor, "rows_and_chunks 1 chunk"]
+    slots: Int[Tensor, " sinks"]
+    mask: Bool[Tensor, "rows_and_chunks 1 chunk sinks"]
 
 
 class WindowAttention(Attention):
@@ -101,8 +113,9 @@ class WindowAttention(Attention):
         q_positions = k_positions[cache:]
         mask = self._mask(q_positions, k_positions, end, state)
         if self.sinks:
-            local = self.positions.scores(q_chunks, k_chunks, q_positions, k_positions, mask)
-            y = self._attend_with_sinks(q, local, v_chunks, sink_keys, sink_values, state)
+            sinks = self._sink_inputs(q, sink_keys, sink_values, len(q_chunks) // rows, state)
+            attend = self._attend_fused if self.positions.unbiased else self._attend_with_scores
+            y = attend(q_chunks, k_chunks, v_chunks, q_positions, k_positions, mask, sinks)
         else:
             y = self.attend(q_chunks, k_chunks, v_chunks, q_positions, k_positions, mask)
         return rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time], after
@@ -137,31 +150,70 @@ class WindowAttention(Attention):
         )
         return sink_keys, sink_values
 
-    def _attend_with_sinks(
+    def _sink_inputs(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        local: Float[Tensor, "rows_and_chunks heads chunk keys"],
-        v_chunks: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
         sink_keys: Float[Tensor, "rows kv_heads sinks head_dim"],
         sink_values: Float[Tensor, "rows kv_heads sinks head_dim"],
+        chunks: int,
         state: WindowState,
-    ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
-        """One softmax over sinks and window; `local` are the window's scores.
-
-        The sinks' distances differ from the window's, so they are scored separately; a query's position
-        in the cache stops growing once the cache is full.
-        """
+    ) -> SinkInputs:
+        """What each chunk of queries needs for the sinks, whose distances differ from the window's: a query's
+        position in the cache stops growing once the cache is full."""
         slots = torch.arange(self.sinks, device=q.device)
         text_positions = torch.arange(q.shape[2], device=q.device) + state.length[:, None]  # (rows, time)
-        q_positions = text_positions.clamp(max=self.sinks + self.window - 1)[:, None]  # in the cache
+        positions = text_positions.clamp(max=self.sinks + self.window - 1)[:, None]  # in the cache
         mask = (slots <= text_positions[..., None])[:, None]
-        q, sink_keys = self.positions.rotate(q, q_positions), self.positions.rotate(sink_keys, slots)
-        to_sinks = self.positions.scores(q, sink_keys, q_positions, slots, mask)
-        to_sinks = rearrange(to_sinks, "b h (n c) s -> (b n) h c s", c=local.shape[2])
+        q, sink_keys = self.positions.rotate(q, positions), self.positions.rotate(sink_keys, slots)
+        q, positions, mask = (
+            rearrange(part, "b h (n c) ... -> (b n) h c ...", n=chunks) for part in (q, positions, mask)
+        )
+        sink_keys, sink_values = (part.repeat_interleave(chunks, dim=0) for part in (sink_keys, sink_values))
+        return SinkInputs(q, sink_keys, sink_values, positions, slots, mask)
+
+    def _attend_with_scores(
+        self,
+        q: Float[Tensor, "rows_and_chunks heads chunk head_dim"],
+        k: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
+        v: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
+        q_positions: Int[Tensor, " chunk"],
+        k_positions: Int[Tensor, " keys"],
+        mask: Bool[Tensor, "rows_and_chunks 1 chunk keys"],
+        sinks: SinkInputs,
+    ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
+        """One softmax over the scores of sinks and window."""
+        local = self.positions.scores(q, k, q_positions, k_positions, mask)
+        to_sinks = self.positions.scores(sinks.q, sinks.keys, sinks.q_positions, sinks.slots, sinks.mask)
         weights = self.dropout(torch.cat([to_sinks, local], dim=-1).softmax(-1))
-        sink_values = repeat_kv(sink_values, self.groups).repeat_interleave(len(local) // len(q), dim=0)
         to_sinks, local = weights.tensor_split([self.sinks], dim=-1)
-        return to_sinks @ sink_values + local @ repeat_kv(v_chunks, self.groups)
+        return to_sinks @ repeat_kv(sinks.values, self.groups) + local @ repeat_kv(v, self.groups)
+
+    def _attend_fused(
+        self,
+        q: Float[Tensor, "rows_and_chunks heads chunk head_dim"],
+        k: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
+        v: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
+        q_positions: Int[Tensor, " chunk"],
+        k_positions: Int[Tensor, " keys"],
+        mask: Bool[Tensor, "rows_and_chunks 1 chunk keys"],
+        sinks: SinkInputs,
+    ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
+        """`_attend_with_scores` without bias, in one fused kernel, which keeps no scores.
+
+        Queries are rotated differently for sinks and window: both lie side by side in a head twice as wide,
+        of which a key fills one half with zeros.
+        """
+        width = q.shape[-1]
+        y = F.scaled_dot_product_attention(
+            torch.cat([sinks.q, q], dim=-1),
+            torch.cat([F.pad(sinks.keys, (0, width)), F.pad(k, (width, 0))], dim=2),
+            F.pad(torch.cat([sinks.values, v], dim=2), (0, width)),  # kernels want equal widths
+            torch.cat([sinks.mask, mask], dim=-1),
+            dropout_p=self.dropout.p if self.training else 0.0,
+            scale=width**-0.5,
+            enable_gqa=self.groups > 1,
+        )
+        return y[..., :width]
 
 
 def _with_chunks_before(
@@ -171,12 +223,38 @@ def _with_chunks_before(
 
     The same as `unfold`, whose backward pass is slow.
     """
+    if x.shape[2] == cache + chunk:
+        return x
+    if torch.compiler.is_compiling():
+        return _shifted_blocks(x, chunk, cache)
+    repeated: Tensor = _ChunksWithBefore.apply(x, chunk, cache)
+    return repeated
+
+
+def _shifted_blocks(x: Tensor, chunk: int, cache: int) -> Tensor:
     blocks = x.unflatten(2, (-1, chunk))
     chunks = blocks.shape[2] - cache // chunk
-    if chunks == 1:
-        return x
     shifted = [blocks[:, :, start : start + chunks] for start in range(cache // chunk + 1)]
     return rearrange(torch.cat(shifted, dim=3), "b h n m k -> (b n) h m k")
+
+
+class _ChunksWithBefore(torch.autograd.Function):
+    """`_shifted_blocks`, whose gradient is added up in one tensor instead of one per shift."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, chunk: int, cache: int) -> Tensor:  # type: ignore[override]
+        ctx.shape, ctx.chunk, ctx.cache = x.shape, chunk, cache
+        return _shifted_blocks(x, chunk, cache)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        dx = grad.new_zeros(ctx.shape)
+        blocks = dx.unflatten(2, (-1, ctx.chunk))
+        shifts = rearrange(grad, "(b n) h (s m) k -> s b h n m k", b=len(dx), m=ctx.chunk)
+        for start, part in enumerate(shifts.unbind(0)):
+            blocks[:, :, start : start + part.shape[2]].add_(part)
+        return dx, None, None
 
 
 def stack_reach(mixers: Iterable[nn.Module]) -> int | None:

@@ -20,6 +20,7 @@ WITH_MASK = {
     "mamba2_hybrid": "a window with fresh rows",
     "focused": "contexts that aren't filled",
     "based": "a window with fresh rows",
+    "sliding_window": "a window with fresh rows, and sinks",
 }
 WITHOUT_KERNEL = {
     "mamba": "no attention",
@@ -40,7 +41,6 @@ WITHOUT_KERNEL = {
     "transformer_xl": "scores that depend on distances",
     "rmt_xl": "scores that depend on distances",
     "landmark": "a softmax in groups",
-    "sliding_window": "the sinks' distances differ from the window's",
 }
 
 

@@ -71,3 +71,24 @@ def test_every_mixer_and_every_name_of_the_base_modules_is_public() -> None:
         for name, value in vars(module).items():
             if isinstance(value, type) and issubclass(value, Mixer) and value.__module__ == module.__name__:
                 assert name in zoo.memory.__all__, f"{name} of {module.__name__}"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_imports_without_collections(enabled: bool) -> None:
+    """Afterwards the collector is as it was, and never looks at what was imported."""
+    code = "gc.enable()" if enabled else "gc.disable()"
+    script = f"""
+import gc
+from zoo.lazy import uncollected_imports
+{code}
+try:
+    with uncollected_imports():
+        assert not gc.isenabled()
+        import argparse
+        raise ImportError
+except ImportError:
+    pass
+assert gc.isenabled() == {enabled}
+assert gc.get_freeze_count() > 1000
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

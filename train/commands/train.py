@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 
 from zoo import plugins
 from zoo.errors import UserError, closed_pipe_exits, one_line, tolerate_any_text
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
@@ -126,11 +127,12 @@ def check_args(arguments: argparse.Namespace) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")
 def run(cfg: DictConfig) -> float | None:
-    from zoo.train.loop.launch import launch
-    from zoo.train.loop.signals import InterruptedRunError
-    from zoo.train.runs import build
-    from zoo.train.runs.base import start_from_base
-    from zoo.train.runs.run_folder import run_folder
+    with uncollected_imports():
+        from zoo.train.loop.launch import launch
+        from zoo.train.loop.signals import InterruptedRunError
+        from zoo.train.runs import build
+        from zoo.train.runs.base import start_from_base
+        from zoo.train.runs.run_folder import run_folder
 
     hydra_config = HydraConfig.get()
     Composed.done = True

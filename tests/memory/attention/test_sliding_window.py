@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.memory.attention.loops import alibi_slope
 from zoo.memory.attention.positions import Alibi, Position, Rope
 from zoo.memory.attention.sliding_window import WindowAttention, WindowState
-from zoo.state import leaves, replace_rows
+from zoo.state import detach, leaves, replace_rows
 
 
 def loop(layer: WindowAttention, x: Tensor) -> Tensor:
@@ -176,3 +176,21 @@ def test_a_window_that_covers_the_text_is_plain_attention() -> None:
 def test_a_window_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="window must be at least 1, not 0"):
         WindowAttention(8, 2, window=0)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_sinks_in_one_kernel_are_those_of_the_scores(kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs, final state and gradients, of rows at different fills."""
+    layer = build(6, 3, "rope", kv_heads=kv_heads)
+    x = torch.randn(2, 31, layer.qkv.in_features, dtype=torch.float64)
+    _, state = layer(x[:, :9], layer.init_state(2))
+    state = detach(replace_rows(state, layer.init_state(2), torch.tensor([False, True])))
+
+    def run() -> list[Tensor]:
+        inputs = x.clone().requires_grad_()
+        y, after = layer(inputs, state)
+        return [y, *after, *torch.autograd.grad(y.sin().sum(), [inputs, *layer.parameters()])]
+
+    fused = run()
+    monkeypatch.setattr(Rope, "unbiased", property(lambda self: False))
+    torch.testing.assert_close(fused, run(), rtol=1e-12, atol=1e-12)
