@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.state import State
 
-Norm = Literal["rms", "layer"]
+Norm = Literal["rms", "layer", "layer_without_bias"]
 Activation = Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
@@ -29,7 +29,9 @@ GATED = ("swiglu", "geglu_tanh")
 
 def make_norm(kind: Norm, width: int) -> nn.Module:
     """LayerNorm (biased variance, eps 1e-5) or RMSNorm (eps 1e-6), with learned scale."""
-    return nn.RMSNorm(width, eps=1e-6) if kind == "rms" else nn.LayerNorm(width, eps=1e-5)
+    if kind == "rms":
+        return nn.RMSNorm(width, eps=1e-6)
+    return nn.LayerNorm(width, eps=1e-5, bias=kind == "layer")
 
 
 def sinusoid(distances: Int[Tensor, " time"], width: int, reference: Tensor) -> Float[Tensor, "time width"]:

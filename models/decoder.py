@@ -123,7 +123,7 @@ class Decoder(SequenceModule):
         self, tokens: Int[Tensor, "rows time"], cache: Any
     ) -> tuple[Float[Tensor, "rows time vocab"], Any]:
         x, cache = self.decode_body(self.embed(tokens), cache)
-        return self.head(x), cache
+        return self.logits(x), cache
 
     def decode_body(
         self, x: Float[Tensor, "rows time width"], cache: Any

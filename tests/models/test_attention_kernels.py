@@ -36,6 +36,8 @@ WITHOUT_KERNEL = {
     "performer": "no softmax",
     "rwkv6": "no attention",
     "rwkv7": "no attention",
+    "mlstm": "no attention",
+    "xlstm_7b": "no attention",
     "lstm": "no attention",
     "gru": "no attention",
     "transformer_xl": "scores that depend on distances",

@@ -38,6 +38,7 @@ CASES = {
     "rmt_xl_model": "rmt",
     "rwkv/model_v6": "rwkv",
     "rwkv/model_v7": "rwkv",
+    "xlstm/large_model": "xlstm",
     "txl_model_postln_tied": "transformer_xl",
     "txl_model_preln_samelen_clamp_untied": "transformer_xl",
 }
