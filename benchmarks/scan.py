@@ -8,7 +8,10 @@ One training step (forward and backward, no optimiser) at width 256, depth 4, in
 round the implementations alternate, and ratios are medians over the rounds' pairs, so that a slow moment of
 the machine hits both.  transformers runs without kernels; its Mamba's backward pass takes quadratic time, so
 it is measured at 128 tokens only.
+The recurrences of fast weights (`recurrence.py`) are measured alone, without the rest of a model, 4 heads of
+64: head, channel, head_delta, channel_delta, channel_general, each beside ssd.
 Megalodon: one head of 64 (keys) and 512 (values), chunks of 128, against its moving average token by token.
+`--cpu-time` counts the processor's time instead of the clock's, for a machine with other load; one thread.
 Freed memory stays with every process (see ALLOCATOR): returning it costs them unequally.
 `--flat` measures the zoo alone, at lengths from 2048 to 32768: time per token, against that at 2048.
 """
@@ -27,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from recurrence import FORMS, implementations
 from torch import Tensor, nn
 
 VOCABULARY, WIDTH, DEPTH, CHANNELS = 257, 256, 4, 512
@@ -140,10 +144,19 @@ ARCHITECTURES: dict[str, dict[str, tuple[Callable[[], Read], tuple[int, ...]]]] 
         "transformers": (transformers_mamba2, LENGTHS),
     },
     "megalodon": {"zoo": (megalodon, LENGTHS), "loop": (megalodon_loop, LENGTHS)},
+    **{
+        form: {
+            name: (builder, LENGTHS[:1] if name in ("loop", "fla") else LENGTHS)
+            for name, builder in implementations(form).items()
+        }
+        for form in FORMS
+    },
 }
 
 
-def measure(architecture: str, implementation: str, length: int, threads: int) -> dict[str, float]:
+def measure(
+    architecture: str, implementation: str, length: int, threads: int, clock: Callable[[], float]
+) -> dict[str, float]:
     """In this process: median seconds of a few steps, and peak bytes beyond those of a short step."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -151,11 +164,13 @@ def measure(architecture: str, implementation: str, length: int, threads: int) -
     tokens = torch.randint(VOCABULARY, (1, length + 1))
 
     def step(tokens: Tensor) -> float:
-        start = time.perf_counter()
-        F.cross_entropy(read(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        return time.perf_counter() - start
+        start = clock()
+        logits = read(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()) if logits.ndim else logits
+        loss.backward()
+        return clock() - start
 
-    step(tokens[:, :33])  # libraries, thread pools and gradients are counted with the model
+    step(tokens[:, :65])  # libraries, thread pools and gradients are counted with the model
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = [step(tokens)]
     while len(times) < 2 or (len(times) < 8 and sum(times) < SECONDS):
@@ -168,6 +183,7 @@ def measure_in_subprocess(
     architecture: str, implementation: str, length: int, threads: int
 ) -> dict[str, float]:
     command = [sys.executable, __file__, "--threads", str(threads)]
+    command += ["--cpu-time"] if "--cpu-time" in sys.argv else []
     command += ["--measure", architecture, implementation, str(length)]
     result = subprocess.run(
         command,
@@ -222,11 +238,13 @@ def main() -> None:
     parser.add_argument("--only", choices=ARCHITECTURES, action="append", help="these architectures")
     parser.add_argument("--lengths", type=int, nargs="+", help="these lengths")
     parser.add_argument("--flat", action="store_true", help="the zoo alone, time per token by length")
+    parser.add_argument("--cpu-time", action="store_true", help="processor's time; with one thread")
     parser.add_argument("--measure", nargs=3, help="one measurement, in this process")
     options = parser.parse_args()
     if options.measure:
         architecture, implementation, length = options.measure
-        print(json.dumps(measure(architecture, implementation, int(length), options.threads)))
+        clock = time.process_time if options.cpu_time else time.perf_counter
+        print(json.dumps(measure(architecture, implementation, int(length), options.threads, clock)))
         return
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}", end=", ")
     print(f"{options.rounds} rounds", flush=True)
