@@ -1,6 +1,7 @@
 """The base class of every architecture: a LightningModule with the interface of a model with memory, and the
 training step that all of them share."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
@@ -24,12 +25,25 @@ class Batch(NamedTuple):
     fresh: Bool[Tensor, " rows"]  # rows in which a new document begins: their state is reset
     lengths: tuple[int, ...] | None = None
     """Tokens that each row has read since it was fresh, 0 if it is; None if unknown."""
+    evidence_distances: Int[Tensor, "rows time"] | None = None
+    """How far back each target's evidence lies, -1 where there is none; None if nobody asked."""
+    bayes_nats: Float[Tensor, "rows time"] | None = None
+    """The least possible nats of each target, 0 where there is none; None if nobody asked."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Tokens and targets on the device.  The rest stays where it is: on the CPU, where the model sees
-        without waiting for the device that no row is fresh, and copies no state then."""
-        tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
-        return Batch(tokens, targets, self.fresh, self.lengths)
+        """All that has a column per position on the device.  The rest stays where it is: on the CPU, where
+        the model sees without waiting for the device that no row is fresh, and copies no state then."""
+        return self.map_positions(lambda part: part.to(device, non_blocking=True))
+
+    def map_positions(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with a function applied to all tensors that have a column per position."""
+        distances, nats = self.evidence_distances, self.bayes_nats
+        return self._replace(
+            tokens=function(self.tokens),
+            targets=function(self.targets),
+            evidence_distances=None if distances is None else function(distances),
+            bayes_nats=None if nats is None else function(nats),
+        )
 
 
 class SequenceModule(StatefulLM, L.LightningModule):
@@ -47,6 +61,8 @@ class SequenceModule(StatefulLM, L.LightningModule):
     optim: Optim
     train_state: State | None = None  # from one training step to the next, detached
     val_state: State | None = None  # the same in validation, never shared with training
+    counts_hits: bool = False
+    """True to have `hits` in train mode too (see `compute_loss`)."""
     _target_shares: Tensor | None = None  # summed since the last step; None in steps of one window
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -111,12 +127,13 @@ class SequenceModule(StatefulLM, L.LightningModule):
     def compute_loss(self, batch: Batch, state: State | None) -> tuple[dict[str, Tensor], State]:
         """Read one window after the state of the last one.
 
-        Returns the loss in nats per target, `nats` (rows, time) (0 where there is no target), in eval mode
-        `hits` (rows, time) too (False where there is none), and the state after the window, detached.
+        Returns the loss in nats per target, `nats` (rows, time) (0 where there is no target), in eval mode or
+        with `counts_hits` also `hits` (rows, time) (False where there is none), and the state after the
+        window, detached.
         """
         lengths = (0,) * len(batch.tokens) if state is None else batch.lengths
         state = self._state_before(batch, state)
-        targets, with_hits = batch.targets.flatten(), not self.training
+        targets, with_hits = batch.targets.flatten(), self.counts_hits or not self.training
         chunked = is_chunked(len(targets), self.vocab_size)
         if chunked and self.separates_projection and self._compiled_call_impl is None:
             with known_lengths(lengths, batch.tokens.shape[1]):

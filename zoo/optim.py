@@ -1,9 +1,9 @@
-"""AdamW with linear warm-up and cosine decay: the optimiser of every architecture."""
+"""AdamW with linear warm-up and a decay, at once or at the end: the optimiser of every architecture."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,11 +95,14 @@ class AdamW(torch.optim.AdamW):
         self.recount()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Optim:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) under warm-up and cosine decay, in optimiser steps.
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) under a schedule, in optimiser steps.
 
-    A parameter group may have `decays=False` (no weight decay) and `lr_scale` (factor of its learning rate).
+    After a linear warm-up a `cosine` falls until `steps`.  `wsd` (warm-up, stable, decay; Hu et al. 2024,
+    arXiv:2404.06395) stays at `lr` until `decay_start`, then falls along half a cosine in `decay` times as
+    many steps.  A parameter group may have `decays=False` (no weight decay) and `lr_scale` (factor of its
+    learning rate).
     """
 
     steps: int
@@ -108,13 +111,35 @@ class Optim:
     floor: float = 0.1  # the last step's learning rate, as a share of `lr`
     weight_decay: float = 0.1
     betas: Sequence[float] = (0.9, 0.95)
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: float = 0.25
+
+    def __post_init__(self) -> None:
+        self.decay_start = self.steps
+        """The step at which the decay of `wsd` begins; a run may set it while it trains, up to that step."""
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of the entire run, as far as is known."""
+        return self.steps if self.schedule == "cosine" else self.decay_start + self._decay_steps
+
+    @property
+    def _decay_steps(self) -> int:
+        return max(1, math.ceil(self.decay * self.decay_start))
 
     def factor(self, step: int) -> float:
-        """Factor of `lr` at a step: rises over `warmup` steps, then falls along half a cosine to `floor`."""
+        """Factor of `lr` at a step."""
+        if self.schedule == "wsd":
+            stable = min(step, self.decay_start)
+            progress = (step - stable) / max(1, self._decay_steps - 1)
+            return min(1.0, (stable + 1) / max(1, self.warmup)) * self._half_cosine(progress)
         if step < self.warmup:
             return (step + 1) / self.warmup
-        progress = min(1.0, (step + 1 - self.warmup) / max(1, self.steps - self.warmup))
-        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self._half_cosine((step + 1 - self.warmup) / max(1, self.steps - self.warmup))
+
+    def _half_cosine(self, progress: float) -> float:
+        """From 1 at the start to `floor` at the end."""
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def build(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """Optimiser and schedule, in the form that `LightningModule.configure_optimizers` returns."""

@@ -304,11 +304,16 @@ def at_size_nano(words: list[str]) -> list[str]:
         small.remove("data.corpus=text")
     if task == "passkey" and "task.form=compact" in words:
         small.append("task.length=64")
+    in_stages = any(
+        word.startswith("data.curriculum.") for word in words
+    )  # of which the last has this length
+    small = [word for word in small if not (in_stages and word.startswith("task.length="))]
     taken = {word.partition("=")[0] for word in small}
     result = []
     for word in words:
         key, _, value = word.partition("=")
         is_number = key.startswith(("data.", "task.", "model.")) and NUMBER.fullmatch(value)
+        is_number = is_number and not (in_stages and key == "task.length")
         if not (
             is_number
             or key in taken

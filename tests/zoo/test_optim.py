@@ -145,3 +145,20 @@ def test_a_step_reads_nothing_back() -> None:
 
 def test_the_optimiser_of_every_model_can_be_skipped() -> None:
     assert type(Optim(steps=2).build([{"params": [nn.Parameter(torch.ones(2))]}])["optimizer"]) is AdamW
+
+
+def test_a_stable_rate_decays_once_it_is_told_to() -> None:
+    optim = Optim(steps=100, warmup=10, floor=0.1, schedule="wsd", decay=0.25)
+    assert optim.total_steps == 125
+    assert [optim.factor(step) for step in (0, 4, 9, 10, 99, 100)] == [0.1, 0.5, 1, 1, 1, 1]
+    assert optim.factor(124) == pytest.approx(0.1)
+    assert optim.factor(112) == pytest.approx(0.55), "half way"
+    optim.decay_start = 41
+    assert optim.total_steps == 52  # 11 steps
+    assert [optim.factor(step) for step in (39, 40, 41)] == [1, 1, 1]
+    falling = [optim.factor(step) for step in range(41, 52)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] == pytest.approx(0.1)
+    optim.decay_start = 4  # in the warm-up, whose rate it keeps
+    assert [optim.factor(step) for step in (2, 4)] == [0.3, 0.5]
+    assert Optim(steps=100).total_steps == 100

@@ -9,45 +9,16 @@ save the same state.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
 from zoo.errors import UserError
-from zoo.module import IGNORE, Batch
+from zoo.module import Batch
+from zoo.train.data.batches import NO_FACTS, Facts, Span, collate
 from zoo.train.tasks.base import Dataset
-
-
-class Span(NamedTuple):
-    """The content of one row of a batch: positions start..stop-1 of a document."""
-
-    document: int
-    start: int
-    stop: int
-    length: int  # positions that the row has read of the document, or of the chunk of one, before these
-
-    @property
-    def fresh(self) -> bool:
-        """True if a document or a chunk of one begins: the row's state is reset."""
-        return not self.length
-
-
-def _collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None]) -> Batch:
-    """One row per span; a row without a span is padding, and fresh."""
-    tokens = np.zeros((len(spans), seq_len), np.int64)
-    targets = np.full((len(spans), seq_len), IGNORE, np.int64)
-    fresh = np.ones(len(spans), np.bool_)
-    for row, span in enumerate(spans):
-        if span is not None:
-            length = span.stop - span.start
-            window = dataset.window(span.document, span.start, span.stop)
-            tokens[row, :length], targets[row, :length] = window
-            fresh[row] = span.fresh
-    lengths = tuple(0 if span is None else span.length for span in spans)
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(fresh), lengths)
 
 
 def _count_windows(dataset: Dataset, seq_len: int) -> Int64[np.ndarray, " documents"]:
@@ -87,11 +58,18 @@ class TrainLoader:
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        facts: Facts = NO_FACTS,
     ) -> None:
         windows = _count_windows(dataset, seq_len)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
-        self.rank = rank
+        self.rank, self.facts = rank, facts
         num_streams = batch_size * world_size
         windows_per_stream = max(1, int(windows.sum()) // num_streams)  # a stream's share of a pass
         num_chunks = -(-windows // windows_per_stream)
@@ -127,7 +105,7 @@ class TrainLoader:
             spans.append(Span(document, start, stop, start % self._chunk_len))
             self._cursors[i] = StreamCursor(document, stop, end) if stop < end else _NO_DOCUMENT
         rank_spans = spans[self.rank * self.batch_size :][: self.batch_size]
-        return _collate(self.dataset, self.seq_len, rank_spans)
+        return collate(self.dataset, self.seq_len, rank_spans, self.facts)
 
     def _next_chunk(self) -> StreamCursor:
         """A cursor at the start of the queue's next chunk; after the last one the next pass is shuffled."""
@@ -231,11 +209,17 @@ class EvalLoader:
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seq_len: int, rank: int = 0, world_size: int = 1
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seq_len: int,
+        rank: int = 0,
+        world_size: int = 1,
+        facts: Facts = NO_FACTS,
     ) -> None:
         windows = _count_windows(dataset, seq_len)
         batch_size = min(batch_size, -(-len(windows) // world_size))
-        self.dataset, self.seq_len = dataset, seq_len
+        self.dataset, self.seq_len, self.facts = dataset, seq_len, facts
         documents_of_row: list[list[int]] = [[] for _ in range(batch_size * world_size)]
         loads = [(0, row) for row in range(batch_size * world_size)]  # heap of each row's windows
         for document, size in enumerate(windows.tolist()):
@@ -250,7 +234,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for spans in self.spans():
-            yield _collate(self.dataset, self.seq_len, spans)
+            yield collate(self.dataset, self.seq_len, spans, self.facts)
 
     def spans(self) -> Iterator[list[Span | None]]:
         """The spans that every row of every batch reads, in step with `iter`; None where a row is padding."""

@@ -55,8 +55,7 @@ class Prefetcher:
 
 
 def _pinned(batch: Batch) -> Batch:
-    tokens, targets, fresh = (part.pin_memory() for part in (batch.tokens, batch.targets, batch.fresh))
-    return Batch(tokens, targets, fresh, batch.lengths)
+    return batch.map_positions(lambda part: part.pin_memory())._replace(fresh=batch.fresh.pin_memory())
 
 
 class _Worker:

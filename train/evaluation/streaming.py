@@ -22,7 +22,8 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.module import IGNORE, Batch, SequenceModule
 from zoo.state import State
-from zoo.train.data.loaders import EvalLoader, Span
+from zoo.train.data.batches import Span
+from zoo.train.data.loaders import EvalLoader
 from zoo.train.runs.precision import ForwardContext
 from zoo.train.tasks.base import Dataset
 

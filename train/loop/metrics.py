@@ -60,6 +60,10 @@ class Metrics(L.Callback):
     def __init__(self, task: Task, log_every: int, val_every: int, run_dir: Path) -> None:
         self.task, self.log_every, self.val_every, self.run_dir = task, log_every, val_every, run_dir
         self.last_val_step = 0
+        self.further_train, self.further_val = (
+            dict[str, float](),
+            dict[str, float](),
+        )  # logged with the others
         self.latest: dict[str, float] = {}
         self.tokens_seen = 0.0  # targets only
         self.train_s = 0.0  # seconds of training steps, without validation and checkpoints
@@ -145,6 +149,7 @@ class Metrics(L.Callback):
             "cost/peak_gib": peak_memory_bytes(pl_module.device) / 2**30,
             **self._constants,
         }
+        values |= self.further_train
         diagnostics = _diagnostics(pl_module, pl_module.train_state)
         self._train_diagnostic_tags = diagnostics.keys()
         self._log(trainer, values | diagnostics, "train")
@@ -204,6 +209,7 @@ class Metrics(L.Callback):
             self._exact_sums.add(last_samples)
             exact, samples = self._exact_sums.pop_totals(trainer)
             values["val/exact"] = exact / max(samples, 1)
+        values |= self.further_val
         bucket_nats, bucket_targets = bucket_totals[: len(EDGES)], bucket_totals[len(EDGES) :]
         for bucket, total, count in zip(BUCKETS, bucket_nats, bucket_targets, strict=True):
             if count:

@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError, first_line
 from zoo.module import SequenceModule
-from zoo.train.data.module import DataModule
 from zoo.train.loop.checkpointing import (
     Checkpoints,
     ExactResume,
@@ -25,6 +25,14 @@ from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport
 from zoo.train.loop.ranks import ranks_meet
+from zoo.train.loop.recipe import (
+    RecipeCallbacks,
+    data_module,
+    last_step,
+    outcome,
+    recipe_callbacks,
+    stage_batch_size,
+)
 from zoo.train.loop.signals import SignalHandler
 from zoo.train.loop.summary import print_summary, summary
 from zoo.train.loop.tensorboard import RunLogger, log_setup, position_figure
@@ -67,14 +75,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     model.optim = build.optim(cfg)
     if cfg.trainer.compile:
         model.compile()
-    data = DataModule(
-        task,
-        batch_size=cfg.data.batch_size,
-        seq_len=cfg.data.seq_len,
-        segment_len=model.segment_len,
-        seed=cfg.seed,
-        val_bytes=cfg.data.val_bytes,
-    )
+    data = data_module(cfg, task, model)
     last = run_dir / "checkpoints" / "last.ckpt"
     resumes = bool(cfg.resume) and any(last.parent.glob("*.ckpt"))  # without one it starts from step 0
     checkpoint = read_resume_checkpoint(cfg, run_dir, last, model, identity) if resumes else None
@@ -83,12 +84,14 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     metrics.wall_start = start
     logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
     curve = ValidationCurve(metrics)
-    trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve, identity)
+    batch_size = stage_batch_size(data, checkpoint)
+    recipe = recipe_callbacks(cfg, data, metrics)
+    trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve, identity, recipe, batch_size)
     set_matmul_precision(precision_name(cfg), trainer.strategy.root_device)
     config = stored_config(cfg)
     if checkpoint:
         loop, sharded = trainer.fit_loop.state_dict(), is_sharded(cfg)
-        check_training_state(model, cfg.data.batch_size, loop, metrics.state(), checkpoint, last, sharded)
+        check_training_state(model, batch_size, loop, metrics.state(), checkpoint, last, sharded)
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
@@ -101,6 +104,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     with ranks_meet(trainer, run_dir):
         trainer.fit(model, data, ckpt_path=last if checkpoint else None)
     results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.update_wall_time()}
+    results |= outcome([*chain(*recipe)], trainer.global_step)
     if trainer.is_global_zero:
         tokens_seen = int(metrics.tokens_seen)  # TensorBoard's x axis is targets seen
         logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), tokens_seen)
@@ -135,9 +139,9 @@ def read_resume_checkpoint(
     checkpoint = read_checkpoint(path)
     checkpoint["state_dict"] = check_weights(model, checkpoint["state_dict"], path)
     check_data(cfg, run_dir, checkpoint["zoo"].get("data"), identity)
-    step = checkpoint["global_step"]
-    if step > cfg.steps or (step == cfg.steps and (run_dir / "metrics.json").exists()):
-        raise UserError(f"resume: the run has done {step} of {cfg.steps} steps; steps=… makes it longer")
+    step, steps = checkpoint["global_step"], last_step(cfg, checkpoint)
+    if step > steps or (step == steps and (run_dir / "metrics.json").exists()):
+        raise UserError(f"resume: the run has done {step} of {steps} steps; steps=… makes it longer")
     return checkpoint
 
 
@@ -167,7 +171,10 @@ def make_trainer(
     logger: RunLogger,
     curve: ValidationCurve,
     identity: dict[str, str],
+    recipe: RecipeCallbacks,
+    batch_size: int,
 ) -> L.Trainer:
+    """`recipe` from `recipe_callbacks`; `batch_size` rows at the first step."""
     settings = cfg.trainer
     guard = GradientGuard(cfg.optim.clip, metrics)
     checkpoints = Checkpoints(run_dir / "checkpoints", cfg.checkpoint_every, metrics, guard)
@@ -179,7 +186,7 @@ def make_trainer(
             strategy=settings.strategy,
             precision=settings.precision,
             accumulate_grad_batches=settings.accumulate,
-            max_steps=cfg.steps,
+            max_steps=model.optim.total_steps,
             max_epochs=-1,
             val_check_interval=sys.maxsize,  # Checkpoints validates: it saves first, and resumes there
             check_val_every_n_epoch=None,
@@ -188,10 +195,12 @@ def make_trainer(
             logger=logger,
             callbacks=[  # in this order: checked, measured, then saved, then perhaps stopped
                 guard,
+                *recipe.before_metrics,
                 metrics,
                 curve,
+                *recipe.after_metrics,
                 ProgressReport(metrics, run_dir),
-                ExactResume(cfg.seed, cfg.data.batch_size, identity),  # adds carried states and RNGs
+                ExactResume(cfg.seed, batch_size, identity),  # adds carried states and RNGs
                 checkpoints,
                 SignalHandler(checkpoints),
             ],

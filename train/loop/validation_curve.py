@@ -9,7 +9,7 @@ import torch
 from zoo.module import IGNORE
 from zoo.train.loop.metrics import Metrics
 
-SCORES = ("val/loss", "val/bits_per_byte", "val/exact", "val/accuracy")
+SCORES = ("val/loss", "val/bits_per_byte", "val/exact", "val/accuracy", "val/beyond", "val/gain")
 
 
 class ValidationCurve(L.Callback):

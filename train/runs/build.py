@@ -54,7 +54,8 @@ def _needs_base(cfg: DictConfig) -> bool:
 
 def optim(cfg: DictConfig) -> Optim:
     keys = cfg.optim
-    return Optim(cfg.steps, keys.lr, keys.warmup, keys.floor, keys.weight_decay, list(keys.betas))
+    rates = (keys.lr, keys.warmup, keys.floor, keys.weight_decay, list(keys.betas))
+    return Optim(cfg.steps, *rates, schedule=keys.schedule, decay=keys.decay)
 
 
 def task(cfg: DictConfig) -> Task:

@@ -18,6 +18,7 @@ from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
 from zoo.train.runs.overrides import check_grammar, quoted_names
 from zoo.train.runs.protocol import Compare
+from zoo.train.runs.recipe import CurriculumKeys, StopKeys, drop_unused, validate_recipe
 
 DEFAULT_FIELD = "text"
 
@@ -30,6 +31,8 @@ class Data:
     batch_size: int = MISSING  # rows per device
     seq_len: int = MISSING  # tokens per step and row
     val_bytes: int = MISSING  # of held-out text read by a validation inside a run
+    val_samples: int | None = None  # read by a validation inside a run, of a task of samples; None: all
+    curriculum: CurriculumKeys = dataclasses.field(default_factory=CurriculumKeys)
 
 
 @dataclass
@@ -56,6 +59,8 @@ class OptimKeys:
     weight_decay: float = MISSING
     betas: list[float] = MISSING
     clip: float = MISSING  # largest norm of all gradients together
+    schedule: str = "cosine"  # or wsd
+    decay: float = 0.25  # of wsd: its steps, as a share of those before them
 
 
 @dataclass
@@ -92,6 +97,7 @@ class Config:
     checkpoint_every: int = MISSING  # steps
     run_dir: str | None = None
     resume: str | None = None
+    stop_when_solved: StopKeys = field(default_factory=StopKeys)
     base: Any = None  # of a run with model.base: what it started from (zoo.train.runs.base)
     compare: Compare = field(default_factory=Compare)  # of the task's yaml; no run has it
 
@@ -214,6 +220,7 @@ def validate_config(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is None or not holds(value):  # None where ~key removed it
             raise UserError(f"{key}: expected {expected}, found {value}")
+    validate_recipe(cfg)
 
 
 def stored_config(cfg: DictConfig) -> str:
@@ -229,6 +236,7 @@ def stored_config(cfg: DictConfig) -> str:
         stored.pop(key, None)
     if stored.get("base") is None:
         stored.pop("base", None)
+    drop_unused(stored)
     for group in ("data", "task"):  # newer than stored runs, which are to be comparable
         if stored[group].get("field") == DEFAULT_FIELD:
             del stored[group]["field"]

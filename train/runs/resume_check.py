@@ -160,7 +160,28 @@ def callbacks_example(saved: Any) -> dict[str, Any]:
         point = {"step": 0, "tokens_seen": 0, "val/loss": 0.0}
         points = [numbers_example(saved_point) | point for saved_point in saved["Validations"]["curve"]]
         example["Validations"] = {"curve": points}
+    if "Curriculum" in saved:
+        example["Curriculum"] = curriculum_example(saved["Curriculum"])
+    if "DecayTail" in saved:
+        solved_at = saved["DecayTail"]["solved_at"]
+        counts = dict.fromkeys(("steps", "decay_start", "streak"), 0)
+        scores = {"peak": 0.0, "last": 0.0, "solved_at": None if solved_at is None else 0}
+        example["DecayTail"] = counts | scores
     return example
+
+
+def curriculum_example(saved: Any) -> dict[str, Any]:
+    stages, ends = saved["stages"], saved["ends"]
+    expect(isinstance(stages, list) and len(stages) > 0, "begun stages", stages)
+    return {
+        "stages": [[0, 0]] * len(stages),
+        "passed": [False] * (len(stages) - 1),
+        "totals": [[0.0] * 4] * len(saved["totals"]),
+        "peak": 0.0,
+        "last": 0.0,
+        "had_something": False,
+        "ends": None if ends is None else [0] * len(ends),
+    }
 
 
 def metrics_example(saved: Any, metrics: dict[str, Any]) -> dict[str, Any]:

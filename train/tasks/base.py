@@ -141,6 +141,8 @@ class Task(ABC):
     metric: ClassVar[Metric]
     """What the task is judged by, `val/<metric>` in a run: exact match, where a sample has several targets;
     accuracy, where it has one and both are the same."""
+    uninformed_nats: ClassVar[float | None] = None
+    """Nats of a target without any evidence, in tasks whose least possible loss is known."""
     target_noun: ClassVar[str] = "target"
     """What a target is: a digit, a byte."""
 

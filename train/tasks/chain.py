@@ -51,6 +51,7 @@ class Chain(SampleTask):
     name = "chain"
     VERSION = 1
     metric: ClassVar[Metric] = "accuracy"
+    uninformed_nats: ClassVar[float | None] = UNINFORMED
     target_noun = "symbol"
     axes: ClassVar = {"length": int}
 

@@ -139,6 +139,22 @@ def test_a_step_on_a_device_reads_nothing_back(zoo: Any, name: str, monkeypatch:
     assert not not_allowed(reads_of_steps(zoo, *SETTINGS[name]), ALLOWED)
 
 
+RECALL = ("model=rmt", "task=recall", "task.length=32", "task.samples=60", "task.eval_samples=8", "optim=wsd")
+
+
+@pytest.mark.parametrize(("every", "reads"), [(50, {}), (4, {"train/loop/curriculum.py:_collect tolist": 1})])
+def test_a_curriculum_reads_where_its_gate_measures(zoo: Any, every: int, reads: dict[str, int]) -> None:
+    """Once in `every` steps of a stage; here after step 4, of 2 to 7."""
+    words = (
+        "data.curriculum.segments=[1,2]",
+        "data.curriculum.patience=50",
+        f"data.curriculum.every={every}",
+    )
+    counted = not_allowed(reads_of_steps(zoo, *RECALL, *words), ALLOWED | ALLOWED_ON_CPU)
+    assert {read: count for read, count in counted.items() if " _" not in read} == reads
+    assert {read.split(" ")[0] for read in counted} == {read.split(" ")[0] for read in reads}
+
+
 def test_what_waits_is_counted() -> None:
     x, mask = torch.ones(3), torch.tensor([True, False, True])
     waits = {
