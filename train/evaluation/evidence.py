@@ -104,7 +104,7 @@ class View(NamedTuple):
     exact: float
 
 
-def in_view(dataset: Dataset, positions: list[Positions], segment_len: int) -> View | None:
+def in_view(dataset: Dataset, positions: list[Int64[np.ndarray, " _"]], segment_len: int) -> View | None:
     """None where it isn't known."""
     chances = [
         dataset.view_chances(document, of_sample, of_sample // segment_len * segment_len)

@@ -13,13 +13,15 @@ import zoo
 from zoo.train.commands import sweep
 from zoo.train.runs.files import INHERITED_LOCK
 from zoo.train.sweep import scheduler
+from zoo.train.sweep.process import RunProcess
 
 
-class InProcess:
+class InProcess(RunProcess):
     """In place of zoo.train.sweep.process.RunProcess; `deaths` are the numbers of the starts at which the
     sweep dies with its run."""
 
     starts, deaths = 0, frozenset[int]()
+    exit_code = 0
 
     def __init__(
         self, folder: Path, args: list[str], environment: Any, slot: int, lock: Any, evaluates: bool = False
@@ -35,8 +37,6 @@ class InProcess:
                 zoo.evaluate_run(folder, *args[1:])
             else:
                 zoo.train_run(*args)
-        self.seconds = time.monotonic() - self.start
-        self.exit_code = 0
 
     def stop(self) -> None:
         pass
