@@ -10,7 +10,7 @@ checkers.
 from zoo.lazy import lazy_names as _lazy_names
 
 _MODULES = {
-    "Alibi": "zoo.memory.attention.positions",
+    "Alibi": "zoo.memory.attention.biases",
     "AssociativeMemory": "zoo.memory.fast_weights.associative",
     "Attention": "zoo.memory.attention.core",
     "BlockMemoryAttention": "zoo.memory.tokens.memory_tokens",
@@ -36,7 +36,7 @@ _MODULES = {
     "TimestepNorm": "zoo.memory.state_space.timestep_norm",
     "UnlimiformerAttention": "zoo.memory.retrieval.unlimiformer_attention",
     "WindowAttention": "zoo.memory.attention.sliding_window",
-    "build_positions": "zoo.memory.attention.positions",
+    "build_positions": "zoo.memory.attention.position_kinds",
 }
 __all__ = list(_MODULES)
 __getattr__, __dir__ = _lazy_names(__name__, _MODULES)

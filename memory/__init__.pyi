@@ -1,11 +1,11 @@
 """The public names of zoo.memory, as static checkers and editors see them."""
 
+from zoo.memory.attention.biases import Alibi as Alibi
 from zoo.memory.attention.core import Attention as Attention
-from zoo.memory.attention.positions import Alibi as Alibi
+from zoo.memory.attention.position_kinds import build_positions as build_positions
 from zoo.memory.attention.positions import InterleavedRope as InterleavedRope
 from zoo.memory.attention.positions import Positions as Positions
 from zoo.memory.attention.positions import Rope as Rope
-from zoo.memory.attention.positions import build_positions as build_positions
 from zoo.memory.attention.relative import RelativeAttention as RelativeAttention
 from zoo.memory.attention.sliding_window import WindowAttention as WindowAttention
 from zoo.memory.fast_weights.associative import AssociativeMemory as AssociativeMemory

@@ -11,13 +11,14 @@ Differs from the paper: the body is a LLaMA-shaped decoder by default (`position
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
 
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
+from zoo.memory.attention.position_options import Position, position_kind
 from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState, Write
 from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.models.blocks import Block
@@ -72,7 +73,8 @@ class ARMT(Decoder):
         correction: bool = True,
         write: Write = "together",
         bounded: bool = False,
-        position: Literal["rope", "learned", "none"] = "rope",
+        position: Position = "rope",
+        qk_norm: bool = False,
         wrap_positions: bool = True,
         **options: Unpack[DecoderOptions],
     ) -> None:
@@ -86,14 +88,19 @@ class ARMT(Decoder):
                 block, AssociativeMemory(width, key_width, nu, correction, write, bounded), memory_tokens
             )
 
-        attention = attention_options(options)
+        attention = {
+            "position": position,
+            "qk_norm": qk_norm,
+            "context": segment_len + memory_tokens,
+            **attention_options(options),
+        }
         super().__init__(
             vocab_size,
             segment_len,
             width,
-            (Attention(width, heads, position=position, **attention) for _ in range(depth)),
+            (Attention(width, heads, **attention) for _ in range(depth)),
             mlp_width=mlp_width,
-            positions=segment_len + memory_tokens if position == "learned" else 0,
+            positions=segment_len + memory_tokens if position_kind(position) == "learned" else 0,
             wrap=wrap,
             **options,
         )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.memory.attention.positions import Positions
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import (
     Activation,
@@ -28,6 +29,8 @@ class BaseOptions(TypedDict, total=False):
     norm: Norm
     tied: bool
     dropout: float
+    soft_cap: float | None
+    z_loss: float
 
 
 class DecoderOptions(BaseOptions, total=False):
@@ -39,7 +42,7 @@ class DecoderOptions(BaseOptions, total=False):
 
 def attention_options(options: Mapping[str, object]) -> dict[str, Any]:
     """The subset of a decoder's options that its attention layers take as well."""
-    shared = ("kv_heads", "position", "rope_base", "bias", "dropout")
+    shared = ("kv_heads", "position", "rope_base", "qk_norm", "bias", "dropout")
     return {name: options[name] for name in shared if name in options}
 
 
@@ -49,7 +52,7 @@ class Decoder(SequenceModule):
     `mixers` may be a generator: mixers and feed-forwards are then created, and draw initial weights, in
     alternation.  With `mlp_width` 0 there are no feed-forwards.  `positions` > 0 adds a learned table of that
     many positions, counted from the start of each call of `body`.  `wrap` is applied to each block before it
-    enters the stack.
+    enters the stack.  `soft_cap` c makes logits c tanh(logits / c); `z_loss` is SequenceModule's.
     """
 
     def __init__(
@@ -67,8 +70,15 @@ class Decoder(SequenceModule):
         bias: bool = False,
         tied: bool = True,
         dropout: float = 0.0,
+        soft_cap: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
+        if soft_cap is not None and soft_cap <= 0:
+            raise ValueError(f"soft_cap must be above 0, not {soft_cap}")
+        if z_loss < 0:
+            raise ValueError(f"z_loss must be at least 0, not {z_loss}")
+        self.soft_cap, self.z_loss = soft_cap, z_loss
 
         def block(mixer: Mixer) -> Mixer:
             mlp = FeedForward(width, mlp_width, activation, bias, dropout) if mlp_width else None
@@ -107,7 +117,8 @@ class Decoder(SequenceModule):
         return self.body(self.embed(tokens), state)
 
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        return self.head(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh()
 
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State
@@ -118,6 +129,12 @@ class Decoder(SequenceModule):
     def init_decode_cache(self, state: State) -> Any:
         """(number of tokens in the cache, the blocks' caches)."""
         return 0, self.stack.init_decode_cache(state)
+
+    def set_progress(self, step: int, steps: int) -> None:
+        """Positions that are drawn in training are drawn for this step."""
+        for part in self.modules():
+            if isinstance(part, Positions):
+                part.step = step
 
     def decode(
         self, tokens: Int[Tensor, "rows time"], cache: Any

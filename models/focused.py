@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack
 
 from zoo.memory.attention.core import Attention
+from zoo.memory.attention.position_options import Position
 from zoo.memory.retrieval.bank import Backend, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.focused_attention import FocusedAttention, FocusedState
@@ -66,12 +67,21 @@ class Focused(Decoder):
         index: IndexType = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
+        position: Position = "rope",
+        qk_norm: bool = False,
         **options: Unpack[BaseOptions],
     ) -> None:
         memory_layers = layers_with_memory(depth, memory_layers)
         schedule = parse_schedule(contexts)
-        attention = {"rope_base": rope_base, **attention_options(options)}
-        memory = {"normalised": normalised, "position": memory_position}
+        attention: dict[str, Any] = {
+            "position": position,
+            "qk_norm": qk_norm,
+            "rope_base": rope_base,
+            "context": segment_len,
+        }
+        attention |= attention_options(options)
+        memory = {**attention, "normalised": normalised}
+        memory |= {"position": "none"} if memory_position == "none" else {}
         head_dim = width // heads
 
         def mixer(layer: int) -> Attention:
@@ -89,7 +99,7 @@ class Focused(Decoder):
                 memory_dtype,
                 lag=segment_len,
             )
-            return self.memory(width, heads, segment_len, knn, schedule, **memory, **attention)
+            return self.memory(width, heads, segment_len, knn, schedule, **memory)
 
         mixers = map(mixer, range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
@@ -99,6 +109,7 @@ class Focused(Decoder):
         return [part for part in self.modules() if isinstance(part, FocusedAttention)]
 
     def set_progress(self, step: int, steps: int) -> None:
+        super().set_progress(step, steps)
         for memory in self.memories():
             memory.progress = step / max(1, steps)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Unpack
 
+from zoo.memory.attention.position_options import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
@@ -45,7 +46,7 @@ class GatedDeltaNetHybrid(Hybrid):
         steps: int = 1,
         state_size: int = 64,
         chunk_size: int = 32,
-        position: Literal["rope", "alibi", "none"] = "rope",
+        position: Position = "rope",
         rope_base: float = 10000.0,
         **options: Unpack[BaseOptions],
     ) -> None:

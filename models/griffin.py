@@ -19,6 +19,7 @@ from typing import Literal, Unpack
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.memory.attention.position_options import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentBlock
 from zoo.models.decoder import BaseOptions, attention_options
@@ -43,10 +44,12 @@ class Griffin(Hybrid):
         lru_width: int | None = None,
         conv_size: int = 4,
         scaled_embeddings: bool = True,
-        soft_cap: float | None = None,
+        position: Position = "rope",
+        qk_norm: bool = False,
         **options: Unpack[BaseOptions],
     ) -> None:
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=1, out_bias=True)
+        attention = partial(attention, position=position, qk_norm=qk_norm)
         mixers: Mixers = {
             "recurrent": partial(RecurrentBlock, width, lru_width or width, heads, conv_size=conv_size),
             "attention": partial(attention, rotated=width // heads // 2, **attention_options(options)),
@@ -63,13 +66,9 @@ class Griffin(Hybrid):
             bias=True,
             **options,
         )
-        self.scale, self.soft_cap = width**0.5 if scaled_embeddings else 1.0, soft_cap
+        self.scale = width**0.5 if scaled_embeddings else 1.0
 
     def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         return self.body(self.scale * self.embed(tokens), state)
-
-    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        logits = self.head(hidden)
-        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh()

@@ -12,11 +12,12 @@ and learn faster than the rest, without weight decay, as a replication needed (H
 "A failed experiment: Infini-Attention, and why we should keep trying?", August 2024).
 """
 
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from zoo.memory.attention.position_options import Position
 from zoo.memory.fast_weights.infini_attention import CompressiveAttention, MemoryState, Rule
 from zoo.models.decoder import Decoder, DecoderOptions
 
@@ -41,7 +42,7 @@ class Infini(Decoder):
         rule: Rule = "delta",
         head_dim: int | None = None,
         value_width: int | None = None,
-        position: Literal["rope", "none"] = "rope",
+        position: Position = "rope",
         rope_base: float = 10000.0,
         **options: Unpack[DecoderOptions],
     ) -> None:

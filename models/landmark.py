@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.host import is_readable, row_lengths
+from zoo.memory.attention.position_options import Position
 from zoo.memory.retrieval.landmark_attention import LandmarkAttention, Selection
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 from zoo.module import Batch
@@ -65,6 +66,8 @@ class Landmark(Decoder):
         selection: Selection = "token_and_head",
         retrieve_from_layer: int = 1,
         interleaved: bool = False,
+        position: Position = "rope",
+        qk_norm: bool = False,
         **options: Unpack[DecoderOptions],
     ) -> None:
         validate(segment_len, depth, mem_freq, capacity, topk, retrieve_from_layer)
@@ -79,6 +82,8 @@ class Landmark(Decoder):
                 topk=topk,
                 selection=selection,
                 interleaved=interleaved,
+                position=position,
+                qk_norm=qk_norm,
                 **attention_options(options),
             )
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.memory.attention.position_options import Position
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.megalodon_attention import GatedAttention, MegalodonState
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
@@ -107,6 +108,7 @@ class Megalodon(SequenceModule):
         norm_groups: int = 1,
         norm_affine: bool = True,
         norm_eps: float = 1e-5,
+        position: Position = "rope",
         rope_base: float = 10000.0,
         swiglu: bool = True,
         rescaled: bool = False,
@@ -125,7 +127,7 @@ class Megalodon(SequenceModule):
         attention = partial(GatedAttention, width, heads, key_width=key_width, value_width=value_width)
         attention = partial(attention, chunk_size=chunk_size, state_size=state_size, norm_affine=norm_affine)
         attention = partial(attention, norm_groups=norm_groups, attention_dropout=attention_dropout)
-        attention = partial(attention, rope_base=rope_base, **shared)
+        attention = partial(attention, position=position, rope_base=rope_base, **shared)
         scales = [0.1 * 0.5**layer if rescaled else None for layer in range(depth)]
         self.layers = Stack(MegalodonBlock(attention(), mlp(scale=scale)) for scale in scales)
         self.norm = TimestepNorm(width, norm_groups, eps=norm_eps)

@@ -14,11 +14,12 @@ among themselves, and a token sees itself.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 
 from zoo.memory.attention.core import Attention
+from zoo.memory.attention.position_options import Position
 from zoo.memory.retrieval.bank import Backend, Bank, KNNMemory, recall_diagnostics
 from zoo.memory.retrieval.faiss_index import IndexType
 from zoo.memory.retrieval.memorizing_attention import MemorizingAttention
@@ -48,10 +49,18 @@ class Memorizing(Decoder):
         index: IndexType = "flat",
         memory_dtype: Literal["bfloat16"] | None = None,
         rope_base: float = 10000.0,
+        position: Position = "rope",
+        qk_norm: bool = False,
         **options: Unpack[BaseOptions],
     ) -> None:
         memory_layers = layers_with_memory(depth, memory_layers)
-        attention = {"rope_base": rope_base, **attention_options(options)}
+        attention: dict[str, Any] = {
+            "position": position,
+            "qk_norm": qk_norm,
+            "rope_base": rope_base,
+            "context": segment_len,
+        }
+        attention |= attention_options(options)
         head_dim = width // heads
 
         def mixer(layer: int) -> Attention:

@@ -12,13 +12,14 @@ and Transformer-XL, models/rmt_xl.py); memory tokens see one another causally by
 authors' later GPT-2 code, `memory_attention=block` is the paper's mask.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.attention.core import Attention
+from zoo.memory.attention.position_options import Position, position_kind
 from zoo.memory.tokens.memory_tokens import BlockMemoryAttention, MemoryAttention, surround_with_memory
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
@@ -42,7 +43,8 @@ class RMT(Decoder):
         mlp_width: int,
         memory_tokens: int,
         memory_attention: MemoryAttention = "causal",
-        position: Literal["rope", "learned", "none"] = "rope",
+        position: Position = "rope",
+        qk_norm: bool = False,
         **options: Unpack[DecoderOptions],
     ) -> None:
         if memory_tokens < 1:
@@ -50,12 +52,17 @@ class RMT(Decoder):
                 f"memory_tokens must be at least 1, not {memory_tokens}: with none this is model=transformer"
             )
 
+        attention: dict[str, Any] = {
+            "position": position,
+            "qk_norm": qk_norm,
+            "context": segment_len + 2 * memory_tokens,
+        }
+        attention |= attention_options(options)
+
         def mixer() -> Attention:
             if memory_attention == "block":
-                return BlockMemoryAttention(
-                    width, heads, memory_tokens, position=position, **attention_options(options)
-                )
-            return Attention(width, heads, position=position, **attention_options(options))
+                return BlockMemoryAttention(width, heads, memory_tokens, **attention)
+            return Attention(width, heads, **attention)
 
         super().__init__(
             vocab_size,
@@ -63,7 +70,7 @@ class RMT(Decoder):
             width,
             (mixer() for _ in range(depth)),
             mlp_width=mlp_width,
-            positions=segment_len + 2 * memory_tokens if position == "learned" else 0,
+            positions=segment_len + 2 * memory_tokens if position_kind(position) == "learned" else 0,
             **options,
         )
         self.memory_tokens = memory_tokens

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, Unpack
 
+from zoo.memory.attention.position_options import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
@@ -41,7 +42,8 @@ class Samba(Hybrid):
         state_size: int = 16,
         conv_size: int = 4,
         dt_rank: int | None = None,
-        position: Literal["rope", "alibi", "none"] = "rope",
+        position: Position = "rope",
+        qk_norm: bool = False,
         rope_base: float = 10000.0,
         rotated: int | None = None,
         bias: bool = False,
@@ -50,7 +52,7 @@ class Samba(Hybrid):
     ) -> None:
         mamba = partial(MambaMixer, width, channels or 2 * width, state_size=state_size, conv_size=conv_size)
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=kv_heads, rotated=rotated)
-        attention = partial(attention, position=position, rope_base=rope_base, bias=bias)
+        attention = partial(attention, position=position, qk_norm=qk_norm, rope_base=rope_base, bias=bias)
         mixers: Mixers = {
             "mamba": partial(mamba, dt_rank=dt_rank, backend=backend),
             "attention": partial(attention, **attention_options(options)),

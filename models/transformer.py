@@ -17,7 +17,7 @@ from typing import Any, Unpack
 
 from zoo.interface import Parallel
 from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position
+from zoo.memory.attention.position_options import Position, position_kind
 from zoo.memory.attention.sliding_window import WindowAttention, stack_reach
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
@@ -28,6 +28,8 @@ class TransformerOptions(DecoderOptions, total=False):
     kv_heads: int | None
     position: Position
     rope_base: float
+    qk_norm: bool
+    shifted: int | None
 
 
 class Transformer(Decoder):
@@ -45,13 +47,22 @@ class Transformer(Decoder):
         sinks: int = 0,
         kv_heads: int | None = None,
         position: Position = "rope",
+        qk_norm: bool = False,
         rope_base: float = 10000.0,
+        shifted: int | None = None,
         **options: Unpack[DecoderOptions],
     ) -> None:
         if window is None and sinks:
             raise ValueError(f"sinks={sinks} need a window: without one a segment drops no token")
         attention: dict[str, Any] = {"kv_heads": kv_heads, "position": position, "rope_base": rope_base}
-        attention |= attention_options(options)
+        attention |= {
+            "qk_norm": qk_norm,
+            "context": segment_len,
+            "shifted": shifted,
+            **attention_options(options),
+        }
+        if window is not None and shifted is not None:
+            raise ValueError(f"shifted: expected none with a window, found {shifted}")
 
         def mixer() -> Attention:
             if window is None:
@@ -64,7 +75,7 @@ class Transformer(Decoder):
             width,
             (mixer() for _ in range(depth)),
             mlp_width=mlp_width,
-            positions=segment_len if position == "learned" else 0,
+            positions=segment_len if position_kind(position) == "learned" else 0,
             **options,
         )
         windows = (part for part in self.modules() if isinstance(part, WindowAttention))

@@ -68,6 +68,7 @@ class Unlimiformer(Transformer):
                 segment_len=segment_len,
                 retrieved_positions=retrieved_positions,
                 retrieval_training=retrieval_training,
+                context=segment_len,
                 **attention_options(options),
             )
         self.init_weights()

@@ -16,14 +16,22 @@ CHUNK_LOGITS = 2**25  # of one chunk: 128 MiB in float32
 
 
 def cross_entropy(
-    logits: Float[Tensor, "tokens vocab"], targets: Int[Tensor, " tokens"], with_hits: bool
+    logits: Float[Tensor, "tokens vocab"],
+    targets: Int[Tensor, " tokens"],
+    with_hits: bool,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"] | None]:
     """Nats of every target, in float32 or wider, and whether it is the argmax (None without `with_hits`).
 
-    Where there is no target, nats are 0 and there is no hit.
+    Where there is no target, nats are 0 and there is no hit.  With `z_loss` the gradient is that of nats +
+    z_loss log(Z)^2, Z the softmax's denominator (Chowdhery et al. 2022, arXiv:2204.02311, section 5); the
+    value stays that of the nats.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    if z_loss:
+        penalty = z_loss * logits.logsumexp(-1).square().masked_fill(targets == IGNORE, 0)
+        nats = nats + (penalty - penalty.detach())
     return nats, logits.detach().argmax(-1) == targets if with_hits else None
 
 
@@ -37,6 +45,7 @@ def chunked_cross_entropy(
     targets: Int[Tensor, " tokens"],
     vocab_size: int,
     with_hits: bool,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, " tokens"] | None]:
     """`cross_entropy` of the logits `project(hidden)`, of which no more than CHUNK_LOGITS exist at a time:
     the backward pass computes them again.
@@ -54,7 +63,7 @@ def chunked_cross_entropy(
                 logits = project(hidden)
         else:
             logits = project(hidden)
-        return cross_entropy(logits, targets, with_hits)
+        return cross_entropy(logits, targets, with_hits, z_loss)
 
     chunk = max(1, CHUNK_LOGITS // vocab_size)
     outputs = [

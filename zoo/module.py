@@ -58,6 +58,8 @@ class SequenceModule(StatefulLM, L.LightningModule):
     separates_projection: bool = False
     """True if `segment` is `logits` of `hidden_segment`, so that the loss of a large vocabulary needs no more
     than a chunk of all logits."""
+    z_loss: float = 0.0
+    """The weight of log(Z)^2 in the gradient of training, Z the denominator of the output's softmax."""
     optim: Optim
     train_state: State | None = None  # from one training step to the next, detached
     val_state: State | None = None  # the same in validation, never shared with training
@@ -134,16 +136,19 @@ class SequenceModule(StatefulLM, L.LightningModule):
         lengths = (0,) * len(batch.tokens) if state is None else batch.lengths
         state = self._state_before(batch, state)
         targets, with_hits = batch.targets.flatten(), self.counts_hits or not self.training
+        z_loss = self.z_loss if self.training else 0.0
         chunked = is_chunked(len(targets), self.vocab_size)
         if chunked and self.separates_projection and self._compiled_call_impl is None:
             with known_lengths(lengths, batch.tokens.shape[1]):
                 hidden, state = self._read(self.hidden_segment, batch.tokens, state)
             hidden = hidden.flatten(0, 1)
-            nats, hits = chunked_cross_entropy(self.logits, hidden, targets, self.vocab_size, with_hits)
+            nats, hits = chunked_cross_entropy(
+                self.logits, hidden, targets, self.vocab_size, with_hits, z_loss
+            )
         else:
             with known_lengths(lengths, batch.tokens.shape[1]):
                 logits, state = self(batch.tokens, state)
-            nats, hits = cross_entropy(logits.flatten(0, 1), targets, with_hits)
+            nats, hits = cross_entropy(logits.flatten(0, 1), targets, with_hits, z_loss)
         num_targets = (targets != IGNORE).sum().clamp(min=1)  # no target at all: loss 0, not NaN
         outputs = {"loss": nats.sum() / num_targets, "nats": nats.detach().view_as(batch.targets)}
         if hits is not None:

@@ -10,10 +10,12 @@ from typing import Any, TypedDict
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from zoo.memory.attention.positions import Position, build_positions
+from zoo.memory.attention.position_kinds import Support, build_positions
+from zoo.memory.attention.position_options import Position
+from zoo.memory.attention.shifted_sparse import shifted_attention
 from zoo.memory.mixer import Mixer
 from zoo.state import State
 
@@ -26,6 +28,9 @@ class AttentionOptions(TypedDict, total=False):
     position: Position
     rope_base: float
     rotated: int | None
+    context: int | None
+    shifted: int | None
+    qk_norm: bool
     bias: bool
     out_bias: bool | None
     dropout: float
@@ -34,9 +39,14 @@ class AttentionOptions(TypedDict, total=False):
 class Attention(Mixer):
     """Multi-head causal attention within a segment; with `kv_heads` < `heads`, grouped-query attention.
 
-    `rotated` is the number of a head's features that rotary positions rotate, all by default.  `out_bias`
-    defaults to `bias`.
+    `rotated` is the number of a head's features that rotary positions rotate, all by default.  `context` is
+    the length of a segment, which some settings of `position` need (position_options.py).  With `shifted`,
+    training attends inside that many groups of a context (shifted_sparse.py).  `qk_norm` divides queries and
+    keys by their root mean square, with a gain per feature.  `out_bias` defaults to `bias`.
     """
+
+    support: Support = "segment"
+    """The positions that a class computes exactly."""
 
     def __init__(
         self,
@@ -48,6 +58,9 @@ class Attention(Mixer):
         position: Position = "rope",
         rope_base: float = 10000.0,
         rotated: int | None = None,
+        context: int | None = None,
+        shifted: int | None = None,
+        qk_norm: bool = False,
         bias: bool = False,
         out_bias: bool | None = None,
         dropout: float = 0.0,
@@ -60,10 +73,34 @@ class Attention(Mixer):
         if heads % self.kv_heads:
             raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
         self.groups = heads // self.kv_heads  # query heads per key head
-        self.positions = build_positions(position, heads, self.head_dim, base=rope_base, rotated=rotated)
+        self.positions = build_positions(
+            position,
+            heads,
+            self.head_dim,
+            context=context,
+            base=rope_base,
+            rotated=rotated,
+            support=self.support,
+        )
+        self.group = self._group(shifted, context)
+        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else None
         self.dropout = nn.Dropout(dropout)
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
         self.out_proj = nn.Linear(heads * self.head_dim, width, bias=bias if out_bias is None else out_bias)
+
+    def _group(self, shifted: int | None, context: int | None) -> int | None:
+        """The group size of shifted sparse attention, None without; ValueError where it is undefined."""
+        if shifted is None:
+            return None
+        if context is None or not 1 < shifted <= context // 2 or self.heads < 2:
+            raise ValueError(
+                f"shifted: expected 2 to {(context or 0) // 2} groups of a segment and at least 2 heads, "
+                f"found {shifted}"
+            )
+        if not self.positions.unbiased or self.support != "segment":
+            raise ValueError("shifted: expected plain causal attention with rotated queries and keys")
+        return context // shifted
 
     def project(
         self, x: Float[Tensor, "rows time width"]
@@ -85,6 +122,8 @@ class Attention(Mixer):
         """Split a projection whose features are the query heads, then the key heads, then the value heads."""
         qkv = rearrange(qkv, "b t (h k) -> b h t k", k=self.head_dim)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def attend(
@@ -92,8 +131,8 @@ class Attention(Mixer):
         q: Float[Tensor, "rows heads time head_dim"],
         k: Float[Tensor, "rows kv_heads keys head_dim"],
         v: Float[Tensor, "rows kv_heads keys head_dim"],
-        q_positions: Int[Tensor, " time"] | range,
-        k_positions: Int[Tensor, " keys"] | range,
+        q_positions: Real[Tensor, "*q_rows time"] | range,
+        k_positions: Real[Tensor, "*k_rows keys"] | range,
         mask: Bool[Tensor, "*masks time keys"] | None = None,
     ) -> Float[Tensor, "rows heads time head_dim"]:
         """Softmax attention of rotated queries and keys; causal, of the same tokens, without a mask."""
@@ -108,9 +147,13 @@ class Attention(Mixer):
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         q, k, v = self.project(x)
-        positions = range(x.shape[1])
+        positions = self.positions.in_segment(len(x), x.shape[1], x.device)
+        q = self.positions.scale_queries(q, positions)
         q, k = (self.positions.rotate(part, positions) for part in (q, k))
-        y = self.attend(q, k, v, positions, positions, self.segment_mask(x.shape[1], x.device))
+        if self.training and self.group is not None:
+            y = shifted_attention(q, k, v, self.group, self.dropout.p)
+        else:
+            y = self.attend(q, k, v, positions, positions, self.segment_mask(x.shape[1], x.device))
         return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state
 
     def init_decode_cache(self, state: State) -> Any:
@@ -124,6 +167,7 @@ class Attention(Mixer):
         start = cache[0].shape[2] if cache else 0
         positions = torch.arange(start + x.shape[1], device=x.device)
         new = positions[start:]
+        q = self.positions.scale_queries(q, new)
         q, k = (self.positions.rotate(part, range(start, len(positions))) for part in (q, k))
         if cache:
             k, v = (torch.cat(pair, dim=2) for pair in zip(cache, (k, v), strict=True))

@@ -1,28 +1,33 @@
 """Position encodings: how attention scores depend on the positions of queries and keys.
 
-Rotary positions (RoPE): Su et al. 2021, arXiv:2104.09864; linear biases (ALiBi): Press et al. 2022,
-arXiv:2108.12409; grouped queries: Ainslie et al. 2023, arXiv:2305.13245.
+Rotary positions (RoPE): Su et al. 2021, arXiv:2104.09864; grouped queries: Ainslie et al. 2023,
+arXiv:2305.13245.  The other kinds: rotary_scaling.py, rotary_forms.py, far_distances.py, biases.py and
+contextual_biases.py, all of them built by position_kinds.py; docs/positions.md has them in one table.
 
     score_ij = rotate(q_i, i) rotate(k_j, j) / sqrt(K) + bias_ij
     y_i = sum_j softmax_j(score_ij) v_j      over the unmasked j
 
 An attention layer first calls `rotate` on queries and keys, so that rotated keys can be cached.  It then
-passes them with their positions to `attend`, or to `scores` if its softmax includes further keys.  Encodings
-are modules since they may have weights.
+passes them with their positions to `attend`, or to `scores` if its softmax includes further keys.  An
+encoding whose scores aren't products of rotated vectors rotates nothing in `rotate` and all in `scores`.
+Encodings are modules since they may have weights.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Position = Literal["rope", "alibi", "learned", "none"]
-"""`learned` positions are added to the embeddings by the decoder; attention then has none."""
+from zoo.memory.attention.log_n import log_n_scaled
+from zoo.memory.attention.position_draws import Draw, draw_positions
+from zoo.memory.attention.rotary_scaling import Frequencies
 
 
 class Positions(nn.Module):
@@ -35,6 +40,15 @@ class Positions(nn.Module):
 
     fused: ClassVar[bool] = True
     """True if `bias` doesn't depend on scores, so that `attend` can use one fused kernel."""
+    absolute: bool = False
+    """True if biases or scores depend on positions in the text and not on distances alone."""
+    log_n: int | None = None
+    """The trained context, if `scale_queries` is to scale by log-n."""
+    draw: Draw | None = None
+    lengths: Mapping[str, Any] = MappingProxyType({})
+    """The settings that were derived from the model's context, by key; empty if none has an effect."""
+    step: int | None = None
+    """The training step, which positions are drawn for; None before training, where none are drawn."""
 
     @property
     def unbiased(self) -> bool:
@@ -42,7 +56,7 @@ class Positions(nn.Module):
         return self.fused and type(self).bias is Positions.bias
 
     def rotate(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Real[Tensor, "*rows_or_none time"] | range
     ) -> Float[Tensor, "*rows time head_dim"]:
         """Queries or keys at these positions: (time) or a range for all rows, or (rows, 1, time).
 
@@ -50,11 +64,27 @@ class Positions(nn.Module):
         """
         return x
 
+    def in_segment(
+        self, rows: int, time: int, device: torch.device
+    ) -> range | Real[Tensor, "rows_or_1 1 time"]:
+        """The positions of a segment's tokens: 0 .. time - 1 unless others are drawn in training."""
+        if self.draw is None or self.step is None or not self.training:
+            return range(time)
+        return draw_positions(self.draw, self.step, rows, time, device)
+
+    def scale_queries(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        positions: Real[Tensor, "*rows_or_none time"] | range,
+    ) -> Float[Tensor, "rows heads time head_dim"]:
+        """Queries that aren't rotated yet, times max(1, log(i + 1) / log L) with log-n (far_distances.py)."""
+        return q if self.log_n is None else log_n_scaled(q, positions, self.log_n)
+
     def bias(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        q_positions: Int[Tensor, "*q_rows time"],
-        k_positions: Int[Tensor, "*k_rows keys"],
+        q_positions: Real[Tensor, "*q_rows time"],
+        k_positions: Real[Tensor, "*k_rows keys"],
         scores: Float[Tensor, "rows heads time keys"] | None = None,
     ) -> Float[Tensor, "*bias_rows heads time keys"] | None:
         """A term added to the scores, None for none.  `scores` are -inf where masked; None if `fused`."""
@@ -64,8 +94,8 @@ class Positions(nn.Module):
         self,
         q: Float[Tensor, "rows heads time head_dim"],
         k: Float[Tensor, "rows kv_heads keys head_dim"],
-        q_positions: Int[Tensor, "*q_rows time"],
-        k_positions: Int[Tensor, "*k_rows keys"],
+        q_positions: Real[Tensor, "*q_rows time"],
+        k_positions: Real[Tensor, "*k_rows keys"],
         mask: Bool[Tensor, "*masks time keys"],
     ) -> Float[Tensor, "rows heads time keys"]:
         """Inputs of the softmax, from rotated queries and keys; -inf where masked."""
@@ -79,8 +109,8 @@ class Positions(nn.Module):
         q: Float[Tensor, "rows heads time head_dim"],
         k: Float[Tensor, "rows kv_heads keys head_dim"],
         v: Float[Tensor, "rows kv_heads keys value_width"],
-        q_positions: Int[Tensor, "*q_rows time"] | range,
-        k_positions: Int[Tensor, "*k_rows keys"] | range,
+        q_positions: Real[Tensor, "*q_rows time"] | range,
+        k_positions: Real[Tensor, "*k_rows keys"] | range,
         mask: Bool[Tensor, "*masks time keys"] | None = None,
         dropout: float = 0.0,
     ) -> Float[Tensor, "rows heads time value_width"]:
@@ -111,101 +141,68 @@ class Positions(nn.Module):
 
 
 class Rope(Positions):
-    """Rotary positions on the first `rotated` features of a head, all by default."""
+    """Rotary positions on the first `rotated` features of a head, all by default, with the frequencies of
+    `base` or those given."""
 
-    def __init__(self, base: float = 10000.0, rotated: int | None = None) -> None:
+    def __init__(
+        self, base: float = 10000.0, rotated: int | None = None, frequencies: Frequencies | None = None
+    ) -> None:
         super().__init__()
-        self.base, self.rotated = base, rotated
+        self.base, self.rotated, self.frequencies = base, rotated, frequencies
 
     def rotate(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range
+        self, x: Float[Tensor, "*rows time head_dim"], positions: Real[Tensor, "*rows_or_none time"] | range
     ) -> Float[Tensor, "*rows time head_dim"]:
         if self.rotated is None or self.rotated == x.shape[-1]:
-            return rotary(x, positions, self.base)
+            return self.rotate_all(x, positions)
         rotated, rest = x.tensor_split([self.rotated], dim=-1)
-        return torch.cat([rotary(rotated, positions, self.base), rest], dim=-1)
+        return torch.cat([self.rotate_all(rotated, positions), rest], dim=-1)
+
+    def rotate_all(
+        self, x: Float[Tensor, "*rows time rotated"], positions: Real[Tensor, "*rows_or_none time"] | range
+    ) -> Float[Tensor, "*rows time rotated"]:
+        """The rotated features, rotated."""
+        return rotary(x, positions, self.base, self.frequencies)
 
 
-class InterleavedRope(Positions):
+class InterleavedRope(Rope):
     """Rotary positions on the pairs (2i, 2i + 1), as in the paper, instead of (i, i + K/2)."""
 
-    def __init__(self, base: float = 10000.0) -> None:
-        super().__init__()
-        self.base = base
-
-    def rotate(
-        self, x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range
-    ) -> Float[Tensor, "*rows time head_dim"]:
-        halves = rotary(rearrange(x, "... (k pair) -> ... (pair k)", pair=2), positions, self.base)
+    def rotate_all(
+        self, x: Float[Tensor, "*rows time rotated"], positions: Real[Tensor, "*rows_or_none time"] | range
+    ) -> Float[Tensor, "*rows time rotated"]:
+        halves = rotary(
+            rearrange(x, "... (k pair) -> ... (pair k)", pair=2), positions, self.base, self.frequencies
+        )
         return rearrange(halves, "... (pair k) -> ... (k pair)", pair=2)
 
 
-class Alibi(Positions):
-    """bias_ij = -m_h (i - j), with the slopes m_h of `alibi_exponents`.
-
-    The logarithms of the slopes to base 2 are stored with the weights, since earlier versions had others.
-    """
-
-    log2_slopes: Float[Tensor, " heads"]
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.register_buffer("log2_slopes", torch.tensor(alibi_exponents(heads)))
-
-    def legacy_buffers(self) -> dict[str, Tensor]:
-        """What checkpoints of versions that stored no slopes were trained with: the formula of the paper's
-        text, which the published code follows only where the number of heads is a power of two."""
-        heads = len(self.log2_slopes)
-        return {"log2_slopes": torch.tensor([-8.0 * h / heads for h in range(1, heads + 1)])}
-
-    def bias(
-        self,
-        q: Float[Tensor, "rows heads time head_dim"],
-        q_positions: Int[Tensor, "*q_rows time"],
-        k_positions: Int[Tensor, "*k_rows keys"],
-        scores: Float[Tensor, "rows heads time keys"] | None = None,
-    ) -> Float[Tensor, "*bias_rows heads time keys"]:
-        distance = q_positions[..., :, None] - k_positions[..., None, :]
-        slopes = 2.0 ** self.log2_slopes.to(q.dtype)
-        return -slopes[:, None, None] * distance
-
-
-def build_positions(
-    position: Position, heads: int, head_dim: int, *, base: float = 10000.0, rotated: int | None = None
-) -> Positions:
-    """The encoding for a configuration's `position`; `base` and `rotated` apply to `rope` only, the number of
-    query heads to `alibi`.
-
-    Raises ValueError if the number of features that `rope` rotates isn't even, or exceeds head_dim.
-    """
-    if position in ("none", "learned"):
-        return Positions()
-    if position == "alibi":
-        return Alibi(heads)
-    rotated = head_dim if rotated is None else rotated
-    if rotated % 2 or not 0 < rotated <= head_dim:
-        raise ValueError(f"rotary positions need an even head width, not {rotated} of {head_dim}")
-    return Rope(base, rotated)
-
-
 def rotary(
-    x: Float[Tensor, "*rows time head_dim"], positions: Int[Tensor, "*rows_or_none time"] | range, base: float
-) -> Float[Tensor, "*rows time head_dim"]:
-    """Rotate the pairs (i, i + K/2) by the angle position * base^(-2i/K) (arXiv:2104.09864, eq. 34)."""
+    x: Float[Tensor, "*rows time rotated"],
+    positions: Real[Tensor, "*rows_or_none time"] | range,
+    base: float,
+    frequencies: Frequencies | None = None,
+) -> Float[Tensor, "*rows time rotated"]:
+    """Rotate the pairs (i, i + K/2) by the angle position * base^(-2i/K) (arXiv:2104.09864, eq. 34), or by
+    position * rate_i of given frequencies, and multiply by their factor."""
     half = x.shape[-1] // 2
     # in bf16 an angle would be pure rounding error after a few hundred positions
     dtype = torch.promote_types(x.dtype, torch.float32)
     if isinstance(positions, range):
         # a compiled graph computes its own table: it may not hold tensors from outside
         table = rotary_table if torch.compiler.is_compiling() else stored_rotary_table
-        cos, sin = table(positions, half, base, x.device, dtype)
+        cos, sin = table(positions, half, base, x.device, dtype, frequencies)
     else:
-        frequencies = base ** -(torch.arange(half, device=x.device, dtype=dtype) / half)
-        angles = positions.to(dtype)[..., None] * frequencies
+        if frequencies is None:
+            rates = base ** -(torch.arange(half, device=x.device, dtype=dtype) / half)
+        else:
+            rates = stored_rates(frequencies, x.device, dtype)
+        angles = positions.to(dtype)[..., None] * rates
         cos, sin = angles.cos(), angles.sin()
+        if frequencies is not None and frequencies.factor != 1:
+            cos, sin = cos * frequencies.factor, sin * frequencies.factor
     if torch.compiler.is_compiling():
-        left, right = x.to(dtype).chunk(2, dim=-1)
-        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+        return rotate_pairs(x, cos, sin)
     rotated: Tensor = _Rotate.apply(x.to(dtype), cos, sin)
     return rotated.to(x.dtype)
 
@@ -232,39 +229,69 @@ def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     return y
 
 
+def rotate_pairs(
+    x: Float[Tensor, "*rows time rotated"],
+    cos: Float[Tensor, "*rows_or_none time half"],
+    sin: Float[Tensor, "*rows_or_none time half"],
+) -> Float[Tensor, "*rows time rotated"]:
+    """The pairs (i, i + K/2) times the complex numbers cos + i sin."""
+    left, right = x.to(cos.dtype).chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+
+
 def rotary_table(
-    positions: range, half: int, base: float, device: torch.device, dtype: torch.dtype
+    positions: range,
+    half: int,
+    base: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    frequencies: Frequencies | None = None,
 ) -> tuple[Float[Tensor, "time half"], Float[Tensor, "time half"]]:
-    """cos and sin of the angles position * base^(-k / half), k = 0 .. half - 1.
+    """cos and sin of the angles position * base^(-k / half), k = 0 .. half - 1, or of given frequencies.
 
     The angles are float64, so that those of a long text's last positions are as exact as the first ones';
     MPS devices have no float64.
     """
     exact = dtype if device.type == "mps" else torch.float64
-    frequencies = base ** -(torch.arange(half, device=device, dtype=exact) / half)
+    if frequencies is None:
+        rates, factor = base ** -(torch.arange(half, device=device, dtype=exact) / half), 1.0
+    else:
+        rates, factor = torch.tensor(frequencies.rates, device=device, dtype=exact), frequencies.factor
     steps = torch.arange(positions.start, positions.stop, positions.step, device=device, dtype=exact)
-    angles = steps[:, None] * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = steps[:, None] * rates
+    cos, sin = angles.cos(), angles.sin()
+    if factor != 1:
+        cos, sin = cos * factor, sin * factor
+    return cos.to(dtype), sin.to(dtype)
 
 
 @lru_cache(maxsize=64)
 def stored_rotary_table(
-    positions: range, half: int, base: float, device: torch.device, dtype: torch.dtype
+    positions: range,
+    half: int,
+    base: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    frequencies: Frequencies | None = None,
 ) -> tuple[Float[Tensor, "time half"], Float[Tensor, "time half"]]:
     """`rotary_table`, computed once: all layers and calls share it."""
     with torch.inference_mode(False), torch.no_grad():  # a later call may need gradients through a product
-        return rotary_table(positions, half, base, device, dtype)
+        return rotary_table(positions, half, base, device, dtype, frequencies)
 
 
-def alibi_exponents(heads: int) -> list[float]:
-    """log2 of ALiBi's slopes, as in the published code (ofirpress/attention_with_linear_biases).
+def stored_rates(
+    frequencies: Frequencies, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, " half"]:
+    """The rates as a tensor; outside of compiled graphs copied to the device once."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(frequencies.rates, device=device, dtype=dtype)
+    return _stored_rates(frequencies, device, dtype)
 
-    For a power of two, -8h/H for h = 1..H (arXiv:2108.12409, section 3).  Otherwise those of the next lower
-    power of two P, then every second one of those of 2P, beginning with the first.
-    """
-    power = 2 ** (heads.bit_length() - 1)
-    between = range(1, 2 * (heads - power), 2)
-    return [-8 * h / power for h in range(1, power + 1)] + [-4 * h / power for h in between]
+
+@lru_cache(maxsize=64)
+def _stored_rates(frequencies: Frequencies, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.tensor(frequencies.rates, device=device, dtype=dtype)
 
 
 def repeat_kv(x: Float[Tensor, "*axes"], groups: int, dim: int = 1) -> Float[Tensor, "*repeated"]:

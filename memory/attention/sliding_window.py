@@ -50,13 +50,11 @@ class WindowAttention(Attention):
     def __init__(
         self, width: int, heads: int, *, window: int, sinks: int = 0, **options: Unpack[AttentionOptions]
     ) -> None:
-        super().__init__(width, heads, **options)
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
-        if options.get("position") == "learned":
-            raise ValueError(
-                "a window needs positions that only count distances: rope, alibi or none, not learned"
-            )
+        self.support = "sinks" if sinks else "window"
+        options["context"] = sinks + window
+        super().__init__(width, heads, **options)
         self.window, self.sinks = window, sinks
 
     def init_state(self, rows: int) -> WindowState:
@@ -84,6 +82,9 @@ class WindowAttention(Attention):
         state: WindowState,
     ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
         """Attention in chunks of half a window of queries, each chunk with the keys in its reach."""
+        if self.positions.log_n is not None:
+            text_positions = torch.arange(q.shape[2], device=q.device) + state.length[:, None, None]
+            q = self.positions.scale_queries(q, text_positions)
         rows, time, cache = len(q), q.shape[2], self.window - 1
         keys, values = (
             torch.cat([old.to(new.dtype), new], 2) for old, new in ((state.keys, k), (state.values, v))
@@ -111,7 +112,11 @@ class WindowAttention(Attention):
         k_chunks, v_chunks = (_with_chunks_before(part, chunk, cache) for part in (keys, values))
         k_positions = torch.arange(cache + chunk, device=q.device)  # in a chunk
         q_positions = k_positions[cache:]
-        mask = self._mask(q_positions, k_positions, end, state)
+        text_positions = self._text_positions(len(k_positions), chunk, end, state)
+        mask = self._mask(q_positions, k_positions, text_positions)
+        if self.positions.absolute:
+            k_positions = rearrange(text_positions, "b n m -> (b n) 1 m")
+            q_positions = k_positions[..., cache:]
         if self.sinks:
             sinks = self._sink_inputs(q, sink_keys, sink_values, len(q_chunks) // rows, state)
             attend = self._attend_fused if self.positions.unbiased else self._attend_with_scores
@@ -120,22 +125,26 @@ class WindowAttention(Attention):
             y = self.attend(q_chunks, k_chunks, v_chunks, q_positions, k_positions, mask)
         return rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time], after
 
+    def _text_positions(
+        self, keys: int, chunk: int, end: int, state: WindowState
+    ) -> Int[Tensor, "rows chunks keys"]:
+        """Positions in the text of each chunk's keys, negative for those before it.
+
+        `end` is the number of keys of the call, padding included.
+        """
+        positions = torch.arange(end, device=state.length.device) - (keys - chunk) + state.length[:, None]
+        return positions.unfold(1, keys, chunk)
+
     def _mask(
         self,
         q_positions: Int[Tensor, " chunk"],
         k_positions: Int[Tensor, " keys"],
-        end: int,
-        state: WindowState,
+        text_positions: Int[Tensor, "rows chunks keys"],
     ) -> Bool[Tensor, "rows_and_chunks 1 chunk keys"]:
-        """True for the last `window` keys, cached or new, without sinks, which are scored separately.
-
-        `end` is the number of keys of the call, padding included.
-        """
-        keys, chunk = len(k_positions), len(q_positions)
+        """True for the last `window` keys, cached or new, without sinks, which are scored separately."""
         distance = q_positions[:, None] - k_positions
         in_window = (distance >= 0) & (distance < self.window)
-        text_positions = torch.arange(end, device=q_positions.device) - (keys - chunk) + state.length[:, None]
-        stored = (text_positions >= self.sinks).unfold(1, keys, chunk)  # (rows, chunks, keys)
+        stored = text_positions >= self.sinks
         return rearrange(in_window & stored[:, :, None], "b n c m -> (b n) 1 c m")
 
     def _sinks(self, k: Tensor, v: Tensor, state: WindowState) -> tuple[Tensor, Tensor]:
@@ -176,8 +185,8 @@ class WindowAttention(Attention):
         q: Float[Tensor, "rows_and_chunks heads chunk head_dim"],
         k: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
         v: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
-        q_positions: Int[Tensor, " chunk"],
-        k_positions: Int[Tensor, " keys"],
+        q_positions: Int[Tensor, "*q_rows chunk"],
+        k_positions: Int[Tensor, "*k_rows keys"],
         mask: Bool[Tensor, "rows_and_chunks 1 chunk keys"],
         sinks: SinkInputs,
     ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
@@ -193,8 +202,8 @@ class WindowAttention(Attention):
         q: Float[Tensor, "rows_and_chunks heads chunk head_dim"],
         k: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
         v: Float[Tensor, "rows_and_chunks kv_heads keys head_dim"],
-        q_positions: Int[Tensor, " chunk"],
-        k_positions: Int[Tensor, " keys"],
+        q_positions: Int[Tensor, "*q_rows chunk"],
+        k_positions: Int[Tensor, "*k_rows keys"],
         mask: Bool[Tensor, "rows_and_chunks 1 chunk keys"],
         sinks: SinkInputs,
     ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:

@@ -27,7 +27,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.attention.positions import build_positions
+from zoo.memory.attention.position_kinds import build_positions
+from zoo.memory.attention.position_options import Position
 from zoo.memory.mixer import Mixer, matmul, matmul_dtype, no_autocast
 
 Rule = Literal["linear", "delta"]
@@ -132,7 +133,7 @@ class CompressiveAttention(Mixer):
         rule: Rule = "delta",
         head_dim: int | None = None,
         value_width: int | None = None,
-        position: Literal["rope", "none"] = "rope",
+        position: Position = "rope",
         rope_base: float = 10000.0,
         dropout: float = 0.0,
     ) -> None:
@@ -141,7 +142,9 @@ class CompressiveAttention(Mixer):
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.head_dim = heads, head_dim or width // heads
         self.value_width = value_width or self.head_dim
-        self.positions = build_positions(position, heads, self.head_dim, base=rope_base)
+        self.positions = build_positions(
+            position, heads, self.head_dim, context=segment_len, base=rope_base, support="rotation"
+        )
         self.segment_len, self.rule = segment_len, rule
         self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)

@@ -23,7 +23,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.attention.positions import InterleavedRope, alibi_exponents
+from zoo.memory.attention.biases import alibi_exponents
+from zoo.memory.attention.positions import InterleavedRope
 from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
 from zoo.memory.mixer import Mixer, no_autocast
 

@@ -13,7 +13,7 @@ Differs from the paper: see models/focused.py.
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.memory.attention.core import Attention
+from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch
 
@@ -37,6 +37,8 @@ class FocusedState(NamedTuple):
 class FocusedAttention(Attention):
     """Reads one or several segments of each row; the segments of a row are consecutive rows of x."""
 
+    support = "rotation"
+
     def __init__(
         self,
         width: int,
@@ -46,11 +48,9 @@ class FocusedAttention(Attention):
         schedule: Mapping[float, int],
         *,
         normalised: bool = False,
-        position: Literal["rope", "none"] = "rope",
-        rope_base: float = 10000.0,
-        dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(width, heads, position=position, rope_base=rope_base, dropout=dropout)
+        super().__init__(width, heads, **options)
         self.segment_len, self.knn = segment_len, knn
         self.schedule, self.progress = dict(schedule), 0.0  # fraction of the training steps done
         self.sharpness = None

@@ -21,7 +21,7 @@ same positions, blocks keep their positions and missing blocks are masked.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.chunked import gather_slots
-from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import InterleavedRope
+from zoo.memory.attention.core import Attention, AttentionOptions
+from zoo.memory.attention.position_kinds import build_positions
 from zoo.memory.mixer import no_autocast
 from zoo.memory.retrieval.landmark_bank import (
     BankState,
@@ -110,6 +110,8 @@ class LandmarkAttention(Attention):
     (2i, 2i + 1).
     """
 
+    support = "rotation"
+
     def __init__(
         self,
         width: int,
@@ -121,14 +123,21 @@ class LandmarkAttention(Attention):
         topk: int,
         selection: Selection = "token_and_head",
         interleaved: bool = False,
-        bias: bool = False,
-        dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(width, heads, bias=bias, dropout=dropout)
+        options["context"] = segment_len
+        super().__init__(width, heads, **options)
         self.segment_len, self.block_len, self.num_blocks = segment_len, block_len, num_blocks
         self.topk, self.selection = min(topk, num_blocks), selection
         if interleaved:
-            self.positions = InterleavedRope()
+            self.positions = build_positions(
+                options.get("position", "rope"),
+                heads,
+                self.head_dim,
+                context=segment_len,
+                support="rotation",
+                interleaved=True,
+            )
 
     def init_state(self, rows: int) -> BankState:
         """Zeros that take no memory until the first write."""

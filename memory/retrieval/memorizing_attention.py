@@ -14,6 +14,7 @@ Differs from the paper: see models/memorizing.py.
 
 import math
 from functools import partial
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.memory.attention.core import Attention
+from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.retrieval.bank import Bank, KNNMemory
 
 MAX_GATHERED = 2**26  # elements gathered from the bank at a time
@@ -91,16 +92,16 @@ def blend(
 class MemorizingAttention(Attention):
     """Reads one or several segments of each row; the segments of a row are consecutive rows of x."""
 
+    support = "rotation"
+
     def __init__(
         self,
         width: int,
         heads: int,
         knn: KNNMemory,
-        *,
-        rope_base: float = 10000.0,
-        dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(width, heads, rope_base=rope_base, dropout=dropout)
+        super().__init__(width, heads, **options)
         self.knn = knn
         # initially the logits have the scale of those of keys and queries with unit variance
         self.sharpness = nn.Parameter(torch.full((heads,), math.log(self.head_dim) / 2))

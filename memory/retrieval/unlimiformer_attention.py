@@ -44,6 +44,8 @@ MAX_GATHERED = 2**26  # elements gathered from the bank at a time
 class UnlimiformerAttention(Attention):
     """Reads one or several segments of each row; the segments of a row are consecutive rows of x."""
 
+    support = "retrieval"
+
     def __init__(
         self,
         width: int,
@@ -55,6 +57,8 @@ class UnlimiformerAttention(Attention):
         retrieval_training: bool = False,
         **options: Unpack[AttentionOptions],
     ) -> None:
+        if options.get("qk_norm"):
+            raise ValueError("qk_norm: retrieved keys are never computed, and can't be normed")
         super().__init__(width, heads, **options)
         if segment_len is None and retrieved_positions in ("before", "spread"):
             raise ValueError(f"retrieved_positions {retrieved_positions} needs segment_len")

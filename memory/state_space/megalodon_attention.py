@@ -22,7 +22,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from zoo.memory.attention.chunked import ChunkState, attend_in_chunks
-from zoo.memory.attention.positions import InterleavedRope
+from zoo.memory.attention.position_kinds import build_positions
+from zoo.memory.attention.position_options import Position
 from zoo.memory.mixer import Mixer, no_autocast
 from zoo.memory.state_space.complex_ema import ComplexEMA
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
@@ -59,6 +60,7 @@ class GatedAttention(Mixer):
         norm_groups: int,
         norm_affine: bool = True,
         eps: float = 1e-5,
+        position: Position = "rope",
         rope_base: float = 10000.0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -72,7 +74,15 @@ class GatedAttention(Mixer):
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
         self.heads, self.chunk_size, self.eps = heads, chunk_size, eps
-        self.positions = InterleavedRope(rope_base)
+        self.positions = build_positions(
+            position,
+            heads,
+            key_width // heads,
+            context=chunk_size,
+            base=rope_base,
+            support="rotation",
+            interleaved=True,
+        )
         self.timestep_norm = TimestepNorm(width, norm_groups, eps=eps)
         self.average = ComplexEMA(width, state_size)
         self.average_gain = nn.Parameter(torch.zeros(width)) if norm_affine else None

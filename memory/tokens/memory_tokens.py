@@ -39,6 +39,7 @@ class BlockMemoryAttention(Attention):
     """Attention over a segment surrounded by `memory_tokens` memory tokens, with the paper's mask."""
 
     decodes = False
+    support = "both_ways"
 
     def __init__(
         self, width: int, heads: int, memory_tokens: int, **options: Unpack[AttentionOptions]

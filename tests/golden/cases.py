@@ -148,6 +148,7 @@ class Case:
         """Everything compared, all of the config read, and nothing wrong; without `config`, the tensors."""
         if config:
             dtypes = {str(x.dtype)[6:] for x in self.tensors.values() if x.is_floating_point()}
+            dtypes = dtypes or {str(x.dtype)[6:] for x in self.tensors.values()}
             self.expect(dtype="/".join(sorted(dtypes)))
         unread = self.config.unread - NOTES if config else ()
         wrong = [*self.wrong, *(f"{name}: never compared" for name in sorted(self.open))]

@@ -18,7 +18,8 @@ from zoo.models.blocks import Block, FeedForward, Stack, layers_with_memory, mak
 from zoo.models.decoder import Decoder
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
-from zoo.module import SequenceModule
+from zoo.models.transformer import Transformer
+from zoo.module import Batch, SequenceModule
 from zoo.state import State
 
 
@@ -247,3 +248,27 @@ def test_forward_calls_segment_as_parallel_declares(parallel: str, time: int, sh
     model, tokens = Traced(parallel), torch.arange(2 * time).view(2, time)
     assert torch.equal(model(tokens)[0][..., 0].long(), tokens)
     assert model.shapes == shapes
+
+
+def test_a_decoder_s_logits_may_be_capped_and_its_training_have_a_z_loss() -> None:
+    keys: dict[str, Any] = {"segment_len": 8, "depth": 1, "width": 16, "heads": 2, "mlp_width": 8}
+    models = []
+    choices: tuple[dict[str, Any], ...] = ({}, {"soft_cap": 0.5}, {"z_loss": 0.1})
+    for options in choices:
+        torch.manual_seed(0)
+        models.append(Transformer(11, **keys, **options))
+    tokens = torch.randint(11, (2, 8))
+    plain, capped, _ = (model(tokens)[0] for model in models)
+    torch.testing.assert_close(capped, 0.5 * (plain / 0.5).tanh())
+    outputs, gradients = [], []
+    for model in (models[0], models[2]):
+        batch = Batch(tokens, tokens, torch.ones(2, dtype=torch.bool))
+        loss = model.train().compute_loss(batch, None)[0]["loss"]
+        outputs.append(loss)
+        gradients.append(torch.autograd.grad(loss, model.embed.weight)[0])
+    assert torch.equal(*outputs)
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-4
+    wrong_options: tuple[dict[str, Any], ...] = ({"soft_cap": 0.0}, {"z_loss": -1.0})
+    for wrong in wrong_options:
+        with pytest.raises(ValueError, match="must be"):
+            Transformer(11, **keys, **wrong)

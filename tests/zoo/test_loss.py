@@ -185,3 +185,15 @@ def test_only_tokens_and_targets_move_to_the_device() -> None:
     moved = window()._replace(lengths=(3, 0)).to(torch.device("meta"))
     assert [part.device.type for part in moved[:3]] == ["meta", "meta", "cpu"]
     assert moved.lengths == (3, 0)
+
+
+def test_z_loss_is_in_the_gradient_alone() -> None:
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([1, 0, IGNORE, 8, 3, 3])
+    plain, _ = loss.cross_entropy(logits, targets, with_hits=False)
+    nats, _ = loss.cross_entropy(logits, targets, with_hits=False, z_loss=0.3)
+    assert torch.equal(plain, nats)
+    penalty = 0.3 * logits.logsumexp(-1).square() * (targets != IGNORE)
+    (expected,) = torch.autograd.grad((plain + penalty).sum(), logits)
+    (gradient,) = torch.autograd.grad(nats.sum(), logits)
+    torch.testing.assert_close(gradient, expected)

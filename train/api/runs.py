@@ -139,4 +139,6 @@ def evaluate_run(run: Run | str | PathLike[str], *args: str) -> dict[str, Any]:
         if isinstance(run, Run) and not any(arg.startswith("checkpoint=") for arg in args):
             args = (*args, f"checkpoint={run.checkpoint}")
         run_dir, options = evaluate_command.parse_args([f"run={folder}", *args])
+        if options.contexts is not None or options.methods is not None:
+            raise UserError("evaluate_run: expected no contexts= and methods=, which are several evaluations")
         return evaluate(run_dir, options)

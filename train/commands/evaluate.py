@@ -3,7 +3,10 @@
     run=          a run's folder: its config.yaml and checkpoints
     checkpoint=   last (default) or best
     model=        another architecture that the run's weights fit: unlimiformer or sliding_window read with
-                  those of a transformer; model.KEY=… changes one of its settings
+                  those of a transformer; model.KEY=… changes one of its settings, without model= of the run's
+    contexts=     1x,4x,16x: the tokens that the model attends over, as multiples of the run's or as numbers,
+                  one evaluation each, of samples of that length or of the last tokens of such windows of text
+    methods=      plain,yarn,grouped,…: position methods, one evaluation each (docs/positions.md)
     task=         another task than the run's; task.KEY=… changes one of its settings, data.corpus=… its text
     precision=    of the forward: that of the run's training (default), or 32-true, bf16-mixed, …
     split=        test (default), val or train
@@ -38,6 +41,7 @@ from rich.console import Console
 
 from zoo.train.commands.cli import command, integer, list_of, number, one_of, parse, positive, stop, text
 from zoo.train.evaluation import results, tables
+from zoo.train.evaluation.contexts import evaluate_each
 from zoo.train.evaluation.evaluate import FIGURES, evaluate
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.runs.precision import PRECISIONS
@@ -50,11 +54,19 @@ POSITIVE = integer(least=1)
 def main(args: list[str]) -> None:
     run_dir, options = parse_args(args)
     try:
-        entry = evaluate(run_dir, options, lambda line: print(line, file=sys.stderr))
+        if options.contexts is None and options.methods is None:
+            entries = [evaluate(run_dir, options, print_to_stderr)]
+        else:
+            entries = evaluate_each(run_dir, options, print_to_stderr)
     except KeyboardInterrupt:
         stop(f"interrupted; what was measured before is in {run_dir / results.FILE}", 130)
-    tables.show(entry, Console())
+    for entry in entries:
+        tables.show(entry, Console())
     print(f"{run_dir / results.FILE}   figures: {run_dir / FIGURES}")
+
+
+def print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def length(value: str) -> str:
@@ -95,6 +107,8 @@ KEYS = {
     "depths": depths,
     "prompts": POSITIVE,
     "positions": edges,
+    "contexts": list_of(length),
+    "methods": list_of(text),
     "stride": POSITIVE,
     "context": POSITIVE,
 }

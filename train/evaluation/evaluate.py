@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
     facts: dict[str, Any]
     """About the run, for evaluation.json."""
     changed_settings: dict[str, Any] | None
-    """Settings of another architecture that the run doesn't have; None without one."""
+    """Settings of the model that the run doesn't have; None if it is read as it was trained."""
     progress: dict[str, int]
     """`step` and `tokens_seen` of the checkpoint."""
     task_name: str
@@ -80,7 +80,7 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
     precision = make_precision(precision_name(cfg), model.device)
     check_run_symbols(cfg, model, "evaluate")
     run_model, changed_settings = model, None
-    if options.model is not None:
+    if read_by(cfg, options) is not None:
         run_cfg = load_stored(run_dir / "config.yaml")
         assert isinstance(run_cfg, DictConfig)
         changed_settings = {
@@ -92,6 +92,15 @@ def load(run_dir: Path, options: EvalOptions) -> Evaluation:
     check_task_symbols(cfg, model, task)
     facts = run_facts(run_dir, cfg, run_model)
     return Evaluation(run_dir, cfg, model, precision, facts, changed_settings, progress, name, task_cfg, task)
+
+
+def read_by(cfg: DictConfig, options: EvalOptions) -> str | None:
+    """The architecture that reads: another one, or the run's with other settings; else None."""
+    changes = (
+        override.startswith("model.") and not override.startswith(LOCAL_OVERRIDES)
+        for override in options.overrides
+    )
+    return options.model or (str(cfg.names.model) if any(changes) else None)
 
 
 def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]:
@@ -171,14 +180,15 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
         "split": options.split,
         "checkpoint": options.checkpoint,
         **evaluation.progress,
-        "read_by": options.model,
+        "read_by": read_by(evaluation.config, options),
         "reading": evaluation.changed_settings,
         "precision": evaluation.precision.precision,
         "unit": "bits per byte" if evaluation.is_text else "accuracy",
     }
     model_name, step = str(evaluation.config.names.model), evaluation.progress["step"]
     precision = str(evaluation.precision.precision)
-    names = label_and_title(model_name, evaluation.task_name, options, step, precision)
+    architecture = read_by(evaluation.config, options)
+    names = label_and_title(model_name, evaluation.task_name, options, step, precision, architecture)
     entry = file.entry(identity, *names)
     if not evaluation.is_text:
         entry["target"] = task.target_noun
@@ -214,15 +224,15 @@ def measurement_facts(model: SequenceModule, options: EvalOptions) -> dict[str, 
 
 
 def label_and_title(
-    model: str, task: str, options: EvalOptions, step: int, precision: str
+    model: str, task: str, options: EvalOptions, step: int, precision: str, architecture: str | None
 ) -> tuple[str, str]:
     """A label, unique among the run's evaluations, for files; and a title."""
     overrides = [override for override in options.overrides if not override.startswith(LOCAL_OVERRIDES)]
     model_settings = [item.removeprefix("model.") for item in overrides if item.startswith("model.")]
     task_settings = [item.partition(".")[2] for item in overrides if not item.startswith("model.")]
     parts = [task, *task_settings]
-    if options.model:
-        parts += [f"by {options.model}", *model_settings]
+    if architecture:
+        parts += [f"by {architecture}", *model_settings]
     subject = " ".join(parts)
     if options.split != "test":
         parts.append(options.split)

@@ -34,6 +34,11 @@ class EvalOptions:
     """Samples per cell."""
     positions: list[int] | None = None
     """First positions of all buckets but the first."""
+    contexts: list[str] | None = None
+    """Tokens that the model attends over, or multiples of the run's own; one evaluation each
+    (zoo.train.evaluation.contexts)."""
+    methods: list[str] | None = None
+    """Position methods, one evaluation each at every context."""
     stride: int | None = None
     """Tokens between the starts of two sliding windows of `context` tokens."""
     context: int | None = None

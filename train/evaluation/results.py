@@ -5,8 +5,8 @@
       task, version, settings, split, checkpoint, step, tokens_seen, unit, label, title
       target                            of samples: what a target is, as "digit"
       precision                         that the model computed in, as trainer.precision names it
-      read_by, reading                  the architecture that the weights were evaluated as, if it isn't the
-                                        run's own, and its settings that the run doesn't have; else null
+      read_by, reading                  the architecture that the weights were evaluated as, if it or its
+                                        settings aren't the run's own, and these settings; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
         samples                         how many

@@ -16,6 +16,7 @@ from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import parameters
 from zoo.train.runs.folder import no_run, read_json
+from zoo.train.runs.replaced import SAME_AT_EVERY_LENGTH, keep_trained_positions, trained_positions
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 CHANGEABLE = ("position", "rope_base", "rotated", "segment_len", "window", "sinks")
@@ -43,6 +44,7 @@ def start_from_base(cfg: DictConfig, overrides: Sequence[str]) -> None:
         with open_dict(cfg):
             cfg.model = {**to_dict(stored.model), "base": str(base)}
             cfg.names.model, cfg.size.budget = stored.names.model, None
+    keep_base_positions(cfg, stored, overrides)
     checkpoint = read_checkpoint(last_checkpoint(run_dir))
     metrics = run_dir / "metrics.json"
     cfg.base = {
@@ -51,6 +53,19 @@ def start_from_base(cfg: DictConfig, overrides: Sequence[str]) -> None:
         "commit": read_json(metrics).get("commit", "") if metrics.is_file() else "",
         "weights": weights_digest(checkpoint["state_dict"]),
     }
+
+
+def keep_base_positions(cfg: DictConfig, stored: DictConfig, overrides: Sequence[str]) -> None:
+    """The length that the base's positions were trained with stays that of the new run."""
+    position = cfg.model.get("position")
+    is_plain = position is None or position in SAME_AT_EVERY_LENGTH
+    if is_plain or "position" not in stored.model or stored.model["_target_"] == IMPORTED_CLASS:
+        return
+    from zoo.train.runs import build  # which imports this module
+
+    trained = {key: v for key, v in trained_positions(build.model(stored)).items() if key == "trained"}
+    with open_dict(cfg):
+        cfg.model.position = keep_trained_positions(to_dict(cfg.model), trained, overrides)["position"]
 
 
 def read_base(run_dir: Path, overrides: Sequence[str] = ()) -> DictConfig:

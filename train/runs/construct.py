@@ -102,6 +102,8 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, member) for member in inner)
     if origin is Literal:
         return value in inner
+    if origin is dict:
+        return isinstance(value, dict)
     if origin in (list, tuple, typing.get_origin(typing.Sequence[int])):
         return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value)
     if kind in (int, float) and isinstance(value, bool):
@@ -114,6 +116,8 @@ def fits(value: Any, kind: Any) -> bool:
 def type_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) is dict:
+        return "a mapping of keys"
     if get_args(kind):
         return " | ".join(map(type_words, get_args(kind)))
     return getattr(kind, "__name__", str(kind))

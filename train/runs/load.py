@@ -12,9 +12,16 @@ from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.train.runs import build
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
-from zoo.train.runs.config import compose, to_dict
+from zoo.train.runs.config import to_dict
 from zoo.train.runs.folder import no_run
 from zoo.train.runs.precision import convert_weights, precision_name
+from zoo.train.runs.replaced import (
+    check_same_kind,
+    keep_trained_positions,
+    replace_architecture,
+    replace_settings,
+    trained_positions,
+)
 from zoo.train.runs.stored import load_stored
 
 # overrides that change nothing measured: where data lies on this machine, and classes that the user trusts
@@ -41,17 +48,21 @@ def load_trained(
     """A run's configuration, its model in eval mode with a checkpoint's weights, and that checkpoint's `step`
     and `tokens_seen`.
 
-    `architecture` names another model to load these weights into, `precision` another than the run's; the
-    configuration is changed accordingly.
+    `architecture` names another model to load these weights into, `precision` another than the run's, and
+    overrides of `model` change settings of either; the configuration is changed accordingly.
     """
     plugins.register()
     cfg = read_run_config(run_dir, overrides)
     settings = [arg for arg in overrides if not arg.startswith(LOCAL_OVERRIDES)]
     model_settings = [arg for arg in settings if arg.startswith("model.")]
-    if architecture is not None:
-        replace_architecture(cfg, architecture, model_settings)
-    elif model_settings:
-        raise UserError(f"evaluate: {model_settings[0]} changes a setting of model=NAME, which isn't given")
+    if architecture is not None or model_settings:
+        trained, run_model = trained_positions(build.model(cfg)), to_dict(cfg.model)
+        if architecture is None:
+            replace_settings(cfg, model_settings)
+        else:
+            replace_architecture(cfg, architecture, model_settings)
+        check_same_kind(to_dict(cfg.model), run_model)
+        cfg.model = keep_trained_positions(to_dict(cfg.model), trained, model_settings)
     if precision is not None:
         OmegaConf.update(cfg, "trainer.precision", precision, force_add=True)
     model = convert_weights(build.model(cfg), precision_name(cfg))
@@ -79,14 +90,3 @@ def read_run_config(run_dir: Path, overrides: tuple[str, ...]) -> DictConfig:
         raise UserError(f"{path} is not the config of a run: {one_line(error)}") from error
     trust.check_targets(targets, overrides, str(path))
     return cfg
-
-
-def replace_architecture(cfg: DictConfig, name: str, overrides: list[str]) -> None:
-    """Make `cfg.model` another architecture, with the run's settings where both have them."""
-    names = [f"{group}={cfg.names[group]}" for group in ("task", "size")]
-    new = compose([f"model={name}", *names, *overrides])
-    fixed = {arg.partition("=")[0].removeprefix("model.") for arg in overrides}
-    fixed |= {"_target_", "free", "base"}
-    shared = {key: value for key, value in cfg.model.items() if key in new.model and key not in fixed}
-    cfg.model = to_dict(OmegaConf.merge(new, {"model": shared}).model)
-    cfg.model.pop("base", None)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import plugins
 from zoo.errors import UserError
+from zoo.train.runs.position_overrides import position_overrides
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 BASE = "model.base"
@@ -55,7 +56,7 @@ def quoted_names(args: Sequence[str]) -> list[str]:
     model.base=, which no yaml file of a model need have, is added; without model= and size= with those of the
     run that it names.
     """
-    return [override for arg in args for override in base_overrides(quoted_name(arg), args)]
+    return position_overrides([added for arg in args for added in base_overrides(quoted_name(arg), args)])
 
 
 def base_overrides(arg: str, args: Sequence[str]) -> list[str]:

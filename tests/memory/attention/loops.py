@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zoo.memory.attention.biases import Alibi
 from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Alibi, Rope
+from zoo.memory.attention.positions import Rope
 
 
 def complex_rotation(x: Tensor, position: float, base: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from tests.memory.attention.loops import attention_loop
 from zoo.memory.attention.core import Attention
-from zoo.memory.attention.positions import Position
+from zoo.memory.attention.position_options import Position
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])

@@ -9,17 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.memory.attention.loops import complex_rotation
-from zoo.memory.attention.positions import (
-    Alibi,
-    InterleavedRope,
-    Position,
-    Positions,
-    Rope,
-    alibi_exponents,
-    build_positions,
-    repeat_kv,
-    rotary,
-)
+from zoo.memory.attention.biases import Alibi, alibi_exponents
+from zoo.memory.attention.position_kinds import build_positions
+from zoo.memory.attention.position_options import Position
+from zoo.memory.attention.positions import InterleavedRope, Positions, Rope, repeat_kv, rotary
 
 KINDS: dict[str, Positions] = {
     "none": Positions(),

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.memory.attention.loops import alibi_slope
-from zoo.memory.attention.positions import Alibi, Position, Rope
+from zoo.memory.attention.biases import Alibi
+from zoo.memory.attention.position_options import Position
+from zoo.memory.attention.positions import Rope
 from zoo.memory.attention.sliding_window import WindowAttention, WindowState
 from zoo.state import detach, leaves, replace_rows
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.memory.attention.loops import complex_rotation
-from zoo.memory.attention.positions import Alibi, Rope
+from zoo.memory.attention.biases import Alibi
+from zoo.memory.attention.positions import Rope
 from zoo.memory.retrieval.bank import Bank
 from zoo.memory.retrieval.unlimiformer_attention import UnlimiformerAttention
 

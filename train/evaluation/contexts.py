@@ -1,0 +1,123 @@
+"""Evaluation of one run at several contexts and by several position methods: train once, read many ways.
+
+`contexts` sets the tokens that the model attends over (`segment_len`, or `window` where it has one) and what
+it reads: samples of that length, or text in windows of that length, whose last tokens count, as many as
+the run's context has.  `methods` are settings of `model.position`: a scaling, a far distance, `log_n`
+or `plain`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from zoo.errors import UserError
+from zoo.train.evaluation import results
+from zoo.train.evaluation.evaluate import FIGURES, evaluate
+from zoo.train.evaluation.options import EvalOptions, PrintLine
+from zoo.train.evaluation.results import EvalEntry
+from zoo.train.plotting.charts import Line, curve_panels
+from zoo.train.runs.load import read_run_config
+
+FAR = ("capped", "leaky", "grouped")
+PLAIN = "plain"
+
+
+def evaluate_each(
+    run_dir: Path, options: EvalOptions, print_line: PrintLine = lambda line: None
+) -> list[EvalEntry]:
+    """An entry for each method and context, written to evaluation.json as soon as it is measured."""
+    cfg = read_run_config(run_dir, options.overrides)
+    entries: dict[str, dict[int, EvalEntry]] = {}
+    for method in options.methods or [PLAIN]:
+        for context in contexts(cfg, options):
+            print_line(f"{method}, context {context:,}")
+            entry = evaluate(run_dir, at_context(cfg, options, method, context), print_line)
+            entries.setdefault(method, {})[context] = entry
+    if options.contexts is not None:
+        draw(run_dir, entries)
+    return [entry for by_context in entries.values() for entry in by_context.values()]
+
+
+def contexts(cfg: DictConfig, options: EvalOptions) -> list[int]:
+    """The contexts in tokens; the run's own without `contexts`."""
+    run_context = run_context_of(cfg)
+    values = [
+        round(float(word[:-1]) * run_context) if word.endswith("x") else int(word)
+        for word in options.contexts or ["1x"]
+    ]
+    if min(values) < 1:
+        raise UserError(f"evaluate: contexts: expected at least 1 token, found {options.contexts}")
+    return list(dict.fromkeys(values))
+
+
+def context_key(cfg: DictConfig) -> str:
+    """The model's setting that is its context."""
+    key = "window" if cfg.model.get("window") is not None else "segment_len"
+    if cfg.model.get(key) is None:
+        raise UserError("evaluate: contexts= changes window or segment_len, which the run's model hasn't got")
+    return key
+
+
+def run_context_of(cfg: DictConfig) -> int:
+    return int(cfg.model[context_key(cfg)])
+
+
+def at_context(cfg: DictConfig, options: EvalOptions, method: str, context: int) -> EvalOptions:
+    """The options of one evaluation."""
+    run_context, overrides = run_context_of(cfg), [*options.overrides, *method_overrides(method)]
+    changes: dict[str, Any] = {"contexts": None, "methods": None}
+    if options.contexts is not None:
+        if context != run_context:
+            overrides.append(f"model.{context_key(cfg)}={context}")
+        if reads_text(cfg, options):
+            changes |= {"context": context, "stride": min(run_context, context)}
+        else:
+            changes |= {"lengths": options.lengths or [str(context)]}
+        changes["seq_len"] = max(options.seq_len, context)
+        changes["batch_size"] = max(1, options.batch_size * run_context // max(run_context, context))
+    return dataclasses.replace(options, overrides=tuple(overrides), **changes)
+
+
+def method_overrides(method: str) -> list[str]:
+    """The settings of the model that a method stands for; the model refuses one that it doesn't know."""
+    if method == PLAIN:
+        return []
+    if method == "log_n":
+        return ["model.position.log_n=true"]
+    return [f"model.position.{'far' if method in FAR else 'scaling'}={method}"]
+
+
+def reads_text(cfg: DictConfig, options: EvalOptions) -> bool:
+    """True if the task has no length."""
+    return "length" not in cfg.task if options.task in (None, cfg.names.task) else options.task == "lm"
+
+
+def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]]) -> None:
+    """A figure with a line for each method over the contexts."""
+    label = "loss of the last tokens, nats" if is_text(entries) else "exact match"
+    lines = {}
+    for method, by_context in entries.items():
+        scores = [score(entry) for entry in by_context.values()]
+        lines[method] = Line(list(by_context), scores, scores, scores)
+    task = next(iter(next(iter(entries.values())).values()))["task"]
+    figure: Figure = curve_panels([(label, lines)], "context, tokens", f"{task} by position method")
+    folder = run_dir / FIGURES
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / f"{task}-by-context.png", dpi=120)
+
+
+def is_text(entries: dict[str, dict[int, EvalEntry]]) -> bool:
+    return all(e["unit"] == "bits per byte" for by_context in entries.values() for e in by_context.values())
+
+
+def score(entry: EvalEntry) -> float:
+    """The loss of a text's latest measurement; of samples the exact matches of all cells together."""
+    if entry["unit"] == "bits per byte":
+        by_position = entry["results"][-1]["by_position"]
+        tokens = sum(bucket["tokens"] for bucket in by_position)
+        return float(sum(bucket["loss"] * bucket["tokens"] for bucket in by_position) / tokens)
+    pooled = results.pooled(entry["results"], "length")
+    return float(list(pooled.values())[-1]["share"])
