@@ -11,6 +11,7 @@ Differs from the paper: initial weights are those of all models here; the bounds
 flash-linear-attention.
 """
 
+from functools import partial
 from typing import Unpack
 
 from zoo.memory.fast_weights.hgrn2_mixer import HGRN2Mixer, LowerBounds
@@ -39,6 +40,7 @@ class HGRN2(Decoder):
         **options: Unpack[BaseOptions],
     ) -> None:
         bounds = LowerBounds(depth, heads * head_dim)
-        shape = {"head_dim": head_dim, "conv_size": conv_size, "chunk_size": chunk_size}
-        mixers = (HGRN2Mixer(width, heads, layer=layer, bounds=bounds, **shape) for layer in range(depth))
+        mixer = partial(HGRN2Mixer, width, heads, bounds=bounds, head_dim=head_dim)
+        mixer = partial(mixer, conv_size=conv_size, chunk_size=chunk_size)
+        mixers = (mixer(layer=layer) for layer in range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

@@ -113,7 +113,8 @@ class SequenceModule(StatefulLM, L.LightningModule):
 
     def device_notes(self, device: torch.device) -> list[str]:
         """What a user of this device should know about the backends of the model's mixers."""
-        notes = (part.device_note(device) for part in self.modules() if hasattr(part, "device_note"))
+        parts: list[Any] = [part for part in self.modules() if hasattr(part, "device_note")]
+        notes = (part.device_note(device) for part in parts)
         return list(dict.fromkeys(filter(None, notes)))
 
     def set_progress(self, step: int, steps: int) -> None:

@@ -96,7 +96,8 @@ def fast_weights(inputs: Inputs, *, chunk_size: int = 32) -> Output:
         raise ValueError(f"chunk_size must be a power of two, not {chunk_size}")
     dtype = inputs.state.dtype
     with no_autocast(inputs.q):
-        inputs = Inputs(*(None if part is None else part.to(dtype) for part in inputs))
+        parts: list[Any] = [None if part is None else part.to(dtype) for part in inputs]
+        inputs = Inputs(*parts)
         if inputs.q.shape[1] == 1:
             return fast_weights_loop(inputs)
         return _chunked(inputs, min(chunk_size, 1 << (inputs.q.shape[1] - 1).bit_length()))
@@ -191,22 +192,23 @@ class _States(torch.autograd.Function):
         d_n, W_n, Y_n = (_by_chunk(x, lanes) for x in (d, W, Y))
         dstates = dstates.unflatten(0, (chunks, lanes))
         dafter = torch.empty_like(states)  # of the state after each chunk
-        du = None if u is None else du.unflatten(0, (chunks, lanes)).clone()
+        du = None if du is None else du.unflatten(0, (chunks, lanes)).clone()
         for n in reversed(range(chunks)):
             dafter[n] = dS
             dS = dstates[n] + (dS if d_n is None else d_n[n, ..., None] * dS)
-            if u is not None:
+            if du is not None:
                 du[n].baddbmm_(Y_n[n], dafter[n])
                 dS.baddbmm_(W_n[n, ..., value_dim:].mT, du[n])
         dd = dW = dY = None
         if d is not None:
             dd = (dafter * states).sum(-1).flatten(0, 1)
             dd = dd.sum(-1, keepdim=True) if d.shape[-1] == 1 else dd
-        if u is not None:
+        if du is not None:
             dW = torch.cat([du, du @ states.mT], dim=-1).flatten(0, 1)
             dY = (u @ dafter.mT).flatten(0, 1)
         return dS, dd, dafter.flatten(0, 1) if ctx.has_F else None, dW, dY
 
 
-def _by_chunk(x: Tensor | None, lanes: int) -> Tensor | None:
+def _by_chunk(x: Any, lanes: int) -> Any:
+    """A tensor with a separate axis of chunks; None stays None."""
     return None if x is None else x.unflatten(0, (-1, lanes))

@@ -121,7 +121,8 @@ class Cell:
                 raise UserError(f"sweep: {key} can't be set with protocol=1, which {what}")
         self.overrides = [*overrides, *([] if "val_every" in keys else [f"val_every={VAL_EVERY}"])]
         self.config: DictConfig = compose([*overrides, "run_dir=."])
-        self.is_text: bool = get_class(self.config.task._target_).metric == "bits_per_byte"
+        task: Any = get_class(self.config.task._target_)
+        self.is_text: bool = task.metric == "bits_per_byte"
 
     @property
     def attention_reach(self) -> int | None:
