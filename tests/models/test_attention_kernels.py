@@ -18,6 +18,7 @@ WITH_MASK = {
     "samba": "a window with fresh rows",
     "jamba": "a window with fresh rows",
     "mamba2_hybrid": "a window with fresh rows",
+    "gated_deltanet_hybrid": "a window with fresh rows",
     "focused": "contexts that aren't filled",
     "based": "a window with fresh rows",
     "sliding_window": "a window with fresh rows, and sinks",

@@ -233,7 +233,7 @@ def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens(
     ("build", "message"),
     [
         (partial(Transformer, sinks=2), "sinks=2 need a window"),
-        (partial(Transformer, window=3, position="learned"), "rope, alibi or none, not learned"),
+        (partial(Transformer, window=3, position="learned"), "any but learned .*found kind learned"),
         (partial(RMT, memory_tokens=0), "memory_tokens must be at least 1, not 0"),
         (partial(ARMT, memory_tokens=0, key_width=2), "memory_tokens must be at least 1, not 0"),
         (partial(RMTXL, memory_tokens=0, memory_len=2), "memory_tokens must be at least 1, not 0"),

@@ -139,7 +139,7 @@ def check_keys(cfg: DictConfig) -> None:
     kinds = typing.get_type_hints(Config)
     for group, node in ((str(key), node) for key, node in cfg.items()):
         if group not in kinds:
-            settable = [kind for kind in kinds if kind != "base"]
+            settable = [kind for kind in kinds if kind not in ("base", "compare")]
             message = f"{group}: unknown; expected one of {', '.join(settable)}"
             raise UserError(message + nearest(group, settable))
         if dataclasses.is_dataclass(kinds[group]):

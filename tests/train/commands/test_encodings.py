@@ -36,7 +36,7 @@ def test_a_run_whose_name_is_not_utf8_is_refused(zoo: Any) -> None:
 def test_labels_and_files_have_escapes(tmp_path: Path) -> None:
     assert printable(NAME + "é") == r"caf\udce9é"
     options = EvalOptions(overrides=(f"data.corpus={NAME}",))
-    assert all(r"caf\udce9" in text for text in label_and_title("rmt", "lm", options, 3, "32-true"))
+    assert all(r"caf\udce9" in text for text in label_and_title("rmt", "lm", options, 3, "32-true", None))
     write_text(tmp_path / "a.txt", NAME)
     assert (tmp_path / "a.txt").read_text("utf-8") == r"caf\udce9"
 

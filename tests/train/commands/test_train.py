@@ -32,7 +32,7 @@ SLIPS = [
     ("=3", "must be a string"),
     ("model=null", "must be a string"),
     ("~model", "model"),
-    ("model=mine", "'model/mine'.*unlimiformer$"),
+    ("model=mine", "'model/mine'.*unlimiformer xlstm_7b$"),
     ("hydra.searchpath=[file://nowhere]", "path=nowhere is not available"),
     ("~steps", "steps: expected at least 1, found None"),
     ("~optim.lr", "optim.lr .*does not support deletion"),
@@ -176,8 +176,7 @@ def test_a_run_is_never_overwritten(zoo: Any) -> None:
         ("++seed=3", "seed is fixed by the run"),
         ("steps=4", "has done 8 of 4 steps"),
         ("steps=0", "steps: expected at least 1, found 0"),
-        ("resume=nowhere", "found none in 'nowhere'"),
-        ("resume=whole", "has done 8 of 8 steps"),
+        ("resume=whole", "resume is given twice"),
     ],
 )
 def test_the_past_of_a_run_is_settled(zoo: Any, word: str, says: str) -> None:
@@ -186,6 +185,14 @@ def test_the_past_of_a_run_is_settled(zoo: Any, word: str, says: str) -> None:
     check_refused(zoo.run("resume=whole", word), says)
     assert snapshot(zoo.folder / "whole") == before
     assert not (zoo.folder / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "says"), [("nowhere", "found none in 'nowhere'"), ("whole", "has done 8 of 8")]
+)
+def test_nothing_is_left_to_resume(zoo: Any, run: str, says: str) -> None:
+    zoo.train_whole()
+    check_refused(zoo.run(f"resume={run}"), says)
 
 
 @pytest.mark.parametrize(

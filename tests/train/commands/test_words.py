@@ -13,7 +13,7 @@ from tests.train.runs.test_import_published import checkpoint, published
 from zoo.__main__ import call
 
 UNREAD = [
-    ("+foo=3", "foo: unknown; expected one of model, .*resume$"),
+    ("+foo=3", "foo: unknown; expected one of model, .*resume, stop_when_solved$"),
     ("++foo=3", "foo: unknown"),
     ("+step=3", "step: unknown; .*did you mean steps"),
     ("+trainer.profiler=simple", "trainer.profiler: unknown; trainer takes accelerator, .*log_every"),

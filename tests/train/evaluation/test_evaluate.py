@@ -79,11 +79,11 @@ def test_an_interrupted_evaluation_keeps_the_finished_cells(
 ) -> None:
     calls = []
 
-    def interrupted(reader: StreamReader, dataset: Dataset) -> SamplePredictions:
+    def interrupted(reader: StreamReader, dataset: Dataset, **options: Any) -> SamplePredictions:
         calls.append(dataset)
-        if len(calls) == 2:
+        if len(calls) == 3:  # a cell is read twice, the second time without memory
             raise KeyboardInterrupt
-        return predict_samples(reader, dataset)
+        return predict_samples(reader, dataset, **options)
 
     monkeypatch.setattr("zoo.train.evaluation.samples.predict_samples", interrupted)
     monkeypatch.setattr(
@@ -141,7 +141,10 @@ def test_the_best_checkpoint_can_be_evaluated(text_run: Path) -> None:
         (["run=SAMPLES", "depths=5"], "task induction has no depth to vary"),
         (["run=SAMPLES", "task.length=long"], "task.length: expected int, found 'long'"),
         (["run=SAMPLES", "lengths=1"], "task.length: expected at least 4"),
-        (["run=SAMPLES", "prompts=61"], "at most the 60 samples of induction's test split"),
+        (
+            ["run=SAMPLES", "split=train", "prompts=9000000"],
+            "at most the 1,000,000 samples of induction's train split",
+        ),
     ],
 )
 def test_user_errors_are_one_line(
@@ -198,7 +201,7 @@ def test_another_architecture_reads_with_the_weights(zoo: Any) -> None:
         assert (run / "evaluation" / name).is_file()
     with pytest.raises(UserError, match="is of another model"):
         evaluate(run, EvalOptions(model="rmt"))
-    with pytest.raises(UserError, match="isn't given"):
+    with pytest.raises(UserError, match="neighbours: unknown; Transformer takes"):
         evaluate(run, EvalOptions(overrides=("model.neighbours=3",)))
 
 
