@@ -39,8 +39,8 @@ VARIANTS: dict[str, Callable[[], Unlimiformer]] = {
     "start": partial(MODEL, retrieved_positions="start", dropout=0.1),
     "start_retrieval_training": partial(MODEL, retrieved_positions="start", retrieval_training=True),
     "spread": partial(MODEL, retrieved_positions="spread", rope_base=20.0),
-    "spread_odd_bank": partial(
-        Unlimiformer, **NANO, capacity=20, neighbours=3, block=5, retrieved_positions="spread"
+    "spread_odd_bank": partial(  # of 3 neighbours, two would have equal scores: see the page's pitfalls
+        Unlimiformer, **NANO, capacity=20, neighbours=4, block=5, retrieved_positions="spread"
     ),
     "spread_retrieval_training": partial(
         MODEL, retrieved_positions="spread", retrieval_training=True, kv_heads=2, bias=True

@@ -46,7 +46,7 @@ def test_the_page_loads_nothing(run: Any, tmp_path: Path) -> None:
     ):
         assert figure in page.ids
         assert (tmp_path / f"runs/comparison/{figure}.png").read_bytes().startswith(b"\x89PNG")
-    assert page.tags.count("svg") == 10  # a heat map of each measure for each of two models
+    assert page.tags.count("svg") == 11  # a heat map of each measure for each of two models
     assert len(page.ids) == len(set(page.ids))
     for word in ("mamba", "2.100 ± 0.248", "012345678", "runs/rmt/0", "zoo compare runs"):
         assert word in text
