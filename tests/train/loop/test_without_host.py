@@ -108,7 +108,9 @@ def reads_of_steps(zoo: Any, *words: str) -> Counter[str]:
         stack.close()
 
     callbacks = [zoo.AtStep("on_train_batch_start", 2, start), zoo.AtStep("on_train_batch_start", 7, stop)]
-    settings = ("steps=8", "val_every=8", "checkpoint_every=8", "trainer.log_every=8", "data.seq_len=32")
+    settings = ("steps=8", "val_every=8", "checkpoint_every=8", "trainer.log_every=8")
+    if not any(word.startswith("data.seq_len=") for word in words):
+        settings += ("data.seq_len=32",)
     ended = zoo.run(*settings, *words, callbacks=callbacks)
     assert ended.code == 0, ended.err
     return counted[0]

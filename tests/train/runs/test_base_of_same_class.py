@@ -54,8 +54,8 @@ def test_a_run_starts_from_the_weights_of_its_class(zoo: Workspace) -> None:
 
 def test_without_model_and_size_those_of_the_base_are_meant(zoo: Workspace) -> None:
     zoo.train_whole("model=mamba", "steps=2", "val_every=2")
-    words = [word for word in zoo.with_settings([]) if not word.startswith(("model=", "size="))]
-    ended = zoo.run(*words, "model.base=whole", "steps=1", as_given=True)
+    words = [word for word in zoo.with_settings(["steps=1"]) if not word.startswith(("model=", "size="))]
+    ended = zoo.run(*words, "model.base=whole", as_given=True)
     assert ended.code == 0, ended.err
     assert stored("run").names == stored("whole").names
     assert stored("run").model._target_ == "zoo.models.mamba.Mamba"
@@ -141,8 +141,8 @@ def test_an_imported_model_is_trained_further(zoo: Workspace, capsys: pytest.Cap
     checkpoint_of(320)
     assert call(zoo, capsys, import_weights.main, *WORDS, "symbols=padded").code == 0
     before = zoo.checkpoint("here")["state_dict"]
-    words = [word for word in zoo.with_settings([]) if not word.startswith("model=")]
-    ended = zoo.run(*words, "model.base=here", "steps=2", as_given=True)
+    words = [word for word in zoo.with_settings(["steps=2"]) if not word.startswith("model=")]
+    ended = zoo.run(*words, "model.base=here", as_given=True)
     assert ended.code == 0, ended.err
     config = stored("run")
     assert config.names.model == "transformer_xl"
@@ -159,7 +159,8 @@ def test_an_imported_model_is_trained_further(zoo: Workspace, capsys: pytest.Cap
         ),
         (["model.segment_len=9"], "model.segment_len: settled by the imported model of here"),
     ):
-        ended = zoo.run(*words, "model.base=here", "run_dir=other", *further, as_given=True)
+        elsewhere = [word for word in words if not word.startswith("run_dir=")]
+        ended = zoo.run(*elsewhere, "model.base=here", "run_dir=other", *further, as_given=True)
         assert ended.code == 2
         assert message in ended.err
 

@@ -64,8 +64,10 @@ def test_a_budget_that_nothing_meets(words: Any, message: str) -> None:
 
 def test_a_value_that_is_none_of_the_choices() -> None:
     cfg = compose(["model=rmt", "size=nano"])
-    with pytest.raises(UserError, match=r"model.position: expected rope \| learned \| none, found 'alibi'"):
-        build.model(OmegaConf.merge(cfg, {"model": {"position": "alibi"}}))
+    with pytest.raises(UserError, match=r"model.position: expected rope \| .* none .*, found 'polar'"):
+        build.model(OmegaConf.merge(cfg, {"model": {"position": "polar"}}))
+    with pytest.raises(UserError, match=r"model.memory_attention: expected causal \| block, found 'full'"):
+        build.model(OmegaConf.merge(cfg, {"model": {"memory_attention": "full"}}))
 
 
 def test_missing_arguments() -> None:
