@@ -96,7 +96,7 @@ def installed(zoo: Any, package: str) -> str:
 
 
 def train_and_kill(zoo: Any, *words: str) -> None:
-    words = ("model=counter", *words)
+    words = words if "model=counter" in words else ("model=counter", *words)
     ended = zoo.run(*words, "run_dir=whole")
     assert ended.code == 0, ended.err
     assert zoo.metrics("whole")["model"] == "counter"
