@@ -16,6 +16,7 @@ from zoo.train.runs.config import compose, stored_config
 from zoo.train.sweep import process, scheduler
 from zoo.train.sweep.job import Job
 from zoo.train.sweep.plan import plan
+from zoo.train.tasks.lm import LanguageModelling
 
 WORDS = ("size=nano", "data.corpus=text", "steps=8", "trainer.accelerator=cpu")
 FAKE_TRAINING = """
@@ -39,7 +40,8 @@ progress["val"] = {"loss": 1.6, "bits_per_byte": 2.2}
 while pathlib.Path("hold").exists():
     time.sleep(0.02)
 time.sleep(0.1)
-result = {"val/loss": 1.4, "val/bits_per_byte": 2.0, "steps": 8, "task_version": 1, "tokens_per_s": 900}
+result = {"val/loss": 1.4, "val/bits_per_byte": 2.0, "steps": 8, "tokens_per_s": 900}
+result["task_version"] = TASK_VERSION
 (folder / "metrics.json").write_text(json.dumps(result))
 """
 
@@ -51,7 +53,9 @@ class SweepRunner:
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
-        (folder / "fake_training.py").write_text(FAKE_TRAINING)
+        (folder / "fake_training.py").write_text(
+            FAKE_TRAINING.replace("TASK_VERSION", str(LanguageModelling.VERSION))
+        )
         monkeypatch.setattr(process, "PROGRAM", (sys.executable, str(folder / "fake_training.py")))
         monkeypatch.setattr(scheduler, "POLL_INTERVAL", 0.02)
 
