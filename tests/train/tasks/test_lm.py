@@ -218,7 +218,7 @@ def test_impossible_settings_are_refused(task, tmp_path):
 
 
 def test_the_config_is_of_this_task():
-    cfg = OmegaConf.load(Path(zoo.configs.__file__).parent / "task" / "lm.yaml")
+    cfg = OmegaConf.load(Path(zoo.configs.__file__).parent / "task" / "lm.yaml").task
     assert cfg["_target_"] == f"{LanguageModelling.__module__}.{LanguageModelling.__name__}"
     assert cfg.vocab_size == inspect.signature(LanguageModelling).parameters["vocab_size"].default
     assert OmegaConf.to_container(cfg, resolve=False)["corpus"] == "${data.corpus}"
