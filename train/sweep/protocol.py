@@ -123,6 +123,8 @@ class Cell:
         self.config: DictConfig = compose([*overrides, "run_dir=."])
         task: Any = get_class(self.config.task._target_)
         self.is_text: bool = task.metric == "bits_per_byte"
+        if self.is_text:
+            build.task(self.config).split("test")  # whose scores are told; samples can always be drawn
 
     @property
     def attention_reach(self) -> int | None:
@@ -157,7 +159,7 @@ class Cell:
             f"data.batch_size={max(1, size.batch_size * size.seq_len // length)}",
             f"steps={min(SHORT_STEPS, self.config.steps)}",
             f"val_every={VAL_EVERY}",
-            *(stop_rule("accuracy", SHORT_ACCURACY) if "stop_when_solved" in self.config else []),
+            *stop_rule("accuracy", SHORT_ACCURACY),
             *shared,
             *last,
         ]
@@ -167,7 +169,7 @@ def recipe(cfg: DictConfig, beyond: int | None) -> list[str]:
     """The overrides of a run on a task that is learned in a jump: its rate is constant until it has solved
     it, and it reads longer and longer samples."""
     rules, segment_len = cfg.compare, cfg.size.segment_len
-    if not rules.jump or "stop_when_solved" not in cfg:
+    if not rules.jump:
         return []
     metric = rules.metric if beyond is not None else "accuracy"
     overrides = [

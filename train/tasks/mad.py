@@ -101,14 +101,11 @@ class Mad(SampleTask):
                 f"task.keys and task.rewrite: expected kind={' or '.join(PAIR_KINDS)}, found {self.kind}"
             )
         if self.keys is not None and not 1 <= self.keys <= self.num_keys:
-            raise UserError(
-                f"task.keys: expected 1 to {self.num_keys}, half of the symbols without noise, "
-                f"found {self.keys}"
-            )
+            bounds = f"1 to {self.num_keys}, half of the symbols without noise"
+            raise UserError(f"task.keys: expected {bounds}, found {self.keys}")
         if self.train_on == "all" and self.kind not in RECALL_KINDS:
-            raise UserError(
-                f"task.train_on: expected asked, as texts of {self.kind} don't have the answers, found all"
-            )
+            reason = f"texts of {self.kind} don't have the answers"
+            raise UserError(f"task.train_on: expected asked, as {reason}, found all")
         if self.kind == "selective_copying":
             _ = self.copying
 

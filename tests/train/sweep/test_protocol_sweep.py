@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -237,6 +238,7 @@ def test_beyond_needs_a_protocol(runner: ProtocolRunner) -> None:
 
 
 def test_text_tries_the_grid_at_half_the_steps(runner: ProtocolRunner) -> None:
+    shutil.copytree("text/val", "text/test")
     words = ["model=rmt", "task=lm", "size=nano", "data.corpus=text", "steps=40", "protocol=1"]
     options, matrix = parse_args(words)
     by_protocol = Protocol(matrix, options)
@@ -252,3 +254,15 @@ def test_text_tries_the_grid_at_half_the_steps(runner: ProtocolRunner) -> None:
         (40, 4e-3, seed) for seed in (0, 1, 2)
     ]
     assert scores[0].evaluations == [["tokens=1000000"]]
+
+
+def test_a_text_without_a_test_split_is_refused_before_any_run(
+    zoo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("model=rmt", "size=nano", "task=lm", "data.corpus=text", "steps=8", "protocol=1")
+    monkeypatch.setattr(sys, "argv", ["zoo sweep", *words])
+    with pytest.raises(SystemExit) as ended:
+        sweep.main()
+    assert ended.value.code == 2
+    assert "corpus text has no split 'test'" in capsys.readouterr().err
+    assert not (zoo.folder / "runs").exists()
