@@ -10,6 +10,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +18,9 @@ PACKAGES = ("triton==3.9.0", "mamba-ssm==2.3.1", "fla-core==0.6.0", "flash-linea
 WITHOUT_CUDA = {"MAMBA_SKIP_CUDA_BUILD": "TRUE", "MAMBA_FORCE_BUILD": "TRUE"}  # and don't look for a wheel
 
 
-def install(folder: Path) -> Path:
-    """`folder` with the packages in it, installed by the first process that calls (about 300 MB).
+def install(folder: Path, packages: Sequence[str] = PACKAGES) -> Path:
+    """`folder` with the packages in it and nothing that they require, installed by the first process that
+    calls (those of Triton: about 300 MB).
 
     AssertionError: pip's last lines.
     """
@@ -37,11 +39,11 @@ def install(folder: Path) -> Path:
                 str(folder),
                 "--upgrade",
             ]
-            command += ["--no-deps", "--no-build-isolation", *PACKAGES]
+            command += ["--no-deps", "--no-build-isolation", *packages]
             ended = subprocess.run(
                 command, env=os.environ | WITHOUT_CUDA, capture_output=True, text=True, check=False
             )
-            assert ended.returncode == 0, f"pip installs {' '.join(PACKAGES)}: {ended.stderr[-2000:]}"
+            assert ended.returncode == 0, f"pip installs {' '.join(packages)}: {ended.stderr[-2000:]}"
             complete.touch()
     return folder
 

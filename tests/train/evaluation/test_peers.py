@@ -1,6 +1,7 @@
 """`zoo bench peers`: a peer's training step, the order of measurements, what isn't installed."""
 
 import csv
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.interpreted.packages import install
 from zoo.train.commands import bench
 from zoo.train.evaluation import peer_table, throughput
 from zoo.train.evaluation.peer_table import PEERS, Peer, is_installed
@@ -19,6 +21,15 @@ from zoo.train.evaluation.peers import PeerState, Read, Shape, by_segments, segm
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
+PACKAGES = (
+    *(
+        "recurrent-memory-transformer-pytorch",
+        "infini-transformer-pytorch",
+        "memorizing-transformers-pytorch",
+    ),
+    *("x-transformers", "mambapy", "rotary-embedding-torch", "hyper-connections", "torch-einops-utils"),
+    *("einx", "frozendict", "loguru", "einops-exts", "joblib", "cloudpickle", "loky"),
+)
 SMALL = ("size=nano", "data.batch_size=2", "trainer.accelerator=cpu")
 SHAPE = Shape(vocab_size=11, width=32, depth=2, heads=4, segment_len=4, window=12, rows=2)
 
@@ -184,11 +195,21 @@ def test_our_settings_compose_to_models_of_the_peers_shape() -> None:
         assert model.segment_len == shape.segment_len
 
 
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all peers, and what they need that isn't installed here."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "peer-packages"
+    return install(folder, PACKAGES)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_an_installed_peer_takes_a_step_and_has_about_as_many_parameters(peer: Peer) -> None:
-    if not is_installed(peer):
-        pytest.skip(f"{peer.name} isn't installed")
+def test_a_peer_takes_a_step_and_has_about_as_many_parameters(
+    peer: Peer, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    assert is_installed(peer)
     cfg = compose([*SMALL, f"model={peer.model}", "size.width=64"])
     shape = shape_of(cfg)
     module, read = peer.build(shape)
