@@ -16,7 +16,7 @@ from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import parameters
 from zoo.train.runs.folder import no_run, read_json
-from zoo.train.runs.replaced import SAME_AT_EVERY_LENGTH, keep_trained_positions, trained_positions
+from zoo.train.runs.model_settings import SAME_AT_EVERY_LENGTH, keep_trained_positions, trained_positions
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 CHANGEABLE = ("position", "rope_base", "rotated", "segment_len", "window", "sinks")

@@ -14,14 +14,14 @@ from zoo.train.runs import build
 from zoo.train.runs.checkpoint import check_weights, read_checkpoint
 from zoo.train.runs.config import to_dict
 from zoo.train.runs.folder import no_run
-from zoo.train.runs.precision import convert_weights, precision_name
-from zoo.train.runs.replaced import (
+from zoo.train.runs.model_settings import (
     check_same_kind,
     keep_trained_positions,
     replace_architecture,
     replace_settings,
     trained_positions,
 )
+from zoo.train.runs.precision import convert_weights, precision_name
 from zoo.train.runs.stored import load_stored
 
 # overrides that change nothing measured: where data lies on this machine, and classes that the user trusts

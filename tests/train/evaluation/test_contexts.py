@@ -15,7 +15,7 @@ from zoo.train.loop.trainer import train
 from zoo.train.runs.build import model as build_model
 from zoo.train.runs.config import compose
 from zoo.train.runs.load import load_trained
-from zoo.train.runs.replaced import keep_trained_positions, with_overrides
+from zoo.train.runs.model_settings import keep_trained_positions, with_overrides
 
 
 @pytest.fixture(scope="module")
