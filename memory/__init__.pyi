@@ -9,7 +9,16 @@ from zoo.memory.attention.positions import Rope as Rope
 from zoo.memory.attention.relative import RelativeAttention as RelativeAttention
 from zoo.memory.attention.sliding_window import WindowAttention as WindowAttention
 from zoo.memory.fast_weights.associative import AssociativeMemory as AssociativeMemory
+from zoo.memory.fast_weights.delta_mixer import DeltaMixer as DeltaMixer
+from zoo.memory.fast_weights.gla_mixer import GLAMixer as GLAMixer
+from zoo.memory.fast_weights.hgrn2_mixer import HGRN2Mixer as HGRN2Mixer
 from zoo.memory.fast_weights.infini_attention import CompressiveAttention as CompressiveAttention
+from zoo.memory.fast_weights.linear_attention import LinearAttention as LinearAttention
+from zoo.memory.fast_weights.mlstm_mixer import MLSTMMixer as MLSTMMixer
+from zoo.memory.fast_weights.retention_mixer import LightningMixer as LightningMixer
+from zoo.memory.fast_weights.retention_mixer import RetentionMixer as RetentionMixer
+from zoo.memory.fast_weights.rwkv6_time_mix import RWKV6TimeMix as RWKV6TimeMix
+from zoo.memory.fast_weights.xlstm_large_mixer import XLSTMLargeMixer as XLSTMLargeMixer
 from zoo.memory.mixer import Mixer as Mixer
 from zoo.memory.retrieval.bank import KNNMemory as KNNMemory
 from zoo.memory.retrieval.focused_attention import FocusedAttention as FocusedAttention

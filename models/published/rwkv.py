@@ -22,7 +22,8 @@ from zoo.models.published.weights import (
     same,
     under,
 )
-from zoo.models.rwkv import RWKV, RWKV6, RWKV7
+from zoo.models.rwkv6 import RWKV, RWKV6
+from zoo.models.rwkv7 import RWKV7
 from zoo.state import State
 
 

@@ -13,7 +13,8 @@ from tests.train.runs.test_import_published import published
 from zoo.errors import UserError
 from zoo.law_tools import perturbed
 from zoo.models.published import rwkv
-from zoo.models.rwkv import RWKV6, RWKV7
+from zoo.models.rwkv6 import RWKV6
+from zoo.models.rwkv7 import RWKV7
 from zoo.state import nbytes
 
 NANO: dict[str, Any] = {"vocab_size": 23, "segment_len": 8, "depth": 2, "width": 12, "head_dim": 4}

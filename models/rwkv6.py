@@ -1,14 +1,13 @@
-"""RWKV-6 and RWKV-7: recurrent decoders with matrix-valued states, and a feed-forward that looks one back.
+"""RWKV-6: a recurrent decoder with matrix-valued states, and a feed-forward that looks one token back.
 
-Peng et al. 2024, arXiv:2404.05892, and 2025, arXiv:2503.14456; their parts: memory/fast_weights/
-rwkv6_time_mix.py, rwkv7_time_mix.py and rwkv_parts.py, their recurrence: recurrence.py.
+Peng et al. 2024, arXiv:2404.05892; its parts: memory/fast_weights/rwkv6_time_mix.py and rwkv_parts.py, its
+recurrence: recurrence.py.
 
     x = norm(E tokens)      x += time_mix(norm(x))      x += channel_mix(norm(x))      logits = E norm(x)
 
 Carried from segment to segment: in every block each head's S (head_dim, head_dim), and the last inputs of
-time mix and channel mix, for their token shift.  In RWKV-7 the later layers mix their values with the first
-layer's of the same token, which carries nothing.
-Differs from the papers: matrices start as in all models here, everything else as published.
+time mix and channel mix, for their token shift.
+Differs from the paper: matrices start as in all models here, everything else as published.
 """
 
 from collections.abc import Iterable
@@ -19,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.memory.fast_weights.rwkv6_time_mix import RWKV6TimeMix
-from zoo.memory.fast_weights.rwkv7_time_mix import RWKV7TimeMix
 from zoo.memory.fast_weights.rwkv_parts import ChannelMix, TimeMixState, channel_positions
 from zoo.models.blocks import init_weights, make_norm, output_projection
 from zoo.module import SequenceModule
@@ -50,7 +48,8 @@ class RWKVBlock(nn.Module):
         state: RWKVState,
         *v_first: Float[Tensor, "rows time width"],
     ) -> tuple[Any, ...]:
-        """x, the state after it, and in RWKV-7 the first layer's values, which later layers are given."""
+        """x, the state after it, and in RWKV-7 (models/rwkv7.py) the first layer's values, which later layers
+        are given."""
         y, time, *v_first = self.time_mix(self.time_norm(x), state.time, *v_first)
         x = x + self.dropout(y)
         y, channel = self.channel_mix(self.channel_norm(x), state.channel)
@@ -130,40 +129,6 @@ class RWKV6(RWKV):
             (
                 time_mix(layer=layer),
                 ChannelMix(width, mlp_width, 1 - positions ** (1 - layer / depth), gated=True),
-            )
-            for layer in range(depth)
-        )
-        super().__init__(vocab_size, segment_len, width, mixes, tied, dropout)
-
-
-class RWKV7(RWKV):
-    """The ranks are those of the maps to the decay, the delta rule's strength, the share of the first layer's
-    values, and the output gate."""
-
-    def __init__(
-        self,
-        vocab_size: int,
-        segment_len: int,
-        depth: int,
-        width: int,
-        head_dim: int,
-        mlp_width: int,
-        decay_rank: int,
-        strength_rank: int,
-        value_rank: int,
-        gate_rank: int,
-        chunk_size: int = 32,
-        tied: bool = True,
-        dropout: float = 0.0,
-    ) -> None:
-        time_mix = partial(RWKV7TimeMix, width, head_dim=head_dim, depth=depth, chunk_size=chunk_size)
-        time_mix = partial(time_mix, decay_rank=decay_rank, strength_rank=strength_rank)
-        time_mix = partial(time_mix, value_rank=value_rank, gate_rank=gate_rank)
-        positions = channel_positions(width)
-        mixes = (
-            (
-                time_mix(layer=layer),
-                ChannelMix(width, mlp_width, 1 - positions[None] ** ((1 - layer / depth) ** 4), gated=False),
             )
             for layer in range(depth)
         )
