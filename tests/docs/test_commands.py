@@ -401,7 +401,8 @@ def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
 
     parse_args(words)
     shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*NAME_KEYS}]
-    for run in combinations(shared):
+    base = [f"model.base={docs_folder.run()}" if w.startswith("model.base=") else w for w in shared]
+    for run in parse_args(base)[1]:
         compose_and_build(run)
 
 

@@ -1,6 +1,7 @@
 """`zoo sweep model=a,b,c task=lm size=micro seeds=0:5 …`: a matrix of runs, one process each, resumable.
 
     model=, task=, size=   one or several, with commas between: every combination is a run
+    model.position=, model.position.KEY=   one or several likewise: position methods (docs/positions.md)
     seeds=      0:5 (five seeds, 0 to 4), or 0,3,7 (default 0)
     jobs=       runs at once (default: one per GPU, or one)
     runs=       where runs go: <task>/<model>/<size>-s<seed>, with a code for further settings (default runs)
@@ -52,6 +53,23 @@ def any_text(value: str) -> str:
     return value
 
 
+def is_position(arg: str) -> bool:
+    """True for a setting of the group model.position."""
+    key = arg.lstrip("+").partition("=")[0]
+    return key == "model.position" or key.startswith("model.position.")
+
+
+def position_values(arg: str) -> list[str]:
+    """One override for each value of a setting of model.position; a list or a mapping in brackets is one."""
+    key, _, value = arg.partition("=")
+    if value.startswith(("[", "{", "'", '"')):
+        return [arg]
+    try:
+        return [f"{key}={name}" for name in distinct(value)]
+    except ValueError as error:
+        raise UserError(f"sweep: {key}: {error}") from error
+
+
 KEYS = {
     "seeds": seeds,
     "jobs": integer(least=1),
@@ -80,6 +98,8 @@ def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
             f"sweep: {fixed[0].partition('=')[0]} can't be set here; the task's yaml file fixes it"
         )
     named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
+    named += [position_values(arg) for arg in others if is_position(arg)]
+    others = [arg for arg in others if not is_position(arg)]
     seeds = options.pop("seeds", None)
     sweep_options = SweepOptions(options.pop("jobs", None), seeds=tuple(seeds or ()), **options)
     if sweep_options.protocol is not None:

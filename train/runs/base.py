@@ -19,7 +19,7 @@ from zoo.train.runs.folder import no_run, read_json
 from zoo.train.runs.model_settings import SAME_AT_EVERY_LENGTH, keep_trained_positions, trained_positions
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
-CHANGEABLE = ("position", "rope_base", "rotated", "segment_len", "window", "sinks")
+CHANGEABLE = ("position", "rope_base", "rotated", "shifted", "segment_len", "window", "sinks")
 """Arguments besides dropouts in which a run may differ from a base of its class: how far and how it looks."""
 
 
