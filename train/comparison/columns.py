@@ -50,6 +50,11 @@ def score_columns(comparison: Comparison) -> list[Column]:
             SolvedColumn("solved", "solved"),
             StepsColumn("steps_to_solve", "steps to solve, median", solved.steps),
         ]
+        if long_runs := comparison.long_runs:
+            title = f"seed {long_runs[0].config['seed']} with more steps"
+            result.append(
+                TextColumn("long_run", title, lambda group: solved.describe_long_run(group, long_runs))
+            )
     form = score_format(comparison)
     for tag, name in comparison.score_names.items():
         tag_form = form if tag == comparison.score else per_cent
@@ -104,6 +109,12 @@ def protocol_columns(comparison: Comparison) -> list[Column]:
             result.append(MedianColumn(scores.WORTH, f"{title}, median", by_metric(scores.WORTH), form))
         else:
             result.append(metric(scores.WORTH, title, form, True))
+    for tag, title, form in LENGTHS:
+        if any(tag in run.metrics for run in comparison.runs):
+            if comparison.is_solved_or_not:
+                result.append(MedianColumn(tag, f"{title}, median", by_metric(tag), form))
+            else:
+                result.append(metric(tag, title, form, tag == scores.AREA))
     return [
         *result,
         TextColumn("reach", "reach", describe_reach),
@@ -160,9 +171,20 @@ def three_decimals(x: float) -> str:
     return f"{x:.3f}"
 
 
+def multiple(x: float) -> str:
+    return f"{x:g}x" if x else "none"
+
+
 def integer(x: float) -> str:
     return f"{x:,.0f}"
 
 
 def mebibytes(x: float) -> str:
     return f"{x / 2**20:,.0f} MiB"
+
+
+LENGTHS = (
+    (scores.LONGEST, "longest length", multiple),
+    (scores.AREA, "mean over log length", per_cent),
+)
+"""Scores over the lengths of a test split: tag, title, format."""

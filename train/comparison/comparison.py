@@ -30,6 +30,8 @@ class Comparison(NamedTuple):
     """Targets with evidence at least so far back are those beyond the reach of attention."""
     rate_runs: Sequence[FinishedRun] = ()
     """Runs that helped to choose learning rates."""
+    long_runs: Sequence[FinishedRun] = ()
+    """Runs with more steps, of rows that hadn't solved their task."""
 
     @property
     def runs(self) -> list[FinishedRun]:
@@ -129,8 +131,9 @@ def compare_runs(
 
 def compare_by_protocol(
     runs: list[FinishedRun],
-    rate_runs: Sequence[FinishedRun] = (),
     *,
+    rate_runs: Sequence[FinishedRun] = (),
+    long_runs: Sequence[FinishedRun] = (),
     baseline: str | None = None,
     loss: float | None = None,
     mix: Sequence[str] = (),
@@ -153,6 +156,7 @@ def compare_by_protocol(
         rules.of_task(runs[0]),
         table_reach,
         rate_runs,
+        long_runs,
     )
     return comparison._replace(groups=ranked(comparison))
 

@@ -115,6 +115,11 @@ def read_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, config, metrics, evaluations, protocol.read(folder))
 
 
+def read_diverged(folder: Path) -> FinishedRun:
+    """A run that helped to choose a rate and diverged; it has no metrics."""
+    return FinishedRun(folder, read_config(folder), {}, [], protocol.read(folder))
+
+
 def missing_metrics(metrics: Any) -> list[str]:
     """Metrics that a comparison needs and metrics.json lacks; a curve may be missing, but not incomplete."""
     if not isinstance(metrics, dict):

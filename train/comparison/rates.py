@@ -16,7 +16,7 @@ def at_edge(run: FinishedRun, rate_runs: Sequence[FinishedRun]) -> bool:
     """True if the best of the rates that were tried for the run's model is the smallest or the largest of
     them, so that a better one may lie beyond."""
     grid = {
-        float(peer.config["optim.lr"]): peer.metrics
+        float(peer.config["optim.lr"]): peer.metrics or None
         for peer in rate_runs
         if peer.protocol["purpose"] == protocol.SHORT_RATE and helped(peer, run)
     }
@@ -50,13 +50,20 @@ def rows(group: RunGroup, rate_runs: Sequence[FinishedRun]) -> list[tuple[Finish
 
 def cells(peer: FinishedRun, run: FinishedRun) -> list[str]:
     is_short = peer.protocol["purpose"] == protocol.SHORT_RATE
-    task, steps = peer.config["names.task"], int(peer.config["steps"])
-    step = peer.metrics.get("solved_at")
-    outcome = f"> {steps:,}" if step is None else f"{step:,}"
     return [
-        f"{task}, {'short' if is_short else 'as in the table'}",
+        f"{peer.config['names.task']}, {'short' if is_short else 'as in the table'}",
         f"{peer.config['optim.lr']:g}",
-        "collapsed" if peer.metrics.get("collapsed") else outcome,
-        f"{peer.metrics['val/loss']:.3f}",
+        describe_outcome(peer),
+        f"{peer.metrics['val/loss']:.3f}" if peer.metrics else "",
         "x" if peer.config["optim.lr"] == run.config["optim.lr"] else "",
     ]
+
+
+def describe_outcome(run: FinishedRun) -> str:
+    """The step at which a run had solved its task, or how it ended instead."""
+    if not run.metrics:
+        return "diverged"
+    if run.metrics.get("collapsed"):
+        return "collapsed"
+    step = run.metrics.get("solved_at")
+    return f"> {int(run.config['steps']):,}" if step is None else f"{step:,}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from zoo.errors import UserError
 from zoo.train.comparison.comparison import Comparison, compare_by_protocol, compare_runs
-from zoo.train.comparison.groups import FinishedRun, read_run
+from zoo.train.comparison.groups import FinishedRun, read_diverged, read_run
 from zoo.train.comparison.over_tasks import OverTasks, over_tasks
 from zoo.train.runs import protocol
 from zoo.train.runs.folder import folders
@@ -52,15 +52,21 @@ def report(
             by_task.setdefault((run.config["names.task"], str(run.config["names.size"])), []).append(run)
     if not by_task:
         raise UserError("compare: all of these runs chose learning rates; expected some with scores")
-    rate_runs = [run for run in runs if run.protocol["purpose"] != protocol.SCORE]
-    comparisons = [compare_by_protocol(of_task, rate_runs, **options) for of_task in by_task.values()]
+    rate_runs = [run for run in runs if run.protocol["purpose"] in protocol.CHOOSE_RATE]
+    options["rate_runs"] = rate_runs + diverged_runs(paths)
+    options["long_runs"] = [run for run in runs if run.protocol["purpose"] == protocol.LONG]
+    comparisons = [compare_by_protocol(of_task, **options) for of_task in by_task.values()]
     return Report(comparisons, over_tasks(comparisons) if len(comparisons) > 1 else [], command)
 
 
 def finished_runs(paths: Sequence[Path]) -> list[FinishedRun]:
-    finished, unfinished = folders(paths)
-    if unfinished:
-        print(f"left out, not finished: {', '.join(map(str, unfinished))}", file=sys.stderr)
+    finished, others = folders(paths)
+    if unfinished := [str(folder) for folder in others if not protocol.has_diverged(folder)]:
+        print(f"left out, not finished: {', '.join(unfinished)}", file=sys.stderr)
     if not finished:
         raise UserError(f"compare: no finished run below {', '.join(map(str, paths))}")
     return [read_run(folder) for folder in finished]
+
+
+def diverged_runs(paths: Sequence[Path]) -> list[FinishedRun]:
+    return [read_diverged(folder) for folder in folders(paths)[1] if protocol.has_diverged(folder)]

@@ -3,21 +3,29 @@
 test/exact, test/accuracy      of samples, per cent of samples and of targets
 test/beyond                    accuracy per target whose nearest evidence lies beyond the reach of attention
 test/gain                      of the same targets: (constant - loss) / (constant - Bayes), losses in nats
+test/longest                   the largest multiple of the training length up to which the lower end of the
+                               95 % interval of the first of these shares stays above half of the share at
+                               the training length; 0 where that isn't above what is reached without learning
+test/area                      the area under that share against log2 length, as a mean over log2 length
 test/bits_per_byte             of text
 test/worth                     the score with the memory kept less that with the memory reset at every
                                segment; of bits per byte the other way round: above 0 memory helps
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from zoo.train.comparison.groups import FinishedRun, RunGroup
-from zoo.train.evaluation.intervals import proportion
+from zoo.train.evaluation.intervals import proportion, wilson
 from zoo.train.evaluation.results import EvalEntry, EvalResult
 from zoo.train.runs.folder import flatten
 
 EXACT, ACCURACY, BEYOND, GAIN = "test/exact", "test/accuracy", "test/beyond", "test/gain"
 BITS, WORTH = "test/bits_per_byte", "test/worth"
+LONGEST, AREA = "test/longest", "test/area"
 SHARES = (BEYOND, EXACT, ACCURACY)
 """Scores of samples that are shares, the one that says most about memory first."""
 KNOWING = ("in view", "Bayes")
@@ -33,13 +41,16 @@ def with_test_scores(run: FinishedRun, reach: int | None) -> FinishedRun:
     if not results:
         return run
     for result in [result for entry in run.evaluations for result in entry["results"]]:
-        sums = beyond_sums([result["evidence"]] if result.get("evidence") else [], reach)
+        sums = beyond_sums([result], reach)
         result.pop("beyond", None)  # of the model's own reach
         if sums["targets"]:
             result["beyond"] = proportion(int(sums["hits"]), int(sums["targets"]))
     is_text = any("bits_per_byte" in result for result in results)
+    references = baselines(results, is_text)
     scores = text_scores(results) if is_text else sample_scores(results, reach)
-    return run._replace(metrics=run.metrics | {"test_references": baselines(results, is_text)} | scores)
+    if not is_text:
+        scores |= scores_over_lengths(run, reach, references)
+    return run._replace(metrics=run.metrics | {"test_references": references} | scores)
 
 
 def test_entry(run: FinishedRun) -> EvalEntry | None:
@@ -59,11 +70,15 @@ def test_entry(run: FinishedRun) -> EvalEntry | None:
 
 
 def test_results(run: FinishedRun) -> list[EvalResult]:
-    """Of samples those at the training length, where there are lengths, at the fewest axes."""
+    """Of samples those at the training length."""
+    return results_at(run, run.config.get("task.length"))
+
+
+def results_at(run: FinishedRun, length: int | float | None) -> list[EvalResult]:
+    """Of samples those at a length, where there are lengths, at the fewest axes."""
     entry = test_entry(run)
     if entry is None:
         return []
-    length = run.config.get("task.length")
     results = [result for result in entry["results"] if result["axes"].get("length", length) == length]
     if entry.get("unit") == "bits per byte":
         return [result for result in results if result["axes"].get("memory") in ("kept", "reset")]
@@ -110,23 +125,53 @@ def sample_scores(results: list[EvalResult], reach: int | None) -> dict[str, flo
 
 def figures(results: list[EvalResult], reach: int | None) -> dict[str, float]:
     """Scores pooled over results; {} of none."""
-    scores = {}
-    for tag, key in ((EXACT, "exact"), (ACCURACY, "targets")):
-        if total := sum(result[key]["of"] for result in results if key in result):
-            scores[tag] = sum(result[key]["hits"] for result in results if key in result) / total
-    beyond = beyond_sums([result["evidence"] for result in results if result.get("evidence")], reach)
-    if beyond["targets"]:
-        scores[BEYOND] = beyond["hits"] / beyond["targets"]
-        stake = beyond["constant"] - beyond["bayes"]
-        if stake > 0:
-            scores[GAIN] = (beyond["constant"] - beyond["nats"]) / stake
+    scores = {tag: hits / total for tag, (hits, total) in counts(results, reach).items()}
+    beyond = beyond_sums(results, reach)
+    stake = beyond["constant"] - beyond["bayes"]
+    if stake > 0:
+        scores[GAIN] = (beyond["constant"] - beyond["nats"]) / stake
     return scores
 
 
-def beyond_sums(evidence: list[dict[str, list[int | float]]], reach: int | None) -> dict[str, float]:
+def counts(results: list[EvalResult], reach: int | None) -> dict[str, tuple[int, int]]:
+    """Hits and targets, or samples, of each of SHARES that the results have."""
+    by_tag = {}
+    for tag, key in ((EXACT, "exact"), (ACCURACY, "targets")):
+        if total := sum(result[key]["of"] for result in results if key in result):
+            by_tag[tag] = sum(result[key]["hits"] for result in results if key in result), total
+    beyond = beyond_sums(results, reach)
+    if beyond["targets"]:
+        by_tag[BEYOND] = int(beyond["hits"]), int(beyond["targets"])
+    return by_tag
+
+
+def scores_over_lengths(
+    run: FinishedRun, reach: int | None, references: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """LONGEST and AREA; {} of a run that was evaluated at one length."""
+    trained, entry = run.config.get("task.length"), test_entry(run)
+    stored = {result["axes"].get("length") for result in entry["results"]} if entry else set()
+    lengths = sorted(length for length in stored if length is not None and trained and length >= trained)
+    by_length = [counts(results_at(run, length), reach) for length in lengths]
+    tag = next((tag for tag in SHARES if all(tag in by_tag for by_tag in by_length)), None)
+    if len(lengths) < 2 or lengths[0] != trained or tag is None:
+        return {}
+    shares = [by_tag[tag][0] / by_tag[tag][1] for by_tag in by_length]
+    lows = [wilson(*by_tag[tag])[0] for by_tag in by_length]
+    untaught = (value for name, value in references.get(tag, {}).items() if name not in KNOWING)
+    longest = 0.0
+    if lows[0] > max(untaught, default=0.0):
+        good = itertools.takewhile(lambda pair: pair[1] > shares[0] / 2, zip(lengths, lows, strict=True))
+        longest = max((length / trained for length, _ in good), default=0.0)
+    logs = np.log2(lengths)
+    return {LONGEST: longest, AREA: float(np.trapezoid(shares, logs) / (logs[-1] - logs[0]))}
+
+
+def beyond_sums(results: list[EvalResult], reach: int | None) -> dict[str, float]:
     """Sums over the targets whose nearest evidence lies at least `reach` positions back; 0 for what isn't
     stored."""
     least = math.inf if reach is None else reach
+    evidence = [result["evidence"] for result in results if result.get("evidence")]
     return {
         key: math.fsum(
             value

@@ -1,7 +1,9 @@
 """Runs of a task that is learned in a jump: how many solved it, and after how many steps."""
 
+from collections.abc import Sequence
+
 from zoo.train.comparison import statistics
-from zoo.train.comparison.groups import FinishedRun, RunGroup
+from zoo.train.comparison.groups import FinishedRun, RunGroup, differing_settings
 from zoo.train.evaluation.intervals import wilson
 
 
@@ -37,3 +39,16 @@ def describe_count(group: RunGroup) -> str:
 def median_steps(group: RunGroup) -> float | None:
     """None where half of the runs or more hadn't solved the task at the cap."""
     return statistics.censored_median([steps(run) for run in group.runs])
+
+
+LONGER = ("steps", "optim.warmup", "checkpoint_every", "data.curriculum.patience")
+"""Settings in which a run with more steps may differ from its row's."""
+
+
+def describe_long_run(group: RunGroup, long_runs: Sequence[FinishedRun]) -> str:
+    """ "2,900" or "> 4,800": when the row's run with more steps solved the task; "" without one."""
+    for run in long_runs:
+        if all(key in LONGER for key in differing_settings(group.runs[0], run)):
+            step = steps(run)
+            return f"> {int(run.config['steps']):,}" if step is None else f"{step:,.0f}"
+    return ""

@@ -3,8 +3,10 @@
 A run that `zoo sweep protocol=1` finished has a protocol.json beside its metrics.json:
 
     protocol    1
-    purpose     "score": a row of the table; "short rate" and "rate": a run that helped to choose its rate
-    evaluated   true once its test split was evaluated, as runs with the purpose "score" are
+    purpose     "score": a row of the table; "short rate" and "rate": a run that helped to choose its rate;
+                "long": a run with more steps of a row that hadn't solved its task
+
+One of a run that diverged, and so has no metrics.json, has `diverged` with the reason.
 
 The rates of GRID are tried on a short task, the best and a quarter of it on the task itself, all with
 SELECTION_SEED, which no score uses; a best at the edge of the grid extends it by FACTOR once.
@@ -20,12 +22,15 @@ from zoo.train.runs.folder import read_json
 
 VERSION = 1
 FILE = "protocol.json"
-SCORE, SHORT_RATE, RATE = "score", "short rate", "rate"
+SCORE, SHORT_RATE, RATE, LONG = "score", "short rate", "rate", "long"
 """Purposes of a run."""
+CHOOSE_RATE = (SHORT_RATE, RATE)
 SELECTION_SEED = 100
 SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 """The further ones where the first disagree on whether the task is solved."""
 GRID, FACTOR = (1e-3, 4e-3, 1.6e-2), 4
+LONG_FACTOR = 4
+"""How many times the steps for a seed of a row that hasn't solved its task: slow, or never?"""
 SHORT_TASK = "passkey"
 """On which rates are tried first for every task of samples: one segment, in the compact form."""
 
@@ -52,6 +57,11 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     content: dict[str, Any] = read_json(path) if path.is_file() else {}
     return content
+
+
+def has_diverged(folder: Path) -> bool:
+    """True for a run that helped to choose a rate and ended because its loss or a gradient wasn't finite."""
+    return "diverged" in read(folder)
 
 
 def outcome(metrics: Mapping[str, Any]) -> tuple[bool, float, float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.train.runs.protocol import RATE, SHORT_RATE
+from zoo.train.runs.protocol import CHOOSE_RATE, LONG
 from zoo.train.sweep.process import RunProcess
 
 JobState = Literal["waiting", "running elsewhere", "running", "done", "failed", "diverged", "stopped"]
@@ -43,8 +43,10 @@ class Job:
     def name(self) -> str:
         names = [self.config[f"names.{key}"] for key in ("task", "model", "size")]
         name = f"{'/'.join(names)}-s{self.config['seed']}"
-        if self.purpose in (SHORT_RATE, RATE):
+        if self.purpose in CHOOSE_RATE:
             name += f" {self.purpose} {self.config['optim.lr']:g}"
+        if self.purpose == LONG:
+            name += f" {self.config['steps']:,} steps"
         return name
 
     @property

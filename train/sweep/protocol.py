@@ -7,8 +7,9 @@ For every model and task, with SELECTION_SEED:
                        the task itself: the run that solves it first, or the smaller held-out loss, decides
     text               GRID on the task itself with half the steps
 
-Then SEEDS at the chosen rate; MORE_SEEDS where they disagree on whether the task is solved.  What is to run
-next follows from the results of the runs before alone, so that a sweep goes on from their files anywhere.
+Then SEEDS at the chosen rate; MORE_SEEDS where they disagree on whether the task is solved; where none has
+solved it, the first with LONG_FACTOR times the steps.  What is to run next follows from the results of the
+runs before alone, so that a sweep goes on from their files anywhere.
 """
 
 import math
@@ -23,7 +24,17 @@ from omegaconf import DictConfig
 from zoo.errors import UserError
 from zoo.train.runs import build, protocol
 from zoo.train.runs.config import compose
-from zoo.train.runs.protocol import FACTOR, GRID, RATE, SCORE, SELECTION_SEED, SHORT_RATE, SHORT_TASK
+from zoo.train.runs.protocol import (
+    FACTOR,
+    GRID,
+    LONG,
+    LONG_FACTOR,
+    RATE,
+    SCORE,
+    SELECTION_SEED,
+    SHORT_RATE,
+    SHORT_TASK,
+)
 from zoo.train.sweep.job import Job
 from zoo.train.sweep.plan import SweepOptions, make_job, read_by_jobs
 
@@ -72,10 +83,14 @@ class Protocol:
         seeds = self.options.seeds or protocol.SEEDS
         scores = [self.job(cell, cell.full(rate, seed, self.beyond), SCORE) for seed in seeds]
         yield from scores
-        disagree = len({job.result.get("solved_at") is None for job in scores}) > 1
-        if all(job.state == "done" for job in scores) and disagree and not self.options.seeds:
+        if self.options.seeds or any(job.state != "done" for job in scores):
+            return
+        solved = [job.result.get("solved_at") is not None for job in scores]
+        if any(solved) and not all(solved):
             for seed in protocol.MORE_SEEDS:
                 yield self.job(cell, cell.full(rate, seed, self.beyond), SCORE)
+        elif cell.is_solved_or_not and not any(solved):
+            yield self.job(cell, cell.long(rate, self.beyond), LONG)
 
     def rate_of(self, cell: "Cell") -> Generator[Job, None, float | None]:
         """Yields the jobs that choose the learning rate; returns it, None while it isn't known."""
@@ -141,6 +156,24 @@ class Cell:
             override for override in recipe(self.config, beyond) if override.partition("=")[0] not in given
         ]
         return [*self.overrides, *fixed, f"optim.lr={rate:g}", f"seed={seed}"]
+
+    @property
+    def is_solved_or_not(self) -> bool:
+        return bool(self.config.compare.jump)
+
+    def long(self, rate: float, beyond: int | None) -> list[str]:
+        """The overrides of seed 0 with more steps, which up to the usual ones is the same run."""
+        scaled = {"steps": str(LONG_FACTOR * self.config.steps)}
+        fixed = {"optim.warmup": self.config.optim.warmup, "checkpoint_every": self.config.checkpoint_every}
+        if any(override.startswith("data.curriculum") for override in self.full(rate, 0, beyond)):
+            fixed["data.curriculum.patience"] = self.config.data.curriculum.patience
+        changed = scaled | {key: str(value) for key, value in fixed.items()}
+        others = [
+            override
+            for override in self.full(rate, 0, beyond)
+            if override.lstrip("+~").partition("=")[0] not in changed
+        ]
+        return [*others, *(f"{key}={value}" for key, value in changed.items())]
 
     def short(self, rate: float) -> list[str]:
         """The overrides of a run that helps to choose the rate."""

@@ -115,6 +115,9 @@ class Sweep:
                     note = f"{job.folder} holds another run: {mismatch} (move it, or use another runs=)"
                     self.set_state(job, "failed", note)
                     return True
+                if protocol.has_diverged(job.folder):
+                    self.set_state(job, "diverged", f"in {job.folder}")
+                    return True
                 if finished and is_complete(job, job.folder):
                     self.complete(job, job.folder)
                     return True
@@ -128,7 +131,11 @@ class Sweep:
         identity = {key: job.config[key] for key in (*(f"names.{name}" for name in NAME_KEYS), "seed")}
         for folder, config in self.finished.items():
             if all(config.get(key) == value for key, value in identity.items()):
-                mismatch = describe_mismatch(job, folder, finished=True)
+                has_diverged = protocol.has_diverged(folder)
+                mismatch = describe_mismatch(job, folder, finished=not has_diverged)
+                if not mismatch and has_diverged:
+                    self.set_state(job, "diverged", f"in {folder}")
+                    return True
                 if not mismatch and is_complete(job, folder):
                     self.complete(job, folder)
                     return True
@@ -170,22 +177,34 @@ class Sweep:
             self.set_state(job, "stopped", "saved" if saved else "nothing saved yet")
         else:
             failure = process.failure()
-            diverged = job.purpose in (protocol.RATE, protocol.SHORT_RATE) and DIVERGED in failure
-            self.set_state(job, "diverged" if diverged else "failed", failure)
+            if job.purpose in protocol.CHOOSE_RATE and DIVERGED in failure:
+                self.write_protocol(job, diverged=failure)
+                self.set_state(job, "diverged", failure)
+                self.copy_files(job)
+            else:
+                self.set_state(job, "failed", failure)
 
     def complete(self, job: Job, folder: Path) -> None:
         """Records a finished run, and copies its files if it was trained in the job's folder."""
         job.result_folder, job.result = folder, read_json(folder / "metrics.json")
         if job.purpose and folder == job.folder:
-            content = {"protocol": protocol.VERSION, "purpose": job.purpose}
-            write_text(folder / protocol.FILE, json.dumps(content) + "\n")
+            self.write_protocol(job)
         self.set_state(job, "done", f"in {folder}")
-        if self.copy_to and folder == job.folder:
-            runs_root = folder.parents[2]  # above task/model/size-seed
-            copy = Path(self.copy_to) / folder.relative_to(runs_root)
+        if folder == job.folder:
+            self.copy_files(job)
+
+    def write_protocol(self, job: Job, **more: str) -> None:
+        content = {"protocol": protocol.VERSION, "purpose": job.purpose, **more}
+        write_text(job.folder / protocol.FILE, json.dumps(content) + "\n")
+
+    def copy_files(self, job: Job) -> None:
+        """Copies what `keep` keeps of a job's folder."""
+        if self.copy_to:
+            runs_root = job.folder.parents[2]  # above task/model/size-seed
+            copy = Path(self.copy_to) / job.folder.relative_to(runs_root)
             for name in COPIED_FILES:
-                if (folder / name).is_file():
-                    write_text(copy / name, (folder / name).read_text())
+                if (job.folder / name).is_file():
+                    write_text(copy / name, (job.folder / name).read_text())
 
     # -- signals
 
@@ -230,15 +249,16 @@ def check_committed(keep: str) -> None:
 
 
 def finished_runs(results: str) -> dict[Path, dict[str, Any]]:
-    """The config of every finished run in these folders (separated by commas) and their subfolders, by its
-    folder."""
+    """The config of every finished run in these folders (separated by commas) and their subfolders, and of
+    those that diverged, by its folder."""
     paths = [Path(folder) for folder in results.split(",") if folder]
     if missing := [str(path) for path in paths if not path.is_dir()]:
         if results != SweepOptions.results:
             raise UserError(f"sweep: results: no folder {', '.join(missing)}")
         return {}
-    finished_folders, _ = folders(paths)
-    return {folder: read_config(folder) for folder in finished_folders}
+    finished_folders, others = folders(paths)
+    diverged = filter(protocol.has_diverged, others)
+    return {folder: read_config(folder) for folder in (*finished_folders, *diverged)}
 
 
 def resume_arguments(job: Job) -> list[str]:

@@ -55,8 +55,32 @@ class Run:
         noun = self.metrics["score_names"]["val/accuracy"]
         scores = {f"test {noun} beyond {reach}": beyond(result, reach)}
         scores |= {"test exact match": share(result["exact"]), f"test {noun}": share(result["targets"])}
+        scores |= self.over_lengths(reach, max(result["reference"].values()))
         scores["kept less reset (points)"] = beyond(result, reach) - beyond(result["reset"], reach)
         return scores
+
+
+    def over_lengths(self, reach: int, untaught: float) -> dict[str, float]:
+        counts = {}
+        for result in self.results:
+            evidence = result["evidence"]
+            far = [index for index, distance in enumerate(evidence["distance"]) if distance >= reach]
+            sums = (sum(evidence[key][i] for i in far) for key in ("hits", "targets"))
+            counts[result["axes"]["length"] / self.config["task"]["length"]] = tuple(sums)
+        lengths = sorted(counts)
+        share, low = ({m: f(*counts[m]) for m in lengths} for f in (lambda h, n: h / n, low_of))
+        longest = 0.0
+        for m in lengths:
+            if low[1] <= untaught or low[m] <= share[1] / 2:
+                break
+            longest = m
+        pairs = list(itertools.pairwise(lengths))
+        area = sum((share[a] + share[b]) / 2 * math.log(b / a) for a, b in pairs) / math.log(lengths[-1])
+        return {"longest length": longest, "mean over log length": area}
+
+
+def low_of(hits: int, n: int) -> float:
+    return wilson(hits, n)[0]
 
 
 def share(counts: dict[str, float]) -> float:

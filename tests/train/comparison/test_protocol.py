@@ -9,7 +9,7 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from tests.train.comparison.cases import read_csv
-from tests.train.comparison.protocol_runs import REACH, make_protocol_run
+from tests.train.comparison.protocol_runs import REACH, figures, make_protocol_run, test_entry
 from tests.train.comparison.test_page import Page
 from tests.train.stored_runs import make_run
 from zoo.train.comparison import reach, statistics
@@ -170,6 +170,68 @@ def test_rates_are_listed_and_an_edge_is_named(run: Any, tmp_path: Path) -> None
     assert "| rmt | passkey, short | 0.004 | 10 | 1.400 | x | 012345678 | runs/rmt/short-0.004 |" in text
     assert "| mamba2 | passkey, short | 0.001 | > 30 | 1.400 |  |" in text
     assert rows["rmt"]["seeds"] == "0, 1"  # the selecting seed is none of them
+
+
+def test_a_rate_that_diverged_is_listed(run: Any, tmp_path: Path) -> None:
+    make_protocol_run(tmp_path / "runs/0", "rmt", 0, 1.0, 20, lr=4e-3)
+    for lr, step in ((4e-3, 20), (1e-3, 30), (1.6e-2, None)):
+        changed = {"task.length": 16, "steps": 30}
+        folder = make_protocol_run(
+            tmp_path / f"runs/short-{lr}", "rmt", 100, 0, step, "short rate", lr, **changed
+        )
+    (folder / "metrics.json").unlink()
+    (folder / "protocol.json").write_text('{"protocol": 1, "purpose": "short rate", "diverged": "not finite"}')
+    code, _, err = run("runs")
+    assert (code, err) == (0, "")
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| rmt | passkey, short | 0.016 | diverged |  |  |  | runs/short-0.016 |" in text
+    assert read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]["lr"] == "0.004"  # no edge
+
+
+def test_more_steps_are_shown_beside_the_row_that_they_are_of(run: Any, tmp_path: Path) -> None:
+    for model, step in (("rmt", 150), ("mamba2", None)):
+        make_protocol_run(tmp_path / f"runs/{model}/0", model, 0, 0.2)
+        make_protocol_run(tmp_path / f"runs/{model}/long", model, 0, 0.2, step, "long", steps=160)
+    make_protocol_run(tmp_path / "runs/transformer", "transformer", 0, 1.0, 20)
+    assert run("runs")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert {model: row["long_run"] for model, row in rows.items()} == {
+        "rmt": "150",
+        "mamba2": "> 160",
+        "transformer": "",
+    }
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "seed 0 with more steps" in text
+    assert "0 of 1 (0% to 79%) | > 40 | 150 |" in text  # it is none of the row's runs
+
+
+def test_how_far_a_score_holds_and_its_mean_over_lengths(run: Any, tmp_path: Path) -> None:
+    """Of 300 digits beyond 31: rmt has all at 64 and 256 and half of them at 1,024, mamba2 loses most at 256
+    and finds them again, and attention is no better than chance at any length."""
+    by_length = {"rmt": (1.0, 1.0, 0.5), "mamba2": (0.9, 0.3, 0.9), "transformer": (0.1, 0.1, 0.1)}
+    for model, scores in by_length.items():
+        folder = make_protocol_run(tmp_path / f"runs/{model}", model, 0, scores[0])
+        entry = test_entry(0.0)
+        [template] = entry["results"][:1]
+        entry["results"] = [
+            template | figures(score, 100) | {"axes": {"length": length}}
+            for length, score in zip((64, 256, 1024), scores, strict=True)
+        ]
+        (folder / "evaluation.json").write_text(json.dumps({"format": 1, "evaluations": [entry]}))
+    assert run("runs")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    # the lower end of the interval of 150 in 300 is 0.44, below half of 1
+    assert {model: float(row["test/longest"]) for model, row in rows.items()} == {
+        "rmt": 4,
+        "mamba2": 1,
+        "transformer": 0,
+    }
+    areas = {"rmt": (1 + 0.75) / 2, "mamba2": (0.6 + 0.6) / 2, "transformer": 0.1}
+    for model, area in areas.items():
+        assert float(rows[model]["test/area"]) == pytest.approx(area)
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| 4x | 87.5% |" in text
+    assert "| none | 10.0% |" in text
 
 
 def test_validation_scores_stand_in_until_all_runs_are_evaluated(run: Any, tmp_path: Path) -> None:

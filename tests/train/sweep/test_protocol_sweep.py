@@ -172,14 +172,21 @@ def test_an_edge_extends_the_grid_once(runner: ProtocolRunner) -> None:
     outcomes = SOLVES | {"short 0.016": [10, 1.0], "short 0.064": [5, 1.0]}
     runner.run(of=outcomes | {"full 0.064": [None, 2.0], "full 0.016": [None, 1.5]})
     tried = [*TRIED[:3], ("0.064", "short"), ("0.064", "100"), ("0.016", "100")]
-    assert runner.trained() == [*tried, ("0.016", "0"), ("0.016", "1"), ("0.016", "2")]
+    scores = [("0.016", "0"), ("0.016", "1"), ("0.016", "2")]
+    assert runner.trained() == [*tried, *scores, ("0.016", "0")]  # the last with more steps
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_no_failure(runner: ProtocolRunner) -> None:
-    code, out, err = runner.run(of=SOLVES | {"short 0.016": "diverges", "full 0.004": "diverges"})
+    outcomes = SOLVES | {"short 0.016": "diverges", "full 0.004": "diverges"}
+    code, out, err = runner.run("keep=kept", of=outcomes)
     assert (code, err) == (0, "")
     assert "2 diverged" in out
     assert runner.trained()[5:] == [("0.001", "0"), ("0.001", "1"), ("0.001", "2")]
+    for words in ((), ("results=kept", "runs=elsewhere")):  # neither here nor elsewhere is one tried again
+        code, out, err = runner.run(*words)
+        assert (code, err) == (0, "")
+        assert "2 diverged" in out
+        assert len(runner.trained()) == 8
 
 
 def test_a_rate_run_that_fails_otherwise_decides_nothing(runner: ProtocolRunner) -> None:
@@ -192,6 +199,26 @@ def test_a_rate_run_that_fails_otherwise_decides_nothing(runner: ProtocolRunner)
 def test_seeds_that_disagree_get_two_more(runner: ProtocolRunner) -> None:
     runner.run(of=SOLVES | {"full 0.001 1": [None, 1.0]})
     assert runner.trained()[5:] == [("0.001", str(seed)) for seed in range(5)]
+
+
+def test_a_row_without_a_solver_is_given_four_times_the_steps_once(runner: ProtocolRunner) -> None:
+    unsolved = {f"full 0.001 {seed}": [None, 1.0] for seed in range(3)}
+    code, out, err = runner.run(of=SOLVES | unsolved)
+    assert (code, err) == (0, "")
+    assert runner.trained()[5:] == [("0.001", seed) for seed in ("0", "1", "2", "0")]
+    assert "passkey/rmt/nano-s0 160 steps" in out
+    [long_run] = [path for path in Path("runs").rglob("protocol.json") if "long" in path.read_text()]
+    usual, other = (
+        yaml.safe_load((folder / "config.yaml").read_text())
+        for folder in (next(p.parent for p in Path("runs").rglob("nano-s1-*/config.yaml")), long_run.parent)
+    )
+    assert (usual["steps"], other["steps"]) == (40, 160)
+    for key, value in {"warmup": 4, "decay": 0.25}.items():  # the same run up to the usual steps
+        assert (usual["optim"][key], other["optim"][key]) == (value, value)
+    assert usual["data"].get("curriculum") == other["data"].get("curriculum")
+    assert runner.run()[0] == 0
+    assert len(runner.trained()) == 9
+    assert not [line for line in runner.lines() if line.startswith("evaluate") and str(long_run.parent) in line]
 
 
 def test_a_run_without_evaluation_is_evaluated_and_not_trained_again(runner: ProtocolRunner) -> None:
