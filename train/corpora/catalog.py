@@ -188,10 +188,13 @@ def stdlib_sources() -> list[Source]:
 
     Test suites are left out: they are more than half of the bytes, much of it tables and deliberately broken
     input, and many systems don't install them: without them the corpus differs least between machines.
+    So are the character tables of `encodings`, a hundred near copies of one another that lie on both sides
+    of the split and decide the held-out score, and `pydoc_data`, which is no source code.
     `_sysconfigdata*` describes the machine that Python was built on.
     """
     home = Path(sysconfig.get_path("stdlib"))
     excluded = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+    excluded |= {"encodings", "pydoc_data"}
     sources = [
         source
         for source in files_below(home, without=excluded)

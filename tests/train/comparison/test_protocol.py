@@ -180,7 +180,8 @@ def test_a_rate_that_diverged_is_listed(run: Any, tmp_path: Path) -> None:
             tmp_path / f"runs/short-{lr}", "rmt", 100, 0, step, "short rate", lr, **changed
         )
     (folder / "metrics.json").unlink()
-    (folder / "protocol.json").write_text('{"protocol": 1, "purpose": "short rate", "diverged": "not finite"}')
+    stored = {"protocol": 1, "purpose": "short rate", "diverged": "not finite"}
+    (folder / "protocol.json").write_text(json.dumps(stored))
     code, _, err = run("runs")
     assert (code, err) == (0, "")
     text = (tmp_path / "runs/comparison/comparison.md").read_text()

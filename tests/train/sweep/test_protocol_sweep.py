@@ -218,7 +218,7 @@ def test_a_row_without_a_solver_is_given_four_times_the_steps_once(runner: Proto
     assert usual["data"].get("curriculum") == other["data"].get("curriculum")
     assert runner.run()[0] == 0
     assert len(runner.trained()) == 9
-    assert not [line for line in runner.lines() if line.startswith("evaluate") and str(long_run.parent) in line]
+    assert not any(line.startswith(f"evaluate run={long_run.parent}") for line in runner.lines())
 
 
 def test_a_run_without_evaluation_is_evaluated_and_not_trained_again(runner: ProtocolRunner) -> None:
