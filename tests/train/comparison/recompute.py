@@ -59,7 +59,6 @@ class Run:
         scores["kept less reset (points)"] = beyond(result, reach) - beyond(result["reset"], reach)
         return scores
 
-
     def over_lengths(self, reach: int, untaught: float) -> dict[str, float]:
         counts = {}
         for result in self.results:
