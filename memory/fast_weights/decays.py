@@ -58,17 +58,18 @@ def decayed_products(
 
 def _per_head(g: Tensor | None, reads: Vectors, writes: Vectors, after: bool) -> Decayed:
     """`decayed_products` of one decay for all channels, or of none."""
-    like = next(iter(reads.values()))
+    names = list(reads)
+    first = names[0]
     if g is None:
-        L = torch.ones(like.shape[1], like.shape[1], dtype=like.dtype, device=like.device).tril(-1)
-        masks = dict.fromkeys(reads, L) | ({next(iter(reads)): L.T.logical_not().to(L)} if after else {})
+        tokens = reads[first].shape[1]
+        L = reads[first].new_ones(tokens, tokens).tril(-1)
+        masks = dict.fromkeys(reads, L) | ({first: L.T.logical_not().to(L)} if after else {})
         products = {x + y: (reads[x] @ writes[y].mT) * masks[x] for x in reads for y in writes}
         return Decayed(products, reads, writes, None)
-    ones = torch.ones_like(g)
-    L, from_start, to_end, chunk_decay = _Halving.apply(g, False, 1, ones, ones)
+    ones, also_ones = torch.ones_like(g), torch.ones_like(g)  # torch.compile takes no tensor twice
+    L, from_start, to_end, chunk_decay = _Halving.apply(g, False, 1, ones, also_ones)
     masks, starts = dict.fromkeys(reads, L), dict.fromkeys(reads, from_start)
     if after:
-        first = next(iter(reads))
         masks[first] = g.exp() * L + torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
         starts[first] = g.exp() * from_start
     return Decayed(
@@ -85,8 +86,10 @@ class _Halving(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, g: Tensor, after: bool, m: int, *vectors: Tensor
+        ctx: Any, *arguments: Any
     ) -> tuple[Tensor, ...]:
+        # torch.compile drops ctx where a variadic signature has one name less than there are arguments
+        g, after, m, *vectors = arguments
         g = g.contiguous()
         chunks, tokens, _ = g.shape
         x, y = torch.stack(vectors[:m], dim=2), torch.stack(vectors[m:], dim=2)
@@ -101,8 +104,8 @@ class _Halving(torch.autograd.Function):
             (_, x_upper), (y_lower, _) = _halves(x, pairs), _halves(y, pairs)
             x_saved, y_saved = x_upper.clone(), y_lower.clone()
             _set_blocks(products, pairs, x_saved @ y_saved.mT)
-            torch.mul(d_lower, x_saved, out=x_upper)
-            torch.mul(d_upper, y_saved, out=y_lower)
+            x_upper *= d_lower
+            y_lower *= d_upper
             levels += [decay, x_saved, y_saved]
             g = g.unflatten(1, (pairs, 2)).sum(2)
             decay = g.exp()

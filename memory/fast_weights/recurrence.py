@@ -71,20 +71,22 @@ class Inputs(NamedTuple):
 
 def fast_weights_loop(inputs: Inputs) -> Output:
     """The definition, token by token: o, and S after the last token."""
-    q, k, v, g, S, a, b, bonus = inputs
+    S, bonus = inputs.state, inputs.bonus
+    # gradients of T slices would be T tensors of T tokens
+    q, k, v, g, a, b = (None if x is None else x.unbind(1) for x in (*inputs[:4], inputs.a, inputs.b))
     outputs = []
-    for t in range(q.shape[1]):
-        before, write = S, v[:, t]
-        S = S if g is None else g[:, t, :, :, None].exp() * S
+    for t in range(len(q)):
+        before, write = S, v[t]
+        S = S if g is None else g[t][..., None].exp() * S
         if a is not None:
-            u = torch.einsum("rhkv,rhk->rhv", before, a[:, t])
+            u = torch.einsum("rhkv,rhk->rhv", before, a[t])
             if b is None:
                 write = write - u
             else:
-                S = S + b[:, t, :, :, None] * u[:, :, None]
-        S = S + k[:, t, :, :, None] * write[:, :, None]
-        visible = S if bonus is None else before + (bonus * k[:, t])[..., None] * write[:, :, None]
-        outputs.append(torch.einsum("rhkv,rhk->rhv", visible, q[:, t]))
+                S = S + b[t][..., None] * u[:, :, None]
+        S = S + k[t][..., None] * write[:, :, None]
+        visible = S if bonus is None else before + (bonus * k[t])[..., None] * write[:, :, None]
+        outputs.append(torch.einsum("rhkv,rhk->rhv", visible, q[t]))
     return torch.stack(outputs, dim=1), S
 
 

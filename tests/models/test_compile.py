@@ -13,9 +13,6 @@ import pytest
 from tests.train.runs.test_build import MODELS
 
 BREAKS = {
-    "retnet": "the chunks' products of decays are an autograd function (memory/fast_weights/decays.py)",
-    "hgrn2": "as retnet",
-    "lightning": "as retnet",
     "gru": "torch.compile leaves the recurrent layers of torch.nn to their kernels",
     "lstm": "as gru",
     "mamba2": "torch 2.13's compiled code for CPUs is wrong (memory/state_space/ssd.py)",
