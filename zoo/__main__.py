@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 from zoo.errors import closed_pipe_exits, nearest, tolerate_any_text
+from zoo.terminal import output_width, reflow
 
 
 class Command(NamedTuple):
@@ -110,6 +111,9 @@ def dispatch() -> None:
 def call(name: str, arguments: list[str]) -> None:
     """Import a command and run it, with a command line of its arguments."""
     module, _, function = COMMANDS[name].target.partition(":")
+    if any(argument in ("-h", "--help") for argument in arguments[: None if name == "train" else 1]):
+        print(importlib.import_module("zoo.train.commands.help").page(module))
+        sys.exit(0)
     sys.argv = [f"zoo {name}", *arguments]
     if name == "train":  # a further rank restarts this process's main module, without the argument "train"
         sys.modules["__main__"].__spec__ = importlib.util.find_spec("zoo.train.__main__")
@@ -121,22 +125,25 @@ def call(name: str, arguments: list[str]) -> None:
 
 
 def overview() -> str:
-    """The help of `zoo` without a command."""
+    """The help of `zoo` without a command; in a narrow terminal without examples."""
     rows = [
         f"  {name:<10}{command.summary:<46}{command.example}".rstrip() for name, command in COMMANDS.items()
     ]
-    return "\n".join(
-        [
-            "Train, check and compare language models with a memory.\n",
-            f"  {'zoo COMMAND …':<56}for example\n",
-            *rows,
-            "",
-            "First steps:       zoo train model=rmt           (minutes on a laptop, nothing to download)",
-            "Help:              zoo COMMAND --help",
-            'Shell completion:  eval "$(zoo -sc install=bash)"   or   zoo -sc install=fish | source',
-            "In a checkout that isn't installed, `python -m zoo` replaces `zoo`.",
-        ]
-    )
+    title = f"  {'zoo COMMAND …':<56}for example\n"
+    width = output_width(max(map(len, rows)))
+    if width < max(map(len, rows)):
+        rows, title = [row[:58].rstrip() for row in rows], "  zoo COMMAND …\n"
+    lines = [
+        "Train, check and compare language models with a memory.\n",
+        title,
+        *rows,
+        "",
+        "First steps:       zoo train model=rmt           (minutes on a laptop, nothing to download)",
+        "Help:              zoo COMMAND --help",
+        'Shell completion:  eval "$(zoo -sc install=bash)"   or   zoo -sc install=fish | source',
+        "In a checkout that isn't installed, `python -m zoo` replaces `zoo`.",
+    ]
+    return reflow("\n".join(lines), width)
 
 
 def complete(arguments: list[str]) -> None:

@@ -30,11 +30,12 @@ def lazy_names(
 def uncollected_imports() -> Iterator[None]:
     """A block of imports during which nothing is garbage-collected, and whose objects never are again: each
     collection would walk through all that torch and Lightning have made so far, a fifth of the time."""
-    enabled = gc.isenabled()
+    enabled, imported = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > imported:
+            gc.freeze()
         if enabled:
             gc.enable()

@@ -27,12 +27,11 @@ Tokens are random: nothing is learned, and no corpus is needed.
 """
 
 import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from zoo.train.commands import bench_peers
+from zoo.errors import UserError
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.bench_arguments import REFUSED, ROUNDS, WITHOUT_EFFECT, check_case, print_failures
 from zoo.train.commands.cli import (
     command,
@@ -43,9 +42,9 @@ from zoo.train.commands.cli import (
     parse,
     refuse_without_effect,
 )
-from zoo.train.evaluation import throughput_report
-from zoo.train.evaluation.throughput import WORKER_FLAG, BenchCase, measure, run_rounds
-from zoo.train.runs.config import compose
+
+if TYPE_CHECKING:
+    from zoo.train.evaluation.throughput import BenchCase
 
 KEYS = {
     "model": distinct,
@@ -59,18 +58,20 @@ KEYS = {
 @command
 def main(args: list[str]) -> int:
     """Exit code 1 where a measurement failed."""
-    if args[0] == bench_peers.WORD:
+    if args[0] == "peers":
+        from zoo.train.commands import bench_peers
+
         return bench_peers.run(args[1:])
-    if args[:1] == [WORKER_FLAG] and args[1].startswith(bench_peers.WORKER_KEY):
-        bench_peers.measure_words(args[1:])
-        return 0
-    if args[0] == WORKER_FLAG:
-        print(json.dumps(measure(compose(args[1:]))))
-        return 0
+    if args[0].startswith("--"):
+        return work(args)
     cases, rounds, files = plan(args)
+    with uncollected_imports():
+        from zoo.train.evaluation import throughput_report
+        from zoo.train.evaluation.throughput import run_rounds
+        from zoo.train.plotting.terminal import table_console
+
     results = run_rounds(cases, rounds)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(throughput_report.table(results, rounds))
+    table_console().print(throughput_report.table(results, rounds))
     if "csv" in files:
         throughput_report.write_csv(files["csv"], results, cases)
     if "plot" in files:
@@ -78,10 +79,28 @@ def main(args: list[str]) -> int:
     return print_failures(results)
 
 
-def plan(args: list[str]) -> tuple[dict[BenchCase, list[str]], int, dict[str, Path]]:
+def work(args: list[str]) -> int:
+    """What a process does that makes one measurement."""
+    with uncollected_imports():
+        from zoo.train.commands import bench_peers
+        from zoo.train.evaluation.throughput import WORKER_FLAG, measure
+        from zoo.train.runs.config import compose
+
+    if args[0] != WORKER_FLAG:
+        raise UserError(f"bench: expected key=value, found {args[0]}")
+    if args[1].startswith(bench_peers.WORKER_KEY):
+        bench_peers.measure_words(args[1:])
+    else:
+        print(json.dumps(measure(compose(args[1:]))))
+    return 0
+
+
+def plan(args: list[str]) -> "tuple[dict[BenchCase, list[str]], int, dict[str, Path]]":
     """The overrides of every measurement, each checked by building its model; how often to measure; and the
     files to write."""
     options, others = parse("bench", args, KEYS, required=["model"], pass_unknown=True, refused=REFUSED)
+    from zoo.train.runs.config import compose
+
     cases: dict[BenchCase, list[str]] = {}
     for model in options["model"]:
         for length in options.get("lengths", [None]):

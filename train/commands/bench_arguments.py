@@ -1,15 +1,15 @@
 """What `zoo bench` and `zoo bench peers` share: settings that don't go with measuring, checks, failures."""
 
 import sys
-
-import torch
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
-from zoo.train.evaluation.throughput import PRECISIONS, select_device
-from zoo.train.evaluation.throughput_report import Results
-from zoo.train.runs import build
-from zoo.train.runs import config as run_config
+from zoo.lazy import uncollected_imports
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from zoo.train.evaluation.throughput_report import Results
 
 REFUSED = dict.fromkeys(
     ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
@@ -21,9 +21,16 @@ WITHOUT_EFFECT = (
 ROUNDS = 3
 
 
-def check_case(cfg: DictConfig) -> None:
+def check_case(cfg: "DictConfig") -> None:
     """Raises UserError for what can't be measured; the model is built, without weights."""
-    run_config.validate_config(cfg)
+    with uncollected_imports():
+        import torch
+
+        from zoo.train.evaluation.throughput import PRECISIONS, select_device
+        from zoo.train.runs import build
+        from zoo.train.runs.config import validate_config
+
+    validate_config(cfg)
     if cfg.trainer.precision not in PRECISIONS:
         raise UserError(
             f"bench: trainer.precision: expected {' or '.join(PRECISIONS)}, found {cfg.trainer.precision}"
@@ -37,7 +44,7 @@ def check_case(cfg: DictConfig) -> None:
         )
 
 
-def print_failures(results: Results) -> int:
+def print_failures(results: "Results") -> int:
     """Every reason once, on stderr; the exit code: 1 where a measurement failed."""
     failures = {
         case: {entry for entry in entries if isinstance(entry, str)} for case, entries in results.items()

@@ -32,15 +32,15 @@ import json
 import sys
 from typing import NamedTuple
 
-from rich.console import Console
-
 from zoo.errors import UserError, nearest
 from zoo.train.commands.bench_arguments import REFUSED, ROUNDS, WITHOUT_EFFECT, check_case, print_failures
 from zoo.train.commands.cli import distinct, integer, list_of, output_file, parse, refuse_without_effect
+from zoo.train.commands.help import page
 from zoo.train.evaluation import peer_table, throughput_report
 from zoo.train.evaluation.peer_table import Peer
 from zoo.train.evaluation.peer_throughput import Pair, measure_peer, shape_of, table
 from zoo.train.evaluation.throughput import BenchCase, run_rounds
+from zoo.train.plotting.terminal import table_console
 from zoo.train.runs.config import compose
 
 WORD = "peers"
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
 def run(args: list[str]) -> int:
     """Exit code 1 where a measurement failed."""
     if args[:1] in (["-h"], ["--help"]):
-        print(__doc__)
+        print(page(__name__))
         return 0
     refused = REFUSED | {"model": "peers= chooses the packages, and they their counterparts"}
     options, others = parse("bench peers", args, KEYS, pass_unknown=True, refused=refused)
@@ -78,8 +78,7 @@ def run(args: list[str]) -> int:
     print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
     rounds = options.get("rounds", ROUNDS)
     results = run_rounds(cases, rounds)
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
-    console.print(table(pairs, results, rounds))
+    table_console().print(table(pairs, results, rounds))
     if "csv" in options:
         throughput_report.write_csv(options["csv"], results, cases)
     return print_failures(results)

@@ -7,16 +7,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-
-from zoo import contract
 from zoo.errors import one_line
-from zoo.module import SequenceModule
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, refuse_without_effect
-from zoo.train.runs import build
-from zoo.train.runs.config import compose
-from zoo.train.runs.overrides import assignments, refuse_repeated
+
+if TYPE_CHECKING:
+    from zoo.module import SequenceModule
 
 TRAINING_KEYS = (
     *("steps", "seed", "val_every", "checkpoint_every", "run_dir", "resume"),
@@ -29,22 +27,33 @@ def main(args: list[str]) -> int:
     return 1 if check(model_builder(args)) else 0
 
 
-def model_builder(args: list[str]) -> Callable[[], SequenceModule]:
+def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
     """Builds what is named: a class, with the arguments of its constructor, or a config at size=nano."""
+    from zoo.train.runs.config import compose
+    from zoo.train.runs.overrides import refuse_repeated
+
     refuse_repeated(args)
     if "=" in args[0]:
         cfg = compose(["size=nano", *args])
         refuse_without_effect("check", args, TRAINING_KEYS, "the laws")
     else:
+        from omegaconf import OmegaConf
+
+        from zoo.train.runs.overrides import assignments
+
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
         cfg.model = OmegaConf.merge({"_target_": args[0]}, defaults, assignments(args[1:]))
+    with uncollected_imports():
+        from zoo.train.runs import build
     build.model(cfg)  # raises user errors once, not law by law
     return lambda: build.model(cfg)
 
 
-def check(build_model: Callable[[], SequenceModule]) -> int:
+def check(build_model: "Callable[[], SequenceModule]") -> int:
     """Prints a line per law; returns how many are broken."""
+    from zoo import contract
+
     package = type(build_model()).__module__.partition(".")[0]
     crashes: dict[str, str] = {}
     broken = 0
@@ -70,7 +79,7 @@ def raised_by_law(error: Exception) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__"))
     return isinstance(error, AssertionError) and module.startswith(
-        (contract.__name__, "zoo.law_", "torch.testing")
+        ("zoo.contract", "zoo.law_", "torch.testing")
     )
 
 

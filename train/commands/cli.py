@@ -4,7 +4,6 @@ Only Python's own modules are imported up here, so that help answers at once and
 packages are broken.
 """
 
-import ast
 import errno
 import functools
 import inspect
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
+from zoo.train.commands.help import page
 from zoo.train.commands.suggestions import suggestion
 
 ValueParser = Callable[[str], Any]
@@ -213,7 +213,7 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
     def call() -> NoReturn:
         args = sys.argv[1:]
         if args[:1] in (["-h"], ["--help"]) or (needs_args and not args):
-            print(help_text(main), file=sys.stdout if args else sys.stderr)
+            print(page(main.__module__), file=sys.stdout if args else sys.stderr)
             sys.exit(0 if args else 2)
         try:
             code = main(args)
@@ -227,12 +227,6 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
         sys.exit(code or 0)
 
     return entry
-
-
-def help_text(main: Callable[..., Any]) -> str:
-    """The docstring of the command's module, from its file where `python -OO` has left it out."""
-    module = sys.modules[main.__module__]
-    return module.__doc__ or ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
 
 
 def user_message(error: BaseException, args: Sequence[str] | None = None) -> str | None:

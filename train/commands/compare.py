@@ -17,19 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, list_of, one_of, parse, positive, text
-from zoo.train.comparison.comparable import KINDS
-from zoo.train.comparison.report import report
-from zoo.train.comparison.text import show, write
 
-KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": list_of(one_of(*KINDS)), "out": text}
+
+def kinds(value: str) -> list[str]:
+    from zoo.train.comparison.comparable import KINDS
+
+    return list(list_of(one_of(*KINDS))(value))
+
+
+KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": kinds, "out": text}
 
 
 @command
 def main(args: list[str]) -> None:
-    from zoo.train.comparison import page
-
     folders, options = parse_args(args)
+    with uncollected_imports():
+        from zoo.train.comparison import page
+        from zoo.train.comparison.report import report
+        from zoo.train.comparison.text import show, write
     out = Path(options.pop("out", "runs/comparison"))
     result = report(folders, **options, command=shlex.join(["zoo", "compare", *args]))
     write(result, out)

@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import zoo
 from zoo.errors import UserError
+from zoo.terminal import output_width, wrap
 from zoo.train.commands.cli import command
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def main(args: Sequence[str] = ()) -> int:
         print(title, flush=True)
         for finding in guarded(title, inspect):
             mark = "PROBLEM: " if finding.problem else ""
-            print(f"  {finding.name:<18}{mark}{finding.text}", flush=True)
+            print(entry(finding.name, f"{mark}{finding.text}"), flush=True)
             if finding.problem:
                 problems.append(finding)
     if not problems:
@@ -52,8 +54,13 @@ def main(args: Sequence[str] = ()) -> int:
         return 0
     print("1 problem:" if len(problems) == 1 else f"{len(problems)} problems:")
     for finding in problems:
-        print(f"  {finding.name}: {finding.text}")
+        print(entry(f"{finding.name}:", finding.text))
     return 1
+
+
+def entry(name: str, text: str) -> str:
+    """A line of the report, or several where the terminal is narrow: they break at words."""
+    return wrap(text, output_width(sys.maxsize), f"  {name:<17} ", " " * 20)
 
 
 def guarded(title: str, inspect: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -89,7 +96,7 @@ def version(package: str) -> str:
 
 def commit_suffix() -> str:
     try:
-        from zoo.train.runs.provenance import commit
+        from zoo.train.runs.checkout import commit
     except Exception:  # the package at fault is reported below
         return ""
     revision = commit()

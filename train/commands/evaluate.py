@@ -35,17 +35,13 @@ images for TensorBoard.  Each cell is saved as soon as it is measured.
 
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from rich.console import Console
-
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, integer, list_of, number, one_of, parse, positive, stop, text
-from zoo.train.evaluation import results, tables
-from zoo.train.evaluation.contexts import evaluate_each
-from zoo.train.evaluation.evaluate import FIGURES, evaluate
-from zoo.train.evaluation.options import EvalOptions
-from zoo.train.runs.precision import PRECISIONS
-from zoo.train.tasks.base import Split
+
+if TYPE_CHECKING:
+    from zoo.train.evaluation.options import EvalOptions
 
 POSITIVE = integer(least=1)
 
@@ -53,6 +49,11 @@ POSITIVE = integer(least=1)
 @command
 def main(args: list[str]) -> None:
     run_dir, options = parse_args(args)
+    with uncollected_imports():
+        from zoo.train.evaluation import results, tables
+        from zoo.train.evaluation.contexts import evaluate_each
+        from zoo.train.evaluation.evaluate import FIGURES, evaluate
+        from zoo.train.plotting.terminal import table_console
     try:
         if options.contexts is None and options.methods is None:
             entries = [evaluate(run_dir, options, print_to_stderr)]
@@ -61,7 +62,7 @@ def main(args: list[str]) -> None:
     except KeyboardInterrupt:
         stop(f"interrupted; what was measured before is in {run_dir / results.FILE}", 130)
     for entry in entries:
-        tables.show(entry, Console())
+        tables.show(entry, table_console())
     print(f"{run_dir / results.FILE}   figures: {run_dir / FIGURES}")
 
 
@@ -88,6 +89,18 @@ def edges(value: str) -> list[int]:
     return numbers
 
 
+def precision(value: str) -> str:
+    from zoo.train.runs.precision import PRECISIONS
+
+    return str(one_of(*PRECISIONS)(value))
+
+
+def split(value: str) -> str:
+    from zoo.train.tasks.base import Split
+
+    return str(one_of(*get_args(Split))(value))
+
+
 def depths(value: str) -> list[float]:
     read: list[float] = [] if value == "none" else list_of(number(least=0, most=100, what="per cent"))(value)
     return read
@@ -98,8 +111,8 @@ KEYS = {
     "checkpoint": one_of("last", "best"),
     "model": text,
     "task": text,
-    "precision": one_of(*PRECISIONS),
-    "split": one_of(*get_args(Split)),
+    "precision": precision,
+    "split": split,
     "batch_size": POSITIVE,
     "seq_len": POSITIVE,
     "tokens": POSITIVE,
@@ -116,7 +129,9 @@ RENAMED = {"rows": "batch_size", "window": "seq_len"}
 PASSED_ON = ("task.", "model.", "data.")
 
 
-def parse_args(args: list[str]) -> tuple[Path, EvalOptions]:
+def parse_args(args: list[str]) -> "tuple[Path, EvalOptions]":
     """The run's folder, and what to evaluate it on."""
     options, overrides = parse("evaluate", args, KEYS, required=["run"], passed_on=PASSED_ON, renamed=RENAMED)
+    with uncollected_imports():
+        from zoo.train.evaluation.options import EvalOptions
     return Path(options.pop("run")), EvalOptions(overrides=tuple(overrides), **options)

@@ -11,8 +11,8 @@
 
 from pathlib import Path
 
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, one_of, parse, text
-from zoo.train.runs.export import CONFIG, WEIGHTS, export
 
 KEYS = {"run": text, "to": text, "checkpoint": one_of("last", "best")}
 TARGETS = ("model._target_", "task._target_")
@@ -21,6 +21,8 @@ TARGETS = ("model._target_", "task._target_")
 @command
 def main(args: list[str]) -> None:
     options, targets = parse("export", args, KEYS, required=("run", "to"), passed_on=TARGETS)
+    with uncollected_imports():
+        from zoo.train.runs.export import CONFIG, WEIGHTS, export
     folder = Path(options["to"])
     export(Path(options["run"]), folder, options.get("checkpoint", "last"), tuple(targets))
     print(f"{folder}: {WEIGHTS}, {CONFIG}")

@@ -18,10 +18,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import boolean, command, integer, number, one_of, parse
-from zoo.train.evaluation.text_generation import GenerateOptions, generate_text
+
+if TYPE_CHECKING:
+    from zoo.train.evaluation.text_generation import GenerateOptions
 
 
 @command
@@ -29,6 +33,8 @@ def main(args: list[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")
     options = parse_args(args)
+    from zoo.train.evaluation.text_generation import generate_text
+
     start, count = time.perf_counter(), 0
     try:
         for count, piece in generate_text(options):  # noqa: B007
@@ -60,10 +66,12 @@ KEYS = {
 TARGETS = ("model._target_", "task._target_")
 
 
-def parse_args(args: list[str]) -> GenerateOptions:
+def parse_args(args: list[str]) -> "GenerateOptions":
     options, overrides = parse("generate", args, KEYS, required=["run"], passed_on=TARGETS)
     if "prompt" in options and "prompt_file" in options:
         raise UserError("generate: expected prompt= or prompt_file=, found both")
     if "prompt_file" in options:
         options["prompt"] = options.pop("prompt_file")
+    with uncollected_imports():
+        from zoo.train.evaluation.text_generation import GenerateOptions
     return GenerateOptions(overrides=tuple(overrides), **options)

@@ -1,6 +1,6 @@
 """`zoo list [models] [tasks] [corpora] [size=micro] [key=value …]`: models, tasks and corpora.
 
-    models      paper, bytes of state per row and parameters at the size, traits, golden cases, reach
+    models      bytes of state per row and parameters at the size, traits, paper, golden cases
     tasks       score, symbols, description
     corpora     which lie below data.root (default $ZOO_DATA, or data/)
     path=       how a file or folder is read as a corpus: the documents of each split, and what is left out
@@ -9,10 +9,10 @@
     …           everything else goes to every configuration: data.root=… hydra.searchpath=[file://my_configs]
 
 Traits: `gradient` is whether (or through which fields of the state) it flows back into earlier segments,
-`cut` is where a text may be split between two calls, `reach` (in a terminal of at least 100 columns) how many
-positions can change a prediction, the current one included; ∞ where a memory carries further, ? where a
-plug-in doesn't say.  Golden cases are tensors computed by the published
-implementation, which tests compare the model with; they are part of the checkout.
+`cut` is where a text may be split between two calls, `reach` how many positions can change a prediction, the
+current one included; ∞ where a memory carries further, ? where a plug-in doesn't say.  Golden cases are
+tensors computed by the published implementation, which tests compare the model with; they are part of the
+checkout.
 """
 
 import json
@@ -20,49 +20,52 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from hydra.utils import get_class
-from rich import box
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import zoo
 from zoo import plugins
 from zoo.errors import UserError, one_line
-from zoo.module import SequenceModule
+from zoo.lazy import uncollected_imports
 from zoo.plugins import Choice
-from zoo.state import nbytes
+from zoo.terminal import wrap
 from zoo.train.commands.check import TRAINING_KEYS
 from zoo.train.commands.cli import command, one_of, parse, refuse_without_effect, text
-from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
-from zoo.train.corpora.contents import contents
 from zoo.train.corpora.unread import READABLE
-from zoo.train.plotting.terminal import table_console
-from zoo.train.runs import build
+from zoo.train.plotting.terminal import new_table, print_table, table_console
 from zoo.train.runs.config import compose
 from zoo.train.runs.overrides import refuse_repeated
-from zoo.train.tasks.base import score_names
+from zoo.train.tasks.headline import headline
+
+if TYPE_CHECKING:
+    from zoo.module import SequenceModule
 
 KEYS = {"path": text, "format": one_of("table", "json")}
 SHOWN = 10  # documents of a split in the table
 SECTIONS = ("models", "tasks", "corpora")
 PAPER = re.compile(r"((?:[A-Z][\w-]+ (?:& [A-Z][\w-]+ )?(?:et al\. )?)\d{4})(?:, arXiv:(\d{4}\.\d{4,5}))?")
 FIXTURES = Path(zoo.__file__).parents[1] / "tests" / "golden" / "fixtures"
-WIDTH_WITH_REACH = 100  # columns of a terminal in which the models' table has room for their reach
 GOLDEN = re.compile(r"# golden: (\S+)")  # kinds of golden cases, where they don't begin with the model's name
 
 
 class ModelRow(NamedTuple):
-    paper: str
     state_bytes: str
     parameters: str
-    gradient: str
     cut: str
-    golden: str
     reach: str
+    paper: str
+    gradient: str
+    golden: str
+
+
+MODEL_HEAD = "model=", "state bytes", "parameters", "cut", "reach", "paper", "gradient", "golden"
+MODEL_WIDTHS = 23, 13, 12, 13, 7, 37, 42, 33
+"""Columns of a terminal; where it is narrower the last ones are left out."""
+FAILURE = "can't be built"
+GAP = 2  # at the end of each column
 
 
 @command
@@ -73,7 +76,7 @@ def main(args: Sequence[str] = ()) -> None:
         show_contents(console, options["path"], others, options.get("format", "table"))
         return
     for section in sections:
-        console.print(TABLES[section](others))
+        TABLES[section](console, others)
 
 
 def parse_args(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
@@ -94,13 +97,6 @@ def parse_args(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, str
     compose(others)  # raises user errors once, not model by model
     refuse_without_effect("list", others, TRAINING_KEYS, "these tables")
     return [section for section in SECTIONS if section in requested or not requested], others, options
-
-
-def new_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0, overflow="fold")
-    return table
 
 
 def choices_of(group: str, args: list[str]) -> Iterator[tuple[Choice, str]]:
@@ -124,18 +120,39 @@ def comment(content: str) -> str:
 
 
 # -- models
-def models(args: list[str]) -> Table:
+def show_models(console: Console, args: list[str]) -> None:
+    """Prints each model as soon as it was built: all of them take a while."""
+    with uncollected_imports():
+        from zoo.train.runs import build  # noqa: F401 - before the first row
     size = next(arg for arg in args if arg.startswith("size="))
-    columns = "model=", "paper", "state bytes", "parameters", "gradient", "cut", "golden", "reach"
-    shown = len(columns) if table_console().width >= WIDTH_WITH_REACH else -1
-    table = new_table(f"models at {size}", *columns[:shown])
+    shown = [i for i in range(len(MODEL_HEAD)) if sum(MODEL_WIDTHS[: i + 1]) - GAP <= console.width]
+    console.print(f"models at {size}\n", style="italic")
+    print_row(MODEL_HEAD[: len(shown)], console.width)
+    print("─" * (sum(MODEL_WIDTHS[: len(shown)]) - GAP))
     for choice, name in choices_of("model", args):
-        table.add_row(*(name, *model_row(choice, args))[:shown])
-    return table
+        row = model_row(choice, args)
+        cells = (name, row.golden) if row.golden.startswith(FAILURE) else (name, *row)
+        print_row(cells[: len(shown)], console.width)
+    if left_out := MODEL_HEAD[len(shown) :]:
+        print(wrap(f"left out in {console.width} columns: {', '.join(left_out)}", console.width, "\n", ""))
+
+
+def print_row(cells: Sequence[str], width: int) -> None:
+    """A row of columns of fixed widths, since it is printed before the rows that follow are known."""
+    *columns, last = [
+        f"{cell:<{columns - GAP}}{' ' * GAP}" for cell, columns in zip(cells, MODEL_WIDTHS, strict=False)
+    ]
+    line = "".join(columns)
+    print(wrap(last.rstrip(), width, line, " " * len(line)), flush=True)
 
 
 def model_row(choice: Choice, args: list[str]) -> ModelRow:
     """The model is built on the meta device, where weights take no memory."""
+    import torch
+
+    from zoo.state import nbytes
+    from zoo.train.runs import build
+
     paper = paper_of(choice.text)
     try:
         cfg = compose([*args, f"model={choice.name}"])
@@ -143,15 +160,15 @@ def model_row(choice: Choice, args: list[str]) -> ModelRow:
             model = build.model(cfg)
             state_bytes = f"{nbytes(model.init_state(1)):,}"
     except Exception as error:  # a plug-in's may fail in any way; the others are listed
-        return ModelRow(paper, "-", "-", "-", "-", f"can't be built: {one_line(error)}", "-")
+        return ModelRow("-", "-", "-", "-", paper, "-", f"{FAILURE}: {one_line(error)}")
     return ModelRow(
-        paper,
         state_bytes,
         f"{model.count_parameters():,}",
-        gradient(model),
         "anywhere" if model.cuts_anywhere else "at segments",
-        golden(choice) if choice.owner == "zoo" else "-",
         reach(model),
+        paper,
+        gradient(model),
+        golden(choice) if choice.owner == "zoo" else "-",
     )
 
 
@@ -164,7 +181,7 @@ def paper_of(text: str) -> str:
     return f"{reference[1]}, {reference[2]}" if reference[2] else reference[1]
 
 
-def gradient(model: SequenceModule) -> str:
+def gradient(model: "SequenceModule") -> str:
     if not model.remembers:
         return "no memory"
     fields = model.learns_through_memory
@@ -172,7 +189,7 @@ def gradient(model: SequenceModule) -> str:
     return f"{text}, rows mix" if model.mixes_rows_in_training else text
 
 
-def reach(model: SequenceModule) -> str:
+def reach(model: "SequenceModule") -> str:
     if model.reach == "unknown":
         return "?"
     return "∞" if model.reach is None else f"{model.reach:,}"
@@ -197,39 +214,69 @@ def golden_kinds() -> list[str]:
 
 
 # -- tasks and corpora
-def tasks(args: list[str]) -> Table:
-    table = new_table("tasks", "task=", "score", "symbols", "what")
+def show_tasks(console: Console, args: list[str]) -> None:
+    table = new_table("task=", "score", "symbols", "what", title="tasks", prose=["what"])
+    composed = OmegaConf.to_container(compose(args), resolve=False)
+    assert isinstance(composed, dict)
     for choice, name in choices_of("task", args):
         try:
-            cfg = compose([*args, f"task={choice.name}"])
-            score = next(iter(score_names(get_class(cfg.task["_target_"])).values()))
-            table.add_row(name, score, f"{cfg.task.vocab_size:,}", comment(choice.text).partition(";")[0])
+            task = task_keys(choice, composed, args)
+            score = headline(task["_target_"]) or name_of_score(task["_target_"])
+            table.add_row(name, score, f"{task.vocab_size:,}", comment(choice.text).partition(";")[0])
         except Exception as error:
             table.add_row(name, "-", "-", f"can't be used: {one_line(error)}")
-    return table
+    print_table(console, table)
 
 
-def corpora(args: list[str]) -> Table:
+def task_keys(choice: Choice, composed: dict[Any, Any], args: list[str]) -> DictConfig:
+    """A task's keys in this configuration; composed anew only where its file is more than these keys."""
+    content = OmegaConf.create(choice.text)
+    is_simple = choice.text.startswith("# @package _global_") and "defaults" not in content
+    if is_simple and not any(arg.lstrip("+~").startswith("task.") for arg in args):
+        others = {key: value for key, value in composed.items() if key != "task"}
+        return OmegaConf.merge(others, content).task
+    return compose([*args, f"task={choice.name}"]).task
+
+
+def name_of_score(target: str) -> str:
+    from hydra.utils import get_class
+
+    from zoo.train.tasks.base import score_names
+
+    return next(iter(score_names(get_class(target)).values()))
+
+
+def show_corpora(console: Console, args: list[str]) -> None:
+    from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
+
     root = Path(compose(args).data.root)
-    table = new_table(f"corpora below data.root={root}", "data.corpus=", "present")
+    title = f"corpora below data.root={root}"
+    table = new_table("data.corpus=", "present", title=title, prose=["present"])
     table.add_row("stdlib", f"the sources of Python {platform.python_version()}'s standard library")
     for name in LAYOUTS:
         layout = layout_of(name, root)
         table.add_row(name, f"yes: {layout}" if layout else f"no: expected {layouts(name)}")
     table.add_row("a path", f"your own file or folder: {READABLE}")
-    return table
+    print_table(console, table)
 
 
-TABLES: dict[str, Callable[[list[str]], Table]] = {"models": models, "tasks": tasks, "corpora": corpora}
+TABLES: dict[str, Callable[[Console, list[str]], None]] = {
+    "models": show_models,
+    "tasks": show_tasks,
+    "corpora": show_corpora,
+}
 
 
 def show_contents(console: Console, path: str, args: list[str], output_format: str) -> None:
+    from zoo.train.corpora.contents import contents
+
     data = compose(args).data
     listing, remark = contents(path, Path(data.root), data.field)
     if output_format == "json":
         print(json.dumps(listing, indent=1))
         return
-    table = new_table(f"{path} as a corpus", "split", "name", "bytes", "begins")
+    head = "split", "name", "bytes", "begins"
+    table = new_table(*head, title=f"{path} as a corpus", prose=["name", "begins"])
     for split, documents in listing.items():
         for document in documents[:SHOWN]:
             if split == "left_out":
@@ -239,6 +286,6 @@ def show_contents(console: Console, path: str, args: list[str], output_format: s
                 table.add_row(split, escape(document["name"]), f"{document['bytes']:,}", begins)
         if len(documents) > SHOWN:
             table.add_row(split.replace("_", " "), f"and {len(documents) - SHOWN:,} more", "", "")
-    console.print(table)
+    print_table(console, table)
     if remark:
         console.print(remark, highlight=False)

@@ -30,12 +30,16 @@ def suggestion(message: str, args: Sequence[str] = ()) -> str:
 
 def config_keys(args: Sequence[str]) -> list[str]:
     """Keys of the configuration that these arguments' groups compose; [] where they don't compose."""
-    from zoo.train.runs.config import compose, to_dict
+    from omegaconf import OmegaConf
+
+    from zoo.train.runs.config import compose
 
     groups = ("model=", "task=", "size=", "optim=", "trainer=", "experiment=", "hydra.searchpath=")
     try:
-        cfg = to_dict(compose([arg for arg in args if arg.startswith(groups)]))
+        composed = compose([arg for arg in args if arg.startswith(groups)])
     except Exception:  # the first error is reported anyway
         return []
+    cfg = OmegaConf.to_container(composed, resolve=False)  # resolved, the precision asks torch for a GPU
+    assert isinstance(cfg, dict)
     inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
     return [*cfg, *inner]

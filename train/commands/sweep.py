@@ -22,15 +22,18 @@ error.
 import itertools
 
 from zoo.errors import UserError
+from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, distinct, integer, parse, text
-from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, plan
-from zoo.train.sweep.protocol import Protocol
-from zoo.train.sweep.scheduler import Sweep
+from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 
 
 @command
 def main(args: list[str]) -> int:
     options, matrix = parse_args(args)
+    with uncollected_imports():
+        from zoo.train.sweep.plan import plan
+        from zoo.train.sweep.protocol import Protocol
+        from zoo.train.sweep.scheduler import Sweep
     if options.protocol is not None:
         by_protocol = Protocol(matrix, options)
         return Sweep(by_protocol.jobs(), options, by_protocol.jobs).run()

@@ -1,6 +1,25 @@
-"""`python -m zoo.train model=rmt …`: Hydra composes the configuration, zoo.train.loop.trainer trains.
+"""`zoo train model=rmt [key=value …]`: train one architecture, or resume a run.
 
-Only Hydra is imported up here, so that --help answers at once.
+CHOICES
+
+Keys everyone uses:
+
+    steps=              optimiser steps
+    seed=               of weights, dropout and the order of documents
+    data.corpus=        stdlib | wikilong | books | … | a file or folder of text
+    data.root=          where named corpora lie (default $ZOO_DATA, or data/)
+    data.batch_size=    rows of text read side by side
+    data.seq_len=       tokens that a row reads per step: how far back-propagation reaches
+    run_dir=            where the run goes (default runs/<task>/<model>/<size>-s<seed>-<time>)
+    resume=             a run's folder: resume from its last checkpoint
+    val_every=          steps between validations
+    checkpoint_every=   steps between checkpoints
+    trainer.KEY=        precision=32-true, devices=2, accelerator=gpu, …
+
+Every key can be set:   zoo train model=rmt size=tiny data.corpus=my_texts steps=2000
+Show the whole config:  zoo train model=rmt --cfg job
+Resume a run:           zoo train resume=runs/lm/rmt/micro-s0-20260101-120000
+Small sweeps:           zoo train -m model=rmt,transformer_xl seed=0,1,2
 """
 
 import argparse
@@ -23,17 +42,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from zoo import plugins
+from zoo import composition
 from zoo.errors import UserError, closed_pipe_exits, one_line, tolerate_any_text
 from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import disk_problem, stop, user_message
+from zoo.train.commands.help import FLAGS, page
 from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, refuse_unread, register
 from zoo.train.runs.files import is_further_rank
 from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated
 from zoo.train.runs.resume import args_to_resume
-from zoo.train.runs.stop_signals import stop_signals
+from zoo.train.runs.run_folder import run_folder
+from zoo.train.runs.stop_signals import InterruptedRunError, stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +87,10 @@ def on_thread_error(arguments: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Exit code 0 for a finished run, 2 for a user error, 128 + number for a signal."""
     with closed_pipe_exits():
-        compose_and_run()
+        if any(arg in FLAGS for arg in sys.argv[1:]):
+            print(page(__name__))
+        else:
+            compose_and_run()
 
 
 def compose_and_run() -> None:
@@ -75,7 +99,7 @@ def compose_and_run() -> None:
         signal.signal(number, exit_on_signal)
     tolerate_any_text()
     threading.excepthook = on_thread_error
-    plugins.register()
+    composition.register()
     register()
     Composed.done = False
     try:
@@ -127,28 +151,28 @@ def check_args(arguments: argparse.Namespace) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")
 def run(cfg: DictConfig) -> float | None:
-    with uncollected_imports():
-        from zoo.train.loop.launch import launch
-        from zoo.train.loop.signals import InterruptedRunError
-        from zoo.train.runs import build
-        from zoo.train.runs.base import start_from_base
-        from zoo.train.runs.run_folder import run_folder
-
     hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
     Composed.done = True
     run_dir = Path()
     with contextlib.ExitStack() as stack:
         stack.enter_context(closed_output_stops())
         try:
             check_keys(cfg)
+            if not cfg.resume and hydra_config.mode == RunMode.RUN:  # a sweep's may be of some jobs
+                refuse_unread(cfg, overrides)
+            if not is_further_rank():
+                log_beginning(cfg)
+            with uncollected_imports():
+                from zoo.train.loop.launch import launch
+                from zoo.train.runs import build
+                from zoo.train.runs.base import start_from_base
             if not cfg.resume:
-                if hydra_config.mode == RunMode.RUN:  # a sweep's keys may be of some of its jobs alone
-                    refuse_unread(cfg, hydra_config.overrides.task)
-                start_from_base(cfg, list(hydra_config.overrides.task))
+                start_from_base(cfg, overrides)
                 build.check_classes(cfg)
             base, log_name = Path(hydra_config.runtime.output_dir), f"{hydra_config.job.name}.log"
             run_dir = stack.enter_context(run_folder(cfg, base, log_name))
-            return launch(cfg, run_dir, list(hydra_config.overrides.task)).get("val/loss")
+            return launch(cfg, run_dir, overrides).get("val/loss")
         except InterruptedRunError as interrupted:
             saved = f"{interrupted}: saved; continue with resume={os.path.relpath(run_dir)}"
             stop(saved, 128 + interrupted.signum)
@@ -163,3 +187,12 @@ def run(cfg: DictConfig) -> float | None:
             if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs continue
                 raise
             sys.exit(2)
+
+
+def log_beginning(cfg: DictConfig) -> None:
+    """A line that names the run, before the imports that take seconds."""
+    if cfg.resume:
+        log_line = f"resuming {cfg.resume}"
+    else:
+        log_line = f"{cfg.names.model} on {cfg.names.task} at size={cfg.names.size}, seed {cfg.get('seed')}"
+    logging.getLogger().info("%s", log_line)

@@ -17,12 +17,13 @@ from zoo.train.evaluation.streaming import StreamReader
 from zoo.train.evaluation.text import evaluate_text
 from zoo.train.plotting.charts import Number, add_images
 from zoo.train.runs import build
+from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
 from zoo.train.runs.data_identity import stored_task
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
 from zoo.train.runs.overrides import assignments
 from zoo.train.runs.precision import convert_weights, make_precision, precision_name
-from zoo.train.runs.provenance import commit, device_name
+from zoo.train.runs.provenance import device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
 from zoo.train.runs.symbols import check_run_symbols, check_task_symbols, surplus_symbols

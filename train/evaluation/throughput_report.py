@@ -14,7 +14,7 @@ from rich.table import Table
 
 from zoo.train.evaluation.throughput import BenchCase, Measurement
 from zoo.train.plotting import charts, render
-from zoo.train.runs import provenance
+from zoo.train.runs import checkout
 from zoo.train.runs.files import atomic_write, write_text
 
 COLUMNS = (
@@ -39,7 +39,7 @@ def measured(results: Results) -> dict[BenchCase, list[Measurement]]:
 def machine(results: Results) -> str:
     """What was measured on, in words."""
     first = next((entries[0] for entries in measured(results).values() if entries), {})
-    commit = provenance.commit()
+    commit = checkout.commit()
     return (
         f"{device_name(first)}, {first.get('threads', 0):.0f} threads, {first.get('rows', 0):.0f} rows, "
         f"torch {torch.__version__}, commit {commit[:12] + commit[40:] or 'unknown'}"
@@ -114,7 +114,7 @@ def to_csv(results: Results, overrides: dict[BenchCase, list[str]]) -> str:
         writer.writerow(
             [
                 *(name, length, len(entries), "; ".join(reasons)),
-                *(device_name(entries[0]) if entries else "", torch.__version__, provenance.commit()),
+                *(device_name(entries[0]) if entries else "", torch.__version__, checkout.commit()),
                 " ".join(overrides[name, length]),
                 *(f(values) for values in columns for f in (statistics.median, min, max)),
             ]

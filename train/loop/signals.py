@@ -9,15 +9,7 @@ import lightning as L
 
 from zoo.train.loop.checkpointing import Checkpoints
 from zoo.train.loop.signal_watch import WATCH
-from zoo.train.runs.stop_signals import stop_signals
-
-
-class InterruptedRunError(Exception):
-    """A signal stopped the run; everything is saved."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
+from zoo.train.runs.stop_signals import InterruptedRunError, stop_signals
 
 
 class SignalHandler(L.Callback):

@@ -14,8 +14,9 @@ from zoo.train.data.module import DataModule
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.plotting.charts import format_share
+from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import names
-from zoo.train.runs.provenance import commit, device_name, fingerprint
+from zoo.train.runs.provenance import device_name, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
 from zoo.train.tasks.base import Task, references, score_names
 from zoo.train.tasks.lm import too_short

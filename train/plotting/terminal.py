@@ -1,12 +1,101 @@
-"""Tables on a terminal."""
+"""Tables on a terminal: one style, and no wider than it is."""
 
+import dataclasses
 import sys
+from collections.abc import Iterable, Sequence
 
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
-WIDTH = 180  # columns where the output isn't a terminal
+from zoo.terminal import output_width
+
+WIDTH = 180  # columns where the output isn't a terminal and COLUMNS doesn't say
+PROSE_WIDTH = 24
+"""A column of sentences gets so many columns at least."""
+PADDING = 2
+"""Spaces around a column, and as many at the table's edges together."""
 
 
 def table_console() -> Console:
-    """A console as wide as the terminal; text without highlighted numbers."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    """A console as wide as `COLUMNS` says or the terminal is; text without highlighted numbers."""
+    width = None if sys.stdout.isatty() else output_width(WIDTH)  # None: as the terminal is resized
+    return Console(width=width, highlight=False)
+
+
+def new_table(
+    *head: str | Column, title: str | None = None, caption: str | None = None, prose: Sequence[str] = ()
+) -> Table:
+    """An empty table whose cells are kept whole, but for those of columns named in `prose`: their lines break
+    at words."""
+    columns = [entry if isinstance(entry, Column) else Column(entry) for entry in head]
+    for column in columns:
+        column.no_wrap = column.header not in prose
+        column.overflow = "fold"
+    return Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints the table, in parts below each other where the console is too narrow for it."""
+    for part in parts(table, console.width):
+        console.print(part)
+
+
+def parts(table: Table, width: int) -> list[Table]:
+    """Tables of at most this width that have all columns between them, and the first column each."""
+    first, *further = table.columns
+    room = width - least_width(first) - PADDING
+    groups: list[list[Column]] = [[]]
+    left = room
+    for column in further:
+        needed = least_width(column)
+        if needed > left and groups[-1]:
+            groups.append([])
+            left = room
+        groups[-1].append(column)
+        left -= needed
+    return [
+        part_of(table, [first, *columns], is_first=index == 0, is_last=index == len(groups) - 1)
+        for index, columns in enumerate(groups)
+    ]
+
+
+def least_width(column: Column) -> int:
+    """The columns of a terminal that a table's column needs: its longest word, or line where lines are kept
+    whole, with its padding."""
+    header = (word for word in plain(column.header).split())
+    lines = (line for cell in column.cells for line in plain(cell).splitlines())
+    if column.no_wrap:
+        return max(map(cell_len, [*header, *lines]), default=0) + PADDING
+    longest = max(map(cell_len, lines), default=0)
+    words = max((cell_len(word) for cell in column.cells for word in plain(cell).split()), default=0)
+    return max(*map(cell_len, header), min(longest, max(words, PROSE_WIDTH))) + PADDING
+
+
+def plain(cell: object) -> str:
+    """A cell's text, without markup."""
+    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
+
+
+def part_of(table: Table, columns: Iterable[Column], is_first: bool, is_last: bool) -> Table:
+    """The table with these columns alone: the title above the first part, the caption below the last."""
+    part = new_table(title=table.title if is_first else None, caption=table.caption if is_last else None)
+    part.columns = [
+        dataclasses.replace(
+            column,
+            _index=index,
+            min_width=least_width(column) - PADDING,
+        )
+        for index, column in enumerate(columns)
+    ]
+    part.rows = table.rows
+    return part

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from zoo import plugins
+from zoo import composition
 from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
 from zoo.train.runs.overrides import check_grammar, quoted_names
@@ -109,7 +109,7 @@ def register() -> None:
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that a command line with these overrides would train with."""
     check_grammar(overrides)
-    plugins.register()
+    composition.register()
     register()
     words = quoted_names(overrides)
     with initialize_config_module("zoo.configs", version_base="1.3"):
@@ -124,11 +124,16 @@ def compose(overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg.hydra
     check_keys(cfg)
-    if not cfg.resume:
+    if not cfg.resume and names_base(cfg):
         from zoo.train.runs.base import start_from_base  # which needs torch, and this module
 
         start_from_base(cfg, overrides)
     return cfg
+
+
+def names_base(cfg: DictConfig) -> bool:
+    """True if a new run's configuration says anything about a run to start from."""
+    return any(OmegaConf.select(cfg, key) is not None for key in ("base", "model.base"))
 
 
 def check_keys(cfg: DictConfig) -> None:

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
+from zoo.train.runs.checkout import commit
 from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.load import load_trained, silence_lightning
-from zoo.train.runs.provenance import commit
 from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 FORMAT, VERSION = "zoo", 1

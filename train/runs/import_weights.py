@@ -12,20 +12,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from zoo import plugins, trust
+from zoo import composition, trust
 from zoo.errors import UserError
 from zoo.train.runs import build, checkpoint
 from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
 from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
+from zoo.train.runs.import_options import PADDED, PREFIXES
 from zoo.train.runs.stored import IMPORTED_CLASS, update_names
 from zoo.train.runs.symbols import check_run_symbols
 from zoo.train.runs.weight_files import check_finite, read_model_config, read_weights, weight_files
 from zoo.train.tasks.tokens import Tokens
 
-PREFIXES = ("config.", "task.", "data.")
-PADDED = "padded"
 ROOT = "${oc.env:ZOO_DATA,data}"
 IMPORTED = IMPORTED_CLASS.rpartition(".")[0]  # imported by name: train knows no models
 
@@ -44,7 +43,7 @@ def import_run(options: Mapping[str, str]) -> Path:
 
     Raises UserError if anything doesn't fit; then no folder is made.
     """
-    plugins.register()
+    composition.register()
     source, run_dir = Path(options["from"]), Path(options["run_dir"])
     require_empty(run_dir)
     if not source.exists():

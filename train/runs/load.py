@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from zoo import plugins, trust
+from zoo import composition, trust
 from zoo.errors import UserError, one_line
 from zoo.module import SequenceModule
 from zoo.train.runs import build
@@ -51,7 +51,7 @@ def load_trained(
     `architecture` names another model to load these weights into, `precision` another than the run's, and
     overrides of `model` change settings of either; the configuration is changed accordingly.
     """
-    plugins.register()
+    composition.register()
     cfg = read_run_config(run_dir, overrides)
     settings = [arg for arg in overrides if not arg.startswith(LOCAL_OVERRIDES)]
     model_settings = [arg for arg in settings if arg.startswith("model.")]

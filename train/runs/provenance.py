@@ -1,9 +1,8 @@
-"""Provenance of a run: commit, device, and fingerprints of its data and its code in 16 hexadecimal digits."""
+"""Provenance of a run: device, and fingerprints of its data and its code in 16 hexadecimal digits."""
 
 import hashlib
 import inspect
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,26 +10,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-import zoo
 from zoo.train.tasks.base import Dataset, Split, Task
-
-
-def commit() -> str:
-    """The checkout's commit, with a plus where files differ from it; "" where the zoo isn't a checkout."""
-    root = Path(zoo.__file__).parent.parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ("git", *args), cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != root:
-            return ""
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def device_name(device: torch.device) -> str:

@@ -1,7 +1,6 @@
 """Jobs of a sweep: every combination of its values, composed and checked, with a folder each."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,30 +23,8 @@ from zoo.train.runs.protocol import SCORE
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.sweep.evaluations import evaluations
 from zoo.train.sweep.job import Job
+from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 from zoo.train.tasks.base import score_names
-
-NAME_KEYS = ("model", "task", "size")
-"""Config groups whose choices identify a run, with its seed; a config holds them as `names.…`."""
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """The keys of `zoo sweep` itself."""
-
-    max_parallel: int | None = None
-    """The key jobs=."""
-    runs: str = "runs"
-    """Where the jobs' folders are."""
-    results: str = "results/runs"
-    """Folders, separated by commas, of finished runs: a job that one of them did isn't run again."""
-    keep: str = ""
-    """A folder to copy each finished run's files to; none if empty."""
-    protocol: int | None = None
-    seeds: tuple[int, ...] = ()
-    """Of a protocol's scores; its own if empty."""
-    beyond: int | None = None
-    """Of a protocol: targets with evidence so far back are beyond the reach of attention; None: the largest
-    reach of the sweep's models."""
 
 
 def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:

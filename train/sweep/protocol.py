@@ -36,7 +36,8 @@ from zoo.train.runs.protocol import (
     SHORT_TASK,
 )
 from zoo.train.sweep.job import Job
-from zoo.train.sweep.plan import SweepOptions, make_job, read_by_jobs
+from zoo.train.sweep.options import SweepOptions
+from zoo.train.sweep.plan import make_job, read_by_jobs
 
 SHORT_STEPS, SHORT_LENGTH, SHORT_ACCURACY = 300, 16, 0.95
 SHORT_SETTINGS = ("task.form=compact", "task.filler=random", "task.lengths=fixed")

@@ -17,14 +17,15 @@ import zoo
 from zoo import trust
 from zoo.errors import UserError, one_line
 from zoo.train.runs import protocol
+from zoo.train.runs.checkout import commit
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import folders, read_config, read_json
 from zoo.train.runs.overrides import path_override
-from zoo.train.runs.provenance import commit
 from zoo.train.runs.stop_signals import stop_signals
 from zoo.train.sweep.display import Display
 from zoo.train.sweep.job import Job, JobState
-from zoo.train.sweep.plan import NAME_KEYS, SweepOptions, describe_mismatch
+from zoo.train.sweep.options import NAME_KEYS, SweepOptions
+from zoo.train.sweep.plan import describe_mismatch
 from zoo.train.sweep.process import RunProcess, try_lock
 from zoo.train.sweep.resources import Resources
 

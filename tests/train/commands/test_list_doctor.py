@@ -117,12 +117,12 @@ def test_all_that_is_there_is_listed(ran: Ran, zoo: Any) -> None:
     rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
     for group in ("model", "task"):
         assert {path.stem for path in ROOT.glob(f"configs/{group}/*.yaml")} <= set(rows)
-    said = "rmt Bulatov et al. 2022, 2207.06881 256 17,632 yes at segments 2: cell, gpt2_model ∞"
+    said = "rmt 256 17,632 at segments ∞ Bulatov et al. 2022, 2207.06881 yes 2: cell, gpt2_model"
     assert " ".join(rows["rmt"].split()) == said
     assert " 0 " in rows["transformer"]
     assert " no memory " in rows["transformer"]
     assert " anywhere " in rows["mamba"]
-    assert rows["transformer_xl"].split()[-1] == "48"
+    assert rows["transformer_xl"].split()[5] == "48"
     assert rows["lm"].split()[1:5] == ["bits", "per", "byte", "257"]
     assert "yes: wikitext-2/{train,valid,test}.txt" in rows["wikitext-2"]
     assert "no: expected wikilong" in rows["wikilong"]
@@ -162,7 +162,7 @@ def test_a_folder_s_model_is_listed_and_one_that_fails_does_not_hide_others(zoo:
         listing.model_row(choices[name], words) for name in ("mine (configs)", "lost (configs)", "rmt")
     )
     assert (mine.paper, mine.parameters, mine.golden) == ("Doe 2031, 2207.06881", "17,632", "-")
-    assert mine[1:5] == ours[1:5]
+    assert mine[:4] == ours[:4]
     assert lost.golden.startswith("can't be built: model: can't import nowhere.Model")
 
 

@@ -16,7 +16,8 @@ from zoo.errors import UserError
 from zoo.train.commands import compare, export, import_weights
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
-from zoo.train.sweep.plan import SweepOptions, plan
+from zoo.train.sweep.options import SweepOptions
+from zoo.train.sweep.plan import plan
 
 FROM_WHOLE = ("model.base=whole", "steps=6", "val_every=6", "checkpoint_every=1")
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from zoo import plugins
+from zoo import composition
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.runs.config import compose, stored_config
@@ -53,7 +53,7 @@ def test_config_yaml_has_the_precision_and_evaluation_and_resumption_follow_it(
     zoo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as on_gpu:
-        on_gpu.setattr(plugins, "default_precision", lambda accelerator: "bf16-mixed")
+        on_gpu.setattr(composition, "default_precision", lambda accelerator: "bf16-mixed")
         ended = zoo.run("steps=2")
     assert ended.code == 0
     assert ended.out.splitlines()[1] == "precision bf16-mixed"

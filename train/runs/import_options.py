@@ -1,0 +1,4 @@
+"""What the keys of `zoo import` may be; read before anything large is imported."""
+
+PREFIXES = ("config.", "task.", "data.")
+PADDED = "padded"
