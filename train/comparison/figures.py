@@ -5,6 +5,7 @@ from functools import partial
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.evaluation_figures import evaluation_figures
 from zoo.train.comparison.groups import RunGroup
+from zoo.train.comparison.method_figures import method_figures
 from zoo.train.comparison.page_figure import PageFigure, capitalised, single_panel
 from zoo.train.comparison.statistics import censored_median
 from zoo.train.evaluation.intervals import estimate
@@ -25,7 +26,7 @@ def page_figures(comparison: Comparison) -> list[PageFigure]:
         *(state_figure(comparison, tag, colours) for tag in tags),
         position_figure(groups),
     ]
-    figures += evaluation_figures(comparison, colours)
+    figures += [*evaluation_figures(comparison, colours), *method_figures(groups)]
     return [figure for figure in figures if figure is not None]
 
 

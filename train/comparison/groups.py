@@ -50,9 +50,11 @@ class FinishedRun(NamedTuple):
     metrics: dict[str, Any]
     """metrics.json."""
     evaluations: list[EvalEntry]
-    """Entries of evaluation.json; without those of the weights read as another architecture."""
+    """Entries of evaluation.json by the run's own model."""
     protocol: dict[str, Any]
     """protocol.json of a run of `zoo sweep protocol=1`, {} of any other."""
+    readings: list[EvalEntry]
+    """The other entries: of the weights read as another architecture or with other settings."""
 
     @property
     def name(self) -> str:
@@ -110,9 +112,9 @@ def read_run(folder: Path) -> FinishedRun:
         for entry in entries:
             if entry.get("task") == config["names.task"]:
                 entry.setdefault("target", task.target_noun)  # which earlier versions didn't store
-    # "read_by" names the architecture of `zoo evaluate model=…`, where it isn't the run's
     evaluations = [entry for entry in entries if entry.get("read_by") is None]
-    return FinishedRun(folder, config, metrics, evaluations, protocol.read(folder))
+    readings = [entry for entry in entries if entry.get("read_by") is not None]
+    return FinishedRun(folder, config, metrics, evaluations, protocol.read(folder), readings)
 
 
 def read_diverged(folder: Path) -> FinishedRun:

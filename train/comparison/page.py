@@ -13,6 +13,7 @@ from zoo.train.comparison.column_types import EMPTY_CELL
 from zoo.train.comparison.columns import columns
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.figures import PageFigure, page_figures
+from zoo.train.comparison.method_figures import method_tables
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.report import Report
 from zoo.train.comparison.reproduce import sweep_commands
@@ -97,6 +98,7 @@ SECTION = """<section>
 <ul>
 {notes}
 </ul>
+{methods}
 <div class="plots">
 {plots}
 </div>
@@ -153,6 +155,11 @@ def section(comparison: Comparison, figures: Sequence[PageFigure], suffix: str, 
         heading=f"<h1>{html.escape(comparison.title)}</h1>" if has_heading else "",
         table=sortable_table(comparison, f"comparison{suffix}"),
         notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
+        methods="\n".join(
+            f'<h2>{html.escape(table.title)}</h2>\n<div class="wide">'
+            f"{plain_table(f'methods-table{suffix}-{index}', table.head, table.rows)}</div>"
+            for index, table in enumerate(method_tables(comparison.groups))
+        ),
         plots="\n".join(map(figure_element, figures)),
         runs=plain_table(f"runs{suffix}", *run_cells(comparison)),
         rates=f"<h2>Learning rates that were tried</h2>\n{table}" if table else "",

@@ -15,6 +15,7 @@ from zoo.train.comparison.column_types import Column
 from zoo.train.comparison.columns import columns
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.groups import RunGroup
+from zoo.train.comparison.method_figures import method_tables
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.report import Report
 from zoo.train.comparison.reproduce import sweep_commands
@@ -51,6 +52,8 @@ def to_markdown(report: Report) -> str:
             lines += ["", f"## {comparison.title}"]
         lines += ["", *markdown_table(*cells(comparison)), ""]
         lines += [f"* {note}" for note in notes(comparison)]
+        for title, head, rows in method_tables(comparison.groups):
+            lines += ["", f"{title}:", "", *markdown_table(head, rows)]
     for comparison in report.comparisons:
         lines += ["", f"## Runs{f' on {comparison.subject}' if several else ''}", ""]
         lines += markdown_table(*run_cells(comparison))

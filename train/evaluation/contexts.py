@@ -37,7 +37,7 @@ def evaluate_each(
             entry = evaluate(run_dir, at_context(cfg, options, method, context), print_line)
             entries.setdefault(method, {})[context] = entry
     if options.contexts is not None:
-        draw(run_dir, entries)
+        draw(run_dir, entries, run_context_of(cfg))
     return [entry for by_context in entries.values() for entry in by_context.values()]
 
 
@@ -95,12 +95,21 @@ def reads_text(cfg: DictConfig, options: EvalOptions) -> bool:
     return "length" not in cfg.task if options.task in (None, cfg.names.task) else options.task == "lm"
 
 
-def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]]) -> None:
+def reads_at_context(axes: dict[str, Any], context: int, run_context: int) -> bool:
+    """True for the axes of a result that `contexts` asks for: samples that the context holds, or windows of
+    text of this length, of which the last tokens count."""
+    if "length" in axes:
+        return int(axes["length"]) <= context
+    sliding = {"memory": "sliding", "context": context, "stride": min(run_context, context)}
+    return sliding.items() <= axes.items()
+
+
+def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]], run_context: int) -> None:
     """A figure with a line for each method over the contexts."""
     label = "loss of the last tokens, nats" if is_text(entries) else "exact match"
     lines = {}
     for method, by_context in entries.items():
-        scores = [score(entry) for entry in by_context.values()]
+        scores = [score(entry, context, run_context) for context, entry in by_context.items()]
         lines[method] = Line(list(by_context), scores, scores, scores)
     task = next(iter(next(iter(entries.values())).values()))["task"]
     figure: Figure = curve_panels([(label, lines)], "context, tokens", f"{task} by position method")
@@ -113,11 +122,11 @@ def is_text(entries: dict[str, dict[int, EvalEntry]]) -> bool:
     return all(e["unit"] == "bits per byte" for by_context in entries.values() for e in by_context.values())
 
 
-def score(entry: EvalEntry) -> float:
-    """The loss of a text's latest measurement; of samples the exact matches of all cells together."""
+def score(entry: EvalEntry, context: int, run_context: int) -> float:
+    """The loss of a text; of samples the exact matches of all cells of the longest that the context holds, of
+    longer ones if there are no others.  An entry has the results of earlier evaluations too."""
+    counted = [r for r in entry["results"] if reads_at_context(r["axes"], context, run_context)]
     if entry["unit"] == "bits per byte":
-        by_position = entry["results"][-1]["by_position"]
-        tokens = sum(bucket["tokens"] for bucket in by_position)
-        return float(sum(bucket["loss"] * bucket["tokens"] for bucket in by_position) / tokens)
-    pooled = results.pooled(entry["results"], "length")
+        return float(counted[-1]["loss"])
+    pooled = results.pooled(counted or entry["results"], "length")
     return float(list(pooled.values())[-1]["share"])

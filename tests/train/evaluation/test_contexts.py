@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from zoo.errors import UserError
-from zoo.train.evaluation.contexts import evaluate_each
+from zoo.train.comparison.groups import group_runs, read_run
+from zoo.train.comparison.method_figures import method_tables
+from zoo.train.evaluation.contexts import evaluate_each, score
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.loop.trainer import train
@@ -103,7 +105,7 @@ def test_what_the_weights_do_not_fit_is_refused(run: Path, override: str, messag
 
 
 def test_each_context_and_method_is_an_evaluation(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = EvalOptions(contexts=["1x", "4x"], methods=["plain", "linear", "grouped"])
+    options = EvalOptions(contexts=["1x", "4x"], methods=["plain", "linear", "grouped"], prompts=40)
     entries = evaluate_each(run, options)
     assert [entry["results"][0]["axes"] for entry in entries] == [{"length": 16}, {"length": 64}] * 3
     assert len({entry["label"] for entry in entries}) == 6
@@ -112,9 +114,28 @@ def test_each_context_and_method_is_an_evaluation(run: Path, capsys: pytest.Capt
     assert [entry["read_by"] for entry in entries] == [None, *["transformer"] * 5]
     assert entries[3]["reading"]["position"]["trained"] == 16
     assert (run / "evaluation" / "induction-by-context.png").is_file()
-    again = evaluate(run, EvalOptions(lengths=["16"]))
+    again = evaluate(run, EvalOptions(lengths=["16"], prompts=40))
     assert len(json.loads((run / "evaluation.json").read_text())["evaluations"]) == 6
     assert again["read_by"] is None
+
+
+def test_a_comparison_has_the_numbers_of_each_context_and_method(run: Path) -> None:
+    """Also where longer samples were read by the same settings before."""
+    evaluate(run, EvalOptions(lengths=["16", "64"], prompts=40))
+    entries = evaluate_each(
+        run, EvalOptions(contexts=["1x", "4x"], methods=["plain", "linear", "grouped"], prompts=40)
+    )
+    shares = [
+        next(result["exact"]["share"] for result in entry["results"] if result["axes"]["length"] == length)
+        for entry, length in zip(entries, [16, 64] * 3, strict=True)
+    ]
+    assert [score(entry, length, 16) for entry, length in zip(entries, [16, 64] * 3, strict=True)] == shares
+    [table] = method_tables(group_runs([read_run(run)]))
+    assert table.head == ["method", "16", "64"]
+    assert table.rows == [
+        [name, *(f"{share:.1%}" for share in shares[2 * index : 2 * index + 2])]
+        for index, name in enumerate(("plain", "linear", "grouped"))
+    ]
 
 
 def test_text_counts_the_last_tokens_of_its_windows(text_run: Path) -> None:
