@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/startup.py [--rounds 3] [--csv results/bench/startup.csv]
 
-Medians of CPU seconds, with their range: on a machine that does other things too, they alone compare.  The last row is a training step with all that surrounds it: data, validation, checkpoint, summary.
+Medians of CPU seconds, with their range: on a machine that does other things too, they alone compare.  The
+last row is a training step with all that surrounds it: data, validation, checkpoint, summary.
 """
 
 import argparse

@@ -68,10 +68,10 @@ def main(args: list[str]) -> int:
     with uncollected_imports():
         from zoo.train.evaluation import throughput_report
         from zoo.train.evaluation.throughput import run_rounds
-        from zoo.train.plotting.terminal import table_console
+        from zoo.train.plotting.terminal import print_table, table_console
 
     results = run_rounds(cases, rounds)
-    table_console().print(throughput_report.table(results, rounds))
+    print_table(table_console(), throughput_report.table(results, rounds))
     if "csv" in files:
         throughput_report.write_csv(files["csv"], results, cases)
     if "plot" in files:

@@ -40,7 +40,7 @@ from zoo.train.evaluation import peer_table, throughput_report
 from zoo.train.evaluation.peer_table import Peer
 from zoo.train.evaluation.peer_throughput import Pair, measure_peer, shape_of, table
 from zoo.train.evaluation.throughput import BenchCase, run_rounds
-from zoo.train.plotting.terminal import table_console
+from zoo.train.plotting.terminal import print_table, table_console
 from zoo.train.runs.config import compose
 
 WORD = "peers"
@@ -78,7 +78,7 @@ def run(args: list[str]) -> int:
     print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
     rounds = options.get("rounds", ROUNDS)
     results = run_rounds(cases, rounds)
-    table_console().print(table(pairs, results, rounds))
+    print_table(table_console(), table(pairs, results, rounds))
     if "csv" in options:
         throughput_report.write_csv(options["csv"], results, cases)
     return print_failures(results)

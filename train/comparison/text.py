@@ -5,10 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Column as RichColumn
 from rich.table import Table
 
 from zoo.train.comparison.column_types import Column
@@ -20,7 +18,7 @@ from zoo.train.comparison.notes import notes
 from zoo.train.comparison.report import Report
 from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.comparison.tables import AGGREGATE_NOTE, aggregate_cells, cells, rate_cells, run_cells
-from zoo.train.plotting.terminal import table_console
+from zoo.train.plotting.terminal import new_table, print_table, table_console
 from zoo.train.runs.files import write_text
 
 TERMINAL_COLUMNS = (
@@ -105,10 +103,10 @@ def show(report: Report, out: Path) -> None:
             print(note)
     if report.over_tasks:
         head, rows = aggregate_cells(report)
-        table = Table(*head, box=box.SIMPLE_HEAD, title=report.title)
+        table = new_table(*head, title=report.title)
         for row in rows:
             table.add_row(*row)
-        console.print(table)
+        print_table(console, table)
         print(AGGREGATE_NOTE)
     print(f"all columns: {out / 'index.html'}   {out / 'comparison.md'}   {out / 'comparison.csv'}")
 
@@ -133,12 +131,7 @@ def terminal_table(comparison: Comparison, keys: Sequence[str], narrow: bool = F
     """The score and the columns with these keys; if `narrow` no wider than a cell or a word of the head."""
     shown = [column for column in columns(comparison) if column.key in (comparison.score, *keys)]
     cells_of = [[column.text(group) for group in comparison.groups] for column in shown]
-    table = Table(
-        RichColumn("model", no_wrap=True),
-        RichColumn("seeds", no_wrap=True),
-        box=box.SIMPLE_HEAD,
-        title=comparison.title,
-    )
+    table = new_table("model", "seeds", title=comparison.title)
     for column, column_cells in zip(shown, cells_of, strict=True):
         least = max(map(len, [*column.title.split(), *column_cells]))
         table.add_column(column.title, justify="right", width=least if narrow else None)

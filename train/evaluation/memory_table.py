@@ -7,6 +7,7 @@ from rich.table import Table
 from zoo.train.evaluation.lengths import Shares, area, longest_length
 from zoo.train.evaluation.results import IN_VIEW, EvalEntry, EvalResult, pool, share_names
 from zoo.train.plotting.charts import format_number, format_share
+from zoo.train.plotting.terminal import new_table
 
 
 def memory_table(entry: EvalEntry) -> Table | None:
@@ -24,7 +25,7 @@ def memory_table(entry: EvalEntry) -> Table | None:
     if beyond:
         columns += [f"beyond {reach:,}", "interval", "reset", "worth"]
     caption = "\n".join(captions(entry, beyond or kept, reach))
-    table = Table(*columns, title="worth of the memory", caption=caption)
+    table = new_table(*columns, title="worth of the memory", caption=caption)
     for length in kept:
         cells = ["" if length is None else f"{length:,}", *_against(kept[length], reset[length])]
         if views:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -25,6 +24,7 @@ from zoo.train.evaluation.throughput import (
     time_training,
 )
 from zoo.train.evaluation.throughput_report import Results, machine, measured
+from zoo.train.plotting.terminal import new_table
 from zoo.train.runs.precision import ForwardContext, make_precision
 
 COLUMNS = (
@@ -105,13 +105,8 @@ def train_step(
 
 def table(pairs: Iterable[Pair], results: Results, rounds: int) -> Table:
     """Medians over the rounds; for the ratio of speeds, of the rounds' ratios, also their range."""
-    output = Table(
-        title=f"{machine(results)}, medians of {rounds} rounds", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    for column in ("peer", "ours"):
-        output.add_column(column)
-    for column in COLUMNS:
-        output.add_column(column, justify="right")
+    columns = [Column(title, justify="right") for title in COLUMNS]
+    output = new_table("peer", "ours", *columns, title=f"{machine(results)}, medians of {rounds} rounds")
     succeeded = measured(results)
     for pair in pairs:
         ours, peer = (_medians(succeeded[case]) for case in pair)

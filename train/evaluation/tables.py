@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from rich.columns import Columns
 from rich.console import Console
 from rich.table import Table
 
@@ -19,13 +18,15 @@ from zoo.train.evaluation.results import (
     share_names,
 )
 from zoo.train.plotting.charts import bucket, format_number, format_share
+from zoo.train.plotting.terminal import new_table, print_table
 from zoo.train.tasks.base import short_name
 
 
 def show(entry: EvalEntry, console: Console) -> None:
-    """Prints all results of an entry; narrow tables side by side."""
+    """Prints all results of an entry."""
     console.print(entry["title"], style="bold", highlight=False)
-    console.print(Columns(tables(entry)))
+    for table in tables(entry):
+        print_table(console, table)
 
 
 def tables(entry: EvalEntry) -> list[Table]:
@@ -48,7 +49,7 @@ def _sample_table(entry: EvalEntry) -> Table:
         _baselines(entry, share, f", {name}" if len(names) > 1 else "") for share, name in names.items()
     ]
     scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
-    table = Table(
+    table = new_table(
         *axes,
         "samples",
         names["exact"],
@@ -94,7 +95,7 @@ def _baselines(entry: EvalEntry, share: str, measure: str = "") -> str:
 def _grid_table(entry: EvalEntry, grid: list[EvalResult], share: str, name: str) -> Table:
     """Depth down, length across: one of the shares and its interval in per cent."""
     lengths = sorted({result["axes"]["length"] for result in grid})
-    table = Table(
+    table = new_table(
         "depth",
         *(f"{format_number(length)} tokens" for length in lengths),
         title=f"{name}, 95 % interval",
@@ -128,7 +129,7 @@ def _text_table(entry: EvalEntry) -> Table:
     if "word_unit" in results[-1]:
         captions.append(f"perplexity per {results[-1]['word_unit']}")
     head = ("read with", "bytes", "bits per byte", "± over documents", "word perplexity", "targets/s")
-    table = Table(*head, caption="; ".join(captions))
+    table = new_table(*head, caption="; ".join(captions))
     for result in results:
         table.add_row(
             memory_mode(result["axes"]),
@@ -148,12 +149,12 @@ def _perplexity(value: float) -> str:
 def _position_table(entry: EvalEntry) -> Table:
     """Loss by bucket of positions, and the gain by memory: the loss that a reset adds."""
     results = entry["results"]
-    table = Table("position", title="nats per token by position in the document")
+    table = new_table("position", title="nats per token by position in the document")
     for result in results:
-        table.add_column(memory_mode(result["axes"]))
+        table.add_column(memory_mode(result["axes"]), no_wrap=True)
     gains = memory_gain(results)
     if gains:
-        table.add_column("gain by memory")
+        table.add_column("gain by memory", no_wrap=True)
     columns = [losses(result) for result in results]
     for edge in sorted({edge for column in columns for edge in column}, key=lambda pair: pair[0]):
         cells = [f"{column[edge]:.4f}" if edge in column else "" for column in columns]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from zoo.train.evaluation.throughput import BenchCase, Measurement
 from zoo.train.plotting import charts, render
+from zoo.train.plotting.terminal import new_table
 from zoo.train.runs import checkout
 from zoo.train.runs.files import atomic_write, write_text
 
@@ -55,12 +55,8 @@ def device_name(entry: Measurement) -> str:
 
 def table(results: Results, rounds: int) -> Table:
     """For training also the range."""
-    output = Table(
-        title=f"{machine(results)}, medians of {rounds} rounds", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    output.add_column("model")
-    for column in COLUMNS:
-        output.add_column(column, justify="right")
+    columns = [Column(title, justify="right") for title in COLUMNS]
+    output = new_table("model", *columns, title=f"{machine(results)}, medians of {rounds} rounds")
     for (name, length), entries in measured(results).items():
         output.add_row(name, f"{length:,}", *(cells(entries) if entries else ["failed"]))
     return output

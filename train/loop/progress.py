@@ -20,14 +20,8 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import SCORES
@@ -36,6 +30,7 @@ from zoo.train.runs.folder import PROGRESS_FILE
 from zoo.train.tasks.base import score_names, short_name
 
 log = logging.getLogger(__name__)
+LEAST_BAR = 4  # columns
 LINES = 20  # per run, about, where the output isn't a terminal
 
 
@@ -55,17 +50,9 @@ class ProgressReport(L.Callback):
         log_every = self.metrics.log_every
         self._every = log_every * math.ceil(trainer.max_steps / LINES / log_every)
         if sys.stdout.isatty():
-            self.bar = Progress(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[scores]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=Console(),
-            )
-            self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, scores="")
+            console = Console()
+            self.bar = Progress(ProgressLine(console), console=console)
+            self.bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, scores=[])
             self.bar.start()
 
     def on_train_batch_end(
@@ -76,7 +63,7 @@ class ProgressReport(L.Callback):
             return
         if self.bar and step != self._bar_step:
             self._bar_step = step
-            self.bar.update(self.bar.task_ids[0], completed=step, scores=self._scores("train"))
+            self.bar.update(self.bar.task_ids[0], completed=step, scores=self._score_parts("train"))
         if step != self._line_step and (step % self._every == 0 or step == steps):
             self._line_step = step
             self._write_file(trainer)
@@ -114,6 +101,9 @@ class ProgressReport(L.Callback):
         write_text(self.run_dir / PROGRESS_FILE, json.dumps(progress) + "\n")
 
     def _scores(self, split: str) -> str:
+        return "  ".join(self._score_parts(split))
+
+    def _score_parts(self, split: str) -> list[str]:
         latest, parts = self.metrics.latest, []
         if f"{split}/loss" in latest:
             parts.append(f"loss {latest[f'{split}/loss']:.3f}")
@@ -124,7 +114,33 @@ class ProgressReport(L.Callback):
             parts += [f"{short_name(names[tag])} {latest[tag]:.1%}" for tag in names if tag in latest]
         if split == "train" and "cost/tokens_per_s" in latest:
             parts.append(f"{latest['cost/tokens_per_s']:,.0f} tokens/s")
+        return parts
+
+
+class ProgressLine(ProgressColumn):
+    """The whole line of a run's progress, as wide as the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def render(self, task: Task) -> Text:
+        left = "-:--:--" if task.time_remaining is None else _clock(task.time_remaining)
+        steps = f"step {task.completed:.0f}/{task.total:.0f}"
+        parts = [steps, *task.fields["scores"], f"{left} left"]
+        return Text(progress_line(parts, task.percentage / 100, self.console.width - 1), no_wrap=True)
+
+
+def progress_line(parts: list[str], share: float, width: int) -> str:
+    """The parts with a bar behind the first one, which takes the columns that are left; where they don't fit
+    even without a bar, bits per byte give way, which follow from the loss."""
+    if len("  ".join(parts)) > width:
+        parts = [part for part in parts if not part.endswith("bits/byte")]
+    room = width - len("  ".join(parts)) - 2
+    if room < LEAST_BAR:
         return "  ".join(parts)
+    filled = round(share * room)
+    return "  ".join([parts[0], "━" * filled + "─" * (room - filled), *parts[1:]])
 
 
 def _clock(seconds: float) -> str:

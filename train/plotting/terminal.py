@@ -15,8 +15,8 @@ from zoo.terminal import output_width
 WIDTH = 180  # columns where the output isn't a terminal and COLUMNS doesn't say
 PROSE_WIDTH = 24
 """A column of sentences gets so many columns at least."""
-PADDING = 2
-"""Spaces around a column, and as many at the table's edges together."""
+PADDING = 3
+"""Spaces of a column, its share of those between columns among them; a table has one more."""
 
 
 def table_console() -> Console:
@@ -53,7 +53,7 @@ def print_table(console: Console, table: Table) -> None:
 def parts(table: Table, width: int) -> list[Table]:
     """Tables of at most this width that have all columns between them, and the first column each."""
     first, *further = table.columns
-    room = width - least_width(first) - PADDING
+    room = width - 1 - least_width(first)
     groups: list[list[Column]] = [[]]
     left = room
     for column in further:
@@ -72,13 +72,13 @@ def parts(table: Table, width: int) -> list[Table]:
 def least_width(column: Column) -> int:
     """The columns of a terminal that a table's column needs: its longest word, or line where lines are kept
     whole, with its padding."""
-    header = (word for word in plain(column.header).split())
-    lines = (line for cell in column.cells for line in plain(cell).splitlines())
-    if column.no_wrap:
-        return max(map(cell_len, [*header, *lines]), default=0) + PADDING
+    lines = [line for cell in column.cells for line in plain(cell).splitlines()]
     longest = max(map(cell_len, lines), default=0)
-    words = max((cell_len(word) for cell in column.cells for word in plain(cell).split()), default=0)
-    return max(*map(cell_len, header), min(longest, max(words, PROSE_WIDTH))) + PADDING
+    if not column.no_wrap:
+        longest = min(
+            longest, max([PROSE_WIDTH, *(cell_len(word) for line in lines for word in line.split())])
+        )
+    return max(cell_len(plain(column.header)), longest) + PADDING
 
 
 def plain(cell: object) -> str:

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich import box
+from rich.console import Group
 from rich.live import Live
-from rich.table import Column, Table
+from rich.table import Table
 
 from zoo.errors import UserError
-from zoo.train.plotting.terminal import table_console
+from zoo.train.plotting.terminal import new_table, parts, print_table, table_console
 from zoo.train.runs.folder import PROGRESS_FILE, read_json
 from zoo.train.sweep.job import Job, JobState
+from zoo.train.sweep.outlook import compare_commands, seconds_left
 from zoo.train.sweep.process import OUTPUT
 from zoo.train.tasks.base import short_name
 
@@ -27,8 +28,6 @@ STYLES: dict[JobState, str] = {
     "diverged": "yellow",
     "stopped": "yellow",
 }
-SCORE_WIDTH = len("exact match 100.0%,")
-"""On a narrow terminal the next score goes to the next line."""
 MAX_ROWS = 30
 """With more jobs the live table leaves out those that wait or are done."""
 
@@ -36,8 +35,8 @@ MAX_ROWS = 30
 class Display:
     """Prints the states of a sweep's jobs while it runs, and a summary at its end."""
 
-    def __init__(self, jobs: list[Job]) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: list[Job], num_slots: int = 1) -> None:
+        self.jobs, self.num_slots = jobs, num_slots
         self.console = table_console()
 
     @contextlib.contextmanager
@@ -45,18 +44,30 @@ class Display:
         """A table during the block and a function to refresh it; complete at the end unless it raises."""
         if not self.console.is_terminal:
             yield lambda: None
-            self.console.print(self.table(complete=True))
+            print_table(self.console, self.table(complete=True))
             return
-        with Live(self.table(), console=self.console, refresh_per_second=2) as live:
-            yield lambda: live.update(self.table())
-            live.update(self.table(complete=True))
+        with Live(self.fitting(), console=self.console, refresh_per_second=2) as live:
+            yield lambda: live.update(self.fitting())
+            live.update(self.fitting(complete=True))
+
+    def fitting(self, complete: bool = False) -> Group:
+        """The table; in a narrow terminal its first columns alone, until it is complete."""
+        shown = parts(self.table(complete), self.console.width)
+        if not complete:
+            shown[0].caption = self.table().caption
+        return Group(*(shown if complete else shown[:1]))
+
+    def outlook(self) -> str:
+        """How long the sweep will take, "" before a run has ended and once all have."""
+        left = seconds_left(self.jobs, self.num_slots)
+        return f"about {format_time(round(left))} left" if left else ""
 
     def print_change(self, job: Job) -> None:
         """Prints a job's new state where there is no live table."""
         if not self.console.is_terminal:
             scores = ", ".join(format_scores(job, job.result)) if job.state == "done" else ""
-            parts = [job.name, job.state, scores, job.note]
-            print("  ".join(part for part in parts if part), flush=True)
+            cells = [job.name, job.state, scores, job.note, self.outlook() if job.state == "done" else ""]
+            print("  ".join(cell for cell in cells if cell), flush=True)
 
     def summary(self, interrupted: bool) -> None:
         """Prints the failed jobs' notes, and the command to run next."""
@@ -66,23 +77,17 @@ class Display:
         if interrupted:
             print("interrupted; the same command resumes the sweep", file=sys.stderr)
         elif not failed:
-            folders = sorted({str(task_folder(job)) for job in self.jobs if job.state == "done"})
-            print(f"compare them with: zoo compare {' '.join(folders)}")
+            for command in compare_commands(self.jobs):
+                print(f"compare them with: {command}")
 
     def table(self, complete: bool = False) -> Table:
         """One row per job, and a caption that counts them by state."""
         counts = Counter(job.state for job in self.jobs)
-        several_scores = any("val/exact" in job.scores for job in self.jobs)
-        table = Table(
-            Column("run", no_wrap=True, overflow="fold"),
-            "state",
-            "step",
-            Column("held-out", min_width=SCORE_WIDTH if several_scores else None, no_wrap=not several_scores),
-            "targets/s",
-            "time",
-            "note",
-            caption=", ".join(f"{count} {state}" for state, count in counts.items()),
-            box=box.SIMPLE_HEAD,
+        caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+        table = new_table(
+            *("run", "state", "held-out", "step", "time", "targets/s", "note"),
+            caption="; ".join(filter(None, [caption, self.outlook()])),
+            prose=["note"],
         )
         for job in self.jobs:
             active = job.state in ("running", "failed", "running elsewhere")
@@ -104,10 +109,10 @@ def job_row(job: Job) -> tuple[str, ...]:
     return (
         job.name,
         job.state,
+        "\n".join(scores),
         f"{progress['step']}/{progress['steps']}" if progress else "",
-        ", ".join(scores),
-        "" if speed is None else f"{speed:,.0f}",
         format_time(int(job.seconds)) if job.seconds else "",
+        "" if speed is None else f"{speed:,.0f}",
         job.note,
     )
 
@@ -122,18 +127,12 @@ def read_progress(folder: Path) -> dict[str, Any]:
 
 
 def format_scores(job: Job, metrics: dict[str, Any]) -> list[str]:
-    """Bits per byte, or the shares by which a task of samples is judged, with their names."""
+    """Bits per byte, or the shares by which a task of samples is judged, with their names; nothing in nats
+    beside them."""
     if "val/bits_per_byte" in metrics:
         return [f"{metrics['val/bits_per_byte']:.3f} bits/byte"]
-    shares = [f"{short_name(name)} {metrics[tag]:.1%}" for tag, name in job.scores.items() if tag in metrics]
-    return shares or ([f"loss {metrics['val/loss']:.3f}"] if "val/loss" in metrics else [])
+    return [f"{short_name(name)} {metrics[tag]:.1%}" for tag, name in job.scores.items() if tag in metrics]
 
 
 def format_time(seconds: int) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-def task_folder(job: Job) -> Path:
-    """The folder of all models' runs on the job's task; or that of a run among the results."""
-    assert job.result_folder is not None
-    return job.folder.parents[1] if job.result_folder == job.folder else job.result_folder

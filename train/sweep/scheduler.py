@@ -49,7 +49,7 @@ class Sweep:
         check_committed(options.keep)
         self.jobs, self.copy_to, self.more_jobs = jobs, options.keep, more_jobs
         self.resources = Resources(jobs, options.max_parallel)
-        self.display = Display(jobs)
+        self.display = Display(jobs, self.resources.num_slots)
         self.finished = finished_runs(options.results)  # to be reused: their configs by folder
         self.stop_signal = 0
 
@@ -190,7 +190,7 @@ class Sweep:
         job.result_folder, job.result = folder, read_json(folder / "metrics.json")
         if job.purpose and folder == job.folder:
             self.write_protocol(job)
-        self.set_state(job, "done", f"in {folder}")
+        self.set_state(job, "done", "" if folder == job.folder else f"in {folder}")
         if folder == job.folder:
             self.copy_files(job)
 
