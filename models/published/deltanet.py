@@ -1,12 +1,31 @@
-"""DeltaNet, Gated DeltaNet and Kimi Delta Attention as published: the layers of flash-linear-attention."""
+"""DeltaNet, Gated DeltaNet and Kimi Delta Attention as published: layers and models of
+flash-linear-attention."""
 
 from typing import Any
 
+from torch import Tensor
+
 from zoo.errors import UserError
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer, Rule
-from zoo.models.published.weights import Config, Table, flag, fraction, number, require, same
+from zoo.models.deltanet import DeltaNet
+from zoo.models.published import fla
+from zoo.models.published.fields import knows
+from zoo.models.published.weights import (
+    Config,
+    Table,
+    build,
+    fill,
+    flag,
+    fraction,
+    gradients,
+    number,
+    require,
+    same,
+)
 
 RULES: dict[str, Rule] = {"delta": "delta", "gated_delta": "gated", "kda": "kda"}
+MODELS = {"delta_net": "delta", "gated_deltanet": "gated_delta", "kda": "kda"}
+"""Each model's type and its layers' rule."""
 
 
 def part(index: int, sizes: list[int]) -> Any:
@@ -61,7 +80,12 @@ def mixer_shape(config: Config) -> dict[str, Any]:
     if config.get("rule") not in RULES:
         raise UserError(f"config: expected rule, one of {', '.join(RULES)}, found {config.get('rule')!r}")
     rule, heads = RULES[config["rule"]], number(config, "num_heads")
-    require(config, mode="chunk", use_beta=True, qk_activation="silu", qk_norm="l2", safe_gate=None)
+    require(config, mode="chunk", use_beta=True, qk_activation="silu", qk_norm="l2")
+    lower_bound = real(config, "lower_bound", None)
+    if flag(config, "safe_gate", lower_bound is not None) != (lower_bound is not None):
+        raise UserError(
+            f"config: expected safe_gate with a lower_bound, found {config['safe_gate']} and {lower_bound}"
+        )
     if rule == "delta":
         width = number(config, "hidden_size")
         head_dim = times(width, config.get("expand_k", 1.0), "expand_k") // heads
@@ -76,10 +100,38 @@ def mixer_shape(config: Config) -> dict[str, Any]:
         "value_dim": value_dim,
         "value_heads": None if config.get("num_v_heads") is None else number(config, "num_v_heads"),
         "gate": flag(config, "use_gate", rule != "delta"),
-        "conv_size": number(config, "conv_size", default=4) if flag(config, "use_short_conv", True) else 0,
+        "conv_size": fla.conv_size(config, True),
         "conv_bias": flag(config, "conv_bias", False),
         "negative_eigenvalues": flag(config, "allow_neg_eigval", False),
-        "lower_bound": real(config, "lower_bound", None),
+        "lower_bound": lower_bound,
         "steps": number(config, "num_householder", default=1),
         "norm_eps": fraction(config, "norm_eps", 1e-5),
     }
+
+
+def table(model: DeltaNet) -> Table:
+    block: Any = model.stack[0]
+    return fla.decoder_table(mixer_table(block.mixer))
+
+
+@knows(
+    model_types=MODELS,
+    architectures=["DeltaNetForCausalLM", "GatedDeltaNetForCausalLM", "KDAForCausalLM"],
+    without_effect=fla.WITHOUT_EFFECT,
+    fixed={**fla.FIXED, "use_output_norm": True, "output_gate_activation": "swish"},
+)
+def load(weights: dict[str, Tensor], config: Config) -> DeltaNet:
+    """The published model with its weights, in their dtype; `model_type` says which of the three it is."""
+    kind = config.get("model_type")
+    if kind not in MODELS:
+        raise UserError(f"config: expected model_type, one of {', '.join(MODELS)}, found {kind!r}")
+    layer = mixer_shape(fla.LayerConfig(config, rule=MODELS[kind]))
+    del layer["norm_eps"]
+    model = build(DeltaNet, **fla.decoder_shape(config), **layer)
+    fla.set_norm_eps(model, config)
+    fill(model, weights, table(model))
+    return model
+
+
+def published_gradients(model: DeltaNet) -> dict[str, Tensor]:
+    return gradients(model, table(model))

@@ -1,11 +1,27 @@
-"""Gated linear attention as published: the layer of flash-linear-attention."""
+"""Gated linear attention as published: layer and model of flash-linear-attention."""
 
 from typing import Any
 
+from torch import Tensor
+
 from zoo.errors import UserError
 from zoo.memory.fast_weights.gla_mixer import GLAMixer
+from zoo.models.gla import GLA
+from zoo.models.published import fla
 from zoo.models.published.deltanet import conv_part, part, real, times
-from zoo.models.published.weights import Config, Table, flag, fraction, number, require, same
+from zoo.models.published.fields import knows
+from zoo.models.published.weights import (
+    Config,
+    Table,
+    build,
+    fill,
+    flag,
+    fraction,
+    gradients,
+    number,
+    require,
+    same,
+)
 
 
 def mixer_table(mixer: GLAMixer) -> Table:
@@ -40,7 +56,32 @@ def mixer_shape(config: Config) -> dict[str, Any]:
         "gate_rank": number(config, "gate_low_rank_dim", default=16),
         "decay_temperature": real(config, "gate_logit_normalizer", 16.0),
         "clamp_min": real(config, "clamp_min", None),
-        "conv_size": number(config, "conv_size", default=4) if flag(config, "use_short_conv", False) else 0,
+        "conv_size": fla.conv_size(config, False),
         "conv_bias": flag(config, "conv_bias", False),
         "norm_eps": fraction(config, "norm_eps", 1e-5),
     }
+
+
+def table(model: GLA) -> Table:
+    block: Any = model.stack[0]
+    return fla.decoder_table(mixer_table(block.mixer))
+
+
+@knows(
+    model_types=["gla"],
+    architectures=["GLAForCausalLM"],
+    without_effect=fla.WITHOUT_EFFECT,
+    fixed={**fla.FIXED, "use_gk": True, "use_gv": False},
+)
+def load(weights: dict[str, Tensor], config: Config) -> GLA:
+    """The published model with its weights, in their dtype."""
+    layer = mixer_shape(fla.LayerConfig(config))
+    del layer["norm_eps"]
+    model = build(GLA, **fla.decoder_shape(config), **layer)
+    fla.set_norm_eps(model, config)
+    fill(model, weights, table(model))
+    return model
+
+
+def published_gradients(model: GLA) -> dict[str, Tensor]:
+    return gradients(model, table(model))

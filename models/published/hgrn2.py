@@ -1,11 +1,27 @@
-"""The layer of HGRN2 as published: flash-linear-attention's HGRN2Attention."""
+"""HGRN2 as published: layer and model of flash-linear-attention."""
 
 from typing import Any
 
+from torch import Tensor
+
 from zoo.errors import UserError
 from zoo.memory.fast_weights.hgrn2_mixer import HGRN2Mixer
+from zoo.models.hgrn2 import HGRN2
+from zoo.models.published import fla
 from zoo.models.published.deltanet import conv_part, part
-from zoo.models.published.weights import Config, Table, flag, fraction, number, require, same
+from zoo.models.published.fields import knows
+from zoo.models.published.weights import (
+    Config,
+    Table,
+    build,
+    fill,
+    flag,
+    fraction,
+    gradients,
+    number,
+    require,
+    same,
+)
 
 
 def mixer_table(mixer: HGRN2Mixer) -> Table:
@@ -34,6 +50,35 @@ def mixer_shape(config: Config) -> dict[str, Any]:
     return {
         "heads": heads,
         "head_dim": head_dim,
-        "conv_size": number(config, "conv_size", default=4) if flag(config, "use_short_conv", False) else 0,
+        "conv_size": fla.conv_size(config, False),
         "conv_bias": flag(config, "conv_bias", False),
     }
+
+
+def table(model: HGRN2) -> Table:
+    block: Any = model.stack[0]
+    bounds: Table = {"model.lower_bounds": ("stack.1.mixer.bounds.logits", same)}  # all layers share them
+    return fla.decoder_table(mixer_table(block.mixer)) | bounds
+
+
+@knows(
+    model_types=["hgrn2"],
+    architectures=["HGRN2ForCausalLM"],
+    without_effect=fla.WITHOUT_EFFECT,
+    fixed={**fla.FIXED, "use_lower_bound": True},
+)
+def load(weights: dict[str, Tensor], config: Config) -> HGRN2:
+    """The published model with its weights, in their dtype."""
+    layer = mixer_shape(fla.LayerConfig(config))
+    del layer["conv_bias"]  # models have none
+    shape = fla.decoder_shape(config)
+    model = build(HGRN2, **shape, **layer)
+    fla.set_norm_eps(model, config)
+    if shape["depth"] == 1:  # the first layer's bound is 0
+        weights = {name: weight for name, weight in weights.items() if name != "model.lower_bounds"}
+    fill(model, weights, table(model))
+    return model
+
+
+def published_gradients(model: HGRN2) -> dict[str, Tensor]:
+    return gradients(model, table(model))

@@ -22,7 +22,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", ["scan", "ssd", "fla"])
+@pytest.mark.parametrize("cases", ["scan", "ssd", "fla", "fla_models"])
 def test_interpreted(cases: str, packages: Path) -> None:
     run_tests(CASES / f"cases_{cases}.py", packages)
 

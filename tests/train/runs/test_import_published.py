@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.train.conftest import Workspace
 from tests.train.runs.commands import assert_same, call, refused
+from tests.train.runs.published_fla import random_model
 from zoo.errors import UserError
 from zoo.models.published.imported import Imported, formats, loaded, stand_ins
 from zoo.train.commands import evaluate, export, generate, import_weights
@@ -23,6 +24,9 @@ FIXTURES = Path(__file__).parents[2] / "golden" / "fixtures"
 CASES = {
     "armt_model": "armt",
     "fot/longllama_inference": "focused",
+    "fla/delta_net": "deltanet",
+    "fla/gla": "gla",
+    "fla/hgrn2": "hgrn2",
     "hybrids/griffin_3layer": "griffin",
     "hybrids/jamba_nomoe": "jamba",
     "hybrids/mamba2_attn_mlp": "mamba2_hybrid",
@@ -45,6 +49,8 @@ CASES = {
 
 
 def published(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if case.startswith("fla/"):
+        return random_model(case.removeprefix("fla/"))
     tensors = load_file(FIXTURES / f"{case}.safetensors")
     weights = {
         name.removeprefix("param/").removeprefix("w.").removeprefix("w/"): tensor.clone()

@@ -1,0 +1,66 @@
+"""Random models of flash-linear-attention, interpreted, against the zoo's from their weights and configs."""
+
+from typing import Any
+
+import fla.models
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.models.published.imported import loaded
+
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "delta": ("deltanet", "DeltaNet", {"num_heads": 2}),
+    "delta, other options": (
+        "deltanet",
+        "DeltaNet",
+        {"num_heads": 2, "use_gate": True, "allow_neg_eigval": True, "use_short_conv": False},
+    ),
+    "gated": ("deltanet", "GatedDeltaNet", {"num_heads": 2, "head_dim": 16, "num_v_heads": 4}),
+    "kda": ("deltanet", "KDA", {"num_heads": 2, "head_dim": 16}),
+    "kda, bounded": (
+        "deltanet",
+        "KDA",
+        {"num_heads": 2, "head_dim": 16, "safe_gate": True, "lower_bound": -5.0},
+    ),
+    "gla": ("gla", "GLA", {"num_heads": 2, "expand_k": 1.0}),
+    "gla, other options": (
+        "gla",
+        "GLA",
+        {"num_heads": 4, "num_kv_heads": 2, "use_short_conv": True, "clamp_min": -0.02, "expand_k": 2.0},
+    ),
+    "hgrn2": ("hgrn2", "HGRN2", {"expand_ratio": 16, "tie_word_embeddings": True}),
+    "hgrn2, convolved": ("hgrn2", "HGRN2", {"expand_ratio": 16, "use_short_conv": True}),
+}
+SHAPE: dict[str, Any] = {
+    "attn_mode": "fused_recurrent",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "vocab_size": 40,
+    "hidden_ratio": 3,
+}
+
+
+def random_model(name: str, options: dict[str, Any]) -> Any:
+    """Weights large enough for every one of them to show in the logits."""
+    config = getattr(fla.models, f"{name}Config")(**SHAPE, **options)
+    torch.manual_seed(0)
+    model = getattr(fla.models, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.5))
+    return model
+
+
+@pytest.mark.parametrize("case", MODELS)
+@torch.no_grad()
+def test_logits(case: str) -> None:
+    format_, name, options = MODELS[case]
+    model = random_model(name, options)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokens = torch.randint(40, (2, 40))
+    expected: Tensor = model(tokens).logits
+    config = model.config.to_dict() | {"architectures": [f"{name}ForCausalLM"]}
+    logits, _ = loaded(format_, weights, config)(tokens)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
