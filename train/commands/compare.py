@@ -4,6 +4,7 @@
     baseline=   the row whose scores are subtracted from the others', seed by seed (default
                 transformer)
     loss=       steps to this held-out loss, nats per target (default: the highest final loss)
+    group=      largest, newest or a number: where runs don't compare, one of the groups that do
     mix=        task, data, budget, tokens: runs may differ in these (default: in none of them)
     out=        where the comparison goes (default runs/comparison)
 
@@ -13,6 +14,7 @@ index.html (one self-contained file) and a PNG of each plot.  Lengths and depths
 """
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,33 @@ def kinds(value: str) -> list[str]:
     return list(list_of(one_of(*KINDS))(value))
 
 
-KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": kinds, "out": text}
+KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": kinds, "group": text, "out": text}
 
 
 @command
-def main(args: list[str]) -> None:
+def main(args: list[str]) -> int:
+    """Exit code 2 where runs don't compare; then the groups that do follow the error's line."""
     folders, options = parse_args(args)
     with uncollected_imports():
         from zoo.train.comparison import page
-        from zoo.train.comparison.report import report
+        from zoo.train.comparison.comparable import IncomparableError
+        from zoo.train.comparison.partition import describe, partition
+        from zoo.train.comparison.report import read_finished, report
         from zoo.train.comparison.text import show, write
     out = Path(options.pop("out", "runs/comparison"))
-    result = report(folders, **options, command=shlex.join(["zoo", "compare", *args]))
+    command_line = shlex.join(["zoo", "compare", *args])
+    try:
+        result = report(folders, **options, command=command_line)
+    except IncomparableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        groups = [] if "group" in options else partition(read_finished(folders))
+        if len(groups) > 1:
+            print(*describe(groups, command_line), sep="\n", file=sys.stderr)
+        return 2
     write(result, out)
     page.write(result, out)
     show(result, out)
+    return 0
 
 
 def parse_args(args: list[str]) -> tuple[list[Path], dict[str, Any]]:

@@ -49,7 +49,7 @@ from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.commands.help import FLAGS, page
 from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
-from zoo.train.runs.config import check_keys, refuse_unread, register
+from zoo.train.runs.config import check_keys, refuse_unread, register, validate_config
 from zoo.train.runs.files import is_further_rank
 from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated
 from zoo.train.runs.resume import args_to_resume
@@ -161,6 +161,8 @@ def run(cfg: DictConfig) -> float | None:
             check_keys(cfg)
             if not cfg.resume and hydra_config.mode == RunMode.RUN:  # a sweep's may be of some jobs
                 refuse_unread(cfg, overrides)
+            if not cfg.resume:
+                validate_config(cfg)
             if not is_further_rank():
                 log_beginning(cfg)
             with uncollected_imports():

@@ -20,13 +20,18 @@ POSITION_FACTORS = (
 )
 
 
+class IncomparableError(UserError):
+    """Runs differ in what all runs of a comparison share."""
+
+
 def check_comparable(runs: list[FinishedRun], allowed: list[str]) -> list[str]:
-    """Describes the differences of the allowed kinds.  Raises UserError if runs differ in any other kind."""
+    """Describes the differences of the allowed kinds.  Raises IncomparableError if runs differ in any
+    other kind."""
     mismatches = {kind: differences(runs) for kind, differences in KINDS.items()}
     if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
         descriptions = "; ".join(f"in {kind}: {'; '.join(mismatches[kind])}" for kind in refused)
         mix = ",".join([*allowed, *refused])
-        raise UserError(f"compare: the runs differ {descriptions}. mix={mix} compares them anyway")
+        raise IncomparableError(f"compare: the runs differ {descriptions}. mix={mix} compares them anyway")
     return [line for lines in mismatches.values() for line in lines]
 
 

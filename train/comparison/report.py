@@ -9,6 +9,7 @@ from zoo.errors import UserError
 from zoo.train.comparison.comparison import Comparison, compare_by_protocol, compare_runs
 from zoo.train.comparison.groups import FinishedRun, read_diverged, read_run
 from zoo.train.comparison.over_tasks import OverTasks, over_tasks
+from zoo.train.comparison.partition import select
 from zoo.train.runs import protocol
 from zoo.train.runs.folder import folders
 
@@ -33,15 +34,19 @@ def report(
     baseline: str | None = None,
     loss: float | None = None,
     mix: Sequence[str] = (),
+    group: str | None = None,
     command: str = "",
 ) -> Report:
     """The finished runs below some folders, compared.
 
     `baseline` is the label of a row, `loss` the held-out loss to which steps are counted, `mix` the kinds
-    of settings in which runs may differ, `command` the command line for the report.
+    of settings in which runs may differ, `group` the one of several groups that compare among themselves
+    (zoo.train.comparison.partition), `command` the command line for the report.
     Raises UserError if there are no runs, or if some aren't comparable.
     """
     runs = finished_runs(paths)
+    if group is not None:
+        runs = select(runs, group)
     options: dict[str, Any] = {"baseline": baseline, "loss": loss, "mix": mix, "command": command}
     versions = {run.protocol.get("protocol") for run in runs}
     if None in versions or len(versions) > 1:
@@ -66,6 +71,10 @@ def finished_runs(paths: Sequence[Path]) -> list[FinishedRun]:
     if not finished:
         raise UserError(f"compare: no finished run below {', '.join(map(str, paths))}")
     return [read_run(folder) for folder in finished]
+
+
+def read_finished(paths: Sequence[Path]) -> list[FinishedRun]:
+    return [read_run(folder) for folder in folders(paths)[0]]
 
 
 def diverged_runs(paths: Sequence[Path]) -> list[FinishedRun]:

@@ -1,0 +1,65 @@
+"""Groups of runs that compare among themselves, where all of them together don't."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from zoo.errors import UserError, nearest
+from zoo.train.comparison.comparable import positions_read, task_facts
+from zoo.train.comparison.groups import FinishedRun
+from zoo.train.runs.folder import NOT_SET
+
+MOST_LINES = 8
+LARGEST, NEWEST = "largest", "newest"
+
+
+def partition(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Runs of one task, text, budget, number of tokens and protocol each; the largest group first, and of
+    equal ones the newest."""
+    groups: dict[Any, list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault(facts(run), []).append(run)
+    return sorted(groups.values(), key=lambda group: (len(group), newest_date(group)), reverse=True)
+
+
+def facts(run: FinishedRun) -> tuple[Any, ...]:
+    task = sorted((key, str(value)) for key, value in task_facts(run).items())
+    data = run.metrics.get("data_fingerprint", run.config.get("data.corpus"))
+    settings = [run.config.get(key, NOT_SET) for key in ("names.task", "names.size", "size.budget")]
+    protocol = run.protocol.get("protocol")
+    return (*settings, *task, data, run.metrics.get("val_bytes"), positions_read(run), protocol)
+
+
+def newest_date(runs: Sequence[FinishedRun]) -> str:
+    return max(str(run.metrics.get("date", "")) for run in runs)
+
+
+def select(runs: Sequence[FinishedRun], name: str) -> list[FinishedRun]:
+    """The group `largest` or `newest`, or one by its number from 1.  Raises UserError for another name."""
+    groups = partition(runs)
+    if name == LARGEST:
+        return groups[0]
+    if name == NEWEST:
+        return max(groups, key=newest_date)
+    if name.isdigit() and 1 <= int(name) <= len(groups):
+        return groups[int(name) - 1]
+    expected = f"{LARGEST}, {NEWEST} or a number from 1 to {len(groups)}"
+    raise UserError(f"compare: group: expected {expected}, found {name}{nearest(name, (LARGEST, NEWEST))}")
+
+
+def describe(groups: Sequence[Sequence[FinishedRun]], command: str) -> list[str]:
+    """A line for each group with the command that compares it; of many groups the first ones."""
+    lines = []
+    for number, group in enumerate(groups[:MOST_LINES], 1):
+        config = group[0].config
+        models = len({run.config["names.model"] for run in group})
+        lines.append(
+            f"{count(len(group), 'run')} of {count(models, 'model')}, {config['names.task']} at "
+            f"{config['names.size']}, {positions_read(group[0]):,} tokens: {command} group={number}"
+        )
+    if len(groups) > MOST_LINES:
+        lines.append(f"and {count(len(groups) - MOST_LINES, 'more group')}, to group={len(groups)}")
+    return lines
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
