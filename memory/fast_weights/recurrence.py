@@ -73,7 +73,8 @@ def fast_weights_loop(inputs: Inputs) -> Output:
     """The definition, token by token: o, and S after the last token."""
     S, bonus = inputs.state, inputs.bonus
     # gradients of T slices would be T tensors of T tokens
-    q, k, v, g, a, b = (None if x is None else x.unbind(1) for x in (*inputs[:4], inputs.a, inputs.b))
+    q, k, v = (x.unbind(1) for x in inputs[:3])
+    g, a, b = (None if x is None else x.unbind(1) for x in (inputs.g, inputs.a, inputs.b))
     outputs = []
     for t in range(len(q)):
         before, write = S, v[t]

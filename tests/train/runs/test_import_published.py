@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.train.conftest import Workspace
+from tests.train.runs import published_fla, published_retnet
 from tests.train.runs.commands import assert_same, call, refused
-from tests.train.runs.published_fla import random_model
 from zoo.errors import UserError
 from zoo.models.published.imported import Imported, formats, loaded, stand_ins
 from zoo.train.commands import evaluate, export, generate, import_weights
@@ -42,6 +42,7 @@ CASES = {
     "rmt_xl_model": "rmt",
     "rwkv/model_v6": "rwkv",
     "rwkv/model_v7": "rwkv",
+    "torchscale/retnet": "retnet",
     "xlstm/large_model": "xlstm",
     "txl_model_postln_tied": "transformer_xl",
     "txl_model_preln_samelen_clamp_untied": "transformer_xl",
@@ -50,7 +51,9 @@ CASES = {
 
 def published(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if case.startswith("fla/"):
-        return random_model(case.removeprefix("fla/"))
+        return published_fla.random_model(case.removeprefix("fla/"))
+    if case == "torchscale/retnet":
+        return published_retnet.random_model()
     tensors = load_file(FIXTURES / f"{case}.safetensors")
     weights = {
         name.removeprefix("param/").removeprefix("w.").removeprefix("w/"): tensor.clone()
