@@ -45,7 +45,7 @@ class Mixer(DecodeRule, nn.Module):
     if TYPE_CHECKING:  # typed for the checker; at run time nn.Module's __call__ runs forward
 
         def __call__(
-            self, x: Float[Tensor, "rows time width"], state: State
+            self, x: Float[Tensor, "rows time width"], state: State, *first: Tensor
         ) -> tuple[Float[Tensor, "rows time width"], State]: ...
 
 
@@ -68,16 +68,23 @@ def new_decode_cache(mixer: Mixer, state: State) -> Any:
 
 
 def decode_step(
-    mixer: Mixer, x: Float[Tensor, "rows time width"], cache: Any
+    mixer: Mixer, x: Float[Tensor, "rows time width"], cache: Any, *first: Tensor
 ) -> tuple[Float[Tensor, "rows time width"], Any]:
     """`decode` of any causal mixer: one that has no smaller cache keeps its inputs, and reads them again with
-    every new token x."""
+    every new token x.  `first` are inputs besides x, with the tokens as last but one axis."""
     if mixer.decodes:
-        return mixer.decode(x, cache)
+        decode: Any = mixer.decode  # which takes `first` where the mixer does
+        y, cache = decode(x, cache, *first)
+        return y, cache
     state, inputs = cache
-    inputs = x if inputs is None else torch.cat([inputs, x], dim=1)
-    y, _ = mixer(inputs, state)
+    new = (x, *first)
+    inputs = new if inputs is None else tuple(map(_joined, inputs, new))
+    y, _ = mixer(inputs[0], state, *inputs[1:])
     return y[:, -x.shape[1] :], (state, inputs)
+
+
+def _joined(old: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([old, new], dim=-2)
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[Any]:

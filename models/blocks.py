@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.memory.attention.core import Attention
 from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.state import State
 
@@ -114,9 +115,10 @@ class Block(Mixer):
         return self.mixer.init_state(rows)
 
     def forward(
-        self, x: Float[Tensor, "rows time width"], state: State
+        self, x: Float[Tensor, "rows time width"], state: State, *first: Tensor
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        y, state = self.mixer(self.mixer_norm(x), state)
+        """`first` is passed on to the mixer."""
+        y, state = self.mixer(self.mixer_norm(x), state, *first)
         return self._add(x, y), state
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -127,9 +129,9 @@ class Block(Mixer):
         return new_decode_cache(self.mixer, state)
 
     def decode(
-        self, x: Float[Tensor, "rows time width"], cache: Any
+        self, x: Float[Tensor, "rows time width"], cache: Any, *first: Tensor
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        y, cache = decode_step(self.mixer, self.mixer_norm(x), cache)
+        y, cache = decode_step(self.mixer, self.mixer_norm(x), cache, *first)
         return self._add(x, y), cache
 
 
@@ -146,7 +148,12 @@ def layers_with_memory(depth: int, requested: object) -> list[int]:
 
 
 class Stack(nn.ModuleList):
-    """Blocks applied one after another; the state is the tuple of their states."""
+    """Blocks applied one after another; the state is the tuple of their states.
+
+    With `shares_values` the values of the first block's attention go to all later ones.
+    """
+
+    shares_values: bool = False
 
     if TYPE_CHECKING:
 
@@ -158,11 +165,22 @@ class Stack(nn.ModuleList):
     def forward(
         self, x: Float[Tensor, "rows time width"], states: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        after = []
-        for block, state in zip(self, states, strict=True):
-            x, state = block(x, state)
+        after, first = [], self.first_values(x)
+        for index, (block, state) in enumerate(zip(self, states, strict=True)):
+            x, state = block(x, state, *(first if index else ()))
             after.append(state)
         return x, tuple(after)
+
+    def first_values(
+        self, x: Float[Tensor, "rows time width"]
+    ) -> tuple[Float[Tensor, "rows kv_heads time head_dim"], ...]:
+        """Those that are shared, computed apart: the first block is like all others.  () without."""
+        if not self.shares_values:
+            return ()
+        block = self[0]
+        assert isinstance(block, Block)
+        assert isinstance(block.mixer, Attention)
+        return (block.mixer.values(block.mixer_norm(x)),)
 
     def init_decode_cache(self, states: State) -> tuple[Any, ...]:
         """The blocks' caches for `decode` (see Mixer)."""
@@ -171,9 +189,9 @@ class Stack(nn.ModuleList):
     def decode(
         self, x: Float[Tensor, "rows time width"], caches: tuple[Any, ...]
     ) -> tuple[Float[Tensor, "rows time width"], tuple[Any, ...]]:
-        after = []
-        for block, cache in zip(self, caches, strict=True):
-            x, cache = decode_step(block, x, cache)
+        after, first = [], self.first_values(x)
+        for index, (block, cache) in enumerate(zip(self, caches, strict=True)):
+            x, cache = decode_step(block, x, cache, *(first if index else ()))
             after.append(cache)
         return x, tuple(after)
 

@@ -7,6 +7,9 @@ memory/attention/sliding_window.py.
 
     x += attention(norm(x))        x += mlp(norm(x))        logits = E norm(x)
 
+With `value_residual` every layer but the first attends to lambda_1 v_1 + lambda_2 v instead of its values v,
+with the first layer's v_1 (Zhou et al. 2024, arXiv:2410.17897).
+
 Carried from segment to segment: nothing without a window (each segment is read alone: the forgetting
 baseline); with a window, the last `window - 1` keys and values of every layer, and those of the first `sinks`
 tokens.
@@ -19,6 +22,7 @@ from zoo.interface import Parallel
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.position_options import Position, position_kind
 from zoo.memory.attention.sliding_window import WindowAttention, stack_reach
+from zoo.memory.attention.value_residual import ValueResidualAttention, ValueResidualWindow
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
 
@@ -48,6 +52,7 @@ class Transformer(Decoder):
         kv_heads: int | None = None,
         position: Position = "rope",
         qk_norm: bool = False,
+        value_residual: bool = False,
         rope_base: float = 10000.0,
         shifted: int | None = None,
         **options: Unpack[DecoderOptions],
@@ -63,21 +68,26 @@ class Transformer(Decoder):
         }
         if window is not None and shifted is not None:
             raise ValueError(f"shifted: expected none with a window, found {shifted}")
+        if value_residual and depth < 2:
+            raise ValueError(f"value_residual: expected at least 2 layers, found {depth}")
 
-        def mixer() -> Attention:
+        def mixer(layer: int) -> Attention:
+            mixes = value_residual and layer > 0
             if window is None:
-                return Attention(width, heads, **attention)
-            return WindowAttention(width, heads, window=window, sinks=sinks, **attention)
+                return (ValueResidualAttention if mixes else Attention)(width, heads, **attention)
+            cls = ValueResidualWindow if mixes else WindowAttention
+            return cls(width, heads, window=window, sinks=sinks, **attention)
 
         super().__init__(
             vocab_size,
             segment_len,
             width,
-            (mixer() for _ in range(depth)),
+            map(mixer, range(depth)),
             mlp_width=mlp_width,
             positions=segment_len if position_kind(position) == "learned" else 0,
             **options,
         )
+        self.stack.shares_values = value_residual
         windows = (part for part in self.modules() if isinstance(part, WindowAttention))
         self.reach = segment_len if window is None else stack_reach(windows)
         self.remembers = self.learns_through_memory = window is not None and window + sinks > 1

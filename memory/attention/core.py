@@ -9,6 +9,7 @@ Vaswani et al. 2017, arXiv:1706.03762.  With the rotation R_i and the bias of me
 from typing import Any, TypedDict
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
@@ -126,6 +127,13 @@ class Attention(Mixer):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
+    def values(self, x: Float[Tensor, "rows time width"]) -> Float[Tensor, "rows kv_heads time head_dim"]:
+        """The values alone, as `project` has them."""
+        features = self.kv_heads * self.head_dim
+        bias = self.qkv.bias if self.qkv.bias is None else self.qkv.bias[-features:]
+        v = F.linear(x, self.qkv.weight[-features:], bias)
+        return rearrange(v, "b t (h k) -> b h t k", k=self.head_dim)
+
     def attend(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
@@ -146,15 +154,23 @@ class Attention(Mixer):
     def forward(
         self, x: Float[Tensor, "rows time width"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        q, k, v = self.project(x)
-        positions = self.positions.in_segment(len(x), x.shape[1], x.device)
+        return self.mix_segment(*self.project(x)), state
+
+    def mix_segment(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads time head_dim"],
+        v: Float[Tensor, "rows kv_heads time head_dim"],
+    ) -> Float[Tensor, "rows time width"]:
+        """The output of a segment, from its projections without positions."""
+        positions = self.positions.in_segment(len(q), q.shape[2], q.device)
         q = self.positions.scale_queries(q, positions)
         q, k = (self.positions.rotate(part, positions) for part in (q, k))
         if self.training and self.group is not None:
             y = shifted_attention(q, k, v, self.group, self.dropout.p)
         else:
-            y = self.attend(q, k, v, positions, positions, self.segment_mask(x.shape[1], x.device))
-        return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state
+            y = self.attend(q, k, v, positions, positions, self.segment_mask(q.shape[2], q.device))
+        return self.out_proj(rearrange(y, "b h t k -> b t (h k)"))
 
     def init_decode_cache(self, state: State) -> Any:
         return ()
@@ -163,9 +179,18 @@ class Attention(Mixer):
         self, x: Float[Tensor, "rows time width"], cache: Any
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         """The cache is (rotated keys, values) of the segment so far, () at its start."""
-        q, k, v = self.project(x)
+        return self.extend(*self.project(x), cache)
+
+    def extend(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        k: Float[Tensor, "rows kv_heads time head_dim"],
+        v: Float[Tensor, "rows kv_heads time head_dim"],
+        cache: Any,
+    ) -> tuple[Float[Tensor, "rows time width"], Any]:
+        """`decode`, from the projections of the new tokens."""
         start = cache[0].shape[2] if cache else 0
-        positions = torch.arange(start + x.shape[1], device=x.device)
+        positions = torch.arange(start + q.shape[2], device=q.device)
         new = positions[start:]
         q = self.positions.scale_queries(q, new)
         q, k = (self.positions.rotate(part, range(start, len(positions))) for part in (q, k))

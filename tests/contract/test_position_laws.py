@@ -77,6 +77,8 @@ OTHERS: dict[str, Callable[[], SequenceModule]] = {
     "armt_leaky": partial(ARMT, **NANO, memory_tokens=2, key_width=4, position=METHODS["leaky"]),
     "shifted": partial(Transformer, **NANO, position={"draw": "pose"}, shifted=4),
     "normed": partial(Transformer, **NANO, qk_norm=True),
+    "value_residual": partial(Transformer, **NANO, value_residual=True),
+    "window_value_residual": partial(Transformer, **NANO, window=12, sinks=2, value_residual=True),
 }
 ROTARY_MODELS = (
     "transformer",
