@@ -11,6 +11,7 @@
                 disagree on whether the task is solved), and runs are evaluated on the test split
     beyond=     with protocol=1: targets count as beyond attention whose evidence lies so far back (default:
                 the largest reach of the models whose attention ends)
+    experiment= of a matrix in a yaml file (experiment=matrix): all its runs, or those of model= and task=
     …           everything else goes to every run: steps=2000 optim.lr=1e-3
 
 A finished run isn't run again, a dead one is resumed from its last checkpoint, one that another sweep trains
@@ -20,10 +21,12 @@ error.
 """
 
 import itertools
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, distinct, integer, parse, text
+from zoo.train.sweep.matrix import Matrix, read_matrix
 from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 
 
@@ -100,6 +103,8 @@ def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
         raise UserError(
             f"sweep: {fixed[0].partition('=')[0]} can't be set here; the task's yaml file fixes it"
         )
+    if matrix := matrix_of(others):
+        return matrix_sweep(matrix, options, others)
     named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
     named += [position_values(arg) for arg in others if is_position(arg)]
     others = [arg for arg in others if not is_position(arg)]
@@ -109,3 +114,26 @@ def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
         return sweep_options, [[*names, *others] for names in itertools.product(*named)]
     combinations = itertools.product(*named, seeds or [0])
     return sweep_options, [[*names, *others, f"seed={seed}"] for *names, seed in combinations]
+
+
+def matrix_of(others: list[str]) -> Matrix | None:
+    """The matrix that experiment= names; None without one."""
+    values = dict(arg.partition("=")[::2] for arg in others)
+    return read_matrix(values.get("experiment", ""), values.get("hydra.searchpath", ""))
+
+
+def matrix_sweep(
+    matrix: Matrix, options: dict[str, Any], others: list[str]
+) -> tuple[SweepOptions, list[list[str]]]:
+    """The same of a matrix in a file.  Raises UserError for a key of the sweep that the file sets."""
+    if fixed := [key for key in (*matrix.options, "size") if key in options]:
+        raise UserError(f"sweep: {fixed[0]}: experiment={matrix.name} sets it")
+    cells = matrix.cells(options.pop("model", ()), options.pop("task", ()))
+    further = [arg for arg in others if not arg.startswith("experiment=")]
+    options |= matrix.options
+    seeds = options.pop("seeds", ())
+    sweep_options = SweepOptions(options.pop("jobs", None), seeds=tuple(seeds), **options)
+    words = [[*cell, *further] for cell in cells]
+    if sweep_options.protocol is not None:
+        return sweep_options, words
+    return sweep_options, [[*cell, f"seed={seed}"] for cell in words for seed in seeds or [0]]

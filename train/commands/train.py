@@ -137,6 +137,7 @@ def check_args(arguments: argparse.Namespace) -> None:
     """Raises UserError for arguments that no run can start with, and takes those from `sys.argv` that only
     repeat what the run to be resumed was started with."""
     check_grammar(arguments.overrides)
+    config.refuse_matrix(arguments.overrides)
     resumes = [arg for arg in arguments.overrides if arg.startswith("resume=")]
     refuse_repeated(resumes or arguments.overrides)  # to resume: the line it was started with, then changes
     for arg in arguments.overrides:

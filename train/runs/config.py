@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from zoo import composition
+from zoo import composition, plugins
 from zoo.errors import UserError, nearest, one_line, printable
 from zoo.train.runs.folder import flatten
 from zoo.train.runs.overrides import check_grammar, quoted_names
@@ -121,6 +121,8 @@ def compose(overrides: list[str]) -> DictConfig:
             # a folder of configs that isn't there, a yaml file that isn't one, null for a name
             raise UserError(one_line(error)) from error
     HydraConfig.instance().set_config(cfg)
+    for kind, name in to_dict(cfg.names).items():
+        cfg.names[kind] = name  # now: later it would be that of the configuration composed last
     with open_dict(cfg):
         del cfg.hydra
     check_keys(cfg)
@@ -134,6 +136,15 @@ def compose(overrides: list[str]) -> DictConfig:
 def names_base(cfg: DictConfig) -> bool:
     """True if a new run's configuration says anything about a run to start from."""
     return any(OmegaConf.select(cfg, key) is not None for key in ("base", "model.base"))
+
+
+def refuse_matrix(overrides: Sequence[str]) -> None:
+    """Raises UserError for an experiment that is a sweep's: it has many runs."""
+    for override in overrides:
+        key, _, name = override.partition("=")
+        files = plugins.choices("experiment") if key == "experiment" else []
+        if any(file.name == name and "\nsweep:" in f"\n{file.text}" for file in files):
+            raise UserError(f"experiment={name} has many runs: python -m zoo sweep experiment={name}")
 
 
 def check_keys(cfg: DictConfig) -> None:

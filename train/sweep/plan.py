@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
 from zoo.train.runs import budget, build
@@ -29,7 +29,7 @@ from zoo.train.tasks.base import score_names
 
 def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
     """One job per command line.  Raises UserError, before any job starts, for a setting that is wrong."""
-    jobs = [make_job(overrides, Path(options.runs)) for overrides in read_by_jobs(matrix)]
+    jobs = [make_job(overrides, Path(options.runs)) for overrides, _ in read_by_jobs(matrix)]
     folders = set[Path]()
     for job in jobs:
         if job.folder in folders:
@@ -38,20 +38,22 @@ def plan(matrix: list[list[str]], options: SweepOptions) -> list[Job]:
     return jobs
 
 
-def read_by_jobs(matrix: list[list[str]]) -> list[list[str]]:
-    """Every job's overrides without those of keys that its own task and model don't read.
+def read_by_jobs(matrix: list[list[str]]) -> list[tuple[list[str], DictConfig]]:
+    """Every job's overrides without those of keys that its own task and model don't read, and its
+    configuration.
 
     Raises UserError for an override that no job reads.
     """
-    unread = [set(unread_overrides(compose([*overrides, "run_dir=."]), overrides)) for overrides in matrix]
+    configs = [compose([*overrides, "run_dir=."]) for overrides in matrix]
+    unread = [set(unread_overrides(cfg, overrides)) for cfg, overrides in zip(configs, matrix, strict=True)]
     for override in sorted(set[str]().union(*unread)):
         if all(override in job or override not in args for args, job in zip(matrix, unread, strict=True)):
             raise UserError(
                 f"sweep: {override.partition('=')[0]} has no effect: no job's task or model reads it"
             )
     return [
-        [override for override in overrides if override not in job]
-        for overrides, job in zip(matrix, unread, strict=True)
+        ([override for override in overrides if override not in job], cfg)
+        for overrides, job, cfg in zip(matrix, unread, configs, strict=True)
     ]
 
 

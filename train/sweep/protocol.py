@@ -23,7 +23,6 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.train.runs import build, protocol
-from zoo.train.runs.config import compose
 from zoo.train.runs.protocol import (
     FACTOR,
     GRID,
@@ -54,7 +53,7 @@ class Protocol:
         """`matrix`: the overrides of every model and task, without seed.  Raises UserError, before any job
         starts, for a setting that is wrong or that the protocol sets."""
         self.options, self.made = options, dict[tuple[str, ...], Job]()
-        cells = [Cell(overrides) for overrides in read_by_jobs(matrix)]
+        cells = [Cell(*cell) for cell in read_by_jobs(matrix)]
         reaches = [reach for cell in cells if (reach := cell.attention_reach) is not None]
         self.beyond = options.beyond if options.beyond is not None else max(reaches, default=None)
         self.cells = cells
@@ -130,14 +129,14 @@ def outcomes(jobs: dict[float, Job]) -> dict[float, dict[str, Any] | None] | Non
 class Cell:
     """A model on a task, without learning rate and seed."""
 
-    def __init__(self, overrides: list[str]) -> None:
+    def __init__(self, overrides: list[str], config: DictConfig) -> None:
         keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
         for key, what in SET_BY_PROTOCOL.items():
             if key in keys:
                 raise UserError(f"sweep: {key} can't be set with protocol=1, which {what}")
         self.overrides = [*overrides, *([] if "val_every" in keys else [f"val_every={VAL_EVERY}"])]
-        self.config: DictConfig = compose([*overrides, "run_dir=."])
-        task: Any = get_class(self.config.task._target_)
+        self.config = config
+        task: Any = get_class(config.task._target_)
         self.is_text: bool = task.metric == "bits_per_byte"
         if self.is_text:
             build.task(self.config).split("test")  # whose scores are told; samples can always be drawn

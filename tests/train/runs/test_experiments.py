@@ -36,7 +36,7 @@ def words_of(experiment: str) -> list[str]:
 
 def test_every_released_model_is_tested() -> None:
     files = (ROOT / "configs/experiment").glob("*.yaml")
-    assert {file.stem for file in files} == {*RELEASED, "extrapolation", "induction_mamba"}
+    assert {file.stem for file in files} == {*RELEASED, "extrapolation", "induction_mamba", "matrix"}
 
 
 def test_a_released_model_reads_further_by_its_published_factor(zoo: Workspace) -> None:

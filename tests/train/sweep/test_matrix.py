@@ -1,0 +1,132 @@
+"""Matrices in yaml files: which runs they are, what is refused, and the zoo's own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.test_architectures import MODELS
+from zoo.errors import UserError
+from zoo.train.commands.sweep import parse_args
+from zoo.train.runs import budget
+from zoo.train.runs.config import compose, validate_config
+from zoo.train.sweep.matrix import read_matrix
+from zoo.train.sweep.plan import plan
+from zoo.train.sweep.protocol import Protocol
+
+MINE = """
+sweep:
+  settings: size=nano trainer.accelerator=cpu
+  tasks:
+    - task=recall task.length=32 steps=4
+    - task=passkey task.form=compact task.length=48 steps=6
+  models:
+    - model=rmt model.memory_tokens=3
+    - model=transformer
+    - model=transformer model.segment_len=${data.seq_len}
+"""
+
+
+def write(text: str, name: str = "mine") -> None:
+    path = Path("configs/experiment", f"{name}.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_every_row_runs_in_every_column(zoo: Any) -> None:
+    write(MINE)
+    options, matrix = parse_args(["experiment=mine", "val_every=2"])
+    jobs = plan(matrix, options)
+    cells = [(job.config["names.task"], job.config["names.model"], job.config["steps"]) for job in jobs]
+    assert cells == [
+        ("recall", "rmt", 4),
+        ("recall", "transformer", 4),
+        ("recall", "transformer", 4),
+        ("passkey", "rmt", 6),
+        ("passkey", "transformer", 6),
+        ("passkey", "transformer", 6),
+    ]
+    assert [job.config["model.segment_len"] for job in jobs] == [16, 16, 32, 16, 16, 48]
+    assert {job.config["model.memory_tokens"] for job in jobs if "rmt" in str(job.folder)} == {3}
+    assert len({job.folder for job in jobs}) == 6
+    assert {job.config["val_every"] for job in jobs} == {2}
+
+
+def test_rows_and_columns_are_picked_and_seeds_repeat_them(zoo: Any) -> None:
+    write(f"{MINE}  seeds: [0, 2]\n")
+    _, matrix = parse_args(["experiment=mine", "model=transformer", "task=passkey"])
+    assert [(words[1], words[-1]) for words in matrix] == [
+        ("task=passkey", "seed=0"),
+        ("task=passkey", "seed=2"),
+        ("model.segment_len=${data.seq_len}", "seed=0"),
+        ("model.segment_len=${data.seq_len}", "seed=2"),
+    ]
+
+
+REFUSED = {
+    "model=mamba": "model: experiment=mine has rmt, transformer, found mamba",
+    "task=lm": "task: experiment=mine has recall, passkey, found lm",
+    "size=micro": "size: experiment=mine sets it",
+    "seeds=0:2": "seeds: experiment=mine sets it",
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_what_a_matrix_does_not_have_or_sets_itself_is_refused(zoo: Any, word: str) -> None:
+    write(f"{MINE}  seeds: [0, 2]\n")
+    with pytest.raises(UserError, match=REFUSED[word]):
+        parse_args(["experiment=mine", word])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sweep: 3\n", "expected sweep alone, with models, settings, tasks"),
+        (MINE + "steps: 3\n", "expected sweep alone"),
+        (MINE + "  optim: 3\n", "expected sweep alone"),
+        (MINE.replace("- task=passkey", "- passkey"), "expected tasks to be lines that begin with task="),
+    ],
+)
+def test_a_file_that_is_no_matrix_is_refused(zoo: Any, text: str, message: str) -> None:
+    write(text)
+    with pytest.raises(UserError, match=f"experiment=mine: {message}"):
+        read_matrix("mine")
+
+
+def test_a_matrix_is_no_run(zoo: Any) -> None:
+    ended = zoo.run("experiment=matrix", "run_dir=run", as_given=True)
+    assert (ended.code, ended.err) == (
+        2,
+        "error: experiment=matrix has many runs: python -m zoo sweep experiment=matrix\n",
+    )
+
+
+def test_every_model_tries_its_own_rates(zoo: Any) -> None:
+    """Whatever was composed last."""
+    write(MINE + "  protocol: 1\n  beyond: 8\n")
+    jobs = Protocol(*reversed(parse_args(["experiment=mine", "task=recall"]))).jobs()
+    assert [(job.purpose, job.config["names.model"]) for job in jobs] == [
+        ("short rate", model) for model in ("rmt", "transformer", "transformer") for _ in range(3)
+    ]
+    assert {job.config["names.task"] for job in jobs} == {"passkey"}
+    assert jobs[0].config["model.memory_tokens"] == 3
+
+
+def test_the_zoos_matrix_has_every_model_and_its_ceiling() -> None:
+    matrix = read_matrix("matrix")
+    assert matrix is not None
+    models = [line.split()[0].removeprefix("model=") for line in matrix.models]
+    assert {*models} == {*MODELS}
+    assert len(models) == len(MODELS) + 1  # a transformer over the whole sample
+    assert (matrix.options["protocol"], matrix.options["beyond"]) == (1, 80)
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_zoos_matrix_is_composed_within_its_budget() -> None:
+    matrix = read_matrix("matrix")
+    assert matrix is not None
+    for words in matrix.cells():
+        cfg = compose([*words, "run_dir=."])
+        validate_config(cfg)
+        cfg.model = budget.solve_width(cfg)
+        assert cfg.data.seq_len % cfg.size.segment_len == 0, words
