@@ -170,28 +170,31 @@ def stateful(module: nn.Module) -> StatefulLM:
     return module if isinstance(module, StatefulLM) else _Wrapped(module)
 
 
-def check_interface(model: StatefulLM, rows: int = 3) -> None:
-    """Raises TypeError, in one line, for traits of other types, a state that isn't made of tensors, of the
-    weights' dtype or a wider one, and a `forward` that doesn't return a pair."""
-    expected = {
-        "vocab_size": ("a whole number above 0", _is_positive(model.vocab_size)),
-        "segment_len": ("a whole number above 0", _is_positive(model.segment_len)),
-        "parallel": (" | ".join(get_args(Parallel)), model.parallel in get_args(Parallel)),
+def check_traits(model: StatefulLM) -> None:
+    """Raises TypeError, in one line, for a trait that is missing or of another type."""
+    expected: dict[str, tuple[str, Callable[[object], bool]]] = {
+        **dict.fromkeys(("vocab_size", "segment_len"), ("a whole number above 0", _is_positive)),
+        "parallel": (" | ".join(get_args(Parallel)), lambda value: value in get_args(Parallel)),
         "learns_through_memory": (
             "True, False or a tuple of names",
-            isinstance(model.learns_through_memory, (bool, tuple)),
+            lambda value: isinstance(value, (bool, tuple)),
         ),
-        **{
-            name: ("True or False", isinstance(getattr(model, name), bool))
-            for name in (
-                *("remembers", "cuts_anywhere"),
-                *("mixes_rows_in_training", "reads_memory_in_training"),
-            )
-        },
+        **dict.fromkeys(
+            ("remembers", "cuts_anywhere", "mixes_rows_in_training", "reads_memory_in_training"),
+            ("True or False", lambda value: isinstance(value, bool)),
+        ),
     }
     for name, (values, holds) in expected.items():
-        if not holds:
+        if not hasattr(model, name):
+            raise TypeError(f"{name}: expected {values}, found none")
+        if not holds(getattr(model, name)):
             raise TypeError(f"{name}: expected {values}, found {getattr(model, name)!r}")
+
+
+def check_interface(model: StatefulLM, rows: int = 3) -> None:
+    """Raises TypeError, in one line, for what `check_traits` refuses, a state that isn't made of tensors, of
+    the weights' dtype or a wider one, and a `forward` that doesn't return a pair."""
+    check_traits(model)
     weight = next((weight for weight in model.parameters() if weight.is_floating_point()), None)
     if weight is None or weight.is_meta:
         raise TypeError(

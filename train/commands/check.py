@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import one_line
+from zoo.errors import UserError, one_line
 from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, refuse_without_effect
 
@@ -45,8 +45,13 @@ def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
         cfg.model = OmegaConf.merge({"_target_": args[0]}, defaults, assignments(args[1:]))
     with uncollected_imports():
+        from zoo.interface import check_traits
         from zoo.train.runs import build
-    build.model(cfg)  # raises user errors once, not law by law
+    built = build.model(cfg)  # raises user errors once, not law by law
+    try:
+        check_traits(built)
+    except TypeError as error:
+        raise UserError(f"check: {type(built).__name__}.{error}") from error
     return lambda: build.model(cfg)
 
 

@@ -4,15 +4,19 @@ Only Python's own modules are imported up here, as in cli.py.
 """
 
 import re
+import tomllib
 from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
 
 from zoo.errors import nearest
+from zoo.plugins import ENTRY_POINTS
 
 
 def suggestion(message: str, args: Sequence[str] = ()) -> str:
     """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
-        return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2]))
+        return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2])) + uninstalled_plugin()
     if "'" not in message:
         return ""
     from zoo.train.runs.stored import renamed_key
@@ -26,6 +30,19 @@ def suggestion(message: str, args: Sequence[str] = ()) -> str:
     members = [key.removeprefix(f"{group}.") for key in keys if group and key.startswith(f"{group}.")]
     known = f"; {group} takes {', '.join(key for key in members if key[0] != '_')}" if members else ""
     return known + nearest(unknown[1], keys)
+
+
+def uninstalled_plugin() -> str:
+    """How to install the package in the working directory, "" unless it is a plug-in that isn't installed."""
+    try:
+        project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+        points = dict(project["entry-points"][ENTRY_POINTS])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    if not points.keys() - installed:
+        return ""
+    return f"; this folder's package {project.get('name', '')} isn't installed: pip install -e ."
 
 
 def config_keys(args: Sequence[str]) -> list[str]:

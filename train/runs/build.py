@@ -33,6 +33,9 @@ def model(cfg: DictConfig) -> SequenceModule:
     keys.pop("free", None)
     base = keys.pop("base", None)
     built = call(import_class(keys.pop("_target_", None), SequenceModule, "model"), keys, "model")
+    for name in ("vocab_size", "segment_len"):
+        if not hasattr(built, name):
+            raise UserError(f"model: {type(built).__name__}.{name}: expected a whole number, found none")
     if built.vocab_size < cfg.task.vocab_size:
         raise UserError(
             f"model.vocab_size: expected at least the task's {cfg.task.vocab_size}, found {built.vocab_size}"

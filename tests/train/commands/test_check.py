@@ -111,3 +111,26 @@ def test_a_slip(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert says in err
+
+
+def test_a_missing_trait_is_named_before_any_law(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "model_without_trait.py").write_text(
+        "from zoo.models.transformer import Transformer\n"
+        "class Lost(Transformer):\n"
+        "    def __getattribute__(self, name):\n"
+        "        if name == 'learns_through_memory':\n"
+        "            raise AttributeError\n"
+        "        return super().__getattribute__(name)\n"
+        "class Wrong(Transformer):\n"
+        "    def __getattribute__(self, name):\n"
+        "        return 'segment' if name == 'parallel' else super().__getattribute__(name)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = run(capsys, monkeypatch, "model_without_trait.Lost", *WORDS)
+    message = "check: Lost.learns_through_memory: expected True, False or a tuple of names, found none"
+    assert found == (2, "", f"error: {message}\n")
+    found = run(capsys, monkeypatch, "model_without_trait.Wrong", *WORDS)
+    choices = "none | segments | segments_as_batch | any_length"
+    assert found == (2, "", f"error: check: Wrong.parallel: expected {choices}, found 'segment'\n")

@@ -105,3 +105,15 @@ def test_a_class_that_the_source_does_not_give() -> None:
     assert headline("zoo.train.tasks.lm.Nothing") == ""
     assert headline("no_such_module.Task") == ""
     assert headline("zoo.train.tasks.lm.ByteDataset") == ""
+
+
+def test_a_plug_in_that_is_not_installed_is_told_how(tmp_path: Path) -> None:
+    project = '[project]\nname = "mine"\n[project.entry-points."zoo.configs"]\nmine = "mine.configs"\n'
+    (tmp_path / "pyproject.toml").write_text(project)
+    text, modules = imported(tmp_path, "train", "model=mine")
+    assert text.endswith("; this folder's package mine isn't installed: pip install -e .\n")
+    assert not modules & LARGE
+    (tmp_path / "pyproject.toml").write_text(project.replace("zoo.configs", "pytest11"))
+    assert "pip install" not in imported(tmp_path, "train", "model=mine")[0]
+    (tmp_path / "pyproject.toml").write_text("not toml")
+    assert "pip install" not in imported(tmp_path, "train", "model=mine")[0]
