@@ -1,8 +1,8 @@
 """Random models of flash-linear-attention, interpreted, against the zoo's from their weights and configs."""
 
+from importlib import import_module
 from typing import Any
 
-import fla.models
 import pytest
 import torch
 from torch import Tensor
@@ -43,9 +43,10 @@ SHAPE: dict[str, Any] = {
 
 def random_model(name: str, options: dict[str, Any]) -> Any:
     """Weights large enough for every one of them to show in the logits."""
-    config = getattr(fla.models, f"{name}Config")(**SHAPE, **options)
+    models = import_module("fla.models")
+    config = getattr(models, f"{name}Config")(**SHAPE, **options)
     torch.manual_seed(0)
-    model = getattr(fla.models, f"{name}ForCausalLM")(config).eval()
+    model = getattr(models, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.5))

@@ -91,5 +91,5 @@ def test_the_width_of_the_feed_forward_from_its_ratio() -> None:
         if ".mlp." in name:
             transposed = name.endswith("down_proj.weight")
             weights[name] = torch.zeros((32, 256) if transposed else (256, 32)).double()
-    model = loaded("gla", weights, config | {"intermediate_size": None})
+    model: Any = loaded("gla", weights, config | {"intermediate_size": None})
     assert model.stack[0].mlp.out_proj.in_features == 256  # 32 * 4 * 2/3, rounded up

@@ -1,6 +1,7 @@
 """Import of torchscale's RetNet."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from zoo.models.published.imported import loaded
 
 def test_every_weight_has_a_gradient_under_its_name() -> None:
     weights, config = random_model()
-    model = loaded("retnet", weights, config)
+    model: Any = loaded("retnet", weights, config)
     logits, _ = model(torch.arange(30).reshape(2, 15))
     logits.square().sum().backward()
     gradients = retnet.published_gradients(model)
@@ -68,9 +69,8 @@ def torchscale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for function in functions:
             setattr(module, function, None)
         monkeypatch.setitem(sys.modules, name, module)
-    from torchscale.architecture import config, retnet
-
-    return config.RetNetConfig, retnet.RetNetDecoder
+    config, decoder = (import_module(f"torchscale.architecture.{name}") for name in ("config", "retnet"))
+    return config.RetNetConfig, decoder.RetNetDecoder
 
 
 @pytest.mark.slow
