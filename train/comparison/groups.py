@@ -119,7 +119,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 def read_diverged(folder: Path) -> FinishedRun:
     """A run that helped to choose a rate and diverged; it has no metrics."""
-    return FinishedRun(folder, read_config(folder), {}, [], protocol.read(folder))
+    return FinishedRun(folder, read_config(folder), {}, [], protocol.read(folder), [])
 
 
 def missing_metrics(metrics: Any) -> list[str]:

@@ -8,7 +8,7 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
+from rich.text import Text, TextType
 
 from zoo.terminal import output_width
 
@@ -26,7 +26,10 @@ def table_console() -> Console:
 
 
 def new_table(
-    *head: str | Column, title: str | None = None, caption: str | None = None, prose: Sequence[str] = ()
+    *head: str | Column,
+    title: TextType | None = None,
+    caption: TextType | None = None,
+    prose: Sequence[str] = (),
 ) -> Table:
     """An empty table whose cells are kept whole, but for those of columns named in `prose`: their lines break
     at words."""
