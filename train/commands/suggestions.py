@@ -6,6 +6,7 @@ Only Python's own modules are imported up here, as in cli.py.
 import re
 import tomllib
 from collections.abc import Sequence
+from typing import Any, cast
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def config_keys(args: Sequence[str]) -> list[str]:
         composed = compose([arg for arg in args if arg.startswith(groups)])
     except Exception:  # the first error is reported anyway
         return []
-    cfg = OmegaConf.to_container(composed, resolve=False)  # resolved, the precision asks torch for a GPU
-    assert isinstance(cfg, dict)
+    # resolved, the precision asks torch for a GPU
+    cfg = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
     inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
     return [*cfg, *inner]
