@@ -6,9 +6,9 @@ Only Python's own modules are imported up here, as in cli.py.
 import re
 import tomllib
 from collections.abc import Sequence
-from typing import Any, cast
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any, cast
 
 from zoo.errors import nearest
 from zoo.plugins import ENTRY_POINTS
