@@ -2,12 +2,13 @@
 
     python benchmarks/longrope_search.py run=runs/lm/transformer/… context=512
 
-Evolution from the factors that YaRN's ramp has: each round the best parents have mutants, whose factors are
-drawn again between their neighbours, and crossings, which take one factor of another parent; all stay
-monotone.  Fitness is the loss of the last tokens of `texts` windows of the validation split.  Prints the best
-factors as `model.position.long=[…]`.
+Evolution from the factors of YaRN's ramp, interpolation, NTK and plain positions: each round the best parents
+have mutants, whose factors are drawn again between their neighbours, and crossings, which take one factor of
+another parent; all stay monotone.  Fitness is the loss of the last tokens of `texts` windows of the
+validation split.  Prints the best factors as `model.position.long=[…]`, with the attention_factor to use.
 
-Differs from the paper: fewer and smaller rounds, and no unscaled first tokens.
+Differs from the paper: fewer and smaller rounds, no unscaled first tokens, no temperature; plain positions
+are among the first factors, so that those with the lowest loss are never worse.
 """
 
 import sys
@@ -55,13 +56,14 @@ def crossing(
 
 
 def search(
-    fitness: Callable[[Factors], float], start: Factors, s: float, seed: int = 0
+    fitness: Callable[[Factors], float], starts: list[Factors], s: float, seed: int = 0
 ) -> tuple[Factors, float]:
-    """The factors with the lowest fitness, and it."""
+    """The factors with the lowest fitness, and it; the first population has `starts` and mutants of the first
+    of them."""
     rng = np.random.default_rng(seed)
-    scores = {start: fitness(start)}
+    scores = {start: fitness(start) for start in starts}
     while len(scores) < POPULATION:
-        child = mutant(start, s, rng)
+        child = mutant(starts[0], s, rng)
         scores.setdefault(child, fitness(child) if child not in scores else 0.0)
     for _ in range(ROUNDS):
         parents = sorted(scores, key=lambda factors: scores[factors])[:PARENTS]
@@ -96,6 +98,7 @@ def main(run: Path, context: int, texts: int = 5) -> None:
             f"model.segment_len={context}",
             "model.position.scaling=longrope",
             f"model.position.long={long}",
+            "model.position.attention_factor=1.0",
         )
         model = load_trained(run, overrides=overrides)[1]
         outputs, _ = model.compute_loss(batch.to(plain.device), None)
@@ -103,9 +106,11 @@ def main(run: Path, context: int, texts: int = 5) -> None:
 
     ramp = yarn_ramp(pairs, trained, position_options({"scaling": "yarn"}))
     start = tuple(s * (1 - g) + g for g in ramp)
-    best, loss = search(fitness, start, s)
+    ntk = tuple(s ** (m / max(1, pairs - 1)) for m in range(pairs))
+    best, loss = search(fitness, [start, (s,) * pairs, ntk, (1.0,) * pairs], s)
     print(f"started at {fitness(start):.4f} nats, found {loss:.4f} in {rounds['evaluations']} evaluations")
-    print("model.position.long=[" + ",".join(f"{factor:.4f}" for factor in best) + "]")
+    factors = ",".join(f"{factor:.4f}" for factor in best)
+    print(f"model.position.long=[{factors}] model.position.attention_factor=1.0")
 
 
 if __name__ == "__main__":
