@@ -100,6 +100,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(line for line in lines if line and not line.startswith(noise)) or type(error).__name__
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 run", "2,000 runs"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def nearest(word: str, candidates: Iterable[str], prefix: str = "") -> str:
     """ "; did you mean …?" for the candidate that comes closest to a word, "" where none is close."""
     close = difflib.get_close_matches(word, list(candidates), 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import UserError, one_line
+from zoo.errors import UserError, counted, one_line
 from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, refuse_without_effect
 
@@ -75,7 +75,7 @@ def check(build_model: "Callable[[], SequenceModule]") -> int:
             verdict = f"BROKEN: as {crashes[reason]}" if reason in crashes else f"BROKEN: {reason}"
             crashes.setdefault(reason, name)
         print(f"{name:<36}{time.perf_counter() - start:6.2f} s  {verdict}", flush=True)
-    print(f"{broken} law{'s' if broken > 1 else ''} broken" if broken else "every law holds")
+    print(f"{counted(broken, 'law')} broken" if broken else "every law holds")
     return broken
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import zoo
-from zoo.errors import UserError
+from zoo.errors import UserError, counted
 from zoo.terminal import output_width, wrap
 from zoo.train.commands.cli import command
 
@@ -52,7 +52,7 @@ def main(args: Sequence[str] = ()) -> int:
     if not problems:
         print("all that the zoo needs is here")
         return 0
-    print("1 problem:" if len(problems) == 1 else f"{len(problems)} problems:")
+    print(f"{counted(len(problems), 'problem')}:")
     for finding in problems:
         print(entry(f"{finding.name}:", finding.text))
     return 1

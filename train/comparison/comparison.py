@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zoo.errors import UserError
+from zoo.errors import UserError, counted
 from zoo.train.comparison import reach, rules, scores
 from zoo.train.comparison.comparable import check_comparable
 from zoo.train.comparison.groups import SCORE_METRICS, FinishedRun, RunGroup, group_runs
@@ -105,7 +105,7 @@ class Comparison(NamedTuple):
     @property
     def title(self) -> str:
         how = "no protocol" if self.protocol is None else f"protocol {self.protocol}, {self.split} split"
-        return f"{len(self.groups)} models on {self.subject} ({how})"
+        return f"{counted(len(self.groups), 'model')} on {self.subject} ({how})"
 
 
 def compare_runs(

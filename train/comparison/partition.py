@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from zoo.errors import UserError, nearest
+from zoo.errors import UserError, counted, nearest
 from zoo.train.comparison.comparable import positions_read, task_facts
 from zoo.train.comparison.groups import FinishedRun
 from zoo.train.runs.folder import NOT_SET
@@ -53,13 +53,9 @@ def describe(groups: Sequence[Sequence[FinishedRun]], command: str) -> list[str]
         config = group[0].config
         models = len({run.config["names.model"] for run in group})
         lines.append(
-            f"{count(len(group), 'run')} of {count(models, 'model')}, {config['names.task']} at "
+            f"{counted(len(group), 'run')} of {counted(models, 'model')}, {config['names.task']} at "
             f"{config['names.size']}, {positions_read(group[0]):,} tokens: {command} group={number}"
         )
     if len(groups) > MOST_LINES:
-        lines.append(f"and {count(len(groups) - MOST_LINES, 'more group')}, to group={len(groups)}")
+        lines.append(f"and {counted(len(groups) - MOST_LINES, 'more group')}, to group={len(groups)}")
     return lines
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

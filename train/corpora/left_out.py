@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from zoo.errors import UserError
+from zoo.errors import UserError, counted
 from zoo.train.corpora.documents import Gathered
 from zoo.train.corpora.unread import READABLE
 
@@ -21,11 +21,7 @@ def refuse_empty(texts: Gathered, where: str) -> None:
     if texts.names:
         return
     counts = Counter(reason for _, reason in texts.left_out)
-    unusable = f"{_plural(counts['binary'], 'binary file')} and {_plural(counts['empty'], 'empty file')}"
+    unusable = f"{counted(counts['binary'], 'binary file')} and {counted(counts['empty'], 'empty file')}"
     for name, reason in texts.left_out[:1]:
         unusable += f"; {name} {LEFT_OUT_BECAUSE[reason]}"
     raise UserError(f"no text in {where}: expected {READABLE}; found {unusable}")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

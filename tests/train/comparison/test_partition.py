@@ -33,8 +33,8 @@ def test_groups_are_listed_with_their_commands(run: Any, tmp_path: Path) -> None
 def test_a_group_is_compared_by_its_number_or_name(run: Any, tmp_path: Path) -> None:
     make_groups(tmp_path)
     for name, title in (
-        *(("1", "2 models on lm"), ("largest", "2 models on lm"), ("2", "1 models on lm")),
-        *(("3", "1 models on needle"), ("newest", "1 models on needle")),
+        *(("1", "2 models on lm"), ("largest", "2 models on lm"), ("2", "1 model on lm")),
+        *(("3", "1 model on needle"), ("newest", "1 model on needle")),
     ):
         code, out, err = run("runs", f"group={name}")
         assert (code, err) == (0, ""), name
