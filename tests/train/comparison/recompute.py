@@ -233,6 +233,8 @@ def score_cells(row: list[Run], reach: int) -> Row:
     for name, values in by_name.items():
         middle = statistics.median(values)
         cells[f"{name}, median"] = f"{100 * middle:+.1f}" if "points" in name else f"{middle:.1%}"
+        if name == "longest length":
+            cells[f"{name}, median"] = f"{middle:g}x" if middle else "none"
     return cells
 
 
