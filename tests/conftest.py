@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from tests.laws import untyped
 
 # The tensors here are tiny: threads would only wait for one another, most of all on a machine that is shared.
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # set by readline in the processes of pytest-xdist
 # a shell's background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
