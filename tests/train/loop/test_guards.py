@@ -84,7 +84,8 @@ def test_a_signal_before_there_is_a_run(
 ) -> None:
     monkeypatch.setattr("zoo.train.loop.trainer.validate_config", lambda cfg: os.kill(os.getpid(), signum))
     ended = zoo.run()
-    assert ended == (code, "", "interrupted before the first step; nothing was saved\n")
+    named = "rmt on lm at size=nano, seed 0\n"
+    assert ended == (code, named, "interrupted before the first step; nothing was saved\n")
 
 
 @pytest.mark.slow

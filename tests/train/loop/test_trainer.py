@@ -258,7 +258,10 @@ def test_accumulated_gradients_are_those_of_one_batch(zoo: Any) -> None:
 def test_the_lines_that_a_run_prints(zoo: Any) -> None:
     ended = zoo.run()
     lines = ended.out.splitlines()
-    assert lines[0] == ("rmt on lm: 17,632 parameters (25,856 with embeddings), 256 bytes of state per row")
+    assert lines[:2] == [
+        "rmt on lm at size=nano, seed 0",
+        "rmt on lm: 17,632 parameters (25,856 with embeddings), 256 bytes of state per row",
+    ]
     assert any(line.startswith("step 8/8  loss ") for line in lines)
     assert sum("held-out text: loss" in line for line in lines) == 3
     assert "bits per byte on 180 bytes of held-out text (there: xz -9 " in lines[-2]
