@@ -43,6 +43,8 @@ _MODULES = {
     "Rope": "zoo.memory.attention.positions",
     "TimestepNorm": "zoo.memory.state_space.timestep_norm",
     "UnlimiformerAttention": "zoo.memory.retrieval.unlimiformer_attention",
+    "ValueResidualAttention": "zoo.memory.attention.value_residual",
+    "ValueResidualWindow": "zoo.memory.attention.value_residual",
     "WindowAttention": "zoo.memory.attention.sliding_window",
     "XLSTMLargeMixer": "zoo.memory.fast_weights.xlstm_large_mixer",
     "build_positions": "zoo.memory.attention.position_kinds",

@@ -8,6 +8,8 @@ from zoo.memory.attention.positions import Positions as Positions
 from zoo.memory.attention.positions import Rope as Rope
 from zoo.memory.attention.relative import RelativeAttention as RelativeAttention
 from zoo.memory.attention.sliding_window import WindowAttention as WindowAttention
+from zoo.memory.attention.value_residual import ValueResidualAttention as ValueResidualAttention
+from zoo.memory.attention.value_residual import ValueResidualWindow as ValueResidualWindow
 from zoo.memory.fast_weights.associative import AssociativeMemory as AssociativeMemory
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer as DeltaMixer
 from zoo.memory.fast_weights.gla_mixer import GLAMixer as GLAMixer

@@ -127,7 +127,7 @@ def test_other_groups_that_cannot_be_told_are_refused(zoo: Any, change: Any, mes
     torch.save(content, path)
     before = path.read_bytes()
     ended = zoo.run("resume=whole", "steps=9")
-    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "resuming whole\n", 1)
     assert f"last.ckpt: optimizer_states: {message}" in ended.err
     assert path.read_bytes() == before
 

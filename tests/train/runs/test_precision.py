@@ -56,7 +56,7 @@ def test_config_yaml_has_the_precision_and_evaluation_and_resumption_follow_it(
         on_gpu.setattr(composition, "default_precision", lambda accelerator: "bf16-mixed")
         ended = zoo.run("steps=2")
     assert ended.code == 0
-    assert ended.out.splitlines()[1] == "precision bf16-mixed"
+    assert ended.out.splitlines()[2] == "precision bf16-mixed"
     path = zoo.folder / "run/config.yaml"
     assert yaml.safe_load(path.read_text())["trainer"]["precision"] == "bf16-mixed"
     entry = evaluate(Path("run"), EvalOptions(split="val", tokens=150))
