@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ENTRY_POINTS = "zoo.configs"  # also the package of the zoo's configs
+MATRIX_KEY = "sweep"
 CONFIG_GROUPS = ("model", "task", "size", "optim", "trainer", "experiment")
 
 
@@ -55,6 +56,11 @@ class Choice(NamedTuple):
     owner: str
     """"zoo", a plug-in's name, or the folder."""
     text: str
+
+    @property
+    def is_matrix(self) -> bool:
+        """True for an experiment of many runs, which `zoo sweep` takes: its file has the key `sweep`."""
+        return f"\n{MATRIX_KEY}:" in f"\n{self.text}"
 
 
 def config_folders(search: str = "") -> Iterator[tuple[str, Traversable]]:

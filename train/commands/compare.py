@@ -3,9 +3,10 @@
     folders…    runs, or folders that contain them, any number
     baseline=   the row whose scores are subtracted from the others', seed by seed (default
                 transformer)
-    loss=       steps to this held-out loss, nats per target (default: the highest final loss)
+    loss=       steps to this held-out loss, nats per target (default: the task's at this size, or else
+                the highest final loss)
     group=      largest, newest or a number: where runs don't compare, one of the groups that do
-    mix=        task, data, budget, tokens: runs may differ in these (default: in none of them)
+    mix=        task, data, budget, tokens, protocol, code: runs may differ in these (default: in none)
     out=        where the comparison goes (default runs/comparison)
 
 Rows have mean and 95 % interval over seeds (Student's t) of bits per byte, of exact match with accuracy per

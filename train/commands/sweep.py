@@ -96,44 +96,40 @@ REFUSED = {
 def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     """The sweep's options, and the command line of every run without its folder, the seed last; under a
     protocol of every model and task, without seed."""
-    options, others = parse("sweep", args, KEYS, pass_unknown=True, refused=REFUSED)
+    matrix = matrix_of(args)
+    words = [*matrix.options.split(), *args] if matrix else args
+    options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
     if "beyond" in options and "protocol" not in options:
         raise UserError("sweep: beyond has no effect without protocol=1")
     if fixed := [arg for arg in others if arg.lstrip("+~").startswith("compare")]:
         raise UserError(
             f"sweep: {fixed[0].partition('=')[0]} can't be set here; the task's yaml file fixes it"
         )
-    if matrix := matrix_of(others):
-        return matrix_sweep(matrix, options, others)
-    named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
-    named += [position_values(arg) for arg in others if is_position(arg)]
-    others = [arg for arg in others if not is_position(arg)]
     seeds = options.pop("seeds", None)
+    if matrix:
+        cells = matrix_cells(matrix, options, others)
+    else:
+        named = [[f"{key}={name}" for name in options.pop(key)] for key in [*options] if key in NAME_KEYS]
+        named += [position_values(arg) for arg in others if is_position(arg)]
+        others = [arg for arg in others if not is_position(arg)]
+        cells = [[*names, *others] for names in itertools.product(*named)]
     sweep_options = SweepOptions(options.pop("jobs", None), seeds=tuple(seeds or ()), **options)
     if sweep_options.protocol is not None:
-        return sweep_options, [[*names, *others] for names in itertools.product(*named)]
-    combinations = itertools.product(*named, seeds or [0])
-    return sweep_options, [[*names, *others, f"seed={seed}"] for *names, seed in combinations]
+        return sweep_options, cells
+    return sweep_options, [[*cell, f"seed={seed}"] for cell in cells for seed in seeds or [0]]
 
 
-def matrix_of(others: list[str]) -> Matrix | None:
+def matrix_of(args: list[str]) -> Matrix | None:
     """The matrix that experiment= names; None without one."""
-    values = dict(arg.partition("=")[::2] for arg in others)
+    values = dict(arg.partition("=")[::2] for arg in args)
     return read_matrix(values.get("experiment", ""), values.get("hydra.searchpath", ""))
 
 
-def matrix_sweep(
-    matrix: Matrix, options: dict[str, Any], others: list[str]
-) -> tuple[SweepOptions, list[list[str]]]:
-    """The same of a matrix in a file.  Raises UserError for a key of the sweep that the file sets."""
-    if fixed := [key for key in (*matrix.options, "size") if key in options]:
-        raise UserError(f"sweep: {fixed[0]}: experiment={matrix.name} sets it")
-    cells = matrix.cells(options.pop("model", ()), options.pop("task", ()))
+def matrix_cells(matrix: Matrix, options: dict[str, Any], others: list[str]) -> list[list[str]]:
+    """The overrides of every run of a matrix without its seed; takes those of `options` that pick rows and
+    columns.  Raises UserError for a size, which a matrix sets itself."""
+    if "size" in options:
+        raise UserError(f"sweep: size: experiment={matrix.name} sets it")
+    picked = matrix.cells(options.pop("model", ()), options.pop("task", ()))
     further = [arg for arg in others if not arg.startswith("experiment=")]
-    options |= matrix.options
-    seeds = options.pop("seeds", ())
-    sweep_options = SweepOptions(options.pop("jobs", None), seeds=tuple(seeds), **options)
-    words = [[*cell, *further] for cell in cells]
-    if sweep_options.protocol is not None:
-        return sweep_options, words
-    return sweep_options, [[*cell, f"seed={seed}"] for cell in words for seed in seeds or [0]]
+    return [[*cell, *further] for cell in picked]

@@ -194,8 +194,5 @@ def run(cfg: DictConfig) -> float | None:
 
 def log_beginning(cfg: DictConfig) -> None:
     """A line that names the run, before the imports that take seconds."""
-    if cfg.resume:
-        log_line = f"resuming {cfg.resume}"
-    else:
-        log_line = f"{cfg.names.model} on {cfg.names.task} at size={cfg.names.size}, seed {cfg.get('seed')}"
-    logging.getLogger().info("%s", log_line)
+    new = f"{cfg.names.model} on {cfg.names.task} at size={cfg.names.size}, seed {cfg.get('seed')}"
+    logging.getLogger().info("%s", f"resuming {cfg.resume}" if cfg.resume else new)

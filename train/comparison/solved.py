@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from zoo.train.comparison import statistics
 from zoo.train.comparison.groups import FinishedRun, RunGroup, differing_settings
 from zoo.train.evaluation.intervals import wilson
+from zoo.train.runs.protocol import LONG_SETTINGS
 
 
 def count(group: RunGroup) -> tuple[int, int]:
@@ -41,14 +42,10 @@ def median_steps(group: RunGroup) -> float | None:
     return statistics.censored_median([steps(run) for run in group.runs])
 
 
-LONGER = ("steps", "optim.warmup", "checkpoint_every", "data.curriculum.patience")
-"""Settings in which a run with more steps may differ from its row's."""
-
-
 def describe_long_run(group: RunGroup, long_runs: Sequence[FinishedRun]) -> str:
     """ "2,900" or "> 4,800": when the row's run with more steps solved the task; "" without one."""
     for run in long_runs:
-        if all(key in LONGER for key in differing_settings(group.runs[0], run)):
+        if all(key in LONG_SETTINGS for key in differing_settings(group.runs[0], run)):
             step = steps(run)
             return f"> {int(run.config['steps']):,}" if step is None else f"{step:,.0f}"
     return ""

@@ -143,7 +143,7 @@ def refuse_matrix(overrides: Sequence[str]) -> None:
     for override in overrides:
         key, _, name = override.partition("=")
         files = plugins.choices("experiment") if key == "experiment" else []
-        if any(file.name == name and "\nsweep:" in f"\n{file.text}" for file in files):
+        if any(file.name == name and file.is_matrix for file in files):
             raise UserError(f"experiment={name} has many runs: python -m zoo sweep experiment={name}")
 
 

@@ -31,6 +31,8 @@ SEEDS, MORE_SEEDS = (0, 1, 2), (3, 4)
 GRID, FACTOR = (1e-3, 4e-3, 1.6e-2), 4
 LONG_FACTOR = 4
 """How many times the steps for a seed of a row that hasn't solved its task: slow, or never?"""
+LONG_SETTINGS = ("steps", "optim.warmup", "data.curriculum.patience")
+"""In which a run with more steps may differ from its row's: the last two follow from the steps elsewhere."""
 SHORT_TASK = "passkey"
 """On which rates are tried first for every task of samples: one segment, in the compact form."""
 

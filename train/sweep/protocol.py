@@ -162,18 +162,14 @@ class Cell:
         return bool(self.config.compare.jump)
 
     def long(self, rate: float, beyond: int | None) -> list[str]:
-        """The overrides of seed 0 with more steps, which up to the usual ones is the same run."""
-        scaled = {"steps": str(LONG_FACTOR * self.config.steps)}
-        fixed = {"optim.warmup": self.config.optim.warmup, "checkpoint_every": self.config.checkpoint_every}
-        if any(override.startswith("data.curriculum") for override in self.full(rate, 0, beyond)):
-            fixed["data.curriculum.patience"] = self.config.data.curriculum.patience
-        changed = scaled | {key: str(value) for key, value in fixed.items()}
-        others = [
-            override
-            for override in self.full(rate, 0, beyond)
-            if override.lstrip("+~").partition("=")[0] not in changed
-        ]
-        return [*others, *(f"{key}={value}" for key, value in changed.items())]
+        """The overrides of the first seed with more steps: the same run up to the usual ones, so what follows
+        from the steps stays as it was."""
+        usual = self.full(rate, protocol.SEEDS[0], beyond)
+        kept = [word for word in usual if word.lstrip("+~").partition("=")[0] not in protocol.LONG_SETTINGS]
+        words = [f"steps={LONG_FACTOR * self.config.steps}", f"optim.warmup={self.config.optim.warmup}"]
+        if any(word.startswith("data.curriculum") for word in usual):
+            words.append(f"data.curriculum.patience={self.config.data.curriculum.patience}")
+        return [*kept, *words]
 
     def short(self, rate: float) -> list[str]:
         """The overrides of a run that helps to choose the rate."""

@@ -16,6 +16,7 @@ from zoo.train.sweep.protocol import Protocol
 
 MINE = """
 sweep:
+  options: jobs=1
   settings: size=nano trainer.accelerator=cpu
   tasks:
     - task=recall task.length=32 steps=4
@@ -53,7 +54,7 @@ def test_every_row_runs_in_every_column(zoo: Any) -> None:
 
 
 def test_rows_and_columns_are_picked_and_seeds_repeat_them(zoo: Any) -> None:
-    write(f"{MINE}  seeds: [0, 2]\n")
+    write(MINE.replace("jobs=1", "seeds=0,2"))
     _, matrix = parse_args(["experiment=mine", "model=transformer", "task=passkey"])
     assert [(words[1], words[-1]) for words in matrix] == [
         ("task=passkey", "seed=0"),
@@ -67,13 +68,13 @@ REFUSED = {
     "model=mamba": "model: experiment=mine has rmt, transformer, found mamba",
     "task=lm": "task: experiment=mine has recall, passkey, found lm",
     "size=micro": "size: experiment=mine sets it",
-    "seeds=0:2": "seeds: experiment=mine sets it",
+    "seeds=0:2": "seeds is given twice",
 }
 
 
 @pytest.mark.parametrize("word", REFUSED)
 def test_what_a_matrix_does_not_have_or_sets_itself_is_refused(zoo: Any, word: str) -> None:
-    write(f"{MINE}  seeds: [0, 2]\n")
+    write(MINE.replace("jobs=1", "seeds=0,2"))
     with pytest.raises(UserError, match=REFUSED[word]):
         parse_args(["experiment=mine", word])
 
@@ -81,7 +82,7 @@ def test_what_a_matrix_does_not_have_or_sets_itself_is_refused(zoo: Any, word: s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sweep: 3\n", "expected sweep alone, with models, settings, tasks"),
+        ("sweep: 3\n", "expected sweep alone, with models, options, settings, tasks"),
         (MINE + "steps: 3\n", "expected sweep alone"),
         (MINE + "  optim: 3\n", "expected sweep alone"),
         (MINE.replace("- task=passkey", "- passkey"), "expected tasks to be lines that begin with task="),
@@ -91,6 +92,12 @@ def test_a_file_that_is_no_matrix_is_refused(zoo: Any, text: str, message: str) 
     write(text)
     with pytest.raises(UserError, match=f"experiment=mine: {message}"):
         read_matrix("mine")
+
+
+def test_wrong_options_of_a_file_are_refused_as_on_the_command_line(zoo: Any) -> None:
+    write(MINE.replace("jobs=1", "beyond=far protocol=1"))
+    with pytest.raises(UserError, match="sweep: beyond: expected a whole number of at least 1, found far"):
+        parse_args(["experiment=mine"])
 
 
 def test_a_matrix_is_no_run(zoo: Any) -> None:
@@ -103,7 +110,7 @@ def test_a_matrix_is_no_run(zoo: Any) -> None:
 
 def test_every_model_tries_its_own_rates(zoo: Any) -> None:
     """Whatever was composed last."""
-    write(MINE + "  protocol: 1\n  beyond: 8\n")
+    write(MINE.replace("jobs=1", "protocol=1 beyond=8"))
     jobs = Protocol(*reversed(parse_args(["experiment=mine", "task=recall"]))).jobs()
     assert [(job.purpose, job.config["names.model"]) for job in jobs] == [
         ("short rate", model) for model in ("rmt", "transformer", "transformer") for _ in range(3)
@@ -118,7 +125,7 @@ def test_the_zoos_matrix_has_every_model_and_its_ceiling() -> None:
     models = [line.split()[0].removeprefix("model=") for line in matrix.models]
     assert {*models} == {*MODELS}
     assert len(models) == len(MODELS) + 1  # a transformer over the whole sample
-    assert (matrix.options["protocol"], matrix.options["beyond"]) == (1, 80)
+    assert matrix.options == "protocol=1 beyond=80"
 
 
 @pytest.mark.slow

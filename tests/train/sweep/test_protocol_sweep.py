@@ -221,6 +221,22 @@ def test_a_row_without_a_solver_is_given_four_times_the_steps_once(runner: Proto
     assert not any(line.startswith(f"evaluate run={long_run.parent}") for line in runner.lines())
 
 
+def test_a_run_with_more_steps_is_the_usual_one_up_to_its_last_step(zoo: Any) -> None:
+    """Before the decay that ends both."""
+    words = ["model=rmt", "task=passkey", "size=nano", "task.form=compact", "task.length=32", "steps=12"]
+    words += ["trainer.accelerator=cpu", "task.eval_samples=8", "val_every=4", "protocol=1", "beyond=8"]
+    options, matrix = parse_args(words)
+    [cell] = Protocol(matrix, options).cells
+    curves = {}
+    for name, overrides in {"usual": cell.full(1e-3, 0, 8), "long": cell.long(1e-3, 8)}.items():
+        assert zoo.run(*overrides, f"run_dir={name}", as_given=True).code == 0
+        curves[name] = zoo.metrics(name)["curve"]
+    assert [point["step"] for point in curves["usual"][:3]] == [4, 8, 12]
+    assert curves["long"][-1]["step"] > 48
+    for usual, longer in zip(curves["usual"][:3], curves["long"], strict=False):
+        assert usual["val/loss"] == longer["val/loss"]
+
+
 def test_a_run_without_evaluation_is_evaluated_and_not_trained_again(runner: ProtocolRunner) -> None:
     (runner.folder / "evaluation_fails").touch()
     code, _, err = runner.run("seeds=0", of=SOLVES)
