@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.law_tools import perturbed
 from zoo.models.armt import ARMT, AssociativeBlock
@@ -250,3 +251,17 @@ def test_widths_that_do_not_fit_are_refused() -> None:
         TransformerXL(VOCAB, SEGMENT, 1, 12, 5, 10, memory_len=2)
     with pytest.raises(ValueError, match="even width, not 9"):
         TransformerXL(VOCAB, SEGMENT, 1, 9, 3, 10, memory_len=2)
+
+
+def test_a_text_shorter_than_a_segment_costs_what_it_is_long() -> None:
+    """A segment as long as a sample, as full attention has it, is no padding."""
+    models = [Transformer(11, segment_len, depth=2, width=8, heads=2, mlp_width=8) for segment_len in (8, 64)]
+    models[1].load_state_dict(models[0].state_dict())
+    tokens = torch.arange(8)[None]
+    costs, outputs = [], []
+    for model in models:
+        with FlopCounterMode(display=False) as counter:
+            outputs.append(model(tokens, model.init_state(1))[0])
+        costs.append(counter.get_total_flops())
+    assert costs[0] == costs[1]
+    assert torch.equal(*outputs)

@@ -41,10 +41,9 @@ def with_test_scores(run: FinishedRun, reach: int | None) -> FinishedRun:
     if not results:
         return run
     for result in [result for entry in run.evaluations for result in entry["results"]]:
-        sums = beyond_sums([result], reach)
         result.pop("beyond", None)  # of the model's own reach
-        if sums["targets"]:
-            result["beyond"] = proportion(int(sums["hits"]), int(sums["targets"]))
+        if count := counts([result], reach).get(BEYOND):
+            result["beyond"] = proportion(*count)
     is_text = any("bits_per_byte" in result for result in results)
     references = baselines(results, is_text)
     scores = text_scores(results) if is_text else sample_scores(results, reach)
@@ -125,7 +124,7 @@ def sample_scores(results: list[EvalResult], reach: int | None) -> dict[str, flo
 
 def figures(results: list[EvalResult], reach: int | None) -> dict[str, float]:
     """Scores pooled over results; {} of none."""
-    scores = {tag: hits / total for tag, (hits, total) in counts(results, reach).items()}
+    scores = {tag: count.share for tag, count in counts(results, reach).items()}
     beyond = beyond_sums(results, reach)
     stake = beyond["constant"] - beyond["bayes"]
     if stake > 0:
@@ -133,15 +132,37 @@ def figures(results: list[EvalResult], reach: int | None) -> dict[str, float]:
     return scores
 
 
-def counts(results: list[EvalResult], reach: int | None) -> dict[str, tuple[int, int]]:
-    """Hits and targets, or samples, of each of SHARES that the results have."""
+class Count(NamedTuple):
+    """Hits among targets or samples, and how many independent ones have as much to say."""
+
+    hits: int
+    of: int
+    effective: float
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.of
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % interval."""
+        return wilson(*self)[0]
+
+
+def counts(results: list[EvalResult], reach: int | None) -> dict[str, Count]:
+    """Of each of SHARES that the results have.  Targets of one sample aren't independent: those beyond the
+    reach are taken to be so as far as all are."""
     by_tag = {}
     for tag, key in ((EXACT, "exact"), (ACCURACY, "targets")):
-        if total := sum(result[key]["of"] for result in results if key in result):
-            by_tag[tag] = sum(result[key]["hits"] for result in results if key in result), total
+        parts = [result[key] for result in results if key in result]
+        if total := sum(part["of"] for part in parts):
+            effective = float(sum(part.get("effective", part["of"]) for part in parts))
+            by_tag[tag] = Count(sum(part["hits"] for part in parts), total, effective)
     beyond = beyond_sums(results, reach)
     if beyond["targets"]:
-        by_tag[BEYOND] = int(beyond["hits"]), int(beyond["targets"])
+        independent = by_tag[ACCURACY].effective / by_tag[ACCURACY].of if ACCURACY in by_tag else 1.0
+        targets = int(beyond["targets"])
+        by_tag[BEYOND] = Count(int(beyond["hits"]), targets, independent * targets)
     return by_tag
 
 
@@ -156,8 +177,7 @@ def scores_over_lengths(
     tag = next((tag for tag in SHARES if all(tag in by_tag for by_tag in by_length)), None)
     if len(lengths) < 2 or lengths[0] != trained or tag is None:
         return {}
-    shares = [by_tag[tag][0] / by_tag[tag][1] for by_tag in by_length]
-    lows = [wilson(*by_tag[tag])[0] for by_tag in by_length]
+    shares, lows = [by_tag[tag].share for by_tag in by_length], [by_tag[tag].low for by_tag in by_length]
     untaught = (value for name, value in references.get(tag, {}).items() if name not in KNOWING)
     longest = 0.0
     if lows[0] > max(untaught, default=0.0):

@@ -64,10 +64,13 @@ class Run:
         for result in self.results:
             evidence = result["evidence"]
             far = [index for index, distance in enumerate(evidence["distance"]) if distance >= reach]
-            sums = (sum(evidence[key][i] for i in far) for key in ("hits", "targets"))
-            counts[result["axes"]["length"] / self.config["task"]["length"]] = tuple(sums)
+            hits, n = (sum(evidence[key][i] for i in far) for key in ("hits", "targets"))
+            every = result["targets"]
+            independent = n * every.get("effective", every["of"]) / every["of"]
+            counts[result["axes"]["length"] / self.config["task"]["length"]] = hits / n, independent
         lengths = sorted(counts)
-        share, low = ({m: f(*counts[m]) for m in lengths} for f in (lambda h, n: h / n, low_of))
+        share = {m: counts[m][0] for m in lengths}
+        low = {m: wilson(p * n, n)[0] for m, (p, n) in counts.items()}
         longest = 0.0
         for m in lengths:
             if low[1] <= untaught or low[m] <= share[1] / 2:
@@ -76,10 +79,6 @@ class Run:
         pairs = list(itertools.pairwise(lengths))
         area = sum((share[a] + share[b]) / 2 * math.log(b / a) for a, b in pairs) / math.log(lengths[-1])
         return {"longest length": longest, "mean over log length": area}
-
-
-def low_of(hits: int, n: int) -> float:
-    return wilson(hits, n)[0]
 
 
 def share(counts: dict[str, float]) -> float:
@@ -92,7 +91,7 @@ def beyond(result: dict[str, Any], reach: int) -> float:
     return sum(evidence["hits"][i] for i in far) / sum(evidence["targets"][i] for i in far)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: float) -> tuple[float, float]:
     """The roots of (p - hits/n)² = z² p (1 - p) / n."""
     z, p = 1.96, hits / n
     roots = np.roots([1 + z * z / n, -(2 * p + z * z / n), p * p])

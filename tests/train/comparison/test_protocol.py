@@ -235,6 +235,25 @@ def test_how_far_a_score_holds_and_its_mean_over_lengths(run: Any, tmp_path: Pat
     assert "| none | 10.0% |" in text
 
 
+def test_targets_of_one_sample_are_not_independent(run: Any, tmp_path: Path) -> None:
+    """59 % of 300 digits at four times the length, against 100 %: above half of it with the error of 300
+    targets, not with that of 30."""
+    make_protocol_run(tmp_path / "runs/transformer", "transformer", 0, 0.1)  # whose reach is the table's
+    for model, effective in (("rmt", 500.0), ("mamba2", 50.0)):
+        folder = make_protocol_run(tmp_path / f"runs/{model}", model, 0, 1.0)
+        entry = test_entry(0.0)
+        entry["results"] = [
+            entry["results"][0] | figures(score, 100) | {"axes": {"length": length}}
+            for length, score in ((64, 1.0), (256, 0.59))
+        ]
+        for result in entry["results"]:
+            result["targets"] = result["targets"] | {"effective": effective}
+        (folder / "evaluation.json").write_text(json.dumps({"format": 1, "evaluations": [entry]}))
+    assert run("runs")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert (float(rows["rmt"]["test/longest"]), float(rows["mamba2"]["test/longest"])) == (4, 1)
+
+
 def test_validation_scores_stand_in_until_all_runs_are_evaluated(run: Any, tmp_path: Path) -> None:
     for seed in range(2):
         make_protocol_run(tmp_path / f"runs/{seed}", "rmt", seed, 0.5, 20)
