@@ -38,7 +38,7 @@ from zoo.train.corpora.unread import READABLE
 from zoo.train.plotting.terminal import new_table, print_table, table_console
 from zoo.train.runs.config import compose
 from zoo.train.runs.overrides import refuse_repeated
-from zoo.train.tasks.headline import headline
+from zoo.train.tasks.score_name import score_name
 
 if TYPE_CHECKING:
     from zoo.module import SequenceModule
@@ -221,7 +221,7 @@ def show_tasks(console: Console, args: list[str]) -> None:
     for choice, name in choices_of("task", args):
         try:
             task = task_keys(choice, composed, args)
-            score = headline(task["_target_"]) or name_of_score(task["_target_"])
+            score = score_name(task["_target_"]) or imported_score_name(task["_target_"])
             table.add_row(name, score, f"{task.vocab_size:,}", comment(choice.text).partition(";")[0])
         except Exception as error:
             table.add_row(name, "-", "-", f"can't be used: {one_line(error)}")
@@ -238,7 +238,7 @@ def task_keys(choice: Choice, composed: dict[Any, Any], args: list[str]) -> Dict
     return compose([*args, f"task={choice.name}"]).task
 
 
-def name_of_score(target: str) -> str:
+def imported_score_name(target: str) -> str:
     from hydra.utils import get_class
 
     from zoo.train.tasks.base import score_names

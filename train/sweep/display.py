@@ -14,9 +14,10 @@ from rich.table import Table
 from zoo.errors import UserError
 from zoo.train.plotting.terminal import new_table, parts, print_table, table_console
 from zoo.train.runs.folder import PROGRESS_FILE, read_json
+from zoo.train.sweep.compare_commands import compare_commands
 from zoo.train.sweep.job import Job, JobState
-from zoo.train.sweep.outlook import compare_commands, seconds_left
 from zoo.train.sweep.process import OUTPUT
+from zoo.train.sweep.time_left import seconds_left
 from zoo.train.tasks.base import short_name
 
 STYLES: dict[JobState, str] = {
@@ -57,7 +58,7 @@ class Display:
             shown[0].caption = self.table().caption
         return Group(*(shown if complete else shown[:1]))
 
-    def outlook(self) -> str:
+    def time_left(self) -> str:
         """How long the sweep will take, "" before a run has ended and once all have."""
         left = seconds_left(self.jobs, self.num_slots)
         return f"about {format_time(round(left))} left" if left else ""
@@ -66,7 +67,7 @@ class Display:
         """Prints a job's new state where there is no live table."""
         if not self.console.is_terminal:
             scores = ", ".join(format_scores(job, job.result)) if job.state == "done" else ""
-            cells = [job.name, job.state, scores, job.note, self.outlook() if job.state == "done" else ""]
+            cells = [job.name, job.state, scores, job.note, self.time_left() if job.state == "done" else ""]
             print("  ".join(cell for cell in cells if cell), flush=True)
 
     def summary(self, interrupted: bool) -> None:
@@ -86,7 +87,7 @@ class Display:
         caption = ", ".join(f"{count} {state}" for state, count in counts.items())
         table = new_table(
             *("run", "state", "held-out", "step", "time", "targets/s", "note"),
-            caption="; ".join(filter(None, [caption, self.outlook()])),
+            caption="; ".join(filter(None, [caption, self.time_left()])),
             prose=["note"],
         )
         for job in self.jobs:

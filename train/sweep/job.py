@@ -50,6 +50,12 @@ class Job:
         return name
 
     @property
+    def kind(self) -> tuple[str, str, str]:
+        """Model, task and size."""
+        model, task, size = (str(self.config[f"names.{key}"]) for key in ("model", "task", "size"))
+        return model, task, size
+
+    @property
     def is_waiting(self) -> bool:
         return self.state in ("waiting", "running elsewhere")
 

@@ -9,7 +9,7 @@ import pytest
 
 from zoo.__main__ import COMMANDS
 from zoo.train.tasks.base import score_names
-from zoo.train.tasks.headline import headline
+from zoo.train.tasks.score_name import score_name
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """import sys
@@ -98,13 +98,13 @@ def test_a_task_class_is_read_as_it_is(path: Path) -> None:
     from omegaconf import OmegaConf
 
     target = OmegaConf.load(path)["task"]["_target_"]
-    assert headline(target) == next(iter(score_names(get_class(target)).values()))
+    assert score_name(target) == next(iter(score_names(get_class(target)).values()))
 
 
 def test_a_class_that_the_source_does_not_give() -> None:
-    assert headline("zoo.train.tasks.lm.Nothing") == ""
-    assert headline("no_such_module.Task") == ""
-    assert headline("zoo.train.tasks.lm.ByteDataset") == ""
+    assert score_name("zoo.train.tasks.lm.Nothing") == ""
+    assert score_name("no_such_module.Task") == ""
+    assert score_name("zoo.train.tasks.lm.ByteDataset") == ""
 
 
 def test_a_plug_in_that_is_not_installed_is_told_how(tmp_path: Path) -> None:

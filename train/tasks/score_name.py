@@ -8,7 +8,7 @@ SCORE_NAMES = {"exact": "exact match", "accuracy": "accuracy", "bits_per_byte": 
 """By the metric of a task."""
 
 
-def headline(target: str) -> str:
+def score_name(target: str) -> str:
     """The score's name of a class at a dotted path, "" where the source doesn't say."""
     return SCORE_NAMES.get(class_attribute(target, "metric"), "")
 
