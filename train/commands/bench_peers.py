@@ -42,6 +42,7 @@ from zoo.train.evaluation.peer_throughput import Pair, measure_peer, shape_of, t
 from zoo.train.evaluation.throughput import BenchCase, run_rounds
 from zoo.train.plotting.terminal import print_table, table_console
 from zoo.train.runs.config import compose
+from zoo.train.runs.override_key import key_of
 
 WORD = "peers"
 WORKER_KEY = "peer="
@@ -69,7 +70,7 @@ def run(args: list[str]) -> int:
     refused = REFUSED | {"model": "peers= chooses the packages, and they their counterparts"}
     options, others = parse("bench peers", args, KEYS, pass_unknown=True, refused=refused)
     for word in others:
-        key = word.lstrip("+~").partition("=")[0]
+        key = key_of(word)
         if key.startswith(OURS_ALONE):
             raise UserError(f"bench peers: {key} can't be set here; it would change our models alone")
     refuse_without_effect("bench peers", others, WITHOUT_EFFECT, "what is measured")

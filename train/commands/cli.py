@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
 from zoo.train.commands.help import page
 from zoo.train.commands.suggestions import suggestion
+from zoo.train.runs.override_key import key_of
 
 ValueParser = Callable[[str], Any]
 """Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
@@ -186,7 +187,7 @@ def refuse_without_effect(command: str, args: Iterable[str], keys: Iterable[str]
     keys = tuple(keys)
     groups = tuple(key for key in keys if key.endswith("."))
     for arg in args:
-        key = arg.lstrip("+~").partition("=")[0]
+        key = key_of(arg)
         if key in keys or key.startswith(groups):
             raise UserError(f"{command}: {key} has no effect on {subject}")
 

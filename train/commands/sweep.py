@@ -26,6 +26,7 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.lazy import uncollected_imports
 from zoo.train.commands.cli import command, distinct, integer, parse, text
+from zoo.train.runs.override_key import key_of
 from zoo.train.sweep.matrix import Matrix, read_matrix
 from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 
@@ -127,9 +128,10 @@ def matrix_of(args: list[str]) -> Matrix | None:
 
 def matrix_cells(matrix: Matrix, options: dict[str, Any], others: list[str]) -> list[list[str]]:
     """The overrides of every run of a matrix without its seed; takes those of `options` that pick rows and
-    columns.  Raises UserError for a size, which a matrix sets itself."""
-    if "size" in options:
-        raise UserError(f"sweep: size: experiment={matrix.name} sets it")
-    picked = matrix.cells(options.pop("model", ()), options.pop("task", ()))
+    columns.  Raises UserError for a key that the matrix sets itself."""
+    cells = matrix.cells(options.pop("model", ()), options.pop("task", ()))
     further = [arg for arg in others if not arg.startswith("experiment=")]
-    return [[*cell, *further] for cell in picked]
+    fixed = {key_of(word) for cell in cells for word in cell}
+    if twice := [key for key in (*map(key_of, further), *options) if key in fixed]:
+        raise UserError(f"sweep: {twice[0]}: experiment={matrix.name} sets it")
+    return [[*cell, *further] for cell in cells]

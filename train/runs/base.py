@@ -17,6 +17,7 @@ from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import parameters
 from zoo.train.runs.folder import no_run, read_json
 from zoo.train.runs.model_settings import SAME_AT_EVERY_LENGTH, keep_trained_positions, trained_positions
+from zoo.train.runs.override_key import key_of
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 CHANGEABLE = ("position", "rope_base", "rotated", "shifted", "segment_len", "window", "sinks")
@@ -38,7 +39,7 @@ def start_from_base(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if stored.model["_target_"] == IMPORTED_CLASS and not any(
         override.startswith("model=") for override in overrides
     ):
-        keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+        keys = [key_of(override) for override in overrides]
         if settled := [key for key in keys if key.startswith("model.") and key != "model.base"]:
             raise UserError(f"{settled[0]}: settled by the imported model of {run_dir}")
         with open_dict(cfg):

@@ -12,6 +12,7 @@ from zoo import plugins, trust
 from zoo.errors import UserError, one_line
 from zoo.train.runs.config import Config, compose
 from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
+from zoo.train.runs.override_key import key_of
 from zoo.train.runs.overrides import override_value
 from zoo.train.runs.stored import load_stored
 
@@ -38,7 +39,7 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictCon
     targets = trust.run_targets(stored)
     trust.check_targets(targets, overrides, f"resume: {run_dir / 'config.yaml'}")
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
+        key = key_of(override)
         if override == f"{key}={targets.get(key)}":
             continue
         if key != "resume" and not key.startswith(CHANGEABLE):

@@ -19,6 +19,7 @@ from zoo.train.runs.folder import (
     read_config,
     read_json,
 )
+from zoo.train.runs.override_key import key_of
 from zoo.train.runs.protocol import SCORE
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.sweep.evaluations import evaluations
@@ -77,7 +78,7 @@ def make_job(overrides: list[str], runs: Path, purpose: str = "") -> Job:
         folder=runs / cfg.names.task / cfg.names.model / f"{cfg.names.size}-s{cfg.seed}{suffix}",
         overrides=overrides,
         config=flatten(OmegaConf.to_container(OmegaConf.create(stored_config(cfg)), resolve=False)),
-        explicit_keys={override.lstrip("+~").partition("=")[0] for override in settings},
+        explicit_keys={key_of(override) for override in settings},
         task_version=getattr(task, "VERSION", 0),
         scores=score_names(task),
         code={"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(task)},

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.train.runs import build, protocol
+from zoo.train.runs.override_key import key_of
 from zoo.train.runs.protocol import (
     FACTOR,
     GRID,
@@ -130,7 +131,7 @@ class Cell:
     """A model on a task, without learning rate and seed."""
 
     def __init__(self, overrides: list[str], config: DictConfig) -> None:
-        keys = {override.lstrip("+~").partition("=")[0] for override in overrides}
+        keys = {key_of(override) for override in overrides}
         for key, what in SET_BY_PROTOCOL.items():
             if key in keys:
                 raise UserError(f"sweep: {key} can't be set with protocol=1, which {what}")
@@ -151,7 +152,7 @@ class Cell:
 
     def full(self, rate: float, seed: int, beyond: int | None) -> list[str]:
         """The overrides of a run on the task itself."""
-        given = {override.lstrip("+~").partition("=")[0] for override in self.overrides}
+        given = {key_of(override) for override in self.overrides}
         fixed = [
             override for override in recipe(self.config, beyond) if override.partition("=")[0] not in given
         ]
@@ -165,7 +166,7 @@ class Cell:
         """The overrides of the first seed with more steps: the same run up to the usual ones, so what follows
         from the steps stays as it was."""
         usual = self.full(rate, protocol.SEEDS[0], beyond)
-        kept = [word for word in usual if word.lstrip("+~").partition("=")[0] not in protocol.LONG_SETTINGS]
+        kept = [word for word in usual if key_of(word) not in protocol.LONG_SETTINGS]
         words = [f"steps={LONG_FACTOR * self.config.steps}", f"optim.warmup={self.config.optim.warmup}"]
         if any(word.startswith("data.curriculum") for word in usual):
             words.append(f"data.curriculum.patience={self.config.data.curriculum.patience}")

@@ -68,6 +68,8 @@ REFUSED = {
     "model=mamba": "model: experiment=mine has rmt, transformer, found mamba",
     "task=lm": "task: experiment=mine has recall, passkey, found lm",
     "size=micro": "size: experiment=mine sets it",
+    "steps=9": "steps: experiment=mine sets it",
+    "++model.memory_tokens=9": "model.memory_tokens: experiment=mine sets it",
     "seeds=0:2": "seeds is given twice",
 }
 
