@@ -30,7 +30,7 @@ COMMANDS = {
     "import zoo.train.loop.launch": ["-c", "import zoo.train.loop.launch"],
     "the same, without collections": [
         "-c",
-        "from zoo.lazy import uncollected_imports\nwith uncollected_imports(): import zoo.train.loop.launch",
+        "from zoo.lazy import large_imports\nwith large_imports(): import zoo.train.loop.launch",
     ],
     "zoo --help": ["-m", "zoo", "--help"],
     "zoo train --help": ["-m", "zoo", "train", "--help"],

@@ -79,10 +79,10 @@ def test_imports_without_collections(enabled: bool) -> None:
     code = "gc.enable()" if enabled else "gc.disable()"
     script = f"""
 import gc
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 {code}
 try:
-    with uncollected_imports():
+    with large_imports():
         assert not gc.isenabled()
         import argparse
         raise ImportError
@@ -90,5 +90,25 @@ except ImportError:
     pass
 assert gc.isenabled() == {enabled}
 assert gc.get_freeze_count() > 1000
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_torchmetrics_is_imported_when_needed(known: bool) -> None:
+    """Lightning takes its Metric and no more; a version with other submodules is imported as a whole."""
+    script = f"""
+import sys
+from zoo import lazy
+if not {known}:
+    lazy.TAKEN_BY_LIGHTNING["Metric"] = ["utilities", "nowhere"]
+with lazy.large_imports():
+    import lightning
+    from lightning.pytorch.trainer.connectors.logger_connector.result import Metric
+assert ("torchmetrics.text" in sys.modules) != {known}
+import torchmetrics
+from torchmetrics.classification import MulticlassAccuracy
+assert torchmetrics.Metric is Metric and issubclass(MulticlassAccuracy, Metric)
+assert torchmetrics.Accuracy(task="multiclass", num_classes=3) is not None
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

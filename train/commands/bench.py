@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.bench_arguments import REFUSED, ROUNDS, WITHOUT_EFFECT, check_case, print_failures
 from zoo.train.commands.cli import (
     command,
@@ -65,7 +65,7 @@ def main(args: list[str]) -> int:
     if args[0].startswith("--"):
         return work(args)
     cases, rounds, files = plan(args)
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.evaluation import throughput_report
         from zoo.train.evaluation.throughput import run_rounds
         from zoo.train.plotting.terminal import print_table, table_console
@@ -81,7 +81,7 @@ def main(args: list[str]) -> int:
 
 def work(args: list[str]) -> int:
     """What a process does that makes one measurement."""
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.commands import bench_peers
         from zoo.train.evaluation.throughput import WORKER_FLAG, measure
         from zoo.train.runs.config import compose

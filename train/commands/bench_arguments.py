@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,7 +23,7 @@ ROUNDS = 3
 
 def check_case(cfg: "DictConfig") -> None:
     """Raises UserError for what can't be measured; the model is built, without weights."""
-    with uncollected_imports():
+    with large_imports():
         import torch
 
         from zoo.train.evaluation.throughput import PRECISIONS, select_device

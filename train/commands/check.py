@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError, counted, one_line
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, refuse_without_effect
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
         cfg.model = OmegaConf.merge({"_target_": args[0]}, defaults, assignments(args[1:]))
-    with uncollected_imports():
+    with large_imports():
         from zoo.interface import check_traits
         from zoo.train.runs import build
     built = build.model(cfg)  # raises user errors once, not law by law

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, list_of, one_of, parse, positive, text
 
 
@@ -37,7 +37,7 @@ KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": kinds, "g
 def main(args: list[str]) -> int:
     """Exit code 2 where runs don't compare; then the groups that do follow the error's line."""
     folders, options = parse_args(args)
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.comparison import page
         from zoo.train.comparison.comparable import IncomparableError
         from zoo.train.comparison.partition import describe, partition

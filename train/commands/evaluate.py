@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, integer, list_of, number, one_of, parse, positive, stop, text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ POSITIVE = integer(least=1)
 @command
 def main(args: list[str]) -> None:
     run_dir, options = parse_args(args)
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.evaluation import results, tables
         from zoo.train.evaluation.contexts import evaluate_each
         from zoo.train.evaluation.evaluate import FIGURES, evaluate
@@ -132,6 +132,6 @@ PASSED_ON = ("task.", "model.", "data.")
 def parse_args(args: list[str]) -> "tuple[Path, EvalOptions]":
     """The run's folder, and what to evaluate it on."""
     options, overrides = parse("evaluate", args, KEYS, required=["run"], passed_on=PASSED_ON, renamed=RENAMED)
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.evaluation.options import EvalOptions
     return Path(options.pop("run")), EvalOptions(overrides=tuple(overrides), **options)

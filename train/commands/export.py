@@ -11,7 +11,7 @@
 
 from pathlib import Path
 
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, one_of, parse, text
 
 KEYS = {"run": text, "to": text, "checkpoint": one_of("last", "best")}
@@ -21,7 +21,7 @@ TARGETS = ("model._target_", "task._target_")
 @command
 def main(args: list[str]) -> None:
     options, targets = parse("export", args, KEYS, required=("run", "to"), passed_on=TARGETS)
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.runs.export import CONFIG, WEIGHTS, export
     folder = Path(options["to"])
     export(Path(options["run"]), folder, options.get("checkpoint", "last"), tuple(targets))

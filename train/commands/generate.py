@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import boolean, command, integer, number, one_of, parse
 
 if TYPE_CHECKING:
@@ -72,6 +72,6 @@ def parse_args(args: list[str]) -> "GenerateOptions":
         raise UserError("generate: expected prompt= or prompt_file=, found both")
     if "prompt_file" in options:
         options["prompt"] = options.pop("prompt_file")
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.evaluation.text_generation import GenerateOptions
     return GenerateOptions(overrides=tuple(overrides), **options)

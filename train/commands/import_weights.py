@@ -16,7 +16,7 @@ Weights are read from .safetensors, .bin, .pt, .pth or .ckpt, in one file or sev
 code is run.
 """
 
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, one_of, parse, text
 from zoo.train.runs.import_options import PADDED, PREFIXES
 
@@ -30,7 +30,7 @@ TARGETS = ("model._target_", "task._target_")
 @command
 def main(args: list[str]) -> None:
     options, rest = parse("import", args, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS))
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.runs.import_weights import import_run
     run_dir = import_run(options | dict(arg.split("=", 1) for arg in rest))
     print(f"{run_dir}: zoo evaluate run={run_dir}   zoo generate run={run_dir} prompt=…")

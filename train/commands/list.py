@@ -29,7 +29,7 @@ from rich.markup import escape
 import zoo
 from zoo import plugins
 from zoo.errors import UserError, one_line
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.plugins import Choice
 from zoo.terminal import wrap
 from zoo.train.commands.check import TRAINING_KEYS
@@ -122,7 +122,7 @@ def comment(content: str) -> str:
 # -- models
 def show_models(console: Console, args: list[str]) -> None:
     """Prints each model as soon as it was built: all of them take a while."""
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.runs import build  # noqa: F401 - before the first row
     size = next(arg for arg in args if arg.startswith("size="))
     shown = [i for i in range(len(MODEL_HEAD)) if sum(MODEL_WIDTHS[: i + 1]) - GAP <= console.width]

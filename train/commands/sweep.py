@@ -24,7 +24,7 @@ import itertools
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, distinct, integer, parse, text
 from zoo.train.runs.override_key import key_of
 from zoo.train.sweep.matrix import Matrix, read_matrix
@@ -34,7 +34,7 @@ from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 @command
 def main(args: list[str]) -> int:
     options, matrix = parse_args(args)
-    with uncollected_imports():
+    with large_imports():
         from zoo.train.sweep.plan import plan
         from zoo.train.sweep.protocol import Protocol
         from zoo.train.sweep.scheduler import Sweep

@@ -44,7 +44,7 @@ from omegaconf import DictConfig
 
 from zoo import composition
 from zoo.errors import UserError, closed_pipe_exits, one_line, tolerate_any_text
-from zoo.lazy import uncollected_imports
+from zoo.lazy import large_imports
 from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.commands.help import FLAGS, page
 from zoo.train.loop.signal_watch import WATCH
@@ -166,7 +166,7 @@ def run(cfg: DictConfig) -> float | None:
                 validate_config(cfg)
             if not is_further_rank():
                 log_beginning(cfg)
-            with uncollected_imports():
+            with large_imports():
                 from zoo.train.loop.launch import launch
                 from zoo.train.runs import build
                 from zoo.train.runs.base import start_from_base
