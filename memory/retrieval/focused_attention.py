@@ -18,13 +18,14 @@ from typing import NamedTuple, Unpack
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch
+from zoo.memory.retrieval.reads import Read, report_read, stored_tokens
 
 
 class FocusedState(NamedTuple):
@@ -140,6 +141,7 @@ class FocusedAttention(Attention):
             stored = torch.arange(self.knn.capacity, device=device) < bank.length[:, None]
             stored = stored[:, None, None].expand(-1, -1, time, -1)
             mask = torch.cat([causal, valid, stored], dim=3)
+            report_read(lambda: self.read(q, keys, mask, previous, bank))
             return F.scaled_dot_product_attention(q, keys, values, mask)
 
         slots = self.knn.search(q, bank)
@@ -154,7 +156,36 @@ class FocusedAttention(Attention):
             nearest = torch.zeros_like(valid).scatter_(-1, nearest, True)
             previous_mask, bank_mask = (valid & nearest).tensor_split([length], dim=-1)
         mask = torch.cat([causal.expand(-1, q.shape[1], -1, -1), previous_mask], dim=3)
+        report_read(lambda: self.read(q, keys, mask, previous, bank, (slots, bank_keys, bank_mask)))
         return attend(q, keys, values, mask, bank_keys, bank_values, bank_mask, self.head_dim**-0.5)
+
+    def read(
+        self,
+        q: Float[Tensor, "rows heads time head_dim"],
+        keys: Float[Tensor, "rows heads keys head_dim"],
+        mask: Bool[Tensor, "rows heads_or_one time keys"],
+        previous: Contexts,
+        bank: Bank,
+        retrieved: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Read:
+        """The attention to the previous segment and the bank of `attend_segment`, from its `keys` and `mask`
+        of the segment, the previous one and, without the slots, keys and mask of `retrieved`, the bank."""
+        length, before = bank.length, bank.length + previous.length
+        ages = torch.arange(previous.keys.shape[2], device=q.device).expand(len(q), -1)
+        last = torch.where(ages < previous.length[:, None], length[:, None] + ages, -1)
+        tokens = last[:, None, None].expand(*q.shape[:3], -1)
+        scores = (q @ keys.mT).masked_fill(~mask, -torch.inf)
+        if retrieved is None:
+            slots = torch.arange(self.knn.capacity, device=q.device).expand(len(q), -1)
+            slots = torch.where(slots < length[:, None], slots, -1)[:, None, None].expand(*q.shape[:3], -1)
+        else:
+            slots, bank_keys, bank_mask = retrieved
+            retrieved_scores = (bank_keys @ q[..., None])[..., 0].masked_fill(~bank_mask, -torch.inf)
+            scores = torch.cat([scores, retrieved_scores], dim=-1)
+        tokens = torch.cat([tokens, stored_tokens(slots, length, self.knn.capacity)], dim=-1)
+        mass = (scores * self.head_dim**-0.5).softmax(-1)[..., -tokens.shape[-1] :]
+        queries = before[:, None] + torch.arange(q.shape[2], device=q.device)
+        return Read(self, queries, tokens, mass)
 
     def write_bank(self, bank: Bank, previous: Contexts) -> Bank:
         """The bank with each row's previous segment added."""

@@ -41,6 +41,7 @@ from zoo.memory.retrieval.landmark_bank import (
     local_context,
     oldest_first,
 )
+from zoo.memory.retrieval.reads import Read, report_read
 from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]
@@ -254,7 +255,18 @@ class LandmarkAttention(Attention):
         mask = torch.cat([retrieved_mask, mask.expand(*ids.shape[:3], -1)], dim=-1)
         weights = self._weights(scores, mask, topk + positions // block_len)
         retrieved, local = weights.tensor_split([topk * block_len], dim=-1)
+        report_read(lambda: self._read(state, ids, positions, retrieved))
         return (retrieved[..., None, :] @ values.flatten(-3, -2)).squeeze(-2) + local @ rotated.values
+
+    def _read(self, state: BankState, ids: Tensor, positions: Tensor, retrieved: Tensor) -> Read:
+        """Tokens are counted without landmarks, which hold nothing."""
+        freq = self.block_len - 1
+        inside = torch.arange(self.block_len, device=ids.device)
+        blocks = state.num_closed.view(-1, 1, 1, 1) - self.num_blocks + ids
+        tokens = (blocks[..., None] * freq + inside).masked_fill((ids < 0)[..., None] | (inside == freq), -1)
+        open_block, place = positions[:, 0] // self.block_len, positions[:, 0] % self.block_len
+        queries = (state.num_closed[:, None] + open_block) * freq + place
+        return Read(self, queries.masked_fill(place == freq, -1), tokens.flatten(-2), retrieved)
 
     @torch.no_grad()
     def choose_blocks(

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.retrieval.bank import Bank, KNNMemory
+from zoo.memory.retrieval.reads import Read, report_read, stored_tokens
 
 MAX_GATHERED = 2**26  # elements gathered from the bank at a time
 
@@ -51,16 +52,28 @@ def attend_retrieved(
     q: Float[Tensor, "rows heads time head_dim"],
     scale: Float[Tensor, " heads"],
     dropout: float = 0.0,
+    gate: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "rows heads time head_dim"]:
     """Attention over the nearest keys of the bank, in batches of queries that limit the gathered keys; the
-    backward pass gathers them again."""
+    backward pass gathers them again.  `gate` is what `blend` will be given, for those who watch."""
     slots, scaled = knn.search(q, bank), q * scale.to(q.dtype)[:, None, None]
     size = max(1, MAX_GATHERED // max(1, slots[:, :, :1].numel() * q.shape[3]))
     attend = partial(_attend_slots, knn, bank, dropout=dropout)
     if size < q.shape[2]:
         attend = partial(checkpoint, attend, use_reentrant=False)
     batches = zip(scaled.split(size, dim=2), slots.split(size, dim=2), strict=True)
+    if gate is not None:
+        report_read(lambda: _read(knn, bank, scaled, slots, gate))
     return torch.cat([attend(*batch) for batch in batches], dim=2)
+
+
+def _read(knn: KNNMemory, bank: Bank, q: Tensor, slots: Tensor, gate: Tensor) -> Read:
+    """As `_attend_slots`, of queries that are scaled already."""
+    keys, _ = knn.gather(bank, slots)
+    scores = (keys.to(q.dtype) @ q[..., None])[..., 0].masked_fill(slots < 0, -torch.inf)
+    mass = gate.sigmoid()[:, None, None] * scores.softmax(-1).nan_to_num(0.0)  # of an empty bank
+    queries = bank.length[:, None] + torch.arange(q.shape[2], device=q.device)
+    return Read(knn, queries, stored_tokens(slots, bank.length, knn.capacity), mass)
 
 
 def _attend_slots(
@@ -121,7 +134,7 @@ class MemorizingAttention(Attention):
         retrieved = []
         segments = (part.unflatten(0, (len(state.length), -1)).unbind(1) for part in (q, k, v))
         for queries, keys, values in zip(*segments, strict=True):
-            retrieved.append(attend_retrieved(self.knn, state, queries, scale, dropout))
+            retrieved.append(attend_retrieved(self.knn, state, queries, scale, dropout, self.gate))
             state = self.knn.add(state, keys, values)
         y = blend(local, torch.stack(retrieved, dim=1).flatten(0, 1), self.gate)
         return self.out_proj(rearrange(y, "b h t k -> b t (h k)")), state

@@ -36,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.attention.positions import repeat_kv
 from zoo.memory.retrieval.bank import Bank, KNNMemory
+from zoo.memory.retrieval.reads import Read, report_read, stored_tokens
 
 RetrievedPositions = Literal["before", "start", "spread", "none"]
 MAX_GATHERED = 2**26  # elements gathered from the bank at a time
@@ -155,6 +156,14 @@ class UnlimiformerAttention(Attention):
         retrieved = self.retrieved_scores(q, positions, hidden, self.key_positions(positions, slots, bank))
         scores = torch.cat([local, retrieved.masked_fill(slots < 0, -torch.inf)], dim=-1)
         p = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
+        report_read(
+            lambda: Read(
+                self,
+                bank.length[:, None] + positions,
+                stored_tokens(slots, bank.length, self.knn.capacity),
+                p[..., local.shape[-1] :],
+            )
+        )
         p_local, p_retrieved = self.dropout(p).tensor_split([local.shape[-1]], dim=-1)
         return p_local, einsum(p_retrieved, hidden, "b h t n, b h t n d -> b h t d"), p_retrieved.sum(-1)
 
