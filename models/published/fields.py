@@ -91,6 +91,7 @@ def knows(
                 raise UserError(_refusal(unknown, format_))
             return model
 
+        checked.model_types = names["model_type"]  # type: ignore[attr-defined]
         return checked
 
     return decorate
@@ -172,10 +173,11 @@ class Renamed(Mapping[str, Any]):
         return len(self.stored)
 
 
-def rope_base(config: Config, default: float = 10000.0) -> float:
+def rope_base(config: Config, default: float = 10000.0, rotated: float = 1.0) -> float:
     """The base of plain rotary positions, from `rope_theta` or from `rope_parameters` (transformers 5).
 
-    UserError for any scaling, which would be other positions.
+    `rotated` is the part of a head that they rotate.  UserError for any other, and for any scaling, which
+    would be other positions.
     """
     bases = {}
     for field in ("rope_parameters", "rope_scaling"):
@@ -189,11 +191,12 @@ def rope_base(config: Config, default: float = 10000.0) -> float:
             elif (name, value) not in (
                 ("rope_type", "default"),
                 ("type", "default"),
-                ("partial_rotary_factor", 1.0),
+                ("partial_rotary_factor", rotated),
             ):
                 raise UserError(
                     f"config: expected {field} without scaling, found {name} {value!r} in {dict(parameters)}"
                 )
+    require(config, partial_rotary_factor=rotated)
     if config.get("rope_theta") is not None:
         bases["rope_theta"] = config["rope_theta"]
     for name, base in bases.items():

@@ -1,5 +1,9 @@
-"""GPT-2 as the body of RMT and ARMT: Hugging Face's names, whose `Conv1D` matrices are (in, out)."""
+"""GPT-2, by itself and as the body of RMT and ARMT: Hugging Face's names, whose `Conv1D` matrices are
+(in, out)."""
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,6 +55,46 @@ def prefix(weights: dict[str, Tensor]) -> str:
     return "memory_cell." if any(name.startswith("memory_cell.") for name in weights) else ""
 
 
+def as_body(weights: Mapping[str, Tensor], block: str = "") -> dict[str, Tensor]:
+    """The weights of a whole GPT-2 under the names that they have as a body (`block` is that of `body`).
+
+    GPT2LMHeadModel's begin with `transformer.`, GPT2Model's with nothing; more may stand before all of them.
+    """
+    embed = next((name for name in weights if name.endswith("wte.weight")), "")
+    stem = embed.removesuffix("wte.weight")
+    head = stem.removesuffix("transformer.") + "lm_head."
+    renamed = {}
+    for name, weight in weights.items():
+        ours, theirs = ("lm_head.", head) if name.startswith(head) else ("transformer.", stem)
+        inner = re.sub(r"^(h\.\d+\.)", rf"\1{block}", name.removeprefix(theirs))
+        renamed[f"model.{ours}{inner}"] = weight
+    return renamed
+
+
+def is_plain(weights: Iterable[str]) -> bool:
+    """Whether these are the names of a GPT-2 that has been given no memory yet."""
+    return not {"wte.weight", "transformer.wte.weight"}.isdisjoint(weights)
+
+
+@contextmanager
+def fixed_seed() -> Iterator[None]:
+    """Weights that start anew here are the same in every import."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def with_new_memory(weights: Mapping[str, Tensor], config: Config, block: str = "") -> dict[str, Tensor]:
+    """A plain GPT-2 as a body, with memory tokens of its embeddings' standard deviation, as the published
+    code begins."""
+    body = as_body(weights, block)
+    if (embed := body.get("model.transformer.wte.weight")) is not None:
+        with fixed_seed():
+            memory = torch.randn(number(config, "num_mem_tokens"), embed.shape[1])
+        body["memory"] = (memory * embed.float().std()).to(embed.dtype)
+    return body
+
+
 def tied(weights: dict[str, Tensor], config: Config) -> bool:
     """Hugging Face stores a tied output projection twice or once; without `tie_word_embeddings` the weights
     decide."""
@@ -65,22 +109,29 @@ def tied(weights: dict[str, Tensor], config: Config) -> bool:
 
 
 def shape(config: Config) -> dict[str, Any]:
+    """The keywords of a model with memory tokens."""
+    segment = "segment_size" if "segment_size" in config else "segment_len"
+    return decoder_shape(config) | {
+        "segment_len": number(config, segment),
+        "memory_tokens": number(config, "num_mem_tokens"),
+    }
+
+
+def decoder_shape(config: Config) -> dict[str, Any]:
     """Our constructor's keywords, but for the memory's."""
     require(config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     width = number(config, "n_embd")
-    segment = "segment_size" if "segment_size" in config else "segment_len"
     hidden = {} if config.get("n_inner") is None else {"n_inner": config["n_inner"]}
     activation = str(config.get("activation", config.get("activation_function", "gelu_new")))
     if activation.split(" ")[0] not in ACTIVATIONS:
         raise UserError(f"config: expected activation, one of {', '.join(ACTIVATIONS)}, found {activation!r}")
     return {
         "vocab_size": number(config, "vocab_size"),
-        "segment_len": number(config, segment),
+        "segment_len": number(config, "segment_len", default=number(config, "n_positions", default=1024)),
         "depth": number(config, "n_layer"),
         "width": width,
         "heads": number(config, "n_head"),
         "mlp_width": number(hidden, "n_inner", default=4 * width),
-        "memory_tokens": number(config, "num_mem_tokens"),
         "position": "learned",
         "norm": "layer",
         "activation": ACTIVATIONS[activation.split(" ")[0]],

@@ -1,4 +1,4 @@
-"""Griffin as published: google-deepmind/recurrentgemma, torch.
+"""Griffin as published: google-deepmind/recurrentgemma, torch; that of transformers is in recurrent_gemma.py.
 
 Its norms scale by 1 + `scale`, its attention sees `attention_window_size` tokens before the current one.
 """
@@ -11,6 +11,7 @@ from zoo.errors import UserError
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentState
 from zoo.models.griffin import Griffin
+from zoo.models.published import recurrent_gemma
 from zoo.models.published.attention import attention_state, parts
 from zoo.models.published.fields import knows
 from zoo.models.published.weights import (
@@ -76,9 +77,15 @@ def table(model: Griffin) -> Table:
     return tensors_of_layer
 
 
-@knows(without_effect=["scan_type"])
+@knows(
+    model_types=["recurrent_gemma"],
+    architectures=["RecurrentGemmaForCausalLM"],
+    without_effect=["scan_type", "w_init_variance_scale", "final_w_init_variance_scale"],
+)
 def load(weights: dict[str, Tensor], config: Config) -> Griffin:
     """The published model with its weights, in their dtype."""
+    if "hidden_size" in config:
+        return recurrent_gemma.load_transformers(weights, config)
     width, kinds = number(config, "width"), config.get("block_types")
     if not isinstance(kinds, list) or not kinds or not {"recurrent", "attention"}.issuperset(kinds):
         raise UserError(f"config: expected block_types, a list of recurrent and attention, found {kinds!r}")

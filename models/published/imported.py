@@ -6,7 +6,7 @@ run's config.yaml keeps exactly these, and its checkpoint keeps the weights.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import zoo.models.published
 from zoo.errors import UserError, first_line
+from zoo.models.published.weights import MissingWeightError, without_prefix
 from zoo.module import Batch, SequenceModule
 from zoo.state import State
 
@@ -43,7 +44,13 @@ def loaded(
         raise UserError(f"format: expected one of {', '.join(formats())}, found {name}")
     try:
         load = _module(name).load
-        model: SequenceModule = (load.__wrapped__ if is_stored else load)(dict(weights), config)
+        load = load.__wrapped__ if is_stored else load
+        try:
+            model: SequenceModule = load(dict(weights), config)
+        except MissingWeightError as error:
+            if (stripped := without_prefix(weights, error.name)) is None:
+                raise
+            model = load(stripped, config)
     except KeyError as error:
         raise UserError(f"config: expected {error.args[0]}, found none") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
@@ -51,6 +58,18 @@ def loaded(
             f"config and weights don't go together as format {name}: {first_line(error)}"
         ) from error
     return model
+
+
+def model_types(name: str) -> tuple[str, ...]:
+    """What transformers calls the models that a format reads."""
+    types: tuple[str, ...] = _module(name).load.model_types
+    return types
+
+
+def new_weights(name: str, names: Iterable[str]) -> list[str]:
+    """Weights of the format that a checkpoint with these names doesn't have and that start anew."""
+    module = _module(name)
+    return list(module.new_weights(names)) if hasattr(module, "new_weights") else []
 
 
 def stand_ins(shapes: Mapping[str, Sequence[int]], tied: Sequence[Sequence[str]]) -> dict[str, Tensor]:

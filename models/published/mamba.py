@@ -1,11 +1,12 @@
 """Mamba as published: mamba_ssm's MambaLMHeadModel and transformers' MambaForCausalLM, which share their
-names but for the embedding's.  A config with `d_model` is mamba_ssm's.
+names but for the embedding's, which the weights decide.  A config with `hidden_size` is transformers'; those
+of the published conversions have mamba_ssm's fields too.
 
 There feed-forwards are rounded up to 128 and the vocabulary to `pad_vocab_size_multiple`; the code that
 made the weights does the rounding, so it is repeated here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -101,9 +102,15 @@ def decoder_shape(config: Config) -> dict[str, Any]:
     }
 
 
+def is_mamba_ssm(config: Config) -> bool:
+    return "hidden_size" not in config
+
+
 def transformers_shape(config: Config) -> dict[str, Any]:
-    """The same of transformers' configs."""
-    require(config, hidden_act="silu")
+    """The same of transformers' configs; mamba_ssm's fields beside them have to say the same."""
+    require(config, hidden_act="silu", rms_norm=True, ssm_cfg={}, attn_layer_idx=[], attn_cfg={})
+    require(config, d_model=config["hidden_size"], n_layer=config.get("num_hidden_layers"))
+    config.get("pad_vocab_size_multiple")  # vocab_size is padded already
     return {
         "vocab_size": number(config, "vocab_size"),
         "segment_len": 2048,
@@ -118,15 +125,17 @@ def transformers_shape(config: Config) -> dict[str, Any]:
 
 def shape(config: Config) -> dict[str, Any]:
     """Our constructor's keywords."""
-    if "d_model" in config:
+    if is_mamba_ssm(config):
         cell = config.get("ssm_cfg") or {}
         require(cell, layer="Mamba1")
         require(config, attn_layer_idx=[], attn_cfg={})
         return decoder_shape(config) | mixer_shape(number(config, "d_model"), cell)
     width = number(config, "hidden_size")
     rank = {} if config.get("time_step_rank", "auto") == "auto" else config
+    channels = number(config, "intermediate_size", default=number(config, "expand", default=2) * width)
+    require(config, d_inner=channels)
     return transformers_shape(config) | {
-        "channels": number(config, "intermediate_size", default=number(config, "expand", default=2) * width),
+        "channels": channels,
         "dt_rank": number(rank, "time_step_rank", default=-(-width // 16)),
         "tied": flag(config, "tie_word_embeddings", True),
     }
@@ -134,15 +143,17 @@ def shape(config: Config) -> dict[str, Any]:
 
 def finish(model: Decoder, weights: Mapping[str, Tensor], config: Config, mixer: Table) -> None:
     """The norms' epsilon and the weights, in their dtype."""
-    epsilon = fraction(config, "norm_epsilon" if "d_model" in config else "layer_norm_epsilon", 1e-5)
+    epsilon = fraction(config, "norm_epsilon" if is_mamba_ssm(config) else "layer_norm_epsilon", 1e-5)
     for part in model.modules():
         if isinstance(part, nn.RMSNorm | nn.LayerNorm):
             part.eps = epsilon
-    fill(model, {name: swap_halves(name, weight) for name, weight in weights.items()}, table(mixer, config))
+    fill(model, {name: swap_halves(name, weight) for name, weight in weights.items()}, table(mixer, weights))
 
 
-def table(mixer: Table, config: Config) -> Table:
-    unused = "backbone.embeddings.weight" if "d_model" in config else "backbone.embedding.weight"
+def table(mixer: Table, names: Iterable[str]) -> Table:
+    """The table with the name that the embedding has among the weights."""
+    is_transformers = any(name.endswith("backbone.embeddings.weight") for name in names)
+    unused = "backbone.embedding.weight" if is_transformers else "backbone.embeddings.weight"
     return {name: target for name, target in decoder(mixer).items() if name != unused}
 
 
@@ -165,7 +176,7 @@ def load(weights: dict[str, Tensor], config: Config) -> Mamba:
 
 def published_gradients(model: Decoder, mixer: Table = MIXER) -> dict[str, Tensor]:
     """Under mamba_ssm's names."""
-    grads = gradients(model, table(mixer, {"d_model": model.width}))
+    grads = gradients(model, table(mixer, ()))
     return {name: swap_halves(name, grad) for name, grad in grads.items()}
 
 

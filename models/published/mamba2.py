@@ -63,7 +63,7 @@ def mixer_shape(width: int, config: Config) -> dict[str, Any]:
 
 def shape(config: Config) -> dict[str, Any]:
     """Our constructor's keywords."""
-    if "d_model" in config:
+    if mamba.is_mamba_ssm(config):
         cell = config.get("ssm_cfg") or {}
         if cell.get("layer") != "Mamba2":
             raise UserError(f"config: expected ssm_cfg.layer 'Mamba2', found {cell.get('layer')!r}")
@@ -72,9 +72,9 @@ def shape(config: Config) -> dict[str, Any]:
         heads, norm = mixer.pop("heads"), mixer.pop("norm")
         mixer |= {"all_heads": heads * number(config, "n_layer"), "gated_norm": norm}
         return mamba.decoder_shape(config) | mixer
-    require(config, rms_norm=True)
     heads, head_dim = number(config, "num_heads"), number(config, "head_dim")
     inner = number(config, "expand", default=2) * number(config, "hidden_size")
+    require(config, d_inner=inner)
     if heads * head_dim != inner:
         raise UserError(f"config: expected num_heads * head_dim {inner}, found {heads} * {head_dim}")
     return mamba.transformers_shape(config) | {
@@ -98,7 +98,7 @@ def shape(config: Config) -> dict[str, Any]:
 def load(weights: dict[str, Tensor], config: Config) -> Mamba2:
     """The published model with its weights, in their dtype."""
     model = build(Mamba2, **shape(config))
-    if "d_model" not in config:  # mamba_ssm's gated norm has an epsilon of its own, 1e-5
+    if not mamba.is_mamba_ssm(config):  # mamba_ssm's gated norm has an epsilon of its own, 1e-5
         for block in model.stack:
             mixer: Any = block.mixer
             mixer.norm_eps = fraction(config, "layer_norm_epsilon", 1e-5)

@@ -1,8 +1,11 @@
 """Recurrent Memory Transformer as published, in both forms, told apart by the config's `n_embd` or `d_model`:
 
-around GPT-2, batch-first: booydar/recurrent-memory-transformer, modeling_rmt/language_modeling.py;
+around GPT-2, batch-first: booydar/recurrent-memory-transformer, modeling_rmt/language_modeling.py, or a plain
+GPT-2, which training begins with: its memory tokens are new;
 on Transformer-XL, time-first: booydar/LM-RMT, pytorch/mem_transformer.py.
 """
+
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -21,13 +24,22 @@ class RMTFromTheEnd(gpt2.FromTheEnd, RMT):
     pass
 
 
-@knows(model_types=["gpt2"], architectures=["GPT2LMHeadModel"], without_effect=gpt2.WITHOUT_EFFECT)
+@knows(
+    model_types=["gpt2"], architectures=["GPT2LMHeadModel", "GPT2Model"], without_effect=gpt2.WITHOUT_EFFECT
+)
 def load(weights: dict[str, Tensor], config: Config) -> RMT | RMTXL:
     """The published model with its weights, in their dtype."""
     return _load_xl(weights, config) if "d_model" in config else _load_gpt2(weights, config)
 
 
+def new_weights(names: Iterable[str]) -> list[str]:
+    """What this checkpoint doesn't have and training begins anew."""
+    return ["memory"] if gpt2.is_plain(names) else []
+
+
 def _load_gpt2(weights: dict[str, Tensor], config: Config) -> RMT:
+    if gpt2.is_plain(weights):
+        weights = gpt2.with_new_memory(weights, config)
     model = build(
         RMTFromTheEnd if gpt2.from_the_end(config) else RMT,
         **gpt2.shape(config),

@@ -4,8 +4,9 @@ A table maps a published name to the zoo's and to a view of the zoo's tensor in 
 are copied into the view, gradients are read through it.  `{i}` stands for every layer.
 """
 
+import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, TypeVar
 
@@ -19,7 +20,34 @@ Table = dict[str, tuple[str, View]]
 Config = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
-BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|pos_emb\.inv_freq)")  # computed, not learned: left out
+BUFFERS = re.compile(
+    r"(.*\.)?(attn\.(masked_)?bias|(pos|rotary)_emb\.inv_freq)"
+)  # computed, not learned: left out
+
+
+class MissingWeightError(UserError):
+    """A weight that the model has and the checkpoint hasn't."""
+
+    def __init__(self, name: str, shape: Iterable[int], names: Iterable[str]) -> None:
+        self.name = name
+        message = f"weights: expected {name} {list(shape)}, found none"
+        if prefixed := [other for other in names if other.endswith(f".{name}")]:
+            prefix = prefixed[0].removesuffix(name)
+            strange = next((other for other in names if not other.startswith(prefix)), None)
+            message += f" but {prefixed[0]}: the prefix {prefix} would fit"
+            message += "" if strange is None else f", if {strange} and others without it were left out"
+        elif near := difflib.get_close_matches(name, names, n=1):
+            message += f"; the nearest is {near[0]}"
+        super().__init__(message)
+
+
+def without_prefix(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor] | None:
+    """The weights without a prefix that all of them have, if `name` is then one of them: a Lightning module's
+    `model.`, DistributedDataParallel's `module.`, torch.compile's `_orig_mod.`."""
+    prefix = next((other.removesuffix(name) for other in weights if other.endswith(f".{name}")), None)
+    if prefix is None or not all(other.startswith(prefix) for other in weights):
+        return None
+    return {other.removeprefix(prefix): weight for other, weight in weights.items()}
 
 
 def same(weight: Tensor) -> Tensor:
@@ -75,7 +103,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], table: Table) -> None
         first = filled.setdefault(_storage(weight, view), name)
         if name not in weights:
             if first == name:
-                raise UserError(f"weights: expected {name} {list(view(weight).shape)}, found none")
+                raise MissingWeightError(name, view(weight).shape, list(weights.keys() - names))
             continue  # tied, and stored once
         if view(weight).shape != weights[name].shape:
             raise UserError(
@@ -98,6 +126,11 @@ def gradients(module: nn.Module, table: Table) -> dict[str, Tensor]:
             grads[name] = view(torch.zeros_like(weight) if weight.grad is None else weight.grad)
         visited.add(_storage(weight, view))
     return grads
+
+
+def published_weights(module: nn.Module, table: Table) -> dict[str, Tensor]:
+    """Our weights under the published names, as views in that layout."""
+    return {name: view(weight) for name, weight, view in _parameters(module, table)}
 
 
 def number(config: Config, name: str, least: int = 1, default: int | None = None) -> int:

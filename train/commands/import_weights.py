@@ -4,8 +4,8 @@ folder, which evaluate and generate take like any other.
     from=         a folder that `zoo export` made; or a published checkpoint: a folder with its weights and
                   its config.json, or the file of its weights
     run_dir=      a new folder, for the run
-    format=       whose names and config it has: rmt, armt, transformer_xl, mamba, mamba2, jamba, …  (what
-                  `zoo export` wrote says so itself)
+    format=       whose names and config it has: transformer, sliding_window, mamba, jamba, …; by default
+                  what config.json says, by its model_type
     config=       another place of config.json
     config.KEY=   a field of it: config.segment_len=512 config.num_mem_tokens=16
     task= size=   of a published checkpoint: the task whose symbols it speaks, such as lm if it was trained on
@@ -32,5 +32,6 @@ def main(args: list[str]) -> None:
     options, rest = parse("import", args, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS))
     with large_imports():
         from zoo.train.runs.import_weights import import_run
-    run_dir = import_run(options | dict(arg.split("=", 1) for arg in rest))
+    run_dir, summary = import_run(options | dict(arg.split("=", 1) for arg in rest))
+    print(summary)
     print(f"{run_dir}: zoo evaluate run={run_dir}   zoo generate run={run_dir} prompt=…")

@@ -27,6 +27,7 @@ from zoo.train.tasks.tokens import Tokens
 
 ROOT = "${oc.env:ZOO_DATA,data}"
 IMPORTED = IMPORTED_CLASS.rpartition(".")[0]  # imported by name: train knows no models
+DETECTION = f"{IMPORTED.rpartition('.')[0]}.detect"
 
 
 class ImportedRun(NamedTuple):
@@ -36,10 +37,11 @@ class ImportedRun(NamedTuple):
     weights: dict[str, Tensor]
     progress: dict[str, int]  # step and tokens_seen
     metrics: dict[str, Any] | None  # metrics.json, where there is one
+    summary: str = f"format {FORMAT}"  # what was read
 
 
-def import_run(options: Mapping[str, str]) -> Path:
-    """Make the run's folder from the command's options.
+def import_run(options: Mapping[str, str]) -> tuple[Path, str]:
+    """Make the run's folder from the command's options; the folder, and a line on what was read.
 
     Raises UserError if anything doesn't fit; then no folder is made.
     """
@@ -73,7 +75,7 @@ def import_run(options: Mapping[str, str]) -> Path:
             write_text(folder / "metrics.json", json.dumps(run.metrics, indent=1) + "\n")
         with atomic_write(folder / "checkpoints" / "last.ckpt") as file:
             torch.save(content, file)
-    return run_dir
+    return run_dir, run.summary
 
 
 # -- exports of the zoo
@@ -131,18 +133,17 @@ def read_exported_weights(files: list[Path], digest: str, tied: dict[str, str]) 
 def from_published(files: list[Path], config: dict[str, Any], options: Mapping[str, str]) -> ImportedRun:
     """A checkpoint of other code, as models/published reads it; its weights in 32 bits."""
     published = importlib.import_module(IMPORTED)
-    format_ = options.get("format", "")
-    if format_ not in published.formats():
-        raise UserError(
-            f"import: format: expected {FORMAT} or one of {', '.join(published.formats())}, found "
-            f"{format_ or 'none'}"
-        )
     if targets := [key for key in options if key.endswith("._target_")]:
         raise UserError(f"import: {targets[0]} has no effect on a published checkpoint: it names no class")
     for key, value in options.items():
         if key.startswith("config."):
             config[key.removeprefix("config.")] = parse_value(value)
     plain_config(config)
+    format_ = options.get("format") or importlib.import_module(DETECTION).detect(config)
+    if format_ not in published.formats():
+        raise UserError(
+            f"import: format: expected {FORMAT} or one of {', '.join(published.formats())}, found {format_}"
+        )
     weights = {
         name: weight.float() if weight.is_floating_point() else weight
         for name, weight in read_weights(files).items()
@@ -157,7 +158,10 @@ def from_published(files: list[Path], config: dict[str, Any], options: Mapping[s
     }
     cfg = published_config(record, model.vocab_size, options)
     state_dict = {f"model.{name}": weight for name, weight in model.state_dict().items()}
-    return ImportedRun(cfg, state_dict, {"step": 0, "tokens_seen": 0}, None)
+    summary = f"format {format_}, {model.count_parameters():,} parameters, {model.vocab_size:,} symbols"
+    if new := published.new_weights(format_, weights):
+        summary += f"; not in the checkpoint, and new: {', '.join(new)}"
+    return ImportedRun(cfg, state_dict, {"step": 0, "tokens_seen": 0}, None, summary)
 
 
 def published_config(record: dict[str, Any], vocab_size: int, options: Mapping[str, str]) -> DictConfig:

@@ -35,12 +35,17 @@ def read_model_config(path: Path) -> dict[str, Any]:
             f"import: expected the model's config.json at {path}, found none; config=… says where it is"
         )
     try:
-        config = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        config = json.loads(path.read_text(), object_hook=_float)
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"import: expected json in {path}, found something else: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"import: expected an object in {path}, found {type(config).__name__}")
     return config
+
+
+def _float(value: dict[str, Any]) -> Any:
+    """transformers writes infinity as {"__float__": "Infinity"}."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def weight_files(source: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.models.published import originals
 from tests.train.conftest import Workspace
 from tests.train.runs import published_fla, published_retnet
 from tests.train.runs.commands import assert_same, call, refused
@@ -43,9 +44,19 @@ CASES = {
     "rwkv/model_v6": "rwkv",
     "rwkv/model_v7": "rwkv",
     "torchscale/retnet": "retnet",
+    "transformers/gpt2": "transformer",
+    "transformers/llama": "unlimiformer",
+    "transformers/mistral": "sliding_window",
     "xlstm/large_model": "xlstm",
     "txl_model_postln_tied": "transformer_xl",
     "txl_model_preln_samelen_clamp_untied": "transformer_xl",
+}
+
+
+ORIGINALS = {
+    "gpt2": originals.GPT2,
+    "llama": originals.LLAMA,
+    "mistral": originals.MISTRAL | {"sliding_window": 8},
 }
 
 
@@ -54,6 +65,9 @@ def published(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return published_fla.random_model(case.removeprefix("fla/"))
     if case == "torchscale/retnet":
         return published_retnet.random_model()
+    if case.startswith("transformers/"):
+        kind = case.removeprefix("transformers/")
+        return originals.saved(kind, **ORIGINALS[kind])
     tensors = load_file(FIXTURES / f"{case}.safetensors")
     weights = {
         name.removeprefix("param/").removeprefix("w.").removeprefix("w/"): tensor.clone()
@@ -179,7 +193,11 @@ def remove_weights(folder: Path) -> None:
     ("spoil_folder", "words", "message"),
     [
         (lambda f: None, ("format=gpt5",), "format: expected zoo or one of armt, .*, found gpt5"),
-        (lambda f: None, (), "format: expected zoo or one of .*, found none"),
+        (
+            lambda f: (f / "config.json").write_text('{"hidden_size": 8}'),
+            (),
+            "format: expected zoo or one of .*, found none, and config.json has no model_type",
+        ),
         (
             lambda f: None,
             ("format=zoo",),
