@@ -32,6 +32,11 @@ COMMANDS = {
         "a trained run on other lengths and tasks",
         "run=runs/… lengths=64,128",
     ),
+    "inspect": Command(
+        "zoo.train.commands.inspect:main",
+        "what a trained run's memory does with a text",
+        'run=runs/… prompt="Once upon"',
+    ),
     "compare": Command(
         "zoo.train.commands.compare:main",
         "finished runs side by side",

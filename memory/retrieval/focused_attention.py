@@ -25,7 +25,7 @@ from zoo.errors import UserError
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.retrieval.bank import Bank, KNNMemory, attend
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch
-from zoo.memory.retrieval.reads import Read, report_read, stored_tokens
+from zoo.reads import Read, report_read, stored_tokens
 
 
 class FocusedState(NamedTuple):

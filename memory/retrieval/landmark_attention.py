@@ -41,7 +41,7 @@ from zoo.memory.retrieval.landmark_bank import (
     local_context,
     oldest_first,
 )
-from zoo.memory.retrieval.reads import Read, report_read
+from zoo.reads import Read, report_read
 from zoo.state import State
 
 Selection = Literal["token_and_head", "token", "head"]

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.memory.attention.core import Attention, AttentionOptions
 from zoo.memory.retrieval.bank import Bank, KNNMemory
-from zoo.memory.retrieval.reads import Read, report_read, stored_tokens
+from zoo.reads import Read, report_read, stored_tokens
 
 MAX_GATHERED = 2**26  # elements gathered from the bank at a time
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zoo.memory.retrieval.focused_attention import FocusedState
 from zoo.memory.retrieval.landmark_bank import BankState
-from zoo.memory.retrieval.reads import Read, watched_reads
+from zoo.reads import Read, watched_reads
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 
@@ -40,7 +40,12 @@ class Memory(NamedTuple):
 def memory(request: Any) -> Memory:
     name = request.param
     torch.manual_seed(0)
-    words = [f"model={name.strip()}", "size=nano", f"size.segment_len={SEGMENT}", f"model.capacity={CAPACITY}"]
+    words = [
+        f"model={name.strip()}",
+        "size=nano",
+        f"size.segment_len={SEGMENT}",
+        f"model.capacity={CAPACITY}",
+    ]
     model = build.model(compose([*words, *SETTINGS[name]])).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -86,7 +91,8 @@ def test_mass_is_what_the_output_changes_by(memory: Memory) -> None:
     asked = read.queries[0] >= 0
     heads, total = read.mass.shape[1], torch.zeros(())
     assert read.queries[0][asked].tolist() == list(range(end, end + int(asked.sum())))
-    assert (read.mass >= 0).all() and (read.mass.sum(-1) <= 1 + 1e-9).all()
+    assert (read.mass >= 0).all()
+    assert (read.mass.sum(-1) <= 1 + 1e-9).all()
     assert read.tokens.max() < end
     for token in range(end):
         told = (read.mass[0] * (read.tokens[0] == token)).sum(-1)

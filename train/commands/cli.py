@@ -162,9 +162,11 @@ def parse(
         if equals and key and key not in parsers and passes:
             rest.append(arg)
             continue
-        if pass_unknown and not (equals and key):
-            raise UserError(f"{command}: expected key=value, found {arg!r}")
-        if not equals or key not in parsers:
+        if not (equals and key):
+            is_run = "run" in parsers and Path(arg, "config.yaml").is_file()
+            likely = f"; did you mean run={arg}?" if is_run else ""
+            raise UserError(f"{command}: expected key=value, found {arg!r}{likely}")
+        if key not in parsers:
             expected = ", ".join([*parsers, *(f"{start}…" for start in beginnings)])
             message = f"{command}: unknown key {key!r}; expected one of {expected}"
             raise UserError(message + nearest(key, parsers))

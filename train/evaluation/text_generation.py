@@ -84,18 +84,18 @@ def encode_prompt(text: bytes) -> list[int]:
     return [END, *text]
 
 
-def parse_prompt(text: bytes, vocab_size: int) -> list[int]:
+def parse_prompt(text: bytes, vocab_size: int, command: str = "generate") -> list[int]:
     """Tokens written as numbers."""
     words = text.decode("utf-8", "replace").replace(",", " ").split()
     if not words:
         raise UserError(
-            f"generate: this run's tokens are numbers from 0 to {vocab_size - 1}, found no prompt; "
+            f"{command}: this run's tokens are numbers from 0 to {vocab_size - 1}, found no prompt; "
             'expected one such as prompt="0 1"'
         )
     for word in words:
         if not word.isdecimal() or int(word) >= vocab_size:
             raise UserError(
-                f"generate: prompt: expected numbers of tokens from 0 to {vocab_size - 1}, found {word!r}"
+                f"{command}: prompt: expected numbers of tokens from 0 to {vocab_size - 1}, found {word!r}"
             )
     return [int(word) for word in words]
 

@@ -1,0 +1,90 @@
+"""Figures of an inspection."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from zoo.train.evaluation.inspection import Inspection, SegmentView
+from zoo.train.evaluation.inspection_report import words
+from zoo.train.plotting.charts import add_images
+
+MAX_LABELS = 24  # of tokens that are asked for
+
+
+FOLDER = "inspection"
+
+
+def save_figures(inspection: Inspection, run_dir: Path) -> Path:
+    """PNG files in the run's folder, returned, and images for TensorBoard."""
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    figures = draw(inspection, inspection.model)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    images = {f"{FOLDER}/{name}": figure for name, figure in figures.items()}
+    add_images(run_dir, images, inspection.tokens_seen)
+    return folder
+
+
+def draw(inspection: Inspection, model: str) -> dict[str, Figure]:
+    """By name: the course of the memory, and what was read of stored tokens where a model stores any."""
+    title = f"{model} on {inspection.text.title}"
+    figures = {"course": course(inspection, title)}
+    if inspection.reads:
+        figures["reads"] = read_maps(inspection, title)
+    return figures
+
+
+def course(inspection: Inspection, title: str) -> Figure:
+    """Panels below each other, over the text: losses, what survives, what is worth, norms of the state."""
+    segments = inspection.segments
+    panels = {
+        "nats per target": {"memory kept": values(segments, "kept"), "reset": values(segments, "reset")},
+        "part that survives": {"": values(segments, "survives")},
+        "worth (nats)": {"": values(segments, "worth")},
+        "state (root mean square)": {
+            f"layer {layer}" if layer.isdecimal() else layer: {s.start: s.norms[layer] for s in segments}
+            for layer in segments[-1].norms
+        },
+    }
+    shown = {ylabel: lines for ylabel, lines in panels.items() if any(lines.values())}
+    figure = Figure(figsize=(7, 0.8 + 1.9 * len(shown)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    rows = figure.subplots(len(shown), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (ylabel, lines) in zip(rows, shown.items(), strict=True):
+        for name, points in lines.items():
+            axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name or None)
+        for asked in {position // segments[0].tokens * segments[0].tokens for position in inspection.asked}:
+            axes.axvspan(asked, asked + segments[0].tokens, alpha=0.12, linewidth=0)
+        axes.set_ylabel(ylabel)
+        if not ylabel.startswith("nats"):
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend(fontsize=8, loc="best", ncols=1 + len(lines) // 4)
+    rows[-1].set_xlabel("token at which a segment begins; shaded where the question stands")
+    return figure
+
+
+def values(segments: list[SegmentView], name: str) -> dict[int, float]:
+    return {s.start: value for s in segments if (value := getattr(s, name)) is not None}
+
+
+def read_maps(inspection: Inspection, title: str) -> Figure:
+    """A map per layer: the question's tokens down, the stored ones across."""
+    reads, text, asked = inspection.reads, inspection.text, inspection.asked
+    height = 1 + len(reads) * (1.1 + 0.16 * min(len(asked), MAX_LABELS))
+    figure = Figure(figsize=(8, height), layout="constrained")
+    figure.suptitle(f"{title}: attention to stored tokens", fontsize=11)
+    rows = figure.subplots(len(reads), 1, squeeze=False)[:, 0]
+    for axes, (layer, mass) in zip(rows, reads.items(), strict=True):
+        image = axes.imshow(np.asarray(mass[:, : asked[-1] + 1]), aspect="auto", interpolation="nearest")
+        axes.set_title(layer, fontsize=10)
+        axes.set_xlabel("stored token")
+        axes.set_ylabel("token asked for")
+        if len(asked) <= MAX_LABELS:
+            labels = [words(text, position + 1, position + 2).replace(" ", "␣") for position in asked]
+            axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        figure.colorbar(image, ax=axes, pad=0.02)
+    return figure
