@@ -1,4 +1,4 @@
-"""What queries read of stored tokens, told to those who watch; nothing is computed where nobody does."""
+"""What queries read of stored tokens, recorded to those who watch; nothing is computed where nobody does."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,9 +40,9 @@ def report_read(read: Callable[[], Read]) -> None:
     """Tells what was read, computed by `read` for those who watch."""
     if _watchers and not torch.compiler.is_compiling():
         with torch.no_grad():
-            told = read()
+            recorded = read()
         for reads in _watchers:
-            reads.append(told)
+            reads.append(recorded)
 
 
 def stored_tokens(slots: Tensor, length: Int[Tensor, " rows"], capacity: int) -> Tensor:

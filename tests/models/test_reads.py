@@ -1,4 +1,4 @@
-"""What a query is told to read of a stored token is what its output changes by, per change of the value."""
+"""The recorded attention to a stored token is what the output changes by, per change of its value."""
 
 from typing import Any, NamedTuple
 
@@ -88,19 +88,19 @@ def changed(state: Any, token: int, change: float) -> Any:
 def test_mass_is_what_the_output_changes_by(memory: Memory) -> None:
     y, read = memory.read()
     end = SEGMENT * SEGMENTS
-    asked = read.queries[0] >= 0
+    question = read.queries[0] >= 0
     heads, total = read.mass.shape[1], torch.zeros(())
-    assert read.queries[0][asked].tolist() == list(range(end, end + int(asked.sum())))
+    assert read.queries[0][question].tolist() == list(range(end, end + int(question.sum())))
     assert (read.mass >= 0).all()
     assert (read.mass.sum(-1) <= 1 + 1e-9).all()
     assert read.tokens.max() < end
     for token in range(end):
-        told = (read.mass[0] * (read.tokens[0] == token)).sum(-1)
-        total = total + told.sum()
-        if told.any():
+        recorded = (read.mass[0] * (read.tokens[0] == token)).sum(-1)
+        total = total + recorded.sum()
+        if recorded.any():
             again, _ = memory._replace(state=changed(memory.state, token, 2.0)).read()
             difference = (again - y)[0].unflatten(-1, (heads, -1)).transpose(0, 1) / 2
-            assert torch.allclose(difference, told[..., None].expand_as(difference), atol=1e-9), token
+            assert torch.allclose(difference, recorded[..., None].expand_as(difference), atol=1e-9), token
     assert total > 0
     assert torch.allclose(total, (read.mass[0] * (read.tokens[0] >= 0)).sum())
 

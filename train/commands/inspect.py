@@ -3,18 +3,18 @@
     run=          a run's folder: its config.yaml and checkpoints
     checkpoint=   last (default) or best
     prompt=       a text to read, of bytes or, where the run reads others, of token ids; - reads standard
-                  input.  What is asked is its last segment
+                  input.  The question is its last segment
     prompt_file=  the same from a file
-    sample=       instead of a prompt: a sample of the run's task (default 0), whose targets are asked
+    sample=       instead of a prompt: a sample of the run's task (default 0), whose targets are the question
     split=        test (default), val or train
     task=         another task than the run's; task.KEY=… changes one of its settings, data.corpus=… its
                   text, model.KEY=… a setting of the model
 
 A line for each segment of the text:
 
-    kept, reset   nats per target with the memory of all that stands before the segment, and with an empty one
-    survives      the part of what was remembered before the segment that is left after it; not of banks
-    worth         nats per target of the question that would be lost if the segment weren't read
+    loss, reset   nats per target with the memory of all that stands before the segment, and with an empty one
+    retention     the part of what was remembered before the segment that is left after it; not of banks
+    contribution  nats per target of the question that would be lost if the segment weren't read
     state         the root mean square of the state after it
 
 Models that store tokens (memorizing, focused, unlimiformer, landmark) list those that the question reads

@@ -1,11 +1,11 @@
 """What a trained run's memory does with one text: what it is worth, how long it lasts, what is read from it.
 
-Every question but the last is asked of any model through the interface alone:
+All but the last is measured of any model, through the interface alone:
 
-    kept, reset    nats of a segment's targets with the memory of all before it, and with an empty one
-    survives       |f(s) - f(s0)| / |s - s0| of the segment that takes state s to f(s), s0 the empty state:
+    loss, reset    nats of a segment's targets with the memory of all before it, and with an empty one
+    retention      |f(s) - f(s0)| / |s - s0| of the segment that takes state s to f(s), s0 the empty state:
                    the part of what was remembered before it that is left after it
-    worth          nats that the question's targets cost more if the segment isn't read
+    contribution   nats that the question's targets cost more if the segment isn't read
     reads          for models that store keys and values: the attention of the question's tokens to each of
                    the tokens before their segment, the mean over heads
 
@@ -51,12 +51,12 @@ class InspectOptions(NamedTuple):
 class SegmentView(NamedTuple):
     start: int
     tokens: int
-    kept: float | None
+    loss: float | None
     """Nats per target; None without targets."""
     reset: float | None
-    survives: float | None
+    retention: float | None
     """None of the first segment, and of memories that store tokens, whose places in the state differ."""
-    worth: float | None
+    contribution: float | None
     """Nats per target of the question; None of segments that it stands in."""
     norms: dict[str, float]
     """The root mean square of each layer's state after the segment."""
@@ -84,10 +84,10 @@ class Subject(NamedTuple):
 
 class Inspection(NamedTuple):
     text: Text
-    asked: list[int]
+    question: list[int]
     """Positions of the question's targets, that of token t being t - 1."""
     segments: list[SegmentView]
-    reads: dict[str, Float[Tensor, "asked time"]]
+    reads: dict[str, Float[Tensor, "question time"]]
     """By layer; empty for models that don't store tokens."""
     diagnostics: dict[str, float]
     """The model's, of its memory after the text."""
@@ -155,46 +155,54 @@ def inspect(model: SequenceModule, text: Text) -> Inspection:
             f"inspect: expected a text of 2 to {MAX_SEGMENTS} segments of {model.segment_len} tokens, found "
             f"{len(tokens)} tokens"
         )
-    asked = question(targets, model.segment_len, text.ask_last_segment)
-    first_asked = asked[0] // model.segment_len
+    question = question_positions(targets, model.segment_len, text.ask_last_segment)
+    first_segment = question[0] // model.segment_len
     empty = model.init_state(1)
-    states, kept, reads = [empty], [], []
-    with watched_reads() as told:
+    states, losses, reads = [empty], [], []
+    with watched_reads() as recorded:
         for piece, target in pieces:
-            nats, state = read(model, piece, target, states[-1])
+            nats, state = read_segment(model, piece, target, states[-1])
             states.append(state)
-            kept.append(nats)
-            reads += told
-            told.clear()
+            losses.append(nats)
+            reads += recorded
+            recorded.clear()
     segments = []
     for index, (piece, target) in enumerate(pieces):
         before, after = states[index], states[index + 1]
-        nats, alone = read(model, piece, target, empty)
-        worth = None
-        if index < first_asked:
-            without = loss_without(model, pieces[index + 1 :], before, index + 1, asked)
-            worth = without - mean_asked(torch.cat(kept), asked)
-        survives = surviving(before, empty, after, alone) if index else None
+        nats, alone = read_segment(model, piece, target, empty)
+        contribution = None
+        if index < first_segment:
+            without = loss_without(model, pieces[index + 1 :], before, index + 1, question)
+            contribution = without - question_loss(torch.cat(losses), question)
+        retention = state_retention(before, empty, after, alone) if index else None
         start, end_norms = index * model.segment_len, norms(after)
         segments.append(
             SegmentView(
-                start, len(piece), mean_nats(kept[index]), mean_nats(nats), survives, worth, end_norms
+                start,
+                len(piece),
+                mean_nats(losses[index]),
+                mean_nats(nats),
+                retention,
+                contribution,
+                end_norms,
             )
         )
     names = {module: name for name, module in model.named_modules()}
-    maps = attention(reads, names, asked, len(tokens))
-    return Inspection(text, asked, segments, maps, model.diagnostics(states[-1]))
+    maps = attention(reads, names, question, len(tokens))
+    return Inspection(text, question, segments, maps, model.diagnostics(states[-1]))
 
 
-def question(targets: Tensor, segment_len: int, last_segment: bool) -> list[int]:
+def question_positions(targets: Tensor, segment_len: int, last_segment: bool) -> list[int]:
     positions = (targets != IGNORE).nonzero().flatten().tolist()
     if not positions or positions[-1] < segment_len:
-        raise UserError(f"inspect: nothing is asked after the first segment of {segment_len} tokens")
+        raise UserError(f"inspect: no target stands after the first segment of {segment_len} tokens")
     start = positions[-1] // segment_len * segment_len if last_segment else segment_len
     return [position for position in positions if position >= start]
 
 
-def read(model: SequenceModule, tokens: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+def read_segment(
+    model: SequenceModule, tokens: Tensor, targets: Tensor, state: State
+) -> tuple[Tensor, State]:
     """Nats of the targets of one segment, NaN where there is none, and the state after it."""
     logits, state = model.segment(tokens[None], state)
     nats = F.cross_entropy(logits[0].float(), targets, ignore_index=IGNORE, reduction="none")
@@ -206,22 +214,22 @@ def mean_nats(nats: Tensor) -> float | None:
     return None if math.isnan(mean) else mean
 
 
-def mean_asked(nats: Tensor, asked: list[int]) -> float:
-    return float(nats[asked].mean())
+def question_loss(nats: Tensor, question: list[int]) -> float:
+    return float(nats[question].mean())
 
 
 def loss_without(
-    model: SequenceModule, pieces: list[tuple[Tensor, Tensor]], state: State, index: int, asked: list[int]
+    model: SequenceModule, pieces: list[tuple[Tensor, Tensor]], state: State, index: int, question: list[int]
 ) -> float:
     """The question's mean nats if the pieces, from the segment `index` on, are read from this state."""
     nats = []
     for piece, target in pieces:
-        of_piece, state = read(model, piece, target, state)
+        of_piece, state = read_segment(model, piece, target, state)
         nats.append(of_piece)
-    return mean_asked(torch.cat(nats), [position - index * model.segment_len for position in asked])
+    return question_loss(torch.cat(nats), [position - index * model.segment_len for position in question])
 
 
-def surviving(before: State, empty: State, after: State, alone: State) -> float | None:
+def state_retention(before: State, empty: State, after: State, alone: State) -> float | None:
     if any(lazy_field_names(before)) or not contents(before):
         return None
     held = distance(before, empty)
@@ -245,16 +253,16 @@ def norms(state: State) -> dict[str, float]:
 
 
 def attention(
-    reads: list[Read], names: dict[torch.nn.Module, str], asked: list[int], time: int
+    reads: list[Read], names: dict[torch.nn.Module, str], question: list[int], time: int
 ) -> dict[str, Tensor]:
-    """What the asked positions read of each token, the mean over heads."""
-    row_of = {position: row for row, position in enumerate(asked)}
+    """What the question's tokens read of each token, the mean over heads."""
+    row_of = {position: row for row, position in enumerate(question)}
     maps: dict[str, Tensor] = {}
-    for told in reads:
-        mass = maps.setdefault(layer_name(names[told.layer]), torch.zeros(len(asked), time))
-        for column, query in enumerate(told.queries[0].tolist()):
+    for read in reads:
+        mass = maps.setdefault(layer_name(names[read.layer]), torch.zeros(len(question), time))
+        for column, query in enumerate(read.queries[0].tolist()):
             if query in row_of:
-                tokens, of_query = told.tokens[0, :, column].cpu(), told.mass[0, :, column].float().cpu()
+                tokens, of_query = read.tokens[0, :, column].cpu(), read.mass[0, :, column].float().cpu()
                 stored = tokens >= 0
                 share = of_query[stored] / len(tokens)
                 mass[row_of[query]].index_add_(0, tokens[stored], share)

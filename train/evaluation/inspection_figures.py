@@ -37,12 +37,12 @@ def draw(inspection: Inspection, model: str) -> dict[str, Figure]:
 
 
 def course(inspection: Inspection, title: str) -> Figure:
-    """Panels below each other, over the text: losses, what survives, what is worth, norms of the state."""
-    segments = inspection.segments
+    """Panels below each other, over the text: losses, retention, contribution, norms of the state."""
+    segments, length = inspection.segments, inspection.segments[0].tokens
     panels = {
-        "nats per target": {"memory kept": values(segments, "kept"), "reset": values(segments, "reset")},
-        "part that survives": {"": values(segments, "survives")},
-        "worth (nats)": {"": values(segments, "worth")},
+        "nats per target": {"memory kept": values(segments, "loss"), "reset": values(segments, "reset")},
+        "retention": {"": values(segments, "retention")},
+        "contribution (nats)": {"": values(segments, "contribution")},
         "state (root mean square)": {
             f"layer {layer}" if layer.isdecimal() else layer: {s.start: s.norms[layer] for s in segments}
             for layer in segments[-1].norms
@@ -55,8 +55,8 @@ def course(inspection: Inspection, title: str) -> Figure:
     for axes, (ylabel, lines) in zip(rows, shown.items(), strict=True):
         for name, points in lines.items():
             axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name or None)
-        for asked in {position // segments[0].tokens * segments[0].tokens for position in inspection.asked}:
-            axes.axvspan(asked, asked + segments[0].tokens, alpha=0.12, linewidth=0)
+        for start in {position // length * length for position in inspection.question}:
+            axes.axvspan(start, start + length, alpha=0.12, linewidth=0)
         axes.set_ylabel(ylabel)
         if not ylabel.startswith("nats"):
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -73,18 +73,18 @@ def values(segments: list[SegmentView], name: str) -> dict[int, float]:
 
 def read_maps(inspection: Inspection, title: str) -> Figure:
     """A map per layer: the question's tokens down, the stored ones across."""
-    reads, text, asked = inspection.reads, inspection.text, inspection.asked
-    height = 1 + len(reads) * (1.1 + 0.16 * min(len(asked), MAX_LABELS))
+    reads, text, question = inspection.reads, inspection.text, inspection.question
+    height = 1 + len(reads) * (1.1 + 0.16 * min(len(question), MAX_LABELS))
     figure = Figure(figsize=(8, height), layout="constrained")
     figure.suptitle(f"{title}: attention to stored tokens", fontsize=11)
     rows = figure.subplots(len(reads), 1, squeeze=False)[:, 0]
     for axes, (layer, mass) in zip(rows, reads.items(), strict=True):
-        image = axes.imshow(np.asarray(mass[:, : asked[-1] + 1]), aspect="auto", interpolation="nearest")
+        image = axes.imshow(np.asarray(mass[:, : question[-1] + 1]), aspect="auto", interpolation="nearest")
         axes.set_title(layer, fontsize=10)
         axes.set_xlabel("stored token")
         axes.set_ylabel("token asked for")
-        if len(asked) <= MAX_LABELS:
-            labels = [words(text, position + 1, position + 2).replace(" ", "␣") for position in asked]
+        if len(question) <= MAX_LABELS:
+            labels = [words(text, position + 1, position + 2).replace(" ", "␣") for position in question]
             axes.set_yticks(range(len(labels)), labels, fontsize=8)
         figure.colorbar(image, ax=axes, pad=0.02)
     return figure

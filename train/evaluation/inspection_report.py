@@ -10,16 +10,16 @@ from zoo.train.tasks.lm import END
 MOST_READ = 5  # tokens that are listed of each layer
 AROUND = 12  # tokens shown on each side of one
 MEANING = """\
-kept, reset: nats per target with the memory of what stands before the segment, and with an empty one
-survives: the part of what was remembered before the segment that is left after it
-worth: nats per target of the question that would be lost if the segment weren't read"""
+loss, reset: nats per target with the memory of what stands before the segment, and with an empty one
+retention: the part of what was remembered before the segment that is left after it
+contribution: nats per target of the question that would be lost if the segment weren't read"""
 
 
 def show(inspection: Inspection, console: Console) -> None:
     text, segments = inspection.text, inspection.segments
     console.print(
         f"{inspection.model} on {text.title}: {len(text.tokens):,} tokens in {len(segments)} segments; "
-        f"{len(inspection.asked)} targets are asked for, from token {inspection.asked[0] + 1:,} on"
+        f"{len(inspection.question)} targets are asked for, from token {inspection.question[0] + 1:,} on"
     )
     print_table(console, segment_table(inspection))
     console.print(MEANING, style="italic")
@@ -30,7 +30,7 @@ def show(inspection: Inspection, console: Console) -> None:
 
 
 def segment_table(inspection: Inspection) -> Table:
-    numbers = ("kept", "reset", "survives", "worth", "state")
+    numbers = ("loss", "reset", "retention", "contribution", "state")
     head = (Column("from", justify="right"), *(Column(name, justify="right") for name in numbers), "text")
     table = new_table(*head)
     for segment in inspection.segments:
@@ -41,10 +41,10 @@ def segment_table(inspection: Inspection) -> Table:
 def segment_cells(segment: SegmentView) -> list[str]:
     rms = sum(norm**2 for norm in segment.norms.values()) ** 0.5 / max(len(segment.norms), 1) ** 0.5
     return [
-        number(segment.kept, ".3f"),
+        number(segment.loss, ".3f"),
         number(segment.reset, ".3f"),
-        number(segment.survives, ".1%"),
-        number(segment.worth, "+.3f"),
+        number(segment.retention, ".1%"),
+        number(segment.contribution, "+.3f"),
         number(rms if segment.norms else None, ".3g"),
     ]
 

@@ -63,32 +63,32 @@ def text() -> Text:
 def test_course_of_a_memory(text: Text) -> None:
     seen = inspect(Leaky().eval(), text)
     tokens = text.tokens.tolist()
-    assert seen.asked == list(range(SEGMENT, 4 * SEGMENT + 1))
+    assert seen.question == list(range(SEGMENT, 4 * SEGMENT + 1))
     assert [segment.tokens for segment in seen.segments] == [SEGMENT] * 4 + [2]
     for index, segment in enumerate(seen.segments):
         start = index * SEGMENT
         places = range(start, min(start + SEGMENT, len(tokens) - 1))
-        for value, first in ((segment.kept, 0), (segment.reset, start)):
+        for value, first in ((segment.loss, 0), (segment.reset, start)):
             expected = sum(nats(tokens[first : t + 1], tokens[t + 1]) for t in places) / len(places)
             assert value == pytest.approx(expected, abs=1e-5)
         end = start + segment.tokens
         rms = float(counts(tokens[:end]).square().mean().sqrt())
         assert list(segment.norms.values()) == pytest.approx([rms], abs=1e-5)
-        survives = None if index == 0 else pytest.approx(KEPT**segment.tokens, abs=1e-5)
-        assert segment.survives == survives
+        retention = None if index == 0 else pytest.approx(KEPT**segment.tokens, abs=1e-5)
+        assert segment.retention == retention
 
 
 def test_worth_is_what_is_lost_without_a_segment(text: Text) -> None:
     tokens = text.tokens.tolist()
     seen = inspect(Leaky().eval(), text._replace(ask_last_segment=True))
-    assert seen.asked == [4 * SEGMENT]
-    place = seen.asked[0]
+    assert seen.question == [4 * SEGMENT]
+    place = seen.question[0]
     whole = nats(tokens[: place + 1], tokens[place + 1])
     for index, segment in enumerate(seen.segments):
         start = index * SEGMENT
         left = tokens[:start] + tokens[start + SEGMENT : place + 1]
         lost = None if index == 4 else pytest.approx(nats(left, tokens[place + 1]) - whole, abs=1e-5)
-        assert segment.worth == lost
+        assert segment.contribution == lost
 
 
 def test_a_text_without_a_question_is_refused(text: Text) -> None:
@@ -96,7 +96,7 @@ def test_a_text_without_a_question_is_refused(text: Text) -> None:
     with pytest.raises(UserError, match="expected a text of 2 to 256 segments of 4 tokens, found 4 tokens"):
         inspect(model, text._replace(tokens=text.tokens[:4], targets=text.targets[:4]))
     nothing = torch.full_like(text.targets, IGNORE)
-    with pytest.raises(UserError, match="nothing is asked after the first segment"):
+    with pytest.raises(UserError, match="no target stands after the first segment"):
         inspect(model, text._replace(targets=nothing))
 
 
@@ -124,7 +124,7 @@ def test_a_run_and_its_figures(
     sample = inspect_run(InspectOptions(run=Path("whole"), split="val"))
     assert sample.text.title == "lm, sample 0 of the val split"
     assert not sample.reads
-    assert all(math.isfinite(segment.kept or 0) for segment in sample.segments)
+    assert all(math.isfinite(segment.loss or 0) for segment in sample.segments)
 
 
 @pytest.mark.parametrize(
