@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 ENTRY_POINTS = "zoo.configs"  # also the package of the zoo's configs
 MATRIX_KEY = "sweep"
-CONFIG_GROUPS = ("model", "task", "size", "optim", "trainer", "experiment")
+CONFIG_GROUPS = ("model", "task", "size", "optim", "trainer", "logger", "callbacks", "experiment")
+LIST_GROUPS = ("logger", "callbacks")  # of which a run may have several
 
 
 def import_problem(point: EntryPoint) -> str:

@@ -35,7 +35,8 @@ class Checkpoints(L.Callback):
         if trainer.is_global_zero:
             for unfinished in self.folder.glob(".*.ckpt.*"):  # of a run that was killed while it saved
                 unfinished.unlink(missing_ok=True)
-        if self.metrics.validation_is_due(trainer):
+        stops = trainer.should_stop and trainer.global_step != self.metrics.last_val_step
+        if stops or self.metrics.validation_is_due(trainer):
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop.restarting = False  # otherwise it skips the batches that an earlier validation read
             trainer.validating = True
@@ -64,7 +65,8 @@ class Checkpoints(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every == 0 or step % self.metrics.val_every == 0 or step == trainer.max_steps:
+        is_last = step == trainer.max_steps or trainer.should_stop
+        if is_last or step % self.every == 0 or step % self.metrics.val_every == 0:
             self.save_last(trainer)
         # Lightning counts batches, several to an optimiser step, and fewer at the end of a pass
         trainer.val_check_batch = 1 if self.metrics.validation_is_due(trainer) else sys.maxsize

@@ -89,6 +89,7 @@ class Metrics(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, SequenceModule)
         self._logged_step = trainer.global_step
+        self._share(trainer)  # those of before, of a resumed run
         self._constants = {
             "cost/state_bytes": state_bytes(pl_module),
             "cost/parameters": pl_module.count_parameters(),
@@ -225,10 +226,15 @@ class Metrics(L.Callback):
 
     def _log(self, trainer: L.Trainer, values: dict[str, float], split: str) -> None:
         self.latest |= values
+        self._share(trainer)
         if self._history:
             self._history.append(split, trainer.global_step, int(self.tokens_seen), values)
         for logger in trainer.loggers:
             logger.log_metrics(values, step=int(self.tokens_seen))
+
+    def _share(self, trainer: L.Trainer) -> None:
+        """Where Lightning's callbacks, and others, look for values to monitor."""
+        trainer.callback_metrics.update({tag: torch.tensor(value) for tag, value in self.latest.items()})
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -62,8 +62,10 @@ def summary(
     }
 
 
-def print_summary(results: dict[str, Any], run_dir: Path) -> None:
+def print_summary(results: dict[str, Any], run_dir: Path, has_tensorboard: bool) -> None:
     """Log the held-out scores beside the task's baselines, and the run's folder."""
+    if results.get("stopped_by") is not None:
+        log.info("stopped by a callback after %d of %d steps", results["steps_done"], results["steps"])
     if "val/bits_per_byte" in results:
         text = f"{results['val_bytes']:,} bytes of held-out text"
         baselines = ", ".join(f"{name} {value:.3f}" for name, value in results["reference"].items())
@@ -76,7 +78,8 @@ def print_summary(results: dict[str, Any], run_dir: Path) -> None:
     root = "runs" if folder.parts[0] == "runs" else folder
     for score in scores:
         log.info("%s reached %s", results["model"], score)
-    log.info("run: %s   curves: tensorboard --logdir %s", folder, root)
+    curves = f"   curves: tensorboard --logdir {root}" if has_tensorboard else ""
+    log.info("run: %s%s", folder, curves)
 
 
 def describe_score(results: dict[str, Any], tag: str) -> str:

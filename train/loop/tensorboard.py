@@ -1,5 +1,6 @@
 """TensorBoard's layout, hyperparameters and figures of a run."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -37,7 +38,14 @@ def layout(scores: dict[str, str]) -> dict[str, dict[str, list[Any]]]:
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes TensorBoard's event file alone, open from a run's first value to its last figure."""
+    """Writes TensorBoard's event file alone, in the run's folder `tb`, open from a run's first value to its
+    last figure.
+
+    Of a resumed run, what an earlier process logged from `purge_step` on, in targets seen, is dropped.
+    """
+
+    def __init__(self, run_dir: Path, purge_step: int | None = None) -> None:
+        super().__init__(run_dir, name="", version="tb", purge_step=purge_step)
 
     def save(self) -> None:
         self.experiment.flush()

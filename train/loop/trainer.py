@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -21,8 +22,11 @@ from zoo.train.loop.checkpointing import (
     NonSkippingFitLoop,
     WriteResumedConfig,
 )
+from zoo.train.loop.further_callbacks import FurtherCallbacks, check_resumable
 from zoo.train.loop.gradients import GradientGuard
+from zoo.train.loop.loggers import closing, log_settings, make_loggers, replay, tensorboard_of
 from zoo.train.loop.metrics import Metrics
+from zoo.train.loop.profiler import make_profiler
 from zoo.train.loop.progress import ProgressReport
 from zoo.train.loop.ranks import ranks_meet
 from zoo.train.loop.recipe import (
@@ -35,7 +39,7 @@ from zoo.train.loop.recipe import (
 )
 from zoo.train.loop.signals import SignalHandler
 from zoo.train.loop.summary import print_summary, summary
-from zoo.train.loop.tensorboard import RunLogger, log_setup, position_figure
+from zoo.train.loop.tensorboard import log_setup, position_figure
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
 from zoo.train.runs.checkpoint import (
@@ -82,36 +86,48 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0  # loss targets only
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every, run_dir)
     metrics.wall_start = start
-    logger = RunLogger(run_dir, name="", version="tb", purge_step=tokens_seen if cfg.resume else None)
+    loggers = make_loggers(cfg, run_dir, tokens_seen)
     curve = ValidationCurve(metrics)
     batch_size = stage_batch_size(data, checkpoint)
     recipe = recipe_callbacks(cfg, data, metrics)
-    trainer = make_trainer(cfg, run_dir, model, metrics, logger, curve, identity, recipe, batch_size)
+    further = FurtherCallbacks(cfg, task)
+    trainer = make_trainer(
+        cfg, run_dir, model, metrics, loggers, curve, identity, recipe, further, batch_size
+    )
     set_matmul_precision(precision_name(cfg), trainer.strategy.root_device)
     config = stored_config(cfg)
     if checkpoint:
         loop, sharded = trainer.fit_loop.state_dict(), is_sharded(cfg)
         check_training_state(model, batch_size, loop, metrics.state(), checkpoint, last, sharded)
         trainer.callbacks.insert(0, WriteResumedConfig(run_dir, config))  # type: ignore[attr-defined]
+        log_settings(loggers, hparams(cfg))
+        replay(loggers, run_dir, tokens_seen)
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
-        log_setup(logger, hparams(cfg), score_names(task), config)
+        begin_logs(loggers, cfg, task, config)
     log_sizes(cfg, model, task)
     for note in model.device_notes(trainer.strategy.root_device):
         log.info("%s", note)
     # before training: the source files may be edited meanwhile
     code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
-    with ranks_meet(trainer, run_dir):
+    with closing(loggers), ranks_meet(trainer, run_dir):
         trainer.fit(model, data, ckpt_path=last if checkpoint else None)
     results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.update_wall_time()}
-    results |= outcome([*chain(*recipe)], trainer.global_step)
+    results |= outcome([*chain(*recipe)], trainer.global_step) | further.outcome(trainer.global_step)
     if trainer.is_global_zero:
-        tokens_seen = int(metrics.tokens_seen)  # TensorBoard's x axis is targets seen
-        logger.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), tokens_seen)
-        logger.experiment.close()
+        if board := tensorboard_of(loggers):
+            tokens_seen = int(metrics.tokens_seen)  # TensorBoard's x axis is targets seen
+            board.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), tokens_seen)
+            board.experiment.close()
         write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
-        print_summary(results, run_dir)
+        print_summary(results, run_dir, "tensorboard" in cfg.logger)
     return results
+
+
+def begin_logs(loggers: list[Logger], cfg: DictConfig, task: Task, config: str) -> None:
+    if board := tensorboard_of(loggers):
+        log_setup(board, hparams(cfg), score_names(task), config)
+    log_settings(loggers, hparams(cfg))
 
 
 def log_sizes(cfg: DictConfig, model: SequenceModule, task: Task) -> None:
@@ -139,6 +155,7 @@ def read_resume_checkpoint(
     checkpoint = read_checkpoint(path)
     checkpoint["state_dict"] = check_weights(model, checkpoint["state_dict"], path)
     check_data(cfg, run_dir, checkpoint["zoo"].get("data"), identity)
+    check_resumable(run_dir, checkpoint)
     step, steps = checkpoint["global_step"], last_step(cfg, checkpoint)
     if step > steps or (step == steps and (run_dir / "metrics.json").exists()):
         raise UserError(f"resume: the run has done {step} of {steps} steps; steps=… makes it longer")
@@ -168,10 +185,11 @@ def make_trainer(
     run_dir: Path,
     model: SequenceModule,
     metrics: Metrics,
-    logger: RunLogger,
+    loggers: list[Logger],
     curve: ValidationCurve,
     identity: dict[str, str],
     recipe: RecipeCallbacks,
+    further: FurtherCallbacks,
     batch_size: int,
 ) -> L.Trainer:
     """`recipe` from `recipe_callbacks`; `batch_size` rows at the first step."""
@@ -192,13 +210,15 @@ def make_trainer(
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our loaders divide their streams among the ranks
-            logger=logger,
+            logger=loggers,
+            profiler=make_profiler(settings.profiler, run_dir),
             callbacks=[  # in this order: checked, measured, then saved, then perhaps stopped
                 guard,
                 *recipe.before_metrics,
                 metrics,
                 curve,
                 *recipe.after_metrics,
+                *further.all(),  # before ExactResume: it restores the RNGs that they draw from
                 ProgressReport(metrics, run_dir),
                 ExactResume(cfg.seed, batch_size, identity),  # adds carried states and RNGs
                 checkpoints,

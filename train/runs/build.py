@@ -9,6 +9,7 @@ from zoo.module import SequenceModule
 from zoo.optim import Optim
 from zoo.train.runs.base import load_base
 from zoo.train.runs.budget import solve_width
+from zoo.train.runs.callers import check_callers
 from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import call, check_arguments, import_class
 from zoo.train.runs.symbols import check_run_symbols
@@ -16,13 +17,15 @@ from zoo.train.tasks.base import Task
 
 
 def check_classes(cfg: DictConfig) -> None:
-    """Raises UserError unless the classes of `cfg.model` and `cfg.task` take their keys; builds neither."""
+    """Raises UserError unless the classes of `cfg.model` and `cfg.task` take their keys, and those of loggers
+    and callbacks are some; builds none."""
     model_keys, task_keys = solve_width(cfg), to_dict(cfg.task)
     model_class = import_class(model_keys.pop("_target_", None), SequenceModule, "model")
     task_class = import_class(task_keys.pop("_target_", None), Task, "task")
     arguments = {key: value for key, value in model_keys.items() if key not in ("free", "base")}
     check_arguments(model_class, arguments, "model")
     check_arguments(task_class, task_keys, "task")
+    check_callers(cfg)
 
 
 def model(cfg: DictConfig) -> SequenceModule:

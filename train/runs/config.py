@@ -73,6 +73,7 @@ class TrainerKeys:
     compile: bool = MISSING  # torch.compile
     accumulate: int = MISSING  # windows per optimiser step
     log_every: int = MISSING  # steps
+    profiler: str | None = None  # simple, advanced or pytorch
 
 
 @dataclass
@@ -97,6 +98,8 @@ class Config:
     checkpoint_every: int = MISSING  # steps
     run_dir: str | None = None
     resume: str | None = None
+    logger: dict[str, Any] = field(default_factory=dict)  # by name, each with its class
+    callbacks: dict[str, Any] = field(default_factory=dict)  # the same, beside those of the loop
     stop_when_solved: StopKeys = field(default_factory=StopKeys)
     base: Any = None  # of a run with model.base: what it started from (zoo.train.runs.base)
     compare: Compare = field(default_factory=Compare)  # of the task's yaml; no run has it
@@ -204,6 +207,7 @@ def at_least(least: int) -> Bound:
     return f"at least {least}", lambda value: value >= least
 
 
+PROFILERS = ("simple", "advanced", "pytorch")
 LARGEST = 1e32  # Adam's step is larger than the learning rate, and 32 bits end at 1e38
 POSITIVE: Bound = ("a number above 0, and not beyond all measure", lambda value: 0 < value < LARGEST)
 BOUNDS: dict[str, Bound] = {  # key: the values that it may have, in words and as a test
@@ -217,6 +221,7 @@ BOUNDS: dict[str, Bound] = {  # key: the values that it may have, in words and a
     "trainer.devices": at_least(1),
     "trainer.num_nodes": at_least(1),
     "trainer.log_every": at_least(1),
+    "trainer.profiler": (" | ".join(PROFILERS), lambda value: value in PROFILERS),
     "seed": ("at least 0 and less than 2**32", lambda value: 0 <= value < 2**32),
     "optim.warmup": at_least(0),
     "optim.lr": POSITIVE,
@@ -229,12 +234,15 @@ BOUNDS: dict[str, Bound] = {  # key: the values that it may have, in words and a
     ),
 }
 """Bounds that no type expresses."""
+OPTIONAL = ("trainer.profiler",)
 
 
 def validate_config(cfg: DictConfig) -> None:
     """Raises UserError for the first key whose value is out of bounds."""
     for key, (expected, holds) in BOUNDS.items():
         value = OmegaConf.select(cfg, key)
+        if value is None and key in OPTIONAL:
+            continue
         if value is None or not holds(value):  # None where ~key removed it
             raise UserError(f"{key}: expected {expected}, found {value}")
     validate_recipe(cfg)
@@ -254,10 +262,24 @@ def stored_config(cfg: DictConfig) -> str:
     if stored.get("base") is None:
         stored.pop("base", None)
     drop_unused(stored)
+    drop_default_callers(stored)
     for group in ("data", "task"):  # newer than stored runs, which are to be comparable
         if stored[group].get("field") == DEFAULT_FIELD:
             del stored[group]["field"]
     return OmegaConf.to_yaml(stored)
+
+
+DEFAULT_LOGGER = {"tensorboard": {"_target_": "zoo.train.loop.tensorboard.RunLogger"}}
+
+
+def drop_default_callers(stored: dict[Any, Any]) -> None:
+    """Leaves out the logger, callbacks and profiler of most runs, for the same reason."""
+    if stored.get("logger") == DEFAULT_LOGGER:
+        del stored["logger"]
+    if not stored.get("callbacks"):
+        stored.pop("callbacks", None)
+    if stored["trainer"].get("profiler") is None:
+        stored["trainer"].pop("profiler", None)
 
 
 def hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
@@ -267,7 +289,7 @@ def hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
     return {
         key: value if isinstance(value, (int, float, bool)) else printable(str(value))
         for key, value in settings.items()
-        if key.rpartition(".")[2] not in ("_target_", "free", "root")
+        if key.rpartition(".")[2] not in ("_target_", "free", "root", "profiler")
     }
 
 

@@ -45,7 +45,7 @@ def check_arguments(cls: type, keys: dict[str, Any], group: str) -> None:
     accepted = parameters(cls)
     hints = {name: p.annotation for name, p in accepted.items() if p.annotation is not p.empty}
     for name, value in keys.items():
-        if name not in accepted:
+        if name not in accepted and not takes_any(cls):
             new_name = RENAMED.get(f"{group}.{name}")
             if new_name and new_name.partition(".")[2] in accepted:
                 raise UserError(f"{group}.{name} is called {new_name} now")
@@ -68,7 +68,7 @@ def check_arguments(cls: type, keys: dict[str, Any], group: str) -> None:
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
     """A constructor's parameters with resolved annotations, `**options: Unpack[SomeTypedDict]` as one
     parameter for each of its keys.  A key has the default of the nearest base class that names it."""
-    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    hints = _hints(cls)
     expanded = {}
     for name, parameter in inspect.signature(cls).parameters.items():
         hint = hints.get(name, parameter.annotation)
@@ -79,9 +79,25 @@ def parameters(cls: type) -> dict[str, inspect.Parameter]:
                 expanded[key] = inspect.Parameter(
                     key, parameter.KEYWORD_ONLY, default=default, annotation=annotation
                 )
-        else:
+        elif parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             expanded[name] = parameter.replace(annotation=hint)
     return expanded
+
+
+def takes_any(cls: type) -> bool:
+    """True if the constructor has a `**options` that takes whatever it is given."""
+    hints = _hints(cls)
+    return any(
+        parameter.kind is parameter.VAR_KEYWORD and get_origin(hints.get(name)) is not typing.Unpack
+        for name, parameter in inspect.signature(cls).parameters.items()
+    )
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # a name that only static checkers import
+        return {}
 
 
 def _inherited_default(cls: type, key: str) -> Any:

@@ -21,6 +21,8 @@ RESULT_NEUTRAL_SETTINGS = (
     "checkpoint_every",
     "trainer.log_every",
     "trainer.accelerator",
+    "trainer.profiler",
+    "logger",
     "base.run",
     "base.step",
     "base.commit",
@@ -83,9 +85,16 @@ Pair = tuple[Any, Any]
 def differences(
     first: dict[str, Any], second: dict[str, Any], without: tuple[str, ...] = RESULT_NEUTRAL_SETTINGS
 ) -> dict[str, Pair]:
-    """Settings in which two runs differ, as pairs by name; NOT_SET where a run doesn't have one."""
+    """Settings in which two runs differ, as pairs by name; NOT_SET where a run doesn't have one.
+
+    `without` are keys that don't count, or groups of keys.
+    """
     keys = dict.fromkeys([*first, *second])
-    pairs = {key: (first.get(key, NOT_SET), second.get(key, NOT_SET)) for key in keys if key not in without}
+    pairs = {
+        key: (first.get(key, NOT_SET), second.get(key, NOT_SET))
+        for key in keys
+        if key not in without and key.partition(".")[0] not in without
+    }
     return {key: pair for key, pair in pairs.items() if not equal(*pair)}
 
 

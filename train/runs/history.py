@@ -44,11 +44,17 @@ def read_history(run_dir: Path) -> dict[str, Columns]:
 
     Raises UserError if the file is missing (runs of version 0.1 have none) or damaged.
     """
+    rows = read_rows(run_dir)
+    return {split: _columns([row for row in rows if row["split"] == split]) for split in ("train", "val")}
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of a run's history in the order in which they were logged, null as None.  Raises UserError as
+    `read_history` does."""
     path = run_dir / FILE
     if not path.is_file():
         raise UserError(f"expected {FILE} in {run_dir}, found none: runs from before version 0.2 have none")
-    rows = _rows(path)
-    return {split: _columns([row for row in rows if row["split"] == split]) for split in ("train", "val")}
+    return _rows(path)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -81,6 +81,8 @@ def quoted_name(arg: str) -> str:
     key, _, value = arg.partition("=")
     if key.lstrip("+") not in plugins.CONFIG_GROUPS:
         return arg
+    if key in plugins.LIST_GROUPS:
+        return f"{key}=[{value.strip('[]')}]"
     try:
         override = OverridesParser.create().parse_override(arg)
     except Exception:  # Hydra reports it when it composes

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import plugins, trust
 from zoo.errors import UserError, one_line
-from zoo.train.runs.config import Config, compose
+from zoo.train.runs.config import DEFAULT_LOGGER, Config, compose
 from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
 from zoo.train.runs.override_key import key_of
 from zoo.train.runs.overrides import override_value
@@ -23,8 +23,11 @@ def stored_settings(run_dir: Path) -> DictConfig:
     """The checked settings of a run's config.yaml.  Raises UserError if it isn't one."""
     path = run_dir / "config.yaml"
     try:
-        stored: Any = OmegaConf.merge(OmegaConf.structured(Config), load_stored(path))
-        trust.run_targets(stored)
+        raw = load_stored(path)
+        stored: Any = OmegaConf.merge(OmegaConf.structured(Config), raw)
+        if "logger" not in raw:
+            stored.logger = DEFAULT_LOGGER
+        trust.training_targets(stored)
     except Exception as error:  # yaml and the file system raise many kinds
         raise UserError(f"resume: {path} is not the config of a run: {one_line(error)}") from error
     if missing := OmegaConf.missing_keys(stored):
@@ -36,11 +39,11 @@ def stored_settings(run_dir: Path) -> DictConfig:
 def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictConfig:
     """The stored settings with the changes that the overrides ask for, which `cfg` was composed with."""
     stored = stored_settings(run_dir)
-    targets = trust.run_targets(stored)
+    targets = trust.training_targets(stored)
     trust.check_targets(targets, overrides, f"resume: {run_dir / 'config.yaml'}")
     for override in overrides:
         key = key_of(override)
-        if override == f"{key}={targets.get(key)}":
+        if override.lstrip("+") == f"{key}={targets.get(key)}":
             continue
         if key != "resume" and not key.startswith(CHANGEABLE):
             raise fixed(key, run_dir)

@@ -156,6 +156,8 @@ def callbacks_example(saved: Any) -> dict[str, Any]:
     best = saved["Checkpoints"]["best"]
     expect(isinstance(best, (int, float)) and not math.isnan(best), "the best held-out loss", best)
     example: dict[str, Any] = {str(name): {} for name in saved}
+    if "CallbackGuard" in saved:
+        example["CallbackGuard"] = {"unsaved": [""] * len(saved["CallbackGuard"]["unsaved"])}
     if "Validations" in saved:
         point = {"step": 0, "tokens_seen": 0, "val/loss": 0.0}
         points = [numbers_example(saved_point) | point for saved_point in saved["Validations"]["curve"]]

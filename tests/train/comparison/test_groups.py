@@ -186,3 +186,19 @@ def test_a_run_of_an_earlier_version_is_made_again_with_what_it_had(tmp_path: Pa
     command = sweep_command(group).split()
     assert {"model.write=together", "model.bounded=false"} <= set(command)
     assert not any(word.startswith("model.position") for word in command)
+
+
+def test_callbacks_make_another_group_and_loggers_do_not(run: Any, tmp_path: Path) -> None:
+    texts = {
+        "a": "",
+        "b": "logger:\n  csv:\n    _target_: lightning.pytorch.loggers.CSVLogger\n",
+        "c": "callbacks:\n  stop:\n    _target_: lightning.pytorch.callbacks.EarlyStopping\n    patience: 3\n",
+    }
+    for seed, (name, text) in enumerate(texts.items()):
+        make_run(tmp_path / f"runs/{name}", "rmt", seed)
+        config = tmp_path / f"runs/{name}/config.yaml"
+        config.write_text(config.read_text() + text)
+    assert run("runs")[0] == 0
+    rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert sorted(row["seeds"] for row in rows.values()) == ["0, 1", "2"]
+    assert any("patience=3" in name for name in rows)

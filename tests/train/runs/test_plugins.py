@@ -297,3 +297,16 @@ def test_a_plugin_that_cannot_be_imported(zoo: Any, installed: str, breaks: str)
     assert zoo.run("model=rmt", "--cfg", "job").code == 0
     assert zoo.run("model=counter").code == 2
     assert installed not in [choice.owner for choice in plugins.choices("model")]
+
+
+def test_a_callback_that_no_yaml_here_names_has_to_be_trusted(zoo: Any) -> None:
+    """A stored file decides no more about callbacks and loggers than about models."""
+    assert zoo.run("steps=1").code == 0
+    config = zoo.folder / "run/config.yaml"
+    config.write_text(config.read_text() + "callbacks:\n  mine:\n    _target_: elsewhere.Mine\n")
+    refused = zoo.run("resume=run", "steps=2")
+    assert refused.code == 2
+    assert "names a class of no installed plug-in: elsewhere.Mine" in refused.err
+    assert "add +callbacks.mine._target_=elsewhere.Mine" in refused.err
+    trusted = zoo.run("resume=run", "steps=2", "+callbacks.mine._target_=elsewhere.Mine")
+    assert "callbacks.mine: can't import elsewhere.Mine" in trusted.err
