@@ -192,7 +192,7 @@ def test_callbacks_make_another_group_and_loggers_do_not(run: Any, tmp_path: Pat
     texts = {
         "a": "",
         "b": "logger:\n  csv:\n    _target_: lightning.pytorch.loggers.CSVLogger\n",
-        "c": "callbacks:\n  stop:\n    _target_: lightning.pytorch.callbacks.EarlyStopping\n    patience: 3\n",
+        "c": "callbacks:\n  stop:\n    _target_: lightning.pytorch.callbacks.Timer\n    duration: 1\n",
     }
     for seed, (name, text) in enumerate(texts.items()):
         make_run(tmp_path / f"runs/{name}", "rmt", seed)
@@ -201,4 +201,4 @@ def test_callbacks_make_another_group_and_loggers_do_not(run: Any, tmp_path: Pat
     assert run("runs")[0] == 0
     rows = read_csv(tmp_path / "runs/comparison/comparison.csv")
     assert sorted(row["seeds"] for row in rows.values()) == ["0, 1", "2"]
-    assert any("patience=3" in name for name in rows)
+    assert any("duration=1" in name for name in rows)

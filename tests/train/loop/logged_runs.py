@@ -19,7 +19,6 @@ import pytest
 
 from tests.train.conftest import Workspace
 
-
 X, LOSS = "trainer/global_step", "train/loss"
 
 
