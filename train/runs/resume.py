@@ -143,4 +143,7 @@ def _group_difference(override: Override, args: Sequence[str], stored: DictConfi
         current = OmegaConf.select(stored, key)
         if not key.startswith(CHANGEABLE) and value is not None and not equal(value, current):
             return f": its {key} is {current}, found {value}"
+    group = override.key_or_group
+    if group in plugins.LIST_GROUPS and {*with_group[group]} != {*stored[group]}:
+        return f": {', '.join(map(str, stored[group])) or 'none'} there"
     return ""

@@ -92,7 +92,9 @@ def test_every_logger_has_every_value_once_after_a_kill(zoo: Any, same_checkpoin
     assert "backward" in (zoo.folder / "cut/fit-profile.txt").read_text()
     refused = zoo.run("resume=cut", "steps=9", "logger=csv")
     assert refused.code == 2
-    assert refused.err.startswith("error: resume: logger is fixed by the run")
+    assert refused.err.startswith(
+        "error: resume: logger is fixed by the run in cut: tensorboard, csv, lines there"
+    )
 
 
 def test_without_tensorboard(zoo: Any) -> None:
