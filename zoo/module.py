@@ -216,7 +216,7 @@ class SequenceModule(StatefulLM, L.LightningModule):
         self.val_state = None
 
     def configure_optimizers(self) -> Any:
-        return self.optim.build(self.parameter_groups())
+        return self.optim.configure(self)
 
 
 def _weights(part: nn.Module | Tensor | None) -> list[Tensor]:

@@ -1,4 +1,5 @@
-"""AdamW with linear warm-up and a decay, at once or at the end: the optimiser of every architecture."""
+"""AdamW with linear warm-up and a decay, at once or at the end: the optimiser of every architecture, unless
+`optim=` names another (zoo.muon)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -141,12 +142,22 @@ class Optim:
         """From 1 at the start to `floor` at the end."""
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
+    def configure(self, model: Any) -> dict[str, Any]:
+        """`build` with the parameter groups of a SequenceModule; a class that treats some weights otherwise
+        overrides it."""
+        return self.build(model.parameter_groups())
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The one optimiser of all groups, each of which has its lr and weight_decay; of another class where
+        this is overridden."""
+        return AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+
     def build(self, groups: list[dict[str, Any]]) -> dict[str, Any]:
         """Optimiser and schedule, in the form that `LightningModule.configure_optimizers` returns."""
         for group in groups:
             group["weight_decay"] = self.weight_decay if group.setdefault("decays", True) else 0.0
             group["lr"] = self.lr * group.setdefault("lr_scale", 1.0)
-        optimizer = AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+        optimizer = self.make_optimizer(groups)
         # a plain function leaves nothing in a checkpoint; a bound method would
         schedule = LambdaLR(optimizer, lambda step: self.factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

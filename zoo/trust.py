@@ -1,7 +1,7 @@
 """The rule of trust: which classes the files of a run may have imported and built.
 
-A run's config.yaml names the classes of its model, its task, its loggers and callbacks, and to build one is
-to run its code.  Trusted are classes of the zoo, of Lightning and of installed plug-ins, classes that a yaml
+A run's config.yaml names the classes of its model, its task, its optimiser, its loggers and callbacks, and to
+build one is to run its code.  Trusted are classes of the zoo, of Lightning and of installed plug-ins, classes that a yaml
 file in the working directory names, and those that the command line names again (model._target_=CLASS).
 """
 
@@ -34,13 +34,14 @@ def run_targets(config: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def training_targets(config: Mapping[Any, Any]) -> dict[str, str]:
-    """The classes that training a run builds: those of its model, its task, its loggers and callbacks."""
+    """The classes that training a run builds: those of its model, task, optimiser, loggers and callbacks."""
     callers = {
         f"{group}.{name}._target_": str(keys["_target_"])
         for group in ("logger", "callbacks")
         for name, keys in (config.get(group) or {}).items()
     }
-    return run_targets(config) | callers
+    target = config["optim"].get("_target_")
+    return run_targets(config) | ({} if target is None else {"optim._target_": str(target)}) | callers
 
 
 def check_targets(targets: Mapping[str, str], overrides: Collection[str], source: str) -> None:

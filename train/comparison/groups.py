@@ -217,7 +217,9 @@ def differing_settings(run: FinishedRun, peer: FinishedRun) -> dict[str, tuple[A
     return {
         key: pair
         for key, pair in pairs.items()
-        if NOT_SET not in pair or key.startswith("callbacks.") or is_constructor_argument(key, run, peer)
+        if NOT_SET not in pair
+        or key.startswith(("callbacks.", "optim."))
+        or is_constructor_argument(key, run, peer)
     }
 
 

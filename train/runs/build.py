@@ -18,7 +18,7 @@ from zoo.train.tasks.base import Task
 
 def check_classes(cfg: DictConfig) -> None:
     """Raises UserError unless the classes of `cfg.model` and `cfg.task` take their keys, and those of loggers
-    and callbacks are some; builds none."""
+    and callbacks are some, and makes the optimiser's settings; builds nothing else."""
     model_keys, task_keys = solve_width(cfg), to_dict(cfg.task)
     model_class = import_class(model_keys.pop("_target_", None), SequenceModule, "model")
     task_class = import_class(task_keys.pop("_target_", None), Task, "task")
@@ -26,6 +26,7 @@ def check_classes(cfg: DictConfig) -> None:
     check_arguments(model_class, arguments, "model")
     check_arguments(task_class, task_keys, "task")
     check_callers(cfg)
+    optim(cfg)
 
 
 def model(cfg: DictConfig) -> SequenceModule:
@@ -59,9 +60,16 @@ def _needs_base(cfg: DictConfig) -> bool:
 
 
 def optim(cfg: DictConfig) -> Optim:
-    keys = cfg.optim
-    rates = (keys.lr, keys.warmup, keys.floor, keys.weight_decay, list(keys.betas))
-    return Optim(cfg.steps, *rates, schedule=keys.schedule, decay=keys.decay)
+    """The optimiser and schedule of `cfg.optim`: `_target_` is its class, zoo.optim.Optim without one, which
+    gets all keys but `clip`, and those in `options`."""
+    keys = to_dict(cfg.optim)
+    target, options, _ = keys.pop("_target_", None), keys.pop("options", {}), keys.pop("clip")
+    cls = Optim if target is None else import_class(target, Optim, "optim")
+    if shared := [key for key in options if key in keys or key in ("steps", "clip")]:
+        key = shared[0]
+        raise UserError(f"optim.options.{key}: expected {key if key == 'steps' else f'optim.{key}'}=…")
+    check_arguments(cls, options | {"steps": cfg.steps}, "optim.options")
+    return call(cls, {"steps": cfg.steps, **keys, **options}, "optim")
 
 
 def task(cfg: DictConfig) -> Task:

@@ -53,6 +53,7 @@ class Size:
 
 @dataclass
 class OptimKeys:
+    _target_: str | None = None  # a class derived from zoo.optim.Optim; None: that one
     lr: float = MISSING
     warmup: int = MISSING  # steps
     floor: float = MISSING  # the last learning rate, as a share of the first
@@ -61,6 +62,7 @@ class OptimKeys:
     clip: float = MISSING  # largest norm of all gradients together
     schedule: str = "cosine"  # or wsd
     decay: float = 0.25  # of wsd: its steps, as a share of those before them
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
 
 
 @dataclass

@@ -88,3 +88,7 @@ def drop_unused(stored: dict[Any, Any]) -> None:
         del stored["data"]["val_samples"]
     if stored["optim"]["schedule"] == SCHEDULES[0]:
         del stored["optim"]["schedule"], stored["optim"]["decay"]
+    if stored["optim"].get("_target_") is None:
+        stored["optim"].pop("_target_", None)
+    if not stored["optim"].get("options"):
+        stored["optim"].pop("options", None)

@@ -114,10 +114,12 @@ def optimizer_example(model: SequenceModule, saved: Any, stored_names: Any) -> l
     for index, saved_moments in state.items():
         if isinstance(optimizer, torch.optim.AdamW):
             expect(saved_moments.keys() == ADAM, f"{sorted(ADAM)} of weight {index}", list(saved_moments))
-        moments[index] = {
-            name: torch.empty(() if name == "step" else shapes[weights[index]], device="meta")
-            for name in saved_moments
-        }
+            moments[index] = {
+                name: torch.empty(() if name == "step" else shapes[weights[index]], device="meta")
+                for name in ADAM
+            }
+        else:  # another optimiser's, which is asked when it loads them
+            moments[index] = dict(saved_moments)
     return [{"param_groups": groups, "state": moments}]
 
 

@@ -1,0 +1,97 @@
+"""Muon for the matrices between embedding and output projection, AdamW for all else: `optim=muon`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zoo.optim import AdamW, Optim
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon for the parameter groups with `muon=True` and `zoo.optim.AdamW` for the others.
+
+    The two share groups and state with this optimiser, so that a schedule sees one optimiser, and a
+    checkpoint too.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], **muon_options: Any
+    ) -> None:
+        super().__init__(groups, {"lr": lr})
+        shares = [
+            [group for group in self.param_groups if group.get("muon", False) is kind]
+            for kind in (True, False)
+        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if shares[0]:
+            self.parts.append(torch.optim.Muon(shares[0], lr=lr, **muon_options))
+        if shares[1]:
+            self.parts.append(AdamW(shares[1], lr=lr, betas=betas))
+        self._share_state()
+
+    def _share_state(self) -> None:
+        for part in self.parts:
+            is_muon = isinstance(part, torch.optim.Muon)
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group.get("muon", False) is is_muon]
+            if isinstance(part, AdamW):
+                part.recount()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share_state()
+
+
+@dataclass
+class Muon(Optim):
+    """Muon (Jordan et al. 2024, github.com/KellerJordan/Muon): momentum whose matrix is orthogonalised by
+    Newton-Schulz iterations, of the size of AdamW's steps (Liu et al. 2025, arXiv:2502.16982), so that both
+    have the same `lr`.
+
+    It trains the matrices with weight decay that a parameter budget counts: not embeddings, the output
+    projection, vectors, and kernels of convolutions.
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5  # iterations
+
+    def configure(self, model: Any) -> dict[str, Any]:
+        parts = [getattr(model, name, None) for name in model.outside_budget]
+        outside = {id(weight) for part in parts if part is not None for weight in weights(part)}
+        groups = []
+        for group in model.parameter_groups():
+            decays = group.get("decays", True)
+            matrices = [w for w in group["params"] if decays and w.ndim == 2 and id(w) not in outside]
+            identities = {id(weight) for weight in matrices}
+            rest = [weight for weight in group["params"] if id(weight) not in identities]
+            groups += [{**group, "params": matrices, "muon": True}] if matrices else []
+            groups += [{**group, "params": rest, "muon": False}] if rest else []
+        return self.build(groups)
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return MuonAdamW(
+            groups,
+            self.lr,
+            (self.betas[0], self.betas[1]),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_steps=self.ns_steps,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+
+def weights(part: Any) -> list[torch.Tensor]:
+    return [part] if isinstance(part, torch.Tensor) else list(part.parameters())
