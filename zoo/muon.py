@@ -20,22 +20,20 @@ class MuonAdamW(torch.optim.Optimizer):
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], **muon_options: Any
     ) -> None:
         super().__init__(groups, {"lr": lr})
-        shares = [
-            [group for group in self.param_groups if group.get("muon", False) is kind]
-            for kind in (True, False)
-        ]
         self.parts: list[torch.optim.Optimizer] = []
-        if shares[0]:
-            self.parts.append(torch.optim.Muon(shares[0], lr=lr, **muon_options))
-        if shares[1]:
-            self.parts.append(AdamW(shares[1], lr=lr, betas=betas))
+        if matrices := self._groups(muon=True):
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, **muon_options))
+        if others := self._groups(muon=False):
+            self.parts.append(AdamW(others, lr=lr, betas=betas))
         self._share_state()
+
+    def _groups(self, muon: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group.get("muon", False) is muon]
 
     def _share_state(self) -> None:
         for part in self.parts:
-            is_muon = isinstance(part, torch.optim.Muon)
             part.state = self.state
-            part.param_groups = [group for group in self.param_groups if group.get("muon", False) is is_muon]
+            part.param_groups = self._groups(muon=isinstance(part, torch.optim.Muon))
             if isinstance(part, AdamW):
                 part.recount()
 

@@ -1,8 +1,9 @@
 """The rule of trust: which classes the files of a run may have imported and built.
 
 A run's config.yaml names the classes of its model, its task, its optimiser, its loggers and callbacks, and to
-build one is to run its code.  Trusted are classes of the zoo, of Lightning and of installed plug-ins, classes that a yaml
-file in the working directory names, and those that the command line names again (model._target_=CLASS).
+build one is to run its code.  Trusted are classes of the zoo, of Lightning and of installed plug-ins, classes
+that a yaml file in the working directory names, and those that the command line names again
+(model._target_=CLASS).
 """
 
 import re

@@ -37,6 +37,8 @@ SCORE_METRICS = {
 """Metrics that are scores, of which a run needs at least one, with names that suit any task."""
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
 CONSTRUCTED_SECTIONS = ("model", "task")
+ABSENT_COUNTS = ("callbacks.", "optim.")
+"""Settings that a run without them didn't have, though it is not older than they are."""
 """Sections of a config whose keys are arguments of the class that `_target_` names."""
 REQUIRED_SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
 
@@ -217,9 +219,7 @@ def differing_settings(run: FinishedRun, peer: FinishedRun) -> dict[str, tuple[A
     return {
         key: pair
         for key, pair in pairs.items()
-        if NOT_SET not in pair
-        or key.startswith(("callbacks.", "optim."))
-        or is_constructor_argument(key, run, peer)
+        if NOT_SET not in pair or key.startswith(ABSENT_COUNTS) or is_constructor_argument(key, run, peer)
     }
 
 
