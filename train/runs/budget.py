@@ -1,7 +1,8 @@
 """The width that the budget of parameters leaves free, solved on the meta device."""
 
-import bisect
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,16 +42,34 @@ def _solve(cls: type[SequenceModule], keys: dict[str, Any], free: str, budget: i
         with torch.device("meta"), _SkipInitialisation():
             return call(cls, {**keys, free: width}, "model").count_parameters()
 
-    upper = 1
-    while count(upper) < budget:
-        upper *= 2
-    above = bisect.bisect_left(range(upper + 1), budget, lo=upper // 2 + 1, key=count)
+    above = least_width(count, budget)
     best = min((max(1, above - 1), above), key=lambda width: abs(count(width) - budget))
     if abs(count(best) - budget) > BUDGET_TOLERANCE * budget:
         raise UserError(
             f"model: {count(best):,} parameters at {free}={best}, too far from the budget of {budget:,}"
         )
     return best
+
+
+def least_width(count: Callable[[int], int], budget: int) -> int:
+    """The least width of at least `budget` parameters, of a `count` that grows with the width.
+
+    Interpolation finds it in a third of the builds of bisection, as most counts are linear in the free width;
+    where it doesn't halve the range, bisection does.
+    """
+    low, high = 1, 64
+    if count(low) >= budget:
+        return low
+    while count(high) < budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        before = high - low
+        slope = (count(high) - count(low)) / before
+        middle = low + math.ceil((budget - count(low)) / slope)
+        for width in (middle, middle - 1, (low + high) // 2):
+            if low < width < high and (width != (low + high) // 2 or 2 * (high - low) > before):
+                low, high = (width, high) if count(width) < budget else (low, width)
+    return high
 
 
 class _SkipInitialisation(TorchFunctionMode):

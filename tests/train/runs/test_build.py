@@ -1,6 +1,7 @@
 """Building a model from a configuration: budgets, and arguments that don't fit."""
 
 import inspect
+import random
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -134,3 +135,28 @@ def test_defaults_of_options_passed_through_count_in_a_comparison() -> None:
         "dropout": 0.0,
         "position": "rope",
     }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_least_width_is_the_first_with_enough_parameters(seed: int) -> None:
+    """Of counts that are linear in the width, quadratic, or grow by steps; in fewer builds than bisection."""
+    rng = random.Random(seed)
+    square, slope, step, rest = (
+        rng.choice([0, 1]),
+        rng.randint(1, 900),
+        rng.choice([1, 8]),
+        rng.randint(0, 9999),
+    )
+    budget = rng.randint(1, 10 ** rng.randint(3, 6))
+    built = set()
+
+    def count(width: int) -> int:
+        built.add(width)
+        return square * width**2 + slope * (width // step) * step + rest
+
+    width = runs_budget.least_width(count, budget)
+    needed = len(built)
+    assert count(width) >= budget
+    assert width == 1 or count(width - 1) < budget
+    if square == 0 and step == 1:
+        assert needed <= 4 + max(0, width.bit_length() - 6)
