@@ -1,7 +1,7 @@
 """Generation: a text continued token by token, in memory that doesn't grow with its length."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,14 +25,20 @@ def greedy(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
 
 
 def sampler(
-    temperature: int | float = 1.0, top_p: int | float = 1.0, generator: torch.Generator | None = None
+    temperature: int | float = 1.0,
+    top_p: int | float = 1.0,
+    generator: torch.Generator | None = None,
+    top_k: int | None = None,
 ) -> Pick:
-    """Samples from softmax(logits / temperature), restricted to the fewest tokens whose probabilities sum to
-    `top_p` (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751); a temperature of 0 is `greedy`."""
+    """Samples from softmax(logits / temperature), restricted to the `top_k` most probable tokens and among
+    these to the fewest whose probabilities sum to `top_p` (nucleus sampling, Holtzman et al. 2020,
+    arXiv:1904.09751); a temperature of 0 is `greedy`."""
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
     if temperature == 0:
         return greedy
 
@@ -42,6 +48,9 @@ def sampler(
             -1, keepdim=True
         )  # a tiny temperature would make positive ones infinite
         probs, tokens = (logits / max(temperature, 1e-30)).softmax(-1).sort(-1, descending=True)
+        if top_k is not None:
+            probs, tokens = probs[:, :top_k], tokens[:, :top_k]
+            probs = probs / probs.sum(-1, keepdim=True)
         mass_before = probs.cumsum(-1) - probs  # of all more probable tokens
         probs = probs.masked_fill(mass_before >= top_p, 0.0)
         rank = torch.multinomial(probs, 1, generator=generator)
@@ -119,6 +128,28 @@ def stream_tokens(
         tokens = token[:, None]
 
 
+def stream_ragged(
+    model: StatefulLM, prompts: Sequence[Tensor], pick: Pick = greedy
+) -> Iterator[tuple[Int[Tensor, " rows"], list[bool]]]:
+    """Endless iterator over the tokens of all rows after the shortest prompt, and which of them were picked.
+
+    A prompt is one row of tokens, (time,).  Rows are read side by side, so a row whose prompt is longer takes its next token from there: no row is
+    padded, and each has the logits that it has alone, as far as sums of another number of rows do.
+    """
+    reader = Reader(model, len(prompts))
+    position = min(map(len, prompts))
+    tokens = torch.stack([prompt[:position] for prompt in prompts])
+    while True:
+        token = pick(reader.read(tokens))
+        is_picked = [position >= len(prompt) for prompt in prompts]
+        if not all(is_picked):
+            given = [prompt[min(position, len(prompt) - 1)] for prompt in prompts]
+            mask = torch.tensor(is_picked, device=token.device)
+            token = torch.where(mask, token, torch.stack(given))
+        yield token, is_picked
+        tokens, position = token[:, None], position + 1
+
+
 def generate(
     model: nn.Module,
     tokens: Int[Tensor, "rows time"],
@@ -126,6 +157,7 @@ def generate(
     *,
     temperature: int | float = 0.0,
     top_p: int | float = 1.0,
+    top_k: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "rows length"]:
     """The `length` tokens with which the model continues each row of `tokens`, read in eval mode.
@@ -144,7 +176,7 @@ def generate(
     if low < 0 or high >= reader.vocab_size:
         raise ValueError(f"tokens: expected 0 .. {reader.vocab_size - 1}, found {low if low < 0 else high}")
     prompt = tokens.to(next(model.parameters()).device)
-    pick = sampler(temperature, top_p, generator)
+    pick = sampler(temperature, top_p, generator, top_k)
     was_training = model.training
     model.eval()
     try:

@@ -1,5 +1,6 @@
 """Reading piece by piece, and generating in memory that doesn't grow."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
-from zoo.generation import Reader, greedy, sampler, stream_tokens
+from zoo.generation import Reader, greedy, sampler, stream_ragged, stream_tokens
 from zoo.law_tools import perturbed
 from zoo.memory.attention.core import Attention
 from zoo.models.armt import ARMT
@@ -312,3 +313,32 @@ def test_drawing_follows_the_shares() -> None:
 def test_settings_of_a_sampler_that_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(ValueError, match=r"temperature|top_p"):
         sampler(temperature, top_p)
+
+
+def test_only_the_most_probable_tokens_are_drawn() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.tensor([[0.3, 0.05, 0.5, 0.15]]).log().expand(20_000, -1)
+    for top_k, top_p, expected in (
+        (2, 1.0, [0.375, 0, 0.625, 0]),
+        (9, 1.0, [0.3, 0.05, 0.5, 0.15]),
+        (2, 0.6, [0, 0, 1, 0]),
+    ):
+        shares = sampler(1.0, top_p, rng, top_k)(logits).bincount(minlength=4) / len(logits)
+        torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), atol=0.015, rtol=0)
+    with pytest.raises(ValueError, match="top_k must be at least 1, not 0"):
+        sampler(top_k=0)
+
+
+@pytest.mark.parametrize("name", ["rmt", "transformer_xl", "memorizing", "mamba"])
+def test_prompts_of_different_lengths_are_continued_as_each_alone(name: str) -> None:
+    model = build.model(compose([f"model={name}", "size=nano"])).double().eval()
+    rng = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(256, (length,), generator=rng) for length in (5, 40, 1, 17)]
+    alone = [list(itertools.islice(stream_tokens(model, prompt[None]), 24)) for prompt in prompts]
+    continued: list[list[int]] = [[] for _ in prompts]
+    for tokens, is_picked in itertools.islice(stream_ragged(model, prompts), 39 + 24):
+        for row, token, own in zip(continued, tokens.tolist(), is_picked, strict=True):
+            row += [token] if own else []
+    for row, expected in zip(continued, alone, strict=True):
+        assert row[:24] == [int(token) for token in expected]
+    assert [len(row) for row in continued] == [59, 24, 63, 47]

@@ -164,7 +164,9 @@ def run(cfg: DictConfig) -> float | None:
                 refuse_unread(cfg, overrides)
             if not cfg.resume:
                 validate_config(cfg)
-            if not is_further_rank():
+            if is_further_rank():  # the first says it for all
+                logging.getLogger().setLevel(logging.WARNING)
+            else:
                 log_beginning(cfg)
             with large_imports():
                 from zoo.train.loop.launch import launch

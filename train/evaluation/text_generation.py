@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.generation import Pick, sampler, stream_tokens
 from zoo.module import SequenceModule
+from zoo.train.evaluation.stop_words import stop_at, stop_at_numbers
 from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.precision import ForwardContext, make_precision, precision_name
 from zoo.train.runs.symbols import check_run_symbols
@@ -25,6 +26,8 @@ class GenerateOptions(NamedTuple):
     tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
     seed: int = 0
     echo: bool = True
     overrides: tuple[str, ...] = ()
@@ -41,7 +44,8 @@ def generate_text(options: GenerateOptions) -> Iterator[tuple[int, str]]:
     if options.echo:
         yield 0, options.prompt.decode("utf-8", "replace") + ("" if is_bytes else " ")
     context = make_precision(precision_name(cfg), model.device).forward_context
-    yield from decode_pieces(sample_tokens(model, prompt, options, vocab_size, context), is_bytes)
+    pieces = decode_pieces(sample_tokens(model, prompt, options, vocab_size, context), is_bytes)
+    yield from (stop_at if is_bytes else stop_at_numbers)(pieces, options.stop)
 
 
 def sample_tokens(
@@ -53,7 +57,7 @@ def sample_tokens(
 ) -> Iterator[int]:
     """At most `options.tokens` tokens after the prompt."""
     rng = torch.Generator(model.device).manual_seed(options.seed)
-    pick = restrict_vocab(vocab_size, sampler(options.temperature, options.top_p, rng))
+    pick = restrict_vocab(vocab_size, sampler(options.temperature, options.top_p, rng, options.top_k))
     tokens = torch.tensor([prompt], device=model.device)
     stream = stream_tokens(model, tokens, pick)
     for _ in range(options.tokens):

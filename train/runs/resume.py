@@ -144,6 +144,8 @@ def _group_difference(override: Override, args: Sequence[str], stored: DictConfi
         if not key.startswith(CHANGEABLE) and value is not None and not equal(value, current):
             return f": its {key} is {current}, found {value}"
     group = override.key_or_group
+    if group == "optim" and with_group.optim.get("_target_") != stored.optim.get("_target_"):
+        return f": its class is {stored.optim.get('_target_') or 'the default one'}"
     if group in plugins.LIST_GROUPS and {*with_group[group]} != {*stored[group]}:
         return f": {', '.join(map(str, stored[group])) or 'none'} there"
     return ""

@@ -1,6 +1,7 @@
 """`zoo generate`: what it writes, and what it refuses."""
 
 import io
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -160,3 +161,55 @@ def test_characters_are_written_when_they_are_whole() -> None:
 def test_only_tokens_of_the_task() -> None:
     logits = torch.tensor([[0.0, 1.0, 9.0]])
     assert text_generation.restrict_vocab(2, greedy)(logits).item() == 1
+
+
+def test_texts_of_several_prompts(zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is that of the command with its prompt alone; `out` has them as JSON."""
+    Path("prompts.txt").write_text("the ké\n\nthe keeper of the zoo\n")
+    words = (run, "tokens=20", "temperature=0", "echo=false")
+    ended = generate(zoo, capsys, *words, "prompts=prompts.txt", "batch_size=2", "out=texts.jsonl")
+    assert ended.code == 0, ended.err
+    texts = [json.loads(line) for line in Path("texts.jsonl").read_text().splitlines()]
+    assert [text["prompt"] for text in texts] == ["the ké", "", "the keeper of the zoo"]
+    for text in texts:
+        assert generate(zoo, capsys, *words, f"prompt={text['prompt']}").out == f"{text['text']}\n"
+        assert (text["ended_by"], text["tokens"]) == ("tokens", 20)
+    assert ended.out.startswith(f"--- 1 of 3, ended by tokens\n{texts[0]['text']}\n--- 2 of 3")
+
+
+def test_samples_differ_and_stop(zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (run, "prompt=the", "tokens=40", "temperature=1.5", "samples=3")
+    assert generate(zoo, capsys, *words, "out=all.jsonl").code == 0
+    texts = [json.loads(line)["text"] for line in Path("all.jsonl").read_text().splitlines()]
+    assert len(set(texts)) == 3
+    stop = texts[0][10]
+    assert generate(zoo, capsys, *words, f"stop={json.dumps([stop, 'xyz'])}", "out=cut.jsonl").code == 0
+    for line, whole in zip(Path("cut.jsonl").read_text().splitlines(), texts, strict=True):
+        made = json.loads(line)
+        assert made["text"] == whole.partition(stop)[0]
+        assert made["ended_by"] == ("stop" if stop in whole else "tokens")
+    one = generate(zoo, capsys, *words[:-1], "echo=false")
+    stop = one.out[len(one.out) // 2]
+    cut = generate(zoo, capsys, *words[:-1], "echo=false", f"stop={stop}")
+    assert cut.out == one.out.partition(stop)[0] + "\n"
+    assert "came to a stop word" in cut.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("top_k=0",), "top_k: expected a whole number of at least 1, found 0"),
+        (("stop=",), "stop: expected a text, or several such as"),
+        (("stop=[1]",), "stop: expected a text, or several such as .*found .1.$"),
+        (("batch_size=2",), "batch_size has no effect on one text"),
+        (("samples=2", "temperature=0"), "samples: expected 1 with temperature=0"),
+        (("prompt=a", "prompts=README.md"), "can't use README.md|expected one of"),
+        (("samples=2", "out=texts.txt"), "out: expected a file that ends with .jsonl"),
+    ],
+)
+def test_a_slip_about_several_texts_is_one_line(
+    zoo: Workspace, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    ended = generate(zoo, capsys, "run=whole", *words)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert re.match(rf"error: .*(?:{says})", ended.err)

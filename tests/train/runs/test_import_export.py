@@ -190,3 +190,25 @@ def test_user_errors(
 ) -> None:
     assert message in refused(call(zoo, capsys, main, *words))
     assert not Path("x").exists()
+
+
+def test_what_other_libraries_make_of_an_export(zoo: Any) -> None:
+    """As docs/exporting.md says: safetensors reads all weights, transformers refuses the folder."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    from zoo.train.runs.export import export
+    from zoo.train.runs.load import load_trained
+
+    zoo.train_whole()
+    export(zoo.folder / "whole", zoo.folder / "exported")
+    _, model, _ = load_trained(zoo.folder / "whole")
+    weights = load_file(zoo.folder / "exported/model.safetensors")
+    config = json.loads((zoo.folder / "exported/config.json").read_text())
+    tied = config["weights"]["tied"]
+    weights |= {name: weights[first] for name, first in tied.items()}
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    assert "model_type" not in config
+    with pytest.raises(ValueError, match="model_type"):
+        AutoConfig.from_pretrained(zoo.folder / "exported")
