@@ -133,8 +133,9 @@ def stream_ragged(
 ) -> Iterator[tuple[Int[Tensor, " rows"], list[bool]]]:
     """Endless iterator over the tokens of all rows after the shortest prompt, and which of them were picked.
 
-    A prompt is one row of tokens, (time,).  Rows are read side by side, so a row whose prompt is longer takes its next token from there: no row is
-    padded, and each has the logits that it has alone, as far as sums of another number of rows do.
+    A prompt is one row of tokens, (time,).  Rows are read side by side, so a row whose prompt is longer takes
+    its next token from there: no row is padded, and each has the logits that it has alone, as far as sums of
+    another number of rows do.
     """
     reader = Reader(model, len(prompts))
     position = min(map(len, prompts))

@@ -389,6 +389,8 @@ def generate(docs_folder: DocsFolder, words: list[str]) -> None:
     if "prompt_file" in keys:
         Path("prompt.txt").write_text("The keeper ")
         keys["prompt_file"] = "prompt_file=prompt.txt"
+    if "prompts" in keys:
+        Path("prompts.txt").write_text("The keeper\nThe zoo\n")
     docs_folder.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
     parse_args([*(word for key, word in keys.items() if key != "run"), f"run={run}"])
     docs_folder.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The keeper ")))
