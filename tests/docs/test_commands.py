@@ -10,6 +10,7 @@ that begins with one of PROGRAMS.  What is done with it:
     resume=, run=   a run of two steps stands for the named one
     evaluate        its words are read as they stand; then run with short lengths and few samples
     generate        its words are read as they stand; then run for a few tokens
+    inspect         its words are read as they stand, then run on a made run, samples on one of passkey
     compare, export run on made runs
     import          its words are read: the weights aren't here
     sweep, bench    every run of the matrix is composed, checked and built; tests/train runs them
@@ -397,6 +398,15 @@ def generate(docs_folder: DocsFolder, words: list[str]) -> None:
     docs_folder.call("generate", [*(keys | {"run": f"run={run}", "tokens": "tokens=4"}).values()])
 
 
+def inspect(docs_folder: DocsFolder, words: list[str]) -> None:
+    from zoo.train.commands.inspect import parse_args
+
+    keys = {word.partition("=")[0]: word for word in words if "…" not in word}
+    run = docs_folder.run("rmt", "passkey" if "sample" in keys else "lm")
+    parse_args([*(keys | {"run": f"run={run}"}).values()])
+    docs_folder.call("inspect", [*(keys | {"run": f"run={run}"}).values()])
+
+
 def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.sweep import KEYS, matrix_of, parse_args
     from zoo.train.sweep.options import NAME_KEYS
@@ -448,6 +458,7 @@ RULES = {
     "evaluate": evaluate,
     "compare": compare,
     "generate": generate,
+    "inspect": inspect,
     "sweep": sweep,
     "bench": bench,
     "check": check,
