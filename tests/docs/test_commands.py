@@ -55,7 +55,10 @@ from zoo.train.runs.config import compose
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"adding-a-model.md": "tests/train/test_plugins.py and test_new.py"}
+ELSEWHERE = {
+    "adding-a-model.md": "tests/train/test_plugins.py and test_new.py",
+    "scale.md": "tests/train/loop/test_scale.py",
+}
 PROGRAMS = ("python", "python3", "pip", "zoo", "tensorboard")
 NEIGHBOURS = ("cd", "mkdir", "git", "export", "ls")  # may stand in a block marked as sh
 SETTING = re.compile(r"[~+]*[a-z_]+(\.[\w.]+)?=.*")
@@ -595,6 +598,8 @@ def test_python(page: Path, docs_folder: DocsFolder) -> None:
             compile(snippet, str(page), "exec")
         return
     run, scope = docs_folder.run(), {"__name__": "snippets"}
+    if any('"exported/' in snippet for snippet in snippets(page)):
+        docs_folder.call("export", [f"run={run}", "to=exported"])
     for snippet in snippets(page):
         exec(compile(re.sub(r"runs/lm/[\w/.-]+", run, snippet), str(page), "exec"), scope)
 
