@@ -18,6 +18,8 @@ EXAMPLES = {  # what a reader of the pages makes or has
     "my_models.py",
     "attention_free_transformer/model.py",  # from examples/attention_free_transformer
     "tests/test_laws.py",
+    "submit.py",
+    "search.py",
     "models/x.py",
     "activate",
 }
