@@ -31,6 +31,7 @@ from zoo.train.tasks.base import score_names, short_name
 
 log = logging.getLogger(__name__)
 LEAST_BAR = 4  # columns
+SLOW_VALIDATION = 10  # seconds from which on a validation says how long it took
 LINES = 20  # per run, about, where the output isn't a terminal
 
 
@@ -41,6 +42,7 @@ class ProgressReport(L.Callback):
         self.metrics, self.run_dir = metrics, run_dir
         self.bar: Progress | None = None
         self._start, self._first_step, self._bar_step, self._line_step = 0.0, 0, 0, 0
+        self._validation_start = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -72,12 +74,17 @@ class ProgressReport(L.Callback):
                 left = spent / max(1, step - self._first_step) * (steps - step)
                 log.info("step %d/%d  %s  %s left", step, steps, self._scores("train"), _clock(left))
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_start = time.perf_counter()
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self._write_file(trainer)
             subject = "text" if self.metrics.task.metric == "bits_per_byte" else "samples"
             scores = self._scores("val")
             line = f"step {trainer.global_step}/{trainer.max_steps}  held-out {subject}: {scores}"
+            spent = time.perf_counter() - self._validation_start
+            line += f"  took {_clock(spent)}" if spent >= SLOW_VALIDATION else ""
             if self.bar:
                 self.bar.console.print(line, highlight=False)
             else:

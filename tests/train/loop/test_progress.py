@@ -1,8 +1,12 @@
 """The line that a run shows on a terminal."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from zoo.train.loop.progress import progress_line
+from zoo.train.loop.progress import ProgressReport, progress_line
 
 PARTS = ["step 119999/120000", "loss 2.345", "3.383 bits/byte", "123,456 tokens/s", "12:34:56 left"]
 
@@ -28,3 +32,25 @@ def test_no_bar_of_less_than_four_columns() -> None:
     parts = ["step 1/4", "left"]
     assert progress_line(parts, 1.0, len("  ".join(parts)) + 5) == "step 1/4  left"
     assert progress_line(parts, 1.0, len("  ".join(parts)) + 6) == "step 1/4  ━━━━  left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "end"), [(9.9, "accuracy 50.0%"), (83.4, "accuracy 50.0%  took 0:01:23")]
+)
+def test_a_slow_validation_says_how_long_it_took(
+    seconds: float,
+    end: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = SimpleNamespace(metric="accuracy", target_noun="target")
+    metrics: Any = SimpleNamespace(task=task, latest={"val/accuracy": 0.5})
+    report = ProgressReport(metrics, tmp_path)
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=3, max_steps=4)
+    clock = iter([100.0, 100.0 + seconds])
+    monkeypatch.setattr("zoo.train.loop.progress.time.perf_counter", lambda: next(clock))
+    with caplog.at_level("INFO"):
+        report.on_validation_start(trainer, trainer)
+        report.on_validation_end(trainer, trainer)
+    assert caplog.messages == [f"step 3/4  held-out samples: {end}"]
