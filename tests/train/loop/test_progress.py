@@ -1,12 +1,14 @@
 """The line that a run shows on a terminal."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 
+from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport, progress_line
+from zoo.train.tasks.base import Task
 
 PARTS = ["step 119999/120000", "loss 2.345", "3.383 bits/byte", "123,456 tokens/s", "12:34:56 left"]
 
@@ -44,13 +46,13 @@ def test_a_slow_validation_says_how_long_it_took(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    task = SimpleNamespace(metric="accuracy", target_noun="target")
-    metrics: Any = SimpleNamespace(task=task, latest={"val/accuracy": 0.5})
-    report = ProgressReport(metrics, tmp_path)
-    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=3, max_steps=4)
+    task = Mock(spec=Task, metric="accuracy", target_noun="target")
+    report = ProgressReport(Mock(spec=Metrics, task=task, latest={"val/accuracy": 0.5}), tmp_path)
+    trainer = Mock(spec=L.Trainer, is_global_zero=True, global_step=3, max_steps=4)
+    model = Mock(spec=L.LightningModule)
     clock = iter([100.0, 100.0 + seconds])
     monkeypatch.setattr("zoo.train.loop.progress.time.perf_counter", lambda: next(clock))
     with caplog.at_level("INFO"):
-        report.on_validation_start(trainer, trainer)
-        report.on_validation_end(trainer, trainer)
+        report.on_validation_start(trainer, model)
+        report.on_validation_end(trainer, model)
     assert caplog.messages == [f"step 3/4  held-out samples: {end}"]
