@@ -28,7 +28,7 @@ INSIDE = {  # of train and memory: folder -> the other folders that it may impor
     "train/plotting": set[str](),
     "train/tasks": {"corpora"},
     "train/data": {"tasks"},
-    "train/runs": {"tasks"},
+    "train/runs": {"tasks", "corpora"},
     "train/loop": RUN | {"data", "plotting"},
     "train/evaluation": RUN | {"data", "plotting"},
     "train/comparison": RUN | {"evaluation", "plotting"},

@@ -16,8 +16,9 @@
     seed=         of sampling (default 0): the same command generates the same text
     echo=         true (default): print the prompt first; false: only the new text
 
-Runs on bytes (lm, passkey, needle, …) read and write UTF-8; invalid bytes are printed as �.  Others
-read and write token ids: prompt="3 1 4".  Memory doesn't grow with the text.
+Runs on bytes (lm, passkey, needle, …) read and write UTF-8; invalid bytes are printed as �.  Imported runs
+with a tokenizer read and write its words.  Others read and write token ids: prompt="3 1 4".  Memory doesn't
+grow with the text.
 """
 
 import contextlib

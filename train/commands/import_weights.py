@@ -8,8 +8,10 @@ folder, which evaluate and generate take like any other.
                   what config.json says, by its model_type
     config=       another place of config.json
     config.KEY=   a field of it: config.segment_len=512 config.num_mem_tokens=16
+    tokenizer=    another place of tokenizer.json than beside the weights; none: leave it out.  With it
+                  evaluate and generate read and write text; without, the model's tokens are numbers
     task= size=   of a published checkpoint: the task whose symbols it speaks, such as lm if it was trained on
-                  bytes; without one its tokens are numbers.  data.KEY=, task.KEY=: settings of that task
+                  bytes.  data.KEY=, task.KEY=: settings of that task
     symbols=      padded: the model's first symbols are the task's, and further ones only fill up its tables
 
 Weights are read from .safetensors, .bin, .pt, .pth or .ckpt, in one file or several with an index; no file's
@@ -21,7 +23,7 @@ from zoo.train.commands.cli import command, one_of, parse, text
 from zoo.train.runs.import_options import PADDED, PREFIXES
 
 KEYS = {
-    **dict.fromkeys(("from", "run_dir", "format", "config", "task", "size"), text),
+    **dict.fromkeys(("from", "run_dir", "format", "config", "tokenizer", "task", "size"), text),
     "symbols": one_of(PADDED),
 }
 TARGETS = ("model._target_", "task._target_")

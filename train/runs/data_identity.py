@@ -10,6 +10,7 @@ from zoo.errors import UserError
 from zoo.train.runs import build
 from zoo.train.runs.folder import read_config, read_json
 from zoo.train.runs.provenance import fingerprint
+from zoo.train.runs.tokens import with_run_tokenizer
 from zoo.train.tasks.base import Task
 
 
@@ -78,7 +79,7 @@ def stored_task(cfg: DictConfig, run_dir: Path) -> Task:
     """The task of a stored run; where the run's corpus isn't there, the UserError says how to name its
     place."""
     try:
-        return build.task(cfg)
+        return build.task(with_run_tokenizer(cfg, run_dir))
     except UserError as error:
         corpus = str(cfg.task.get("corpus") or "")
         is_runs = corpus == read_config(run_dir).get("data.corpus")

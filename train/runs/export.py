@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
+from zoo.train.corpora.tokenizer import FILE as TOKENIZER
 from zoo.train.runs.checkout import commit
 from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.load import load_trained, silence_lightning
+from zoo.train.runs.tokens import uses_run_tokenizer
 from zoo.train.tasks.lm import END, VOCAB_SIZE
 
 FORMAT, VERSION = "zoo", 1
@@ -34,7 +37,9 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
     metrics = read_json(metrics_path) if metrics_path.exists() else None
     weights, tied = untied(model.state_dict())
     blob = save(weights, metadata={"format": "pt"})
-    of_bytes = cfg.task.vocab_size == VOCAB_SIZE
+    tokens = f"those of {TOKENIZER}" if uses_run_tokenizer(cfg) else "numbers"
+    if cfg.task.vocab_size == VOCAB_SIZE:
+        tokens = f"bytes; {END} opens and closes a document"
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -42,7 +47,7 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
         "task": settings["task"],
         "vocabulary": {
             "size": int(cfg.task.vocab_size),
-            "tokens": f"bytes; {END} opens and closes a document" if of_bytes else "numbers",
+            "tokens": tokens,
         },
         **progress,
         "checkpoint": checkpoint,
@@ -54,6 +59,8 @@ def export(run_dir: Path, to: Path, checkpoint: str = "last", overrides: tuple[s
     with atomic_folder(to) as folder:
         with atomic_write(folder / WEIGHTS) as file:
             file.write(blob)
+        if uses_run_tokenizer(cfg):
+            shutil.copyfile(run_dir / TOKENIZER, folder / TOKENIZER)
         write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 

@@ -2,3 +2,4 @@
 
 PREFIXES = ("config.", "task.", "data.")
 PADDED = "padded"
+NO_TOKENIZER = "none"

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from zoo import composition, trust
 from zoo.errors import UserError
+from zoo.train.corpora.tokenizer import FILE as TOKENIZER
+from zoo.train.corpora.tokenizer import count_ids
 from zoo.train.runs import build, checkpoint
 from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
@@ -22,10 +25,11 @@ from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, wri
 from zoo.train.runs.import_options import PADDED, PREFIXES
 from zoo.train.runs.stored import IMPORTED_CLASS, update_names
 from zoo.train.runs.symbols import check_run_symbols
+from zoo.train.runs.tokens import DATA_ROOT, find_tokenizer, token_task, uses_run_tokenizer
 from zoo.train.runs.weight_files import check_finite, read_model_config, read_weights, weight_files
+from zoo.train.tasks.token_lm import TokenLanguageModelling
 from zoo.train.tasks.tokens import Tokens
 
-ROOT = "${oc.env:ZOO_DATA,data}"
 IMPORTED = IMPORTED_CLASS.rpartition(".")[0]  # imported by name: train knows no models
 DETECTION = f"{IMPORTED.rpartition('.')[0]}.detect"
 
@@ -38,6 +42,7 @@ class ImportedRun(NamedTuple):
     progress: dict[str, int]  # step and tokens_seen
     metrics: dict[str, Any] | None  # metrics.json, where there is one
     summary: str = f"format {FORMAT}"  # what was read
+    tokenizer: Path | None = None  # a tokenizer.json, to be taken along
 
 
 def import_run(options: Mapping[str, str]) -> tuple[Path, str]:
@@ -73,6 +78,8 @@ def import_run(options: Mapping[str, str]) -> tuple[Path, str]:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(run.cfg))
         if run.metrics is not None:
             write_text(folder / "metrics.json", json.dumps(run.metrics, indent=1) + "\n")
+        if run.tokenizer is not None:
+            shutil.copyfile(run.tokenizer, folder / TOKENIZER)
         with atomic_write(folder / "checkpoints" / "last.ckpt") as file:
             torch.save(content, file)
     return run_dir, run.summary
@@ -88,7 +95,7 @@ def from_zoo(files: list[Path], config: dict[str, Any], options: Mapping[str, st
             f"import: expected a {CONFIG} of zoo export, version {VERSION}, found format "
             f"{config.get('format')!r}, version {config.get('version')!r}"
         )
-    settled = (*PREFIXES, "task", "size", "symbols")
+    settled = (*PREFIXES, "task", "size", "symbols", "tokenizer")
     fixed = [key for key in options if key.startswith(settled) and not key.endswith("_target_")]
     if fixed:
         raise UserError(f"import: {fixed[0]} is settled by the run that was exported")
@@ -105,11 +112,15 @@ def from_zoo(files: list[Path], config: dict[str, Any], options: Mapping[str, st
     trust.check_targets(targets, [f"{key}={value}" for key, value in options.items()], f"import: {CONFIG}")
     weights = read_exported_weights(files, digest, tied)
     cfg = plain_config(settings)
-    cfg.data.root = ROOT
+    cfg.data.root = DATA_ROOT
     if "root" in cfg.task:
         cfg.task.root = "${data.root}"
     metrics = config.get("metrics")
-    return ImportedRun(cfg, weights, progress, metrics if isinstance(metrics, dict) else None)
+    tokenizer = files[0].parent / TOKENIZER if uses_run_tokenizer(cfg) else None
+    if tokenizer is not None and not tokenizer.is_file():
+        raise UserError(f"import: expected the {TOKENIZER} of the run beside its weights, found none")
+    metrics = metrics if isinstance(metrics, dict) else None
+    return ImportedRun(cfg, weights, progress, metrics, tokenizer=tokenizer)
 
 
 def read_exported_weights(files: list[Path], digest: str, tied: dict[str, str]) -> dict[str, Tensor]:
@@ -156,16 +167,24 @@ def from_published(files: list[Path], config: dict[str, Any], options: Mapping[s
         "shapes": {name: list(weight.shape) for name, weight in weights.items()},
         "tied": ties(weights),
     }
-    cfg = published_config(record, model.vocab_size, options)
+    tokenizer = find_tokenizer(files[0].parent, model.vocab_size, options)
+    cfg = published_config(record, model.vocab_size, options, tokenizer)
     state_dict = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     summary = f"format {format_}, {model.count_parameters():,} parameters, {model.vocab_size:,} symbols"
     if new := published.new_weights(format_, weights):
         summary += f"; not in the checkpoint, and new: {', '.join(new)}"
-    return ImportedRun(cfg, state_dict, {"step": 0, "tokens_seen": 0}, None, summary)
+    if tokenizer is not None:
+        summary += f"; {TOKENIZER} taken along ({count_ids(tokenizer):,} tokens)"
+    elif "task" not in options:
+        summary += f"; no {TOKENIZER}: its tokens are numbers"
+    return ImportedRun(cfg, state_dict, {"step": 0, "tokens_seen": 0}, None, summary, tokenizer)
 
 
-def published_config(record: dict[str, Any], vocab_size: int, options: Mapping[str, str]) -> DictConfig:
-    """The config.yaml of a published model, on the task of the options or on its tokens as numbers."""
+def published_config(
+    record: dict[str, Any], vocab_size: int, options: Mapping[str, str], tokenizer: Path | None
+) -> DictConfig:
+    """The config.yaml of a published model, on the task of the options, on texts in its tokenizer's
+    tokens, or on its tokens as numbers."""
     keys = [key for key in options if key in ("task", "size") or key.startswith(("task.", "data."))]
     task_keys = [key for key in keys if key.startswith("task.")]
     overrides = [f"{key}={options[key]}" for key in keys]
@@ -179,7 +198,10 @@ def published_config(record: dict[str, Any], vocab_size: int, options: Mapping[s
     composed.names.model = record["format"]
     composed.size.budget = None
     composed.trainer.precision = "32-true"  # as published, whatever this machine would train in
-    if "task" not in options:
+    if tokenizer is not None:
+        composed.names.task = TokenLanguageModelling.name
+        composed.task = token_task(tokenizer, vocab_size)
+    elif "task" not in options:
         composed.names.task = Tokens.name
         composed.task = {"_target_": f"{Tokens.__module__}.{Tokens.__name__}", "vocab_size": vocab_size}
     cfg = OmegaConf.create(stored_config(composed))

@@ -58,6 +58,15 @@ class Dataset(ABC):
         """The bytes that the document's targets stand for; None where targets aren't bytes."""
         return None
 
+    def text_until(self, document: int, position: int) -> bytes | None:
+        """The bytes that its targets before a position stand for; None where targets aren't bytes."""
+        text = self.text(document)
+        return None if text is None else text[:position]
+
+    def byte_length(self, document: int, position: int) -> int | None:
+        """How many bytes those are, where `Task.byte_count` of the targets isn't exact; None where it is."""
+        return None
+
     def evidence_distances(
         self, document: int, start: int, stop: int
     ) -> Int64[np.ndarray, " positions"] | None:
@@ -105,6 +114,12 @@ class Subset(Dataset):
 
     def text(self, document: int) -> bytes | None:
         return self.dataset.text(document)
+
+    def text_until(self, document: int, position: int) -> bytes | None:
+        return self.dataset.text_until(document, position)
+
+    def byte_length(self, document: int, position: int) -> int | None:
+        return self.dataset.byte_length(document, position)
 
     def evidence_distances(
         self, document: int, start: int, stop: int

@@ -120,7 +120,7 @@ def draw_documents(dataset: Dataset, limit: int, seed: int) -> Dataset:
 
 def draw_held_out(task: Task, dataset: Dataset, limit: int) -> Dataset:
     """`draw_documents` by the task's seed; by 0 of a text task that has none."""
-    return draw_documents(dataset, limit, task.seed if isinstance(task, LanguageModelling) else 0)
+    return draw_documents(dataset, limit, getattr(task, "seed", 0))
 
 
 class _DrawnDocuments(Dataset):
@@ -139,8 +139,13 @@ class _DrawnDocuments(Dataset):
         return self.dataset.window(int(self.documents[document]), start, stop)
 
     def text(self, document: int) -> bytes | None:
-        text = self.dataset.text(int(self.documents[document]))
-        return None if text is None else text[: self.lengths[document]]
+        return self.text_until(document, int(self.lengths[document]))
+
+    def text_until(self, document: int, position: int) -> bytes | None:
+        return self.dataset.text_until(int(self.documents[document]), position)
+
+    def byte_length(self, document: int, position: int) -> int | None:
+        return self.dataset.byte_length(int(self.documents[document]), position)
 
 
 def too_short(size: int) -> str:
