@@ -22,6 +22,11 @@ COMMANDS = {
         "train an architecture, or resume a run",
         "model=rmt size=tiny",
     ),
+    "prepare": Command(
+        "zoo.train.commands.prepare:main",
+        "a text as the tokens of a tokenizer",
+        "data.corpus=book.txt tokenizer=… to=tokens",
+    ),
     "sweep": Command(
         "zoo.train.commands.sweep:main",
         "train a matrix of runs",

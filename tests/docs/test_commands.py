@@ -12,7 +12,7 @@ that begins with one of PROGRAMS.  What is done with it:
     generate        its words are read as they stand; then run for a few tokens
     inspect         its words are read as they stand, then run on a made run, samples on one of passkey
     compare, export run on made runs
-    import          its words are read: the weights aren't here
+    import, prepare  their words are read: the weights and tokenizers aren't here
     sweep, bench    every run of the matrix is composed, checked and built; tests/train runs them
     check           built; tests/contract holds all models to the laws
     list, doctor, new, --help   run
@@ -467,6 +467,7 @@ RULES = {
     "check": check,
     "export": export,
     "import": look_at,
+    "prepare": look_at,
     "list": listing,
 }
 

@@ -28,8 +28,8 @@ from zoo.train.corpora.tokenizer import FILE, Tokenizer, read_json_file
 
 INDEX, VERSION = "tokens.json", 1
 SPLITS = ("train", "val", "test")
-OnDocument = Callable[[str, int, int], None]
-"""Called with the split, the number of the document and that of all of them."""
+OnSplit = Callable[[str, int, int, int], None]
+"""Called with a split's name, documents, tokens and bytes when it is written."""
 
 
 class TokenSplit(NamedTuple):
@@ -97,7 +97,7 @@ def write_tokens(
     tokenizer: Tokenizer,
     start: int | None,
     end: int | None,
-    on_document: OnDocument = lambda split, number, of: None,
+    on_split: OnSplit = lambda split, documents, tokens, size: None,
 ) -> dict[str, Any]:
     """Write all documents of a corpus as ids; returns the contents of tokens.json."""
     size = tokenizer.vocab_size
@@ -106,7 +106,8 @@ def write_tokens(
             raise UserError(f"{name}: expected a token from 0 to {size - 1}, found {index}")
     dtype = np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
     for split, documents in corpus.parts.items():
-        _write_split(folder, split, documents, tokenizer, dtype, on_document)
+        tokens = _write_split(folder, split, documents, tokenizer, dtype)
+        on_split(split, len(documents), tokens, int(documents.lengths.sum()))
     sizes = tokenizer.token_bytes()
     sizes[[index for index in (start, end) if index is not None]] = 0
     np.save(folder / "token_bytes.npy", sizes)
@@ -125,13 +126,9 @@ def write_tokens(
 
 
 def _write_split(
-    folder: Path,
-    split: str,
-    documents: Documents,
-    tokenizer: Tokenizer,
-    dtype: np.dtype[Any],
-    on_document: OnDocument,
-) -> None:
+    folder: Path, split: str, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype[Any]
+) -> int:
+    """Returns the number of tokens."""
     counts = np.zeros((len(documents), 2), np.int64)
     unsized = folder / f"{split}.ids"
     with unsized.open("wb") as ids_file, (folder / f"{split}.txt").open("wb") as text_file:
@@ -141,12 +138,12 @@ def _write_split(
             counts[document] = len(ids), length
             ids_file.write(ids.astype(dtype).tobytes())
             text_file.write(text)
-            on_document(split, document + 1, len(documents))
     if not counts[:, 0].sum():
         raise UserError(f"tokenizer: expected tokens in the {split} split, found none")
     np.save(folder / f"{split}.npy", np.memmap(unsized, dtype, "r"))
     unsized.unlink()
     np.save(folder / f"{split}_documents.npy", counts)
+    return int(counts[:, 0].sum())
 
 
 def cached_tokens(corpus: Corpus, tokenizer: Tokenizer, start: int | None, end: int | None) -> TokenCorpus:

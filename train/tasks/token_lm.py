@@ -38,10 +38,10 @@ class TokenLanguageModelling(Task):
 
     `corpus` is a folder that `zoo prepare` wrote, or, with a `tokenizer` (a tokenizer.json), any corpus that
     `open_corpus` knows; `start` and `end` are then the ids that open and close a document.  `vocab_size` is
-    the model's, of at least as many symbols as the tokenizer has.  `seed` draws the held-out documents where
+    then that of the model, which may have more symbols than the tokenizer.  `seed` draws the held-out documents where
     not all of them are read.
 
-    Raises UserError if there is no such corpus, and for a tokenizer with more symbols.  "" is no corpus yet:
+    Raises UserError if there is no such corpus, and for another number of symbols.  "" is no corpus yet:
     an imported run's, which `zoo evaluate data.corpus=…` names.
     """
 
@@ -80,10 +80,11 @@ class TokenLanguageModelling(Task):
         else:
             corpus = open_corpus(self.corpus, self.root, self.field)
             tokens = cached_tokens(corpus, Tokenizer(Path(self.tokenizer)), self.start, self.end)
-        if tokens.vocab_size > self.vocab_size:
+        is_enough = tokens.vocab_size <= self.vocab_size
+        if not is_enough or (self.tokenizer is None and tokens.vocab_size != self.vocab_size):
             raise UserError(
-                f"task.vocab_size: expected at least the tokenizer's {tokens.vocab_size:,}, found "
-                f"{self.vocab_size:,}"
+                f"task.vocab_size: expected {tokens.vocab_size}, the symbols of the tokenizer, found "
+                f"{self.vocab_size}"
             )
         return tokens
 
