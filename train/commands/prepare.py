@@ -1,19 +1,18 @@
-"""`zoo prepare data.corpus=<text> tokenizer=<folder> to=<folder>`: a text as token ids, memory-mapped when read.
+"""`zoo prepare data.corpus=<text> tokenizer=<folder> to=<folder>`: a text as token ids.
 
     data.corpus=    a corpus by its name, or the path of a file or folder of text, as in training
     data.root=      where corpora lie that have a name (default $ZOO_DATA, or data)
     data.field=     the field of the text in rows of JSON (default text)
     tokenizer=      a tokenizer.json of Hugging Face's, or a folder with one
     to=             a new folder, for ids and texts by split, the tokenizer and tokens.json
-    start= end=     the ids that open and close a document, none for no such symbol; by default the bos and eos
-                    of config.json or tokenizer_config.json beside the tokenizer
+    start= end=     the ids that open and close a document, none for no such symbol; by default the bos and
+                    eos of config.json or tokenizer_config.json beside the tokenizer
 
-`task=token_lm` reads the folder, and so does `zoo evaluate` of an imported run with this tokenizer.  Needs the
-package tokenizers.
+`task=token_lm` reads the folder, memory-mapped, and so does `zoo evaluate` of an imported run with this
+tokenizer.  Needs the package tokenizers.
 """
 
 import os
-import sys
 from pathlib import Path
 
 from zoo.train.commands.cli import command, integer, parse, text
@@ -45,7 +44,7 @@ def main(args: list[str]) -> None:
     start, end = special_ids(tokenizer.path)
     root = options.get("data.root", os.environ.get("ZOO_DATA", "data"))
     corpus = open_corpus(options["data.corpus"], root, options.get("data.field", FIELD))
-    print(corpus.note, file=sys.stderr)
+    print(corpus.note)
     with atomic_folder(folder) as unfinished:
         index = write_tokens(
             unfinished, corpus, tokenizer, options.get("start", start), options.get("end", end), print_split

@@ -38,8 +38,8 @@ class TokenLanguageModelling(Task):
 
     `corpus` is a folder that `zoo prepare` wrote, or, with a `tokenizer` (a tokenizer.json), any corpus that
     `open_corpus` knows; `start` and `end` are then the ids that open and close a document.  `vocab_size` is
-    then that of the model, which may have more symbols than the tokenizer.  `seed` draws the held-out documents where
-    not all of them are read.
+    then that of the model, which may have more symbols than the tokenizer.  `seed` draws the held-out
+    documents where not all of them are read.
 
     Raises UserError if there is no such corpus, and for another number of symbols.  "" is no corpus yet:
     an imported run's, which `zoo evaluate data.corpus=…` names.
