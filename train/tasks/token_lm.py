@@ -179,4 +179,6 @@ class TokenDataset(Dataset):
         return self.text(document)[: int(self.sizes[targets].sum())]
 
     def byte_length(self, document: int, position: int) -> int:
+        if position >= self.lengths[document]:
+            return int(self.counts[document, 1]) - self._untargeted_bytes(document)
         return len(self.text_until(document, position))
