@@ -4,7 +4,7 @@ tokens.json            version, corpus, digest, vocab_size, start, end, tokenize
 tokenizer.json         the tokenizer
 token_bytes.npy        bytes of every id
 SPLIT.npy              ids of all documents of train, val and test, one after the other, without start and end
-SPLIT_documents.npy    (tokens, bytes) of every document
+SPLIT.documents.npy    (tokens, bytes) of every document
 SPLIT.txt              the text: bytes and words are counted in it
 """
 
@@ -54,7 +54,7 @@ class TokenCorpus(NamedTuple):
 
     def split(self, name: str) -> TokenSplit:
         """The documents of train, val or test.  Raises UserError if there are none."""
-        paths = [self.folder / f"{name}{end}" for end in (".npy", "_documents.npy", ".txt")]
+        paths = [self.folder / f"{name}{end}" for end in (".npy", ".documents.npy", ".txt")]
         if not paths[0].is_file():
             found = ", ".join(split for split in SPLITS if (self.folder / f"{split}.npy").is_file())
             raise UserError(f"corpus {self.folder} has no split {name!r}: found {found or 'none'}")
@@ -142,7 +142,7 @@ def _write_split(
         raise UserError(f"tokenizer: expected tokens in the {split} split, found none")
     np.save(folder / f"{split}.npy", np.memmap(unsized, dtype, "r"))
     unsized.unlink()
-    np.save(folder / f"{split}_documents.npy", counts)
+    np.save(folder / f"{split}.documents.npy", counts)
     return int(counts[:, 0].sum())
 
 

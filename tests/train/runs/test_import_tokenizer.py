@@ -112,12 +112,18 @@ def test_losses_are_those_of_transformers(
 
 
 def test_it_writes_words(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of transformers, where that draws no symbols either that the tokenizer doesn't have."""
     model, tokenizer = imported(zoo, capsys, "byte-level")
     prompt = "Once upon"
     ids = [1, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     with torch.no_grad():
         theirs = model.generate(
-            torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=0
+            torch.tensor([ids]),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=2,
+            pad_token_id=0,
+            suppress_tokens=[*range(300, 320)],
         )
     new = [token for token in theirs[0, len(ids) :].tolist() if token != 2]
     ended = call(zoo, capsys, generate.main, "run=here", f"prompt={prompt}", "tokens=12", "temperature=0")
