@@ -131,6 +131,16 @@ def test_it_writes_words(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> 
     assert len(new) > 3
     written = tokenizer.decode(new, skip_special_tokens=False)
     assert ended.out.rstrip("\n") in (prompt + written.rstrip("\ufffd\n"), prompt + written)
+    Path("prompts.txt").write_text(f"{prompt}\n{prompt}\n")
+    several = ("prompts=prompts.txt", "out=texts.jsonl", "temperature=0", "tokens=12")
+    ended = call(zoo, capsys, generate.main, "run=here", *several)
+    assert ended.code == 0, ended.err
+    texts = [json.loads(line) for line in Path("texts.jsonl").read_text().splitlines()]
+    assert [(text["prompt"], text["text"]) for text in texts] == [(prompt, written)] * 2
+    first = written[0]
+    words = ("temperature=0", "tokens=12", "echo=false", f"stop={json.dumps([first])}")
+    ended = call(zoo, capsys, generate.main, "run=here", f"prompt={prompt}", *words)
+    assert ended.out == "\n"
 
 
 def test_an_export_keeps_the_tokenizer(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
