@@ -55,6 +55,8 @@ TIMED = {
     "eval_tokens_per_s",
     "cost/tokens_per_s",
     "cost/peak_gib",
+    "resources/training targets per second",
+    "resources/peak memory (GiB)",
 }
 
 
@@ -149,7 +151,7 @@ class Workspace:
 
     def has_events_of_this_second(self, run: str) -> bool:
         """True where a new event file might sort before the last: by second, process, index as text."""
-        seconds = [int(path.name.split(".")[3]) for path in (self.folder / run / "tb").glob("events.*")]
+        seconds = [int(path.name.split(".")[3]) for path in (self.folder / run).glob("events.*")]
         return max(seconds, default=0) >= int(time.time())
 
     def train_whole(self, *words: str) -> None:
@@ -212,7 +214,7 @@ class Workspace:
         return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
     def events(self, run: str) -> EventAccumulator:
-        return EventAccumulator(str(self.folder / run / "tb"), size_guidance={"scalars": 0}).Reload()
+        return EventAccumulator(str(self.folder / run), size_guidance={"scalars": 0}).Reload()
 
 
 def differences(result: Any, expected: Any, path: str = "") -> list[str]:

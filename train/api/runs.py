@@ -67,7 +67,7 @@ class Run:
     def history(self) -> dict[str, Columns]:
         """What the run logged: {"train": columns, "val": columns}, each {name: values by row}.
 
-        The columns are `step` (of the optimiser), `tokens_seen` (loss targets) and the tags of TensorBoard,
+        The columns are `step` (of the optimiser), `tokens_seen` (loss targets) and the tags of values,
         `train/loss` (nats per target) or `val/bits_per_byte` say.  Either split is the data of a
         pandas.DataFrame.  Raises UserError for a run of a version that wrote no history.jsonl.
         """

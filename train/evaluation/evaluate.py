@@ -15,7 +15,8 @@ from zoo.train.evaluation.results import EvalEntry
 from zoo.train.evaluation.samples import evaluate_samples
 from zoo.train.evaluation.streaming import StreamReader
 from zoo.train.evaluation.text import evaluate_text
-from zoo.train.plotting.charts import Number, add_images
+from zoo.train.plotting.board_images import add_images
+from zoo.train.plotting.charts import Number
 from zoo.train.runs import build
 from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
@@ -271,5 +272,5 @@ def draw(evaluation: Evaluation, entry: EvalEntry) -> None:
     for name, figure in drawings.items():
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{name}.png", dpi=120)
-    images = {f"evaluation/{name}": figure for name, figure in drawings.items()}
+    images = {f"zoo evaluate/{name}": figure for name, figure in drawings.items()}
     add_images(evaluation.run_dir, images, evaluation.progress["tokens_seen"])

@@ -16,15 +16,16 @@ from zoo.train.runs.callers import make_logger, named
 from zoo.train.runs.history import read_rows
 
 
-def make_loggers(cfg: DictConfig, run_dir: Path, tokens_seen: int) -> list[Logger]:
+def make_loggers(cfg: DictConfig, run_dir: Path, tokens_seen: int, scores: dict[str, str]) -> list[Logger]:
     """The loggers of `cfg.logger`.
 
-    They are given the folder of the run, or one below it with their name, and on resume `tokens_seen`, those
+    They are given names of the task's scores by tag, the folder of the run, or one below it with their name, and on resume `tokens_seen`, those
     of the checkpoint, from which on TensorBoard drops what it has.
     """
     database = f"sqlite:///{run_dir.absolute() / 'mlflow.db'}"
     given = {
         "run_dir": run_dir,
+        "scores": scores,
         "purge_step": tokens_seen if cfg.resume else None,
         "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI") or database,
     }

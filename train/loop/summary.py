@@ -16,6 +16,7 @@ from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.plotting.charts import format_share
 from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import names
+from zoo.train.runs.hparams import reads_corpus
 from zoo.train.runs.provenance import device_name, fingerprint
 from zoo.train.runs.resources import peak_memory_bytes, state_bytes
 from zoo.train.tasks.base import Task, references, score_names
@@ -59,6 +60,22 @@ def summary(
         "torch": torch.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def subject(cfg: DictConfig) -> str:
+    """The model, its task, and the text where the task reads one: "rmt on lm (wikitext-2)"."""
+    text = f" ({Path(cfg.data.corpus).name})" if reads_corpus(cfg) else ""
+    return f"{cfg.names.model} on {cfg.names.task}{text}"
+
+
+def run_facts(cfg: DictConfig, model: SequenceModule) -> dict[str, str]:
+    """What doesn't change in a run, by name, for TensorBoard's Text tab."""
+    return {
+        "run": f"{subject(cfg)}, size {cfg.names.size}, seed {cfg.seed}, {cfg.steps:,} steps",
+        "parameters": f"{model.count_parameters():,}",
+        "state per row": f"{state_bytes(model):,} bytes",
+        "horizontal axis": "targets seen: every token of a text, of a sample only its answer",
     }
 
 

@@ -38,8 +38,8 @@ from zoo.train.loop.recipe import (
     stage_batch_size,
 )
 from zoo.train.loop.signals import SignalHandler
-from zoo.train.loop.summary import print_summary, summary
-from zoo.train.loop.tensorboard import log_setup, position_figure
+from zoo.train.loop.summary import print_summary, run_facts, subject, summary
+from zoo.train.loop.tensorboard import log_figure, log_setup
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
 from zoo.train.runs.checkpoint import (
@@ -51,6 +51,7 @@ from zoo.train.runs.checkpoint import (
 from zoo.train.runs.config import hparams, stored_config, validate_config
 from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
+from zoo.train.runs.hparams import board_hparams
 from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.optimizer_weights import reorder_moments
 from zoo.train.runs.precision import precision_name, set_matmul_precision
@@ -74,6 +75,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     L.seed_everything(cfg.seed, verbose=False)
     task = stored_task(cfg, run_dir) if cfg.resume else build.task(cfg)
     identity = data_identity(task)  # hashes of its documents: a resumed run reads the same
+    settings = {} if cfg.resume else board_hparams(cfg)
     cfg.model = budget.solve_width(cfg)  # the free width, from the size's budget of parameters
     model = build.model(cfg)
     model.optim = build.optim(cfg)
@@ -86,7 +88,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     tokens_seen = int(checkpoint["metrics"]["tokens_seen"]) if checkpoint else 0  # loss targets only
     metrics = Metrics(task, cfg.trainer.log_every, cfg.val_every, run_dir)
     metrics.wall_start = start
-    loggers = make_loggers(cfg, run_dir, tokens_seen)
+    loggers = make_loggers(cfg, run_dir, tokens_seen, score_names(task))
     curve = ValidationCurve(metrics)
     batch_size = stage_batch_size(data, checkpoint)
     recipe = recipe_callbacks(cfg, data, metrics)
@@ -104,7 +106,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         replay(loggers, run_dir, tokens_seen)
     elif getattr(rank_zero_only, "rank", 0) == 0:  # from the environment, before Lightning launches ranks
         write_text(run_dir / "config.yaml", config)
-        begin_logs(loggers, cfg, task, config)
+        begin_logs(loggers, cfg, settings, model, config)
     log_sizes(cfg, model, task)
     for note in model.device_notes(trainer.strategy.root_device):
         log.info("%s", note)
@@ -116,17 +118,19 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     results |= outcome([*chain(*recipe)], trainer.global_step) | further.outcome(trainer.global_step)
     if trainer.is_global_zero:
         if board := tensorboard_of(loggers):
-            tokens_seen = int(metrics.tokens_seen)  # TensorBoard's x axis is targets seen
-            board.experiment.add_figure("val/loss_by_position", position_figure(metrics.latest), tokens_seen)
+            log_figure(board, metrics.latest, subject(cfg), int(metrics.tokens_seen))
             board.experiment.close()
         write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
         print_summary(results, run_dir, "tensorboard" in cfg.logger)
     return results
 
 
-def begin_logs(loggers: list[Logger], cfg: DictConfig, task: Task, config: str) -> None:
+def begin_logs(
+    loggers: list[Logger], cfg: DictConfig, settings: dict[str, Any], model: SequenceModule, config: str
+) -> None:
+    """`settings`: those of TensorBoard's HParams tab."""
     if board := tensorboard_of(loggers):
-        log_setup(board, hparams(cfg), score_names(task), config)
+        log_setup(board, settings, run_facts(cfg, model), config)
     log_settings(loggers, hparams(cfg))
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,17 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator, PercentFormatter
-from torch.utils.tensorboard import SummaryWriter
 
 from zoo.train.plotting.render import GREY, canvas, legend_below
-
-
-def add_images(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
-    """Add figures to a finished run's curves in TensorBoard."""
-    with SummaryWriter(str(run_dir / "tb")) as writer:
-        for tag, figure in figures.items():
-            writer.add_figure(tag, figure, step)
-
 
 Result = dict[str, Any]  # an entry of evaluation.json: its axes, and proportions by kind
 Number = int | float
@@ -108,6 +98,7 @@ def by_position(series: dict[str, Buckets], title: str) -> Figure:
     axes.set_xticks(range(len(edges)), [bucket(*pair) for pair in edges])
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel("loss (nats per token)")
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend(fontsize=8, loc="best")
     return figure
 

@@ -14,8 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from zoo import composition, plugins
-from zoo.errors import UserError, nearest, one_line, printable
-from zoo.train.runs.folder import flatten
+from zoo.errors import UserError, nearest, one_line
 from zoo.train.runs.overrides import check_grammar, quoted_names
 from zoo.train.runs.protocol import Compare
 from zoo.train.runs.recipe import CurriculumKeys, StopKeys, drop_unused, validate_recipe

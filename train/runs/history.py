@@ -3,7 +3,7 @@
     {"split": "train", "step": 40, "tokens_seen": 10240, "train/loss": 2.1, "cost/tokens_per_s": 9000.0, …}
 
 `split` is train or val, `step` counts optimiser steps, `tokens_seen` loss targets; the other keys are the
-tags of TensorBoard.  A value that isn't finite is null.
+tags of the values.  A value that isn't finite is null.
 """
 
 import json

@@ -229,7 +229,7 @@ def test_a_run_in_stages_stops_when_it_is_solved_and_resumes(zoo: Any, same_chec
     assert "steps=20 is fixed by the run, whose rate decays since step 6, found 30" in refused.err
     assert zoo.run("resume=cut").code == 0
     check_same(zoo, same_checkpoints, "whole", "cut")
-    rates = [rate for _, rate in zoo.scalars("cut")["train/learning_rate"]]
+    rates = [rate for _, rate in zoo.scalars("cut")["optimizer/learning rate"]]
     assert len(set(rates[1:7])) == 1
     assert rates[7] == pytest.approx(0.1 * rates[1])
 
@@ -241,8 +241,8 @@ def test_an_unsolved_run_decays_after_its_steps_and_may_be_made_longer_before(zo
     results = zoo.metrics("cut")
     assert (results["solved_at"], results["collapsed"], results["steps_done"]) == (None, False, 10)
     rates = [
-        rate / zoo.scalars("cut")["train/learning_rate"][0][1]
-        for _, rate in zoo.scalars("cut")["train/learning_rate"]
+        rate / zoo.scalars("cut")["optimizer/learning rate"][0][1]
+        for _, rate in zoo.scalars("cut")["optimizer/learning rate"]
     ]
     assert rates == pytest.approx([1] * 9 + [0.1])
     refused = zoo.run("resume=cut", "steps=12")

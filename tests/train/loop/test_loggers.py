@@ -100,7 +100,7 @@ def test_every_logger_has_every_value_once_after_a_kill(zoo: Any, same_checkpoin
 def test_without_tensorboard(zoo: Any) -> None:
     ended = zoo.run("logger=csv", "steps=1")
     assert ended.code == 0, ended.err
-    assert not (zoo.folder / "run/tb").exists()
+    assert not [*(zoo.folder / "run").glob("events.out.*")]
     assert "tensorboard" not in ended.out
     settings = OmegaConf.load(zoo.folder / "run/csv/hparams.yaml")
     assert settings["optim.lr"] == OmegaConf.load(zoo.folder / "run/config.yaml").optim.lr

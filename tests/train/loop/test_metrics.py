@@ -9,9 +9,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from zoo.train.evaluation.intervals import proportion
 from zoo.train.evaluation.results import EvalResult, memory_gain, pooled
-from zoo.train.loop.tensorboard import position_figure
+from zoo.train.loop.tensorboard import (
+    HELD_OUT_LOSS,
+    POSITION_TAG,
+    TAGS,
+    TRAINING_LOSS,
+    board_tag,
+    position_figure,
+)
 from zoo.train.plotting import charts
-from zoo.train.plotting.charts import add_images
+from zoo.train.plotting.board_images import add_images
 from zoo.train.tasks.base import BUCKETS, RANGES
 
 
@@ -27,18 +34,48 @@ def test_loss_by_position_of_the_last_validation() -> None:
     assert RANGES[0] == (0, 512)
     assert BUCKETS[-1] == "131072-end"
     latest = {"val/loss_by_position/0-512": 2.5, "val/loss_by_position/512-2048": 2.0, "val/loss": 2.2}
-    figure = position_figure(latest)
+    figure = position_figure(latest, "rmt on lm (books)")
+    assert figure.axes[0].get_title() == "rmt on lm (books): loss by position"
     assert labels(figure) == ["0-512", "512-2k"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2.5, 2.0]
     assert "nats" in figure.axes[0].get_ylabel()
 
 
 def test_images_are_logged_at_the_runs_last_step(tmp_path: Path) -> None:
-    add_images(tmp_path, {"evaluation/one": position_figure({"val/loss_by_position/0-512": 1.0})}, 4000)
-    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
-    (image,) = events.Images("evaluation/one")
-    assert image.step == 4000
-    assert image.encoded_image_string.startswith(b"\x89PNG")
+    """Of a run of an earlier version where its other events are; small enough that a card shrinks no text."""
+    (tmp_path / "old/tb").mkdir(parents=True)
+    for run, folder in (("new", "new"), ("old", "old/tb")):
+        figure = position_figure({"val/loss_by_position/0-512": 1.0}, "rmt on lm")
+        add_images(tmp_path / run, {"zoo evaluate/one": figure}, 4000)
+        events = EventAccumulator(str(tmp_path / folder), size_guidance={"images": 0}).Reload()
+        (image,) = events.Images("zoo evaluate/one")
+        assert image.step == 4000
+        assert image.encoded_image_string.startswith(b"\x89PNG")
+        assert (image.width, image.height) == (880, 560)  # 4.4 x 2.8 inches
+
+
+def natural(tag: str) -> list[tuple[int, str]]:
+    """The order of TensorBoard's cards: "/" and "_" before any other character (tags without digits)."""
+    return [(0, "") if character in "/_" else (1, character) for character in tag]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"val/bits_per_byte": "bits per byte", "val/accuracy": "accuracy per byte"},
+        {"val/exact": "exact match", "val/accuracy": "accuracy per digit"},
+        {"val/accuracy": "accuracy"},
+    ],
+)
+def test_the_first_cards_are_losses_and_the_first_column_is_the_tasks_own_score(
+    scores: dict[str, str],
+) -> None:
+    others = ("val/beyond", "val/gain", "memory/gate", "memory/a", "train/unheard_of")
+    shown = {board_tag(tag, scores) for tag in (*TAGS, *scores, *others)} | {POSITION_TAG}
+    own = f"main score/{next(iter(scores.values()))}"
+    assert sorted(shown, key=natural)[:3] == [HELD_OUT_LOSS, TRAINING_LOSS, own]
+    assert min(shown) == own
+    assert len(shown) == len(TAGS) + len(scores) + len(others) + 1
 
 
 def test_a_heat_map_shows_every_cell() -> None:

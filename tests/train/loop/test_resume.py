@@ -14,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 
+from zoo.train.loop.tensorboard import TRAINING_LOSS, board_tag
 from zoo.train.runs.history import read_history
 
 MODELS = ("rmt", "transformer_xl")
@@ -36,11 +37,14 @@ def check_same(zoo: Any, differences: Any, whole: str, resumed_run: str, best: b
 def check_history(zoo: Any, run: str) -> None:
     """history.jsonl has the points of TensorBoard, which stores them in 32 bits, at ascending steps."""
     series: dict[str, list[Any]] = {}
+    names = zoo.metrics(run)["score_names"]
     for columns in read_history(zoo.folder / run).values():
         assert columns["step"] == sorted(set(columns["step"]))
         for tag in columns.keys() - {"step", "tokens_seen"}:
             points = zip(columns["tokens_seen"], columns[tag], strict=True)
-            series.setdefault(tag, []).extend(point for point in points if not math.isnan(point[1]))
+            series.setdefault(board_tag(tag, names), []).extend(
+                point for point in points if not math.isnan(point[1])
+            )
     for tag, points in zoo.scalars(run).items():
         assert [x for x, _ in points] == [x for x, _ in sorted(series[tag])], tag
         assert [value for _, value in points] == pytest.approx([value for _, value in sorted(series[tag])])
@@ -153,7 +157,7 @@ def test_killed_while_it_saves(
 def test_a_finished_run_resumes_with_more_steps(zoo: Any, same_checkpoints: Any) -> None:
     """The schedule is another one, but data, RNG and memory continue."""
     assert zoo.run("run_dir=run", "val_every=100").code == 0
-    before = zoo.scalars("run")["train/loss"]
+    before = zoo.scalars("run")[TRAINING_LOSS]
     config, metrics = (zoo.folder / "run" / name for name in ("config.yaml", "metrics.json"))
     written = config.read_text()
     for refused in ("steps=7", "trainer.devices=0"):
@@ -169,8 +173,8 @@ def test_a_finished_run_resumes_with_more_steps(zoo: Any, same_checkpoints: Any)
     assert "has done 12 of 12 steps" in zoo.run("resume=run").err
     assert config.read_text() == written.replace("steps: 8", "steps: 12")
     assert zoo.metrics("run")["steps"] == 12
-    assert zoo.scalars("run")["train/loss"][:8] == before
-    assert len(zoo.scalars("run")["train/loss"]) == 12
+    assert zoo.scalars("run")[TRAINING_LOSS][:8] == before
+    assert len(zoo.scalars("run")[TRAINING_LOSS]) == 12
     assert zoo.checkpoint("run")["global_step"] == 12
 
 

@@ -15,6 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from zoo.optim import Optim
+from zoo.train.loop.tensorboard import HELD_OUT_LOSS, TRAINING_LOSS, board_tag
 from zoo.train.runs import build
 from zoo.train.runs.checkpoint import read_checkpoint
 from zoo.train.tasks.lm import END
@@ -104,8 +105,8 @@ def test_tokens_seen_count_targets(zoo: Any) -> None:
     assert len(set(num_targets)) > 1  # the last window of a document is short
     before = [sum(num_targets[:step]) for step in range(9)]
     series = zoo.scalars("run")
-    assert [x for x, _ in series["train/loss"]] == [before[3], before[6], before[8]]
-    assert [x for x, _ in series["val/loss"]] == [before[5], before[8]]
+    assert [x for x, _ in series[TRAINING_LOSS]] == [before[3], before[6], before[8]]
+    assert [x for x, _ in series[HELD_OUT_LOSS]] == [before[5], before[8]]
 
 
 def test_the_config_that_is_stored(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,61 +133,72 @@ def test_the_config_has_the_width_that_was_solved(zoo: Any) -> None:
 
 
 def test_tensorboard_has_every_value(zoo: Any) -> None:
+    """All but the two that no step changes; in one file in the run's folder, whose name is the run's."""
     zoo.train_whole()
-    assert len(os.listdir(zoo.folder / "whole/tb")) == 1
+    assert len([*(zoo.folder / "whole").glob("events.out.*")]) == 1
+    assert not (zoo.folder / "whole/tb").exists()
     events, metrics = zoo.events("whole"), zoo.metrics("whole")
-    tags = events.Tags()
-    assert set(tags["scalars"]) >= TAGS
-    assert all(tag in TAGS or tag.startswith("memory/") for tag in tags["scalars"])
-    for tag in (tag for tag in TAGS if tag.startswith("val/")):
-        assert events.Scalars(tag)[-1].value == pytest.approx(metrics[tag], rel=1e-6)
-        assert events.Scalars(tag)[-1].step == metrics["tokens_seen"]
-    assert len(events.Scalars("train/loss")) == 8
-    assert len(events.Scalars("val/loss")) == 3
-    assert tags["images"] == ["val/loss_by_position"]
-    assert len(events.Images("val/loss_by_position")[0].encoded_image_string) > 1000
+    names, tags = metrics["score_names"], events.Tags()
+    shown = {board_tag(tag, names): tag for tag in TAGS - {"cost/parameters", "cost/state_bytes"}}
+    assert len(shown) == len(TAGS) - 2
+    assert {tag for tag in tags["scalars"] if not tag.startswith("memory/")} == set(shown)
+    for tag, key in shown.items():
+        if key.startswith("val/"):
+            assert events.Scalars(tag)[-1].value == pytest.approx(metrics[key], rel=1e-6)
+            assert events.Scalars(tag)[-1].step == metrics["tokens_seen"]
+    assert len(events.Scalars(TRAINING_LOSS)) == 8
+    assert len(events.Scalars(HELD_OUT_LOSS)) == 3
+    assert tags["images"] == []  # all positions are of one range: no curve
     (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
     assert (zoo.folder / "whole/config.yaml").read_text() in text.decode()
+    (text,) = events.Tensors("about/text_summary")[0].tensor_proto.string_val
+    for fact in ("rmt on lm (text), size nano, seed 0", f"{metrics['parameters']:,}", "targets seen"):
+        assert fact in text.decode()
 
 
 def test_charts_name_tags_that_are_logged(zoo: Any) -> None:
     zoo.train_whole()
     events = zoo.events("whole")
     (packed,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
-    layout = layout_pb2.Layout.FromString(packed)
-    charted_tags = {tag for part in layout.category for chart in part.chart for tag in chart.multiline.tag}
-    for pattern in charted_tags:  # each a regular expression for one tag; a short text has no far positions
-        matches = [tag for tag in events.Tags()["scalars"] if re.search(pattern, tag)]
-        assert len(matches) == 1 or (not matches and "position" in pattern)
-    assert {"^val/loss$", "^val/bits_per_byte$", "^train/loss$", "^cost/state_bytes$"} <= charted_tags
+    (part,) = layout_pb2.Layout.FromString(packed).category
+    assert part.title == "over targets seen"
+    matches = {
+        chart.title: [
+            tag
+            for pattern in chart.multiline.tag
+            for tag in events.Tags()["scalars"]
+            if re.search(pattern, tag)
+        ]
+        for chart in part.chart
+    }
+    assert matches == {
+        "held-out and training loss": [HELD_OUT_LOSS, TRAINING_LOSS],
+        "held-out bits per byte": ["main score/bits per byte"],
+        "held-out loss by position in the document": ["position in the document/held-out loss 0-512"],
+    }
 
 
 def test_the_row_in_the_hparams_tab(zoo: Any) -> None:
-    zoo.train_whole()
-    metadata = zoo.events("whole").summary_metadata
+    """What a run is known by and what was set for it: TensorBoard itself finds in what all runs differ."""
+    assert zoo.run("model.memory_tokens=3", "size.width=16", "steps=1").code == 0
+    metadata = zoo.events("run").summary_metadata
     data = [
         plugin_data_pb2.HParamsPluginData.FromString(entry.plugin_data.content)
         for entry in metadata.values()
         if entry.plugin_data.plugin_name == "hparams"
     ]
-    (experiment,) = [entry.experiment for entry in data if entry.HasField("experiment")]
     (start,) = [entry.session_start_info for entry in data if entry.HasField("session_start_info")]
-    metrics = {info.name.tag for info in experiment.metric_infos}
-    assert metrics == {
-        "val/loss",
-        "val/bits_per_byte",
-        "val/accuracy",
-        "train/loss",
-        "cost/tokens_per_s",
-        "cost/peak_gib",
-        "cost/state_bytes",
-        "cost/parameters",
-    }
-    assert metrics <= set(zoo.events("whole").Tags()["scalars"])
+    assert not any(entry.HasField("experiment") for entry in data)  # it would be that of one run for all
     values = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
-    assert values["model"] == "rmt"
-    assert values["model.width"] == 32
-    assert values["steps"] == 8
+    further = {word.partition("=")[0] for word in zoo.with_settings([])} - {"steps", "data.corpus"}
+    assert {key: value for key, value in values.items() if key not in further} == {
+        "model, size, text": "rmt nano text",
+        "learning rate": pytest.approx(0.003),
+        "seed": 0,
+        "steps": 1,
+        "model.memory_tokens": 3,
+        "size.width": 16,
+    }
     assert not any(str(zoo.folder) in str(value) for value in values.values())
 
 
@@ -197,14 +209,14 @@ def test_two_models_overlay(zoo: Any) -> None:
         {tag for tag in zoo.scalars(run) if not tag.startswith("memory/")} for run in ("whole", "run")
     )
     assert tags == tags_of_other_model
-    assert [x for x, _ in zoo.scalars("whole")["train/loss"]] == [
-        x for x, _ in zoo.scalars("run")["train/loss"]
+    assert [x for x, _ in zoo.scalars("whole")[TRAINING_LOSS]] == [
+        x for x, _ in zoo.scalars("run")[TRAINING_LOSS]
     ]
 
 
 def test_the_learning_rate_ends_on_its_floor(zoo: Any) -> None:
     assert zoo.run("optim.lr=0.01", "optim.warmup=2", "optim.floor=0.2").code == 0
-    rates = [value for _, value in zoo.scalars("run")["train/learning_rate"]]
+    rates = [value for _, value in zoo.scalars("run")["optimizer/learning rate"]]
     assert rates == pytest.approx([Optim(8, 0.01, 2, 0.2).factor(step) * 0.01 for step in range(8)])
     assert rates[:2] == pytest.approx([0.005, 0.01])
     assert rates[-1] == pytest.approx(0.002)
@@ -224,7 +236,7 @@ def test_a_seed_is_a_run(zoo: Any, same_checkpoints: Any) -> None:
 @pytest.mark.parametrize("model", ["rmt", "transformer_xl"])
 def test_bf16(zoo: Any, model: str) -> None:
     assert zoo.run(f"model={model}", "trainer.precision=bf16-mixed").code == 0
-    losses = [value for _, value in zoo.scalars("run")["train/loss"]]
+    losses = [value for _, value in zoo.scalars("run")[TRAINING_LOSS]]
     assert losses[-1] < losses[0] < 10
     state = zoo.checkpoint("run")["zoo"]["ranks"][0]["carried"]
     assert {leaf.dtype for leaf in state if leaf.is_floating_point()} <= {torch.float32, torch.bfloat16}
