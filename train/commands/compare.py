@@ -7,11 +7,12 @@
                 the highest final loss)
     group=      largest, newest or a number: where runs don't compare, one of the groups that do
     mix=        task, data, budget, tokens, protocol, code: runs may differ in these (default: in none)
+    formats=    png, pdf, svg: of the figures; tex: the tables as LaTeX (default png)
     out=        where the comparison goes (default runs/comparison)
 
 Rows have mean and 95 % interval over seeds (Student's t) of bits per byte, of exact match with accuracy per
 target beside it, or of accuracy where samples have one target.  Writes comparison.md, comparison.csv,
-index.html (one self-contained file) and a PNG of each plot.  Lengths and depths come from `zoo evaluate`.
+index.html (one self-contained file) and a file of each plot.  Lengths and depths come from `zoo evaluate`.
 """
 
 import shlex
@@ -30,7 +31,15 @@ def kinds(value: str) -> list[str]:
     return list(list_of(one_of(*KINDS))(value))
 
 
-KEYS = {"baseline": text, "loss": positive("a number of nats"), "mix": kinds, "group": text, "out": text}
+FORMATS = ("png", "pdf", "svg", "tex")
+KEYS = {
+    "baseline": text,
+    "loss": positive("a number of nats"),
+    "mix": kinds,
+    "group": text,
+    "formats": list_of(one_of(*FORMATS)),
+    "out": text,
+}
 
 
 @command
@@ -44,6 +53,7 @@ def main(args: list[str]) -> int:
         from zoo.train.comparison.report import read_finished, report
         from zoo.train.comparison.text import show, write
     out = Path(options.pop("out", "runs/comparison"))
+    formats = options.pop("formats", ["png"])
     command_line = shlex.join(["zoo", "compare", *args])
     try:
         result = report(folders, **options, command=command_line)
@@ -53,8 +63,8 @@ def main(args: list[str]) -> int:
         if len(groups) > 1:
             print(*describe(groups, command_line), sep="\n", file=sys.stderr)
         return 2
-    write(result, out)
-    page.write(result, out)
+    write(result, out, latex="tex" in formats)
+    page.write(result, out, [kind for kind in dict.fromkeys(formats) if kind != "tex"])
     show(result, out)
     return 0
 

@@ -1,9 +1,9 @@
 """Kinds of columns: what a cell shows, what rows are sorted by, and what the CSV has of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from zoo.train.comparison import solved, statistics
 from zoo.train.comparison.groups import FinishedRun, RunGroup
@@ -12,12 +12,15 @@ from zoo.train.evaluation.intervals import Estimate, wilson
 
 EMPTY_CELL = "-"
 Format = Callable[[float], str]
+Better = Literal["higher", "lower"] | None
+"""None of a quantity that is neither good nor bad."""
 
 
 @dataclass(frozen=True)
 class Column(ABC):
     key: str
     title: str
+    better: Better = field(default=None, kw_only=True)
 
     @abstractmethod
     def text(self, group: RunGroup) -> str:
@@ -30,6 +33,16 @@ class Column(ABC):
     @abstractmethod
     def fields(self, group: RunGroup) -> dict[str, Any]:
         """Plain values by the names of the CSV's columns; None is an empty cell."""
+
+    def best(self, groups: Sequence[RunGroup]) -> set[str]:
+        """Labels of the rows with the best value; none where all values are the same."""
+        values = {
+            group.label: value for group in groups if isinstance(value := self.value(group), int | float)
+        }
+        if self.better is None or len(set(values.values())) < 2:
+            return set()
+        best = (max if self.better == "higher" else min)(values.values())
+        return {label for label, value in values.items() if value == best}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from zoo.train.comparison import rates, reach, scores, solved
 from zoo.train.comparison.column_types import (
+    Better,
     Column,
     MedianColumn,
     NumberColumn,
@@ -26,29 +27,34 @@ def columns(comparison: Comparison) -> list[Column]:
         f"steps to held-out loss {comparison.target_loss:g}",
         lambda run: steps_to_loss(run, comparison.target_loss),
         lambda run: bool(run.metrics.get("curve")),
+        better="lower",
     )
+    same_machine = len({run.metrics.get("device") for run in comparison.runs}) == 1
+    fast: Better = "higher" if same_machine else None
+    small: Better = "lower" if same_machine else None
+    losses = [metric("val/loss", "held-out loss (nats)", three_decimals, True, "lower")]
     return [
         *score_columns(comparison),
         *difference_columns(comparison),
         *protocol_columns(comparison),
-        *([metric("val/loss", "held-out loss (nats)", three_decimals, True)] if comparison.is_share else []),
+        *(losses if comparison.is_share else []),
         metric("parameters", "parameters", integer),
-        metric("state_bytes", "state bytes per row", integer),
+        metric("state_bytes", "state bytes per row", integer, better="lower"),
         metric("tokens_seen", "targets seen", integer),
-        metric("tokens_per_s", "training targets/s", integer),
-        metric("eval_tokens_per_s", "evaluation targets/s", integer),
-        metric("peak_memory_bytes", "peak memory", mebibytes),
+        metric("tokens_per_s", "training targets/s", integer, better=fast),
+        metric("eval_tokens_per_s", "evaluation targets/s", integer, better=fast),
+        metric("peak_memory_bytes", "peak memory", mebibytes, better=small),
         steps,
     ]
 
 
 def score_columns(comparison: Comparison) -> list[Column]:
-    split = "test" if comparison.split == "test" else "held-out"
+    split, better = comparison.split_name, better_score(comparison)
     result: list[Column] = []
     if comparison.is_solved_or_not:
         result = [
-            SolvedColumn("solved", "solved"),
-            StepsColumn("steps_to_solve", "steps to solve, median", solved.steps),
+            SolvedColumn("solved", "solved", better="higher"),
+            StepsColumn("steps_to_solve", "steps to solve, median", solved.steps, better="lower"),
         ]
         if long_runs := comparison.long_runs:
             title = f"seed {long_runs[0].config['seed']} with more steps"
@@ -59,10 +65,15 @@ def score_columns(comparison: Comparison) -> list[Column]:
     for tag, name in comparison.score_names.items():
         tag_form = form if tag == comparison.score else per_cent
         if comparison.is_solved_or_not:
-            result.append(MedianColumn(tag, f"{split} {name}, median", by_metric(tag), tag_form))
+            title = f"{split} {name}, median"
+            result.append(MedianColumn(tag, title, by_metric(tag), tag_form, better=better))
         else:
-            result.append(metric(tag, f"{split} {name}", tag_form, True))
+            result.append(metric(tag, f"{split} {name}", tag_form, True, better))
     return result
+
+
+def better_score(comparison: Comparison) -> Better:
+    return "higher" if comparison.is_share else "lower"
 
 
 def difference_columns(comparison: Comparison) -> list[Column]:
@@ -106,15 +117,17 @@ def protocol_columns(comparison: Comparison) -> list[Column]:
         title = "kept less reset (points)" if comparison.is_share else "reset less kept"
         form = points if comparison.is_share else signed
         if comparison.is_solved_or_not:
-            result.append(MedianColumn(scores.WORTH, f"{title}, median", by_metric(scores.WORTH), form))
+            worth = by_metric(scores.WORTH)
+            result.append(MedianColumn(scores.WORTH, f"{title}, median", worth, form, better="higher"))
         else:
-            result.append(metric(scores.WORTH, title, form, True))
+            result.append(metric(scores.WORTH, title, form, True, "higher"))
     for tag, title, form in LENGTHS:
         if any(tag in run.metrics for run in comparison.runs):
             if comparison.is_solved_or_not:
-                result.append(MedianColumn(tag, f"{title}, median", by_metric(tag), form))
+                median_title = f"{title}, median"
+                result.append(MedianColumn(tag, median_title, by_metric(tag), form, better="higher"))
             else:
-                result.append(metric(tag, title, form, tag == scores.AREA))
+                result.append(metric(tag, title, form, tag == scores.AREA, "higher"))
     return [
         *result,
         TextColumn("reach", "reach", describe_reach),
@@ -132,9 +145,16 @@ def describe_reach(group: RunGroup) -> str:
     return "∞" if math.isinf(value) else f"{value:,.0f}"
 
 
-def metric(key: str, title: str, form: Callable[[float], str], has_interval: bool = False) -> Column:
+def metric(
+    key: str,
+    title: str,
+    form: Callable[[float], str],
+    has_interval: bool = False,
+    better: Better = None,
+) -> Column:
     """A column of a metric as metrics.json has it."""
-    return NumberColumn(key, title, lambda group: group.estimate(by_metric(key)), form, has_interval)
+    value = by_metric(key)
+    return NumberColumn(key, title, lambda group: group.estimate(value), form, has_interval, better=better)
 
 
 def by_metric(key: str) -> Callable[[FinishedRun], float | None]:

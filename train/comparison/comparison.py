@@ -75,6 +75,11 @@ class Comparison(NamedTuple):
         """Of the scores."""
         return "test" if self.score.startswith("test/") else "validation"
 
+    @property
+    def split_name(self) -> str:
+        """The split as figures and tables name it beside a score."""
+        return "test" if self.split == "test" else "held-out"
+
     def references(self, tag: str) -> dict[str, float]:
         """Scores of predictors that learn nothing, by name, under one of the scores; without those in which
         runs differ, and {} of several tasks."""

@@ -46,7 +46,7 @@ def seeds_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> P
         else ("the bar is the mean, the line Student's 95 % interval")
     )
     is_share = comparison.is_share and not tag.endswith("gain")
-    draw = partial(dots, rows, f"{comparison.split} {name}", comparison.references(tag), is_share)
+    draw = partial(dots, rows, f"{comparison.split_name} {name}", comparison.references(tag), is_share)
     return single_panel(
         "seeds" if tag == comparison.score else "seeds-per-target",
         f"{capitalised(name)} of every seed",
@@ -103,13 +103,13 @@ def loss_curve(group: RunGroup) -> charts.Line:
 
 
 def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> PageFigure | None:
-    """One of the scores against state bytes, with what is reached without learning where it is a share."""
+    """One of the scores against state bytes, with what is reached without learning."""
     spots = state_scores(comparison, tag)
     if not spots:
         return None
     name, better = comparison.score_names[tag], "Higher" if comparison.is_share else "Lower"
-    baselines = comparison.references(tag) if comparison.is_share else None
-    draw = partial(charts.scatter, spots, "state bytes per row", f"held-out {name}", baselines)
+    labels, baselines = ("state bytes per row", f"{comparison.split_name} {name}"), comparison.references(tag)
+    draw = partial(charts.scatter, spots, *labels, baselines, comparison.is_share)
     dots_sentence = " A dot per seed." if any(spot.values for spot in spots.values()) else ""
     return single_panel(
         "score-by-state" if tag == comparison.score else "score-by-state-per-target",

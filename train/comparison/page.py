@@ -12,6 +12,7 @@ from pathlib import Path
 from zoo.train.comparison.column_types import EMPTY_CELL
 from zoo.train.comparison.columns import columns
 from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.facts import facts
 from zoo.train.comparison.figures import PageFigure, page_figures
 from zoo.train.comparison.method_figures import method_tables
 from zoo.train.comparison.notes import notes
@@ -36,17 +37,17 @@ pre { background: var(--tint); padding: .6rem .8rem; border-radius: 6px; white-s
   overflow-wrap: anywhere; margin: .5rem 0 }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums }
-th, td { padding: .4rem .7rem; text-align: right; vertical-align: top }
+th, td { padding: .4rem .5rem; text-align: right; vertical-align: top }
 td { white-space: nowrap; border-top: 1px solid var(--line) }
-th { vertical-align: bottom; font-weight: 600; background: var(--tint); min-width: 5.5rem }
+th { vertical-align: bottom; font-weight: 600; background: var(--tint); min-width: 5rem }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--ground) }
 thead th:first-child { background: var(--tint) }
-td:first-child { font-weight: 600 }
+td:first-child, td.best { font-weight: 600 }
 .plain td, .plain th { text-align: left }
 th button { all: unset; cursor: pointer } th button:hover, th button:focus-visible { color: var(--link) }
-th[aria-sort] button::after { content: " \\2195"; color: var(--soft) }
-th[aria-sort=ascending] button::after { content: " \\2191" }
-th[aria-sort=descending] button::after { content: " \\2193" }
+th[aria-sort] button::after { content: "\\00a0\\2195"; color: var(--soft) }
+th[aria-sort=ascending] button::after { content: "\\00a0\\2191" }
+th[aria-sort=descending] button::after { content: "\\00a0\\2193" }
 .plots { display: grid; gap: 1rem 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 figure { margin: 0; min-width: 0 } figure.full { grid-column: 1 / -1 }
@@ -72,6 +73,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 """
 
+BEST_NOTE = "Bold: the best mean of a column, whether or not the difference is more than chance."
+
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -84,8 +87,9 @@ PAGE = """<!DOCTYPE html>
 </head>
 <body>
 <h1>{title}</h1>
-<pre>{command}</pre>
 {sections}
+<h2>This page again</h2>
+<pre id="command">{command}</pre>
 <script>{script}</script>
 </body>
 </html>
@@ -94,6 +98,7 @@ PAGE = """<!DOCTYPE html>
 
 SECTION = """<section>
 {heading}
+<p>{facts}</p>
 <div class="wide">{table}</div>
 <ul>
 {notes}
@@ -106,18 +111,19 @@ SECTION = """<section>
 <p>Each run's settings are in the config.yaml of its folder.</p>
 <div class="wide">{runs}</div>
 {rates}
+<h2>These runs again</h2>
 <pre>{commands}</pre>
 </section>
 """
 
 
-def write(report: Report, out: Path) -> None:
-    """Writes index.html and a PNG of each figure."""
+def write(report: Report, out: Path, formats: Sequence[str]) -> None:
+    """Writes index.html and each figure in these formats: png, pdf, svg."""
     figures = [figures_of(report, comparison) for comparison in report.comparisons]
     write_text(out / "index.html", page(report, figures))
-    for figure in itertools.chain(*figures):
-        with atomic_write(out / f"{figure.name}.png") as file:
-            file.write(render.png(figure.draw))
+    for figure, kind in itertools.product(itertools.chain(*figures), formats):
+        with atomic_write(out / f"{figure.name}.{kind}") as file:
+            file.write(render.document(figure.draw, kind))
 
 
 def figures_of(report: Report, comparison: Comparison) -> list[PageFigure]:
@@ -153,8 +159,9 @@ def section(comparison: Comparison, figures: Sequence[PageFigure], suffix: str, 
     table = "" if rates is None else f'<div class="wide">{plain_table(f"rates{suffix}", *rates)}</div>'
     return SECTION.format(
         heading=f"<h1>{html.escape(comparison.title)}</h1>" if has_heading else "",
+        facts=html.escape(facts(comparison)),
         table=sortable_table(comparison, f"comparison{suffix}"),
-        notes="\n".join(f"<li>{html.escape(note)}</li>" for note in notes(comparison)),
+        notes="\n".join(f"<li>{html.escape(note)}</li>" for note in [*notes(comparison), BEST_NOTE]),
         methods="\n".join(
             f'<h2>{html.escape(table.title)}</h2>\n<div class="wide">'
             f"{plain_table(f'methods-table{suffix}-{index}', table.head, table.rows)}</div>"
@@ -163,7 +170,7 @@ def section(comparison: Comparison, figures: Sequence[PageFigure], suffix: str, 
         plots="\n".join(map(figure_element, figures)),
         runs=plain_table(f"runs{suffix}", *run_cells(comparison)),
         rates=f"<h2>Learning rates that were tried</h2>\n{table}" if table else "",
-        commands=html.escape("\n".join(dict.fromkeys(sweep_commands(comparison)))),
+        commands=html.escape("\n".join(sweep_commands(comparison))),
     )
 
 
@@ -171,12 +178,14 @@ def sortable_table(comparison: Comparison, name: str) -> str:
     """A click on a column's head sorts by `data-value`, the plain number."""
     table_columns = columns(comparison)
     head = ["model", "seeds", *(column.title for column in table_columns)]
+    best = [column.best(comparison.groups) for column in table_columns]
     rows = []
     for group in comparison.groups:
         values = [group.label, str(len(group.runs))]
         values += ["" if (value := column.value(group)) is None else str(value) for column in table_columns]
         cells = [group.label, group.seeds, *(column.text(group) for column in table_columns)]
-        rows.append(table_row(cells, values))
+        marks = [False, False, *(group.label in labels for labels in best)]
+        rows.append(table_row(cells, values, marks))
     buttons = (
         f'<th aria-sort="none"><button type="button">{html.escape(title)}</button></th>' for title in head
     )
@@ -187,10 +196,10 @@ def sortable_table(comparison: Comparison, name: str) -> str:
     )
 
 
-def table_row(cells: Iterable[str], values: Iterable[str]) -> str:
+def table_row(cells: Iterable[str], values: Iterable[str], marks: Iterable[bool]) -> str:
     elements = (
-        f'<td data-value="{html.escape(value)}">{html.escape(cell)}</td>'
-        for cell, value in zip(cells, values, strict=True)
+        f'<td{" class=best" if is_best else ""} data-value="{html.escape(value)}">{html.escape(cell)}</td>'
+        for cell, value, is_best in zip(cells, values, marks, strict=True)
     )
     return f"<tr>{''.join(elements)}</tr>"
 

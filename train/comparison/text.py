@@ -12,7 +12,9 @@ from rich.table import Table
 from zoo.train.comparison.column_types import Column
 from zoo.train.comparison.columns import columns
 from zoo.train.comparison.comparison import Comparison
+from zoo.train.comparison.facts import facts
 from zoo.train.comparison.groups import RunGroup
+from zoo.train.comparison.latex import to_latex
 from zoo.train.comparison.method_figures import method_tables
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.report import Report
@@ -34,10 +36,12 @@ TERMINAL_COLUMNS = (
 """Beside the score; on a narrow terminal the last ones are left out."""
 
 
-def write(report: Report, out: Path) -> None:
-    """Writes comparison.md and comparison.csv."""
+def write(report: Report, out: Path, latex: bool = False) -> None:
+    """Writes comparison.md and comparison.csv, and with `latex` comparison.tex."""
     write_text(out / "comparison.md", to_markdown(report))
     write_text(out / "comparison.csv", to_csv(report.comparisons))
+    if latex:
+        write_text(out / "comparison.tex", to_latex(report))
 
 
 def to_markdown(report: Report) -> str:
@@ -48,7 +52,7 @@ def to_markdown(report: Report) -> str:
     for comparison in report.comparisons:
         if several:
             lines += ["", f"## {comparison.title}"]
-        lines += ["", *markdown_table(*cells(comparison)), ""]
+        lines += ["", f"{facts(comparison)}.", "", *markdown_table(*cells(comparison)), ""]
         lines += [f"* {note}" for note in notes(comparison)]
         for title, head, rows in method_tables(comparison.groups):
             lines += ["", f"{title}:", "", *markdown_table(head, rows)]
@@ -57,8 +61,7 @@ def to_markdown(report: Report) -> str:
         lines += markdown_table(*run_cells(comparison))
         if tried := rate_cells(comparison):
             lines += ["", "Learning rates that were tried:", "", *markdown_table(*tried)]
-        commands = dict.fromkeys(sweep_commands(comparison))
-        lines += ["", *(f"    {command}" for command in commands)]
+        lines += ["", *(f"    {command}" for command in sweep_commands(comparison))]
     return "\n".join(lines) + "\n"
 
 

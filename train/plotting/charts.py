@@ -1,7 +1,7 @@
 """Charts of losses and accuracies, for one run or several side by side; matplotlib without a display."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,32 +58,40 @@ def by_axis(
     return figure
 
 
+MAPS_IN_A_ROW = 4
+
+
 def heat_maps(grids: dict[str, list[Result]], title: str, kind: str = "exact") -> Figure:
-    """Maps of length by depth, one per name, with each cell's share in per cent."""
+    """Maps of length by depth, one per name and at most four in a row, with each cell's share in per cent."""
     lengths = sorted({result["axes"]["length"] for results in grids.values() for result in results})
     depths = sorted({result["axes"]["depth"] for results in grids.values() for result in results})
     map_width = 1.6 + 0.62 * len(lengths)
-    size = (max(4.5, map_width * len(grids) + 0.8), 1.7 + 0.38 * len(depths))
+    across = min(len(grids), MAPS_IN_A_ROW)
+    down = math.ceil(len(grids) / across)
+    size = (max(4.5, map_width * across + 0.8), 0.5 + down * (1.2 + 0.38 * len(depths)))
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    maps = figure.subplots(1, len(grids), squeeze=False, sharey=True)[0]
-    for axes, (name, results) in zip(maps, grids.items(), strict=True):
+    maps = figure.subplots(down, across, squeeze=False, sharey=True)
+    for axes in maps.flat[len(grids) :]:
+        axes.remove()
+    for axes, (name, results) in zip(maps.flat, grids.items(), strict=False):
         values = np.full((len(depths), len(lengths)), np.nan)
         for result in results:
             cell = depths.index(result["axes"]["depth"]), lengths.index(result["axes"]["length"])
             values[cell] = result[kind]["share"]
         image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        for (down, across), value in np.ndenumerate(values):
+        for (row, column), value in np.ndenumerate(values):
             if not math.isnan(value):
                 colour = "black" if value > 0.6 else "white"
                 text = f"{100 * value:.0f}"
-                axes.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_title(name, fontsize=10)
         axes.set_xticks(range(len(lengths)), [format_number(length) for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.set_xlabel("length (tokens)")
-    maps[0].set_ylabel("depth (% before the key)")
-    bar = figure.colorbar(image, ax=list(maps), fraction=0.05, pad=0.02)
+    for axes in maps[:, 0]:
+        axes.set_ylabel("depth (% before the key)")
+    bar = figure.colorbar(image, ax=[*maps.flat[: len(grids)]], fraction=0.05, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
@@ -97,7 +105,7 @@ def by_position(series: dict[str, Buckets], title: str) -> Figure:
         axes.plot(indices, [buckets[edges[i]] for i in indices], marker="o", markersize=4, label=name)
     axes.set_xticks(range(len(edges)), [bucket(*pair) for pair in edges])
     axes.set_xlabel("position in the document (tokens)")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats per target)")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.legend(fontsize=8, loc="best")
     return figure
@@ -164,7 +172,9 @@ def _figure(size: tuple[Number, Number], title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> list[Line2D]:
+def _draw_baselines(
+    axes: Axes, baselines: dict[str, float], form: Callable[[float], str] = format_share
+) -> list[Line2D]:
     """The task's baselines as dotted lines."""
     return [
         axes.axhline(
@@ -172,7 +182,7 @@ def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> list[Line2D]:
             color=GREY,
             linestyle=(0, (1, 1 + index)),
             linewidth=1.2,
-            label=f"{name} {format_share(value)}",
+            label=f"{name} {form(value)}",
         )
         for index, (name, value) in enumerate(baselines.items())
     ]
@@ -219,9 +229,10 @@ def curves(lines: dict[str, Line], xlabel: str, ylabel: str) -> Figure:
     return legend_below(figure)
 
 
-def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[str, float] | None) -> Figure:
-    """A point per name over a logarithmic axis that starts at 0; of shares with their baselines, of other
-    scores, where `baselines` is None, with none."""
+def scatter(
+    spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[str, float], is_share: bool
+) -> Figure:
+    """A point per name over a logarithmic axis that starts at 0; baselines as lines."""
     figure, axes = canvas(xlabel, ylabel)
     least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
     for name, spot in spots.items():
@@ -233,12 +244,12 @@ def scatter(spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[st
     axes.set_xscale("symlog", linthresh=10**first, linscale=0.7)
     axes.set_xticks([0, *(10**power for power in range(first, last + 1))])
     axes.set_xlim(-(10**first) / 2, 4 * most)  # room for the names
-    axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.15)
-    if baselines is not None:
-        if lines := _draw_baselines(axes, baselines):
-            figure.legend(handles=lines, fontsize=8, loc="outside lower center")
+    if lines := _draw_baselines(axes, baselines, format_share if is_share else "{:.3f}".format):
+        figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=min(3, len(lines)))
+    if is_share:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

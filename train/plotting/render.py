@@ -126,9 +126,13 @@ def prefix_ids(text: str, name: str) -> str:
     return re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
 
 
-def png(draw: Callable[[], Figure]) -> bytes:
-    """A figure on white, for a document."""
-    with style():
+WITHOUT_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""Metadata by the format of a document's figures: the same figure is the same file."""
+
+
+def document(draw: Callable[[], Figure], kind: str) -> bytes:
+    """A figure on white, for a document: the contents of a file of the format png, pdf or svg."""
+    with style(), matplotlib.rc_context({"svg.hashsalt": "zoo"}):
         file = io.BytesIO()
-        draw().savefig(file, format="png", dpi=130, metadata={"Software": None})
+        draw().savefig(file, format=kind, dpi=130, metadata=WITHOUT_DATE[kind])
     return file.getvalue()
