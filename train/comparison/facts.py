@@ -14,7 +14,7 @@ UNSAID = ("_target_", "root", "corpus", "field", "vocab_size", "seed")
 def facts(comparison: Comparison) -> str:
     """Values in which the runs differ are joined by "or"."""
     runs = comparison.runs
-    texts = alternatives(run.config["task.corpus"] for run in runs if run.config.get("task.corpus"))
+    texts = alternatives(text for run in runs if (text := text_read(run)))
     parts = [f"text {texts}"] if texts else []
     steps = alternatives(format(run.config["steps"], ",") for run in runs)
     parts.append(f"{steps} steps")
@@ -25,6 +25,12 @@ def facts(comparison: Comparison) -> str:
     settings = [key for key in keys if key.split(".")[1] not in UNSAID]
     described = [f"{key}={alternatives(v)}" for key in settings if (v := values(runs, key))]
     return capitalised(", ".join([*parts, *described]))
+
+
+def text_read(run: FinishedRun) -> str:
+    """The text that the task is made of, "" where it is made of none."""
+    text = run.config.get("task.corpus")  # passkey's is read for filler=books alone, which is a setting
+    return str(text) if text is not None and text == run.config.get("data.corpus") else ""
 
 
 def batch(run: FinishedRun) -> str:

@@ -91,7 +91,7 @@ def test_the_same_runs_give_the_same_files(run: Any, tmp_path: Path) -> None:
 
 ERRORS = [
     (("nowhere",), "no folder nowhere"),
-    (("runs", "los=3"), "unknown key 'los'; expected one of baseline, loss, mix, group, out"),
+    (("runs", "los=3"), "unknown key 'los'; expected one of baseline, loss, mix, group, formats, out"),
     (("runs", "loss=x"), "loss: expected a number of nats above 0, found x"),
     (("runs", "loss=nan"), "loss: expected a number of nats above 0, found nan"),
     (("runs", "mix=size"), r"mix: expected task \| data \| budget \| tokens \| protocol \| code, found size"),
