@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from zoo import trust
 from zoo.train.comparison.comparison import Comparison
@@ -12,7 +12,7 @@ from zoo.train.comparison.groups import FinishedRun, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 from zoo.train.runs.construct import import_class, parameters
-from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, Pair, differences, flatten
+from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, Pair, differences, equal, flatten
 from zoo.train.runs.protocol import MORE_SEEDS, SEEDS
 from zoo.train.runs.stored import load_stored
 
@@ -68,20 +68,42 @@ def sweep_command(group: RunGroup) -> str:
         settings: dict[str, Pair] = {}
         for accelerator in ("cpu", "auto"):  # the default precision is the device's
             words = [*args, "run_dir=.", f"trainer.accelerator={accelerator}"]
-            defaults = flatten(OmegaConf.to_container(compose(words), resolve=True))
+            composed = compose(words)
+            defaults = flatten(OmegaConf.to_container(composed, resolve=True))
             settings |= differences(config, defaults, ignored)
         if is_solved(group.runs[0]):
             settings.pop(f"model.{config['model.free']}", None)
     except Exception:  # a missing plug-in may raise anything
         return ""
+    given = dict[str, Any]()
     for key, (value, default) in settings.items():
         trained_with = constructor_default(config, key) if value == NOT_SET else value
         if trained_with not in (NOT_SET, default) and not (by_protocol and key.startswith(SET_BY_PROTOCOL)):
-            args.append(f"{key}={to_yaml(trained_with)}")
+            given[key] = trained_with
+    args += [f"{key}={to_yaml(value)}" for key, value in without_consequences(args, given, composed).items()]
     seeds = tuple(int(run.config["seed"]) for run in group.runs)
     if not by_protocol or seeds not in (SEEDS, SEEDS + MORE_SEEDS):
         args.append(f"seeds={','.join(map(str, seeds))}")
     return shlex.join(["zoo", "sweep", *args])
+
+
+def without_consequences(args: list[str], given: dict[str, Any], defaults: DictConfig) -> dict[str, Any]:
+    """The settings without those that follow from the others by the yaml files, as `data.seq_len` does from
+    `task.length`: what nobody typed."""
+    unresolved = flatten(OmegaConf.to_container(defaults, resolve=False))
+    follows = {key for key in given if "${" in str(unresolved.get(key)) and not key.startswith("trainer.")}
+    if not follows:
+        return given
+    causes = [f"{key}={to_yaml(value)}" for key, value in given.items() if key not in follows]
+    try:
+        result = flatten(OmegaConf.to_container(compose([*args, "run_dir=.", *causes]), resolve=True))
+    except Exception:  # settings that are only right together
+        return given
+    return {
+        key: value
+        for key, value in given.items()
+        if key not in follows or not equal(result.get(key, NOT_SET), value)
+    }
 
 
 def constructor_default(config: dict[str, Any], key: str) -> Any:

@@ -19,8 +19,8 @@ from zoo.train.runs.history import read_rows
 def make_loggers(cfg: DictConfig, run_dir: Path, tokens_seen: int, scores: dict[str, str]) -> list[Logger]:
     """The loggers of `cfg.logger`.
 
-    They are given names of the task's scores by tag, the folder of the run, or one below it with their name, and on resume `tokens_seen`, those
-    of the checkpoint, from which on TensorBoard drops what it has.
+    They are given names of the task's scores by tag, the folder of the run, or one below it with their name,
+    and on resume `tokens_seen`, those of the checkpoint, from which on TensorBoard drops what it has.
     """
     database = f"sqlite:///{run_dir.absolute() / 'mlflow.db'}"
     given = {

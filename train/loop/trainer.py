@@ -48,10 +48,10 @@ from zoo.train.runs.checkpoint import (
     migrate_weights,
     read_checkpoint,
 )
-from zoo.train.runs.config import hparams, stored_config, validate_config
+from zoo.train.runs.config import stored_config, validate_config
 from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
-from zoo.train.runs.hparams import board_hparams
+from zoo.train.runs.hparams import board_hparams, hparams
 from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.optimizer_weights import reorder_moments
 from zoo.train.runs.precision import precision_name, set_matmul_precision

@@ -283,17 +283,6 @@ def drop_default_callers(stored: dict[Any, Any]) -> None:
         stored["trainer"].pop("profiler", None)
 
 
-def hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """The settings as TensorBoard's HParams tab takes them: one level, plain values."""
-    groups = {group: to_dict(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")}
-    settings = {**names(cfg), "steps": cfg.steps, "seed": cfg.seed} | flatten(groups)
-    return {
-        key: value if isinstance(value, (int, float, bool)) else printable(str(value))
-        for key, value in settings.items()
-        if key.rpartition(".")[2] not in ("_target_", "free", "root", "profiler")
-    }
-
-
 def names(cfg: DictConfig) -> dict[str, str]:
     """The names of the model, the task and the size."""
     return {group: str(name) for group, name in cfg.names.items()}

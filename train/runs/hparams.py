@@ -1,20 +1,34 @@
-"""A run's settings as TensorBoard's HParams tab takes them."""
+"""A run's settings as loggers take them, and as TensorBoard's HParams tab does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import printable
-from zoo.train.runs.config import compose, names
+from zoo.train.runs.config import compose, names, to_dict
 from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, differences, flatten
 
+Plain = str | int | float | bool
 
-def board_hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
-    """One level, plain values: first what a run is known by, then the settings that aren't those of the yaml
+
+def hparams(cfg: DictConfig) -> dict[str, Plain]:
+    """All settings as a logger takes them: one level, plain values."""
+    groups = {group: to_dict(cfg[group]) for group in ("model", "task", "size", "optim", "data", "trainer")}
+    settings = {**names(cfg), "steps": cfg.steps, "seed": cfg.seed} | flatten(groups)
+    return {
+        key: plain(value)
+        for key, value in settings.items()
+        if key.rpartition(".")[2] not in ("_target_", "free", "root", "profiler")
+    }
+
+
+def board_hparams(cfg: DictConfig) -> dict[str, Plain]:
+    """Those of the HParams tab: first what a run is known by, then the settings that aren't those of the yaml
     files of its model, task and size.  `cfg` as it was composed, with its interpolations.
     """
     text = f" {Path(cfg.data.corpus).name}" if reads_corpus(cfg) else ""
@@ -25,10 +39,11 @@ def board_hparams(cfg: DictConfig) -> dict[str, str | int | float | bool]:
         "steps": int(cfg.steps),
     }
     settings |= {key: OmegaConf.select(cfg, key) for key in changed_keys(cfg)}
-    return {
-        key: value if isinstance(value, (int, float, bool)) else printable(str(value))
-        for key, value in settings.items()
-    }
+    return {key: plain(value) for key, value in settings.items()}
+
+
+def plain(value: Any) -> Plain:
+    return value if isinstance(value, (int, float, bool)) else printable(str(value))
 
 
 def reads_corpus(cfg: DictConfig) -> bool:

@@ -158,6 +158,18 @@ def test_a_group_has_the_command_that_trains_it(tmp_path: Path, settings: list[s
     assert OmegaConf.create(stored_config(recomposed)) == OmegaConf.create(stored_config(cfg))
 
 
+def test_a_command_has_no_setting_that_follows_from_others(tmp_path: Path) -> None:
+    """Of a passkey in compact form vocabulary and tokens per step; but one that was set besides is said."""
+    words = ["model=rmt", "task=passkey", "size=nano", "task.length=128", "task.form=compact"]
+    for index, further in enumerate(([], ["data.seq_len=64"])):
+        cfg = compose([*words, *further, "run_dir=."])
+        folder = make_run(tmp_path / str(index))
+        (folder / "config.yaml").write_text(stored_config(cfg))
+        [group] = group_runs([read_run(folder)])
+        typed = {*words, *further, f"steps={cfg.steps}", "seeds=0"}
+        assert set(sweep_command(group).split()[2:]) == typed
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_run_s_command_says_its_precision_where_a_device_has_another_default(
     tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -141,7 +141,7 @@ def test_a_yaml_that_names_no_logger(zoo: Any, yaml: str, message: str) -> None:
 def test_keys_and_packages_that_are_not_there(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = compose(["model=rmt", "logger=csv", "+logger.csv.colour=red"])
     with pytest.raises(UserError, match=r"logger.csv.colour: unknown; CSVLogger takes save_dir, name"):
-        make_loggers(cfg, zoo.folder, 0)
+        make_loggers(cfg, zoo.folder, 0, {})
     monkeypatch.setattr(lightnings_wandb, "_WANDB_AVAILABLE", False)
     with pytest.raises(UserError, match=r"^logger.wandb: .*; pip install 'zoo\[wandb\]'$"):
-        make_loggers(compose(["model=rmt", "logger=wandb"]), zoo.folder, 0)
+        make_loggers(compose(["model=rmt", "logger=wandb"]), zoo.folder, 0, {})
