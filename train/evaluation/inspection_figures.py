@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from zoo.train.evaluation.inspection import Inspection, SegmentView
 from zoo.train.evaluation.inspection_report import words
-from zoo.train.plotting.charts import add_images
+from zoo.train.plotting.board_images import add_images
 
 MAX_LABELS = 24  # of tokens that are asked for
 
@@ -22,7 +22,7 @@ def save_figures(inspection: Inspection, run_dir: Path) -> Path:
     figures = draw(inspection, inspection.model)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
-    images = {f"{FOLDER}/{name}": figure for name, figure in figures.items()}
+    images = {f"zoo inspect/{name}": figure for name, figure in figures.items()}
     add_images(run_dir, images, inspection.tokens_seen)
     return folder
 

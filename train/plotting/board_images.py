@@ -24,10 +24,10 @@ def add_images(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
 def fit_card(figure: Figure) -> Figure:
     """The figure in a card's size, so that its text is legible there, with pixels for a larger view.
 
-    A figure of many cells keeps its size.
+    A figure of several panels, or of many cells, keeps its size.
     """
     width, height = figure.get_size_inches()
-    if width <= WIDEST:
+    if width <= WIDEST and len(figure.axes) == 1:
         scale = CARD_WIDTH / width
         figure.set_size_inches(CARD_WIDTH, max(2.8, height * scale))
         for axes in figure.axes:
