@@ -90,7 +90,7 @@ def dom(page: Path, *options: str) -> tuple[dict[str, str], str]:
 def test_rows_plots_and_no_error(page: Path) -> None:
     data, text = dom(page / "watched.html", "--window-size=1280,900")
     assert "errors" not in data
-    assert int(data["plots"]) == 12  # six plots, and a heat map of each of two measures for three models
+    assert int(data["plots"]) == 13  # seven plots, and a heat map of each of two measures for three models
     for name in ("mamba", "rmt", "transformer"):
         assert f'data-value="{name}">{name}</td>' in text
     assert text.count("<text") > 50  # text in plots is text
@@ -109,6 +109,6 @@ def test_a_click_sorts(page: Path) -> None:
 def test_a_phone_in_either_scheme(page: Path, scheme: int, ground: str) -> None:
     data, _ = dom(page / "frame.html", f"--blink-settings=preferredColorScheme={scheme}")
     assert int(data["wide"]) <= 400
-    assert int(data["plots"]) == 12
+    assert int(data["plots"]) == 13
     assert float(data["least"]) > 250
     assert data["ground"] == ground
