@@ -4,6 +4,7 @@ A segment is read alone.  It is as long as the config's `segment_len`, by defaul
 published model, whose logits these are.
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,12 +35,18 @@ from zoo.models.transformer import Transformer
 MODEL_TYPES = ("llama", "mistral", "gpt2")
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel", "GPT2Model")
 WITHOUT_EFFECT = (*LLAMA, *gpt2.WITHOUT_EFFECT)
+
+
+def half(weight: Tensor, index: int) -> Tensor:
+    return weight.chunk(2)[index]
+
+
 BLOCK: Table = {
     "input_layernorm.weight": ("mixer_norm.weight", same),
     "post_attention_layernorm.weight": ("mlp_norm.weight", same),
     **affine(self_attn__o_proj="mixer.out_proj", mlp__down_proj="mlp.out_proj"),
     **{
-        f"mlp.{theirs}_proj.{part}": (f"mlp.in_proj.{part}", lambda w, index=index: w.chunk(2)[index])
+        f"mlp.{theirs}_proj.{part}": (f"mlp.in_proj.{part}", partial(half, index=index))
         for index, theirs in enumerate(("gate", "up"))
         for part in ("weight", "bias")
     },

@@ -101,15 +101,15 @@ def write_tokens(
 ) -> dict[str, Any]:
     """Write all documents of a corpus as ids; returns the contents of tokens.json."""
     size = tokenizer.vocab_size
-    for name, index in (("start", start), ("end", end)):
-        if index is not None and not 0 <= index < size:
-            raise UserError(f"{name}: expected a token from 0 to {size - 1}, found {index}")
+    for name, token in (("start", start), ("end", end)):
+        if token is not None and not 0 <= token < size:
+            raise UserError(f"{name}: expected a token from 0 to {size - 1}, found {token}")
     dtype = np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
     for split, documents in corpus.parts.items():
         tokens = _write_split(folder, split, documents, tokenizer, dtype)
         on_split(split, len(documents), tokens, int(documents.lengths.sum()))
     sizes = tokenizer.token_bytes()
-    sizes[[index for index in (start, end) if index is not None]] = 0
+    sizes[[token for token in (start, end) if token is not None]] = 0
     np.save(folder / "token_bytes.npy", sizes)
     shutil.copyfile(tokenizer.path, folder / FILE)
     index = {

@@ -2,28 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 
 from zoo.generation import Pick, sampler, stream_ragged
 from zoo.module import SequenceModule
+from zoo.train.evaluation.codec import run_codec
 from zoo.train.evaluation.stop_words import first_stop, spaced
-from zoo.train.evaluation.text_generation import (
-    GenerateOptions,
-    encode_prompt,
-    encode_text,
-    parse_prompt,
-    restrict_vocab,
-)
+from zoo.train.evaluation.text_generation import GenerateOptions, restrict_vocab
 from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.precision import ForwardContext, make_precision, precision_name
 from zoo.train.runs.symbols import check_run_symbols
-from zoo.train.runs.tokens import run_tokenizer
-from zoo.train.tasks.lm import END, VOCAB_SIZE
 
-Encode = Callable[[bytes], list[int]]
 Decode = Callable[[list[int]], str]
 
 
@@ -69,28 +60,20 @@ def generate_texts(
     silence_lightning()
     cfg, model, _ = load_trained(options.run, options.checkpoint, options.overrides)
     check_run_symbols(cfg, model, "generate")
-    vocab_size = int(cfg.task.vocab_size)
-    is_bytes, tokenizer = vocab_size == VOCAB_SIZE, run_tokenizer(cfg, options.run)
+    codec = run_codec(cfg, options.run, "generate")
     context = make_precision(precision_name(cfg), model.device).forward_context
     rng = torch.Generator(model.device).manual_seed(options.seed)
-    symbols = vocab_size if tokenizer is None else tokenizer.vocab_size
-    pick = restrict_vocab(symbols, sampler(options.temperature, options.top_p, rng, options.top_k))
-    encode: Encode = encode_prompt if is_bytes else partial(parse_prompt, vocab_size=vocab_size)
-    decode, end = (decode_bytes, END) if is_bytes else (decode_numbers, None)
-    if tokenizer is not None:
-        encode = partial(encode_text, tokenizer=tokenizer, start=cfg.task.get("start"))
-        decode, end = tokenizer.decode, cfg.task.get("end")
-    is_text = is_bytes or tokenizer is not None
-    stops = options.stop if is_text else [spaced(stop) for stop in options.stop]
-    encoded = [encode(text) for text in prompts]
+    pick = restrict_vocab(codec.vocab_size, sampler(options.temperature, options.top_p, rng, options.top_k))
+    stops = options.stop if codec.is_text else [spaced(stop) for stop in options.stop]
+    encoded = [codec.encode(text) for text in prompts]
     queue = [pair for pair in zip(prompts, encoded, strict=True) for _ in range(samples)]
     for start in range(0, len(queue), batch_size):
         batch = queue[start : start + batch_size]
-        rows = [Row(options.tokens, stops, decode, end) for _ in batch]
+        rows = [Row(options.tokens, stops, codec.decode, codec.end) for _ in batch]
         generate_rows(model, [tokens for _, tokens in batch], rows, pick, context)
         for (prompt, _), row in zip(batch, rows, strict=True):
             assert row.ended_by is not None
-            text = row.text if is_text else row.text.strip()
+            text = row.text if codec.is_text else row.text.strip()
             yield GeneratedText(prompt.decode("utf-8", "replace"), text, len(row.tokens), row.ended_by)
 
 
@@ -105,12 +88,3 @@ def generate_rows(
         for row, token, own in zip(rows, tokens.tolist(), is_picked, strict=True):
             if own:
                 row.add(token)
-
-
-def decode_bytes(tokens: list[int]) -> str:
-    return bytes(tokens).decode("utf-8", "replace")
-
-
-def decode_numbers(tokens: list[int]) -> str:
-    """With a space on both sides of each, so that a stop word is found as a whole."""
-    return " " + "".join(f"{token} " for token in tokens)

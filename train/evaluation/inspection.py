@@ -25,14 +25,13 @@ from zoo.errors import UserError
 from zoo.module import IGNORE, SequenceModule
 from zoo.reads import Read, watched_reads
 from zoo.state import State, contents, lazy_field_names, named_leaves
+from zoo.train.evaluation.codec import Codec, run_codec
 from zoo.train.evaluation.evaluate import load
 from zoo.train.evaluation.options import EvalOptions
-from zoo.train.evaluation.text_generation import encode_prompt, parse_prompt
 from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.precision import ForwardContext, make_precision, precision_name
 from zoo.train.runs.symbols import check_run_symbols
 from zoo.train.tasks.base import Split
-from zoo.train.tasks.lm import VOCAB_SIZE
 
 MAX_SEGMENTS = 256  # each is left out once, and all after it are read again
 
@@ -67,7 +66,7 @@ class Text(NamedTuple):
     tokens: Int[Tensor, " time"]
     targets: Int[Tensor, " time"]
     """IGNORE where there is none."""
-    is_bytes: bool
+    codec: Codec
     ask_last_segment: bool
     """The question is the targets of the last segment; otherwise all after the first segment."""
 
@@ -119,29 +118,28 @@ def load_sample(options: InspectOptions) -> Subject:
         length = min(length, MAX_SEGMENTS * model.segment_len)
     tokens, targets = map(torch.from_numpy, dataset.window(options.sample, 0, length))
     title = f"{evaluation.task_name}, sample {options.sample} of the {options.split} split"
-    is_bytes = evaluation.task.vocab_size == VOCAB_SIZE
+    codec = run_codec(evaluation.config, options.run, "inspect")
     return Subject(
         str(evaluation.config.names.model),
         model,
         evaluation.progress["tokens_seen"],
         evaluation.precision.forward_context,
-        Text(title, tokens, targets, is_bytes, evaluation.is_text),
+        Text(title, tokens, targets, codec, evaluation.is_text),
     )
 
 
 def load_prompt(options: InspectOptions) -> Subject:
     cfg, model, progress = load_trained(options.run, options.checkpoint, options.overrides)
     check_run_symbols(cfg, model, "inspect")
-    vocab_size, prompt = int(cfg.task.vocab_size), options.prompt or b""
-    is_bytes = vocab_size == VOCAB_SIZE
-    tokens = torch.tensor(encode_prompt(prompt) if is_bytes else parse_prompt(prompt, vocab_size, "inspect"))
+    codec = run_codec(cfg, options.run, "inspect")
+    tokens = torch.tensor(codec.encode(options.prompt or b""))
     targets = F.pad(tokens[1:], (0, 1), value=IGNORE)
     return Subject(
         str(cfg.names.model),
         model,
         progress["tokens_seen"],
         make_precision(precision_name(cfg), model.device).forward_context,
-        Text("a prompt", tokens, targets, is_bytes, ask_last_segment=True),
+        Text("a prompt", tokens, targets, codec, ask_last_segment=True),
     )
 
 

@@ -5,7 +5,6 @@ from rich.table import Column, Table
 
 from zoo.train.evaluation.inspection import Inspection, SegmentView, Text
 from zoo.train.plotting.terminal import new_table, print_table
-from zoo.train.tasks.lm import END
 
 MOST_READ = 5  # tokens that are listed of each layer
 AROUND = 12  # tokens shown on each side of one
@@ -31,8 +30,8 @@ def show(inspection: Inspection, console: Console) -> None:
 
 def segment_table(inspection: Inspection) -> Table:
     numbers = ("loss", "reset", "retention", "contribution", "state")
-    head = (Column("from", justify="right"), *(Column(name, justify="right") for name in numbers), "text")
-    table = new_table(*head)
+    columns = [Column(name, justify="right") for name in ("from", *numbers)]
+    table = new_table(*columns, "text")
     for segment in inspection.segments:
         table.add_row(f"{segment.start:,}", *segment_cells(segment), snippet(inspection.text, segment))
     return table
@@ -77,9 +76,8 @@ def in_context(text: Text, token: int) -> str:
 
 
 def words(text: Text, start: int, stop: int) -> str:
-    """Tokens as a reader sees them: bytes in one line, other symbols as numbers."""
-    tokens = text.tokens[start:stop].tolist()
-    if not text.is_bytes:
-        return " ".join(map(str, tokens))
-    shown = bytes(token for token in tokens if token != END).decode("utf-8", "replace")
+    """Tokens as a reader sees them, in one line; those that aren't text as numbers."""
+    codec = text.codec
+    shown = codec.decode([token for token in text.tokens[start:stop].tolist() if token != codec.end])
+    shown = shown if codec.is_text else shown.strip()
     return "".join(sign if sign.isprintable() else "·" for sign in shown)

@@ -152,7 +152,7 @@ class TokenDataset(Dataset):
         self.check_window(document, start, stop)
         before = int(self.start is not None)
         symbols = np.full(stop - start + 1, -1 if self.end is None else self.end, np.int64)
-        if before and start == 0:
+        if self.start is not None and start == 0:
             symbols[0] = self.start
         low, high = max(start - before, 0), min(stop + 1 - before, int(self.counts[document, 0]))
         symbols[low + before - start : high + before - start] = self.document_ids(document)[low:high]

@@ -4,17 +4,18 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.train.conftest import Completed, Workspace
 from zoo.generation import greedy
 from zoo.train.commands import generate as command
 from zoo.train.evaluation import text_generation
+from zoo.train.evaluation.codec import run_codec
 from zoo.train.runs.load import load_trained
 from zoo.train.tasks.lm import END
 
@@ -144,10 +145,10 @@ def test_weights_that_say_nothing(zoo: Workspace, run: str, capsys: pytest.Captu
 
 
 def spelled(tokens: list[int], of_bytes: bool = True) -> list[str]:
-    def given() -> Iterator[int]:
-        yield from tokens
-
-    return [piece for _, piece in text_generation.decode_pieces(given(), of_bytes)]
+    codec = run_codec(
+        OmegaConf.create({"task": {"vocab_size": 257 if of_bytes else 300}}), Path(), "generate"
+    )
+    return [piece for _, piece in codec.pieces(iter(tokens))]
 
 
 def test_characters_are_written_when_they_are_whole() -> None:

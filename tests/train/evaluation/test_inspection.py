@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from tests.train.conftest import Workspace
 from zoo.errors import UserError
 from zoo.module import IGNORE, SequenceModule
 from zoo.train.commands import inspect as command
+from zoo.train.evaluation.codec import Codec, run_codec
 from zoo.train.evaluation.inspection import InspectOptions, Text, inspect, inspect_run
 from zoo.train.evaluation.inspection_report import in_context, words
 
@@ -57,7 +59,11 @@ def nats(tokens: list[int], target: int) -> float:
 def text() -> Text:
     tokens = torch.randint(VOCAB, (4 * SEGMENT + 2,), generator=torch.Generator().manual_seed(0))
     targets = torch.cat([tokens[1:], torch.tensor([IGNORE])])
-    return Text("a text", tokens, targets, is_bytes=False, ask_last_segment=False)
+    return Text("a text", tokens, targets, codec_of(VOCAB), ask_last_segment=False)
+
+
+def codec_of(vocab_size: int) -> Codec:
+    return run_codec(OmegaConf.create({"task": {"vocab_size": vocab_size}}), Path(), "inspect")
 
 
 def test_course_of_a_memory(text: Text) -> None:
@@ -102,7 +108,7 @@ def test_a_text_without_a_question_is_refused(text: Text) -> None:
 
 def test_words_of_bytes_and_of_symbols(text: Text) -> None:
     assert words(text._replace(tokens=torch.tensor([3, 1, 4])), 0, 3) == "3 1 4"
-    of_bytes = text._replace(tokens=torch.tensor([256, *b"ab\n\xff[d"]), is_bytes=True)
+    of_bytes = text._replace(tokens=torch.tensor([256, *b"ab\n\xff[d"]), codec=codec_of(257))
     assert words(of_bytes, 0, 7) == "ab·\ufffd[d"
     assert in_context(of_bytes, 2) == "a⟦b⟧·\ufffd[d"
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.models.published.originals import LLAMA, model_of
 from tests.train.conftest import Workspace
 from tests.train.runs.commands import assert_same, call, refused
-from zoo.train.commands import evaluate, export, generate, import_weights
+from zoo.train.commands import evaluate, export, generate, import_weights, inspect
 from zoo.train.corpora.tokenizer import Tokenizer
 from zoo.train.runs.load import load_trained
 
@@ -141,6 +141,9 @@ def test_it_writes_words(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> 
     words = ("temperature=0", "tokens=12", "echo=false", f"stop={json.dumps([first])}")
     ended = call(zoo, capsys, generate.main, "run=here", f"prompt={prompt}", *words)
     assert ended.out == "\n"
+    ended = call(zoo, capsys, inspect.main, "run=here", f"prompt={'Once upon a time ' * 80}")
+    assert ended.code == 0, ended.err
+    assert "Once upon a time" in ended.out
 
 
 def test_an_export_keeps_the_tokenizer(zoo: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
