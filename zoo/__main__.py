@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from zoo.errors import closed_pipe_exits, nearest, tolerate_any_text
+from zoo.errors import closed_pipe_exits, nearest, refuse_other_systems, tolerate_any_text
 from zoo.terminal import output_width, reflow
 
 
@@ -93,6 +93,7 @@ COMPLETION = ("-sc", "--shell-completion")
 
 
 def main() -> None:
+    refuse_other_systems()
     tolerate_any_text()
     with closed_pipe_exits():
         dispatch()

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib.util
 import os
 import select
 import sys
@@ -13,6 +14,12 @@ class UserError(Exception):
 
     The message says what was expected and what was found.
     """
+
+
+def refuse_other_systems() -> None:
+    """Exits on a system without the file locks that runs need."""
+    if importlib.util.find_spec("fcntl") is None:
+        sys.exit(f"error: expected Linux or macOS, found {sys.platform}; on Windows the zoo works inside WSL")
 
 
 def tolerate_any_text() -> None:

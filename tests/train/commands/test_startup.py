@@ -117,3 +117,22 @@ def test_a_plug_in_that_is_not_installed_is_told_how(tmp_path: Path) -> None:
     assert "pip install" not in imported(tmp_path, "train", "model=mine")[0]
     (tmp_path / "pyproject.toml").write_text("not toml")
     assert "pip install" not in imported(tmp_path, "train", "model=mine")[0]
+
+
+@pytest.mark.parametrize("module", ["zoo", "zoo.train"])
+def test_a_system_without_file_locks_is_refused_in_a_line(module: str) -> None:
+    """As Windows is, which has neither of these modules."""
+    script = f"""
+import runpy, sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+sys.argv = ["zoo", "list"]
+runpy.run_module({module!r}, run_name="__main__")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert ended.returncode == 1
+    assert (
+        ended.stderr
+        == f"error: expected Linux or macOS, found {sys.platform}; on Windows the zoo works inside WSL\n"
+    )
