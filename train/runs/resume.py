@@ -131,19 +131,23 @@ def _settings(cfg: DictConfig, key: str) -> dict[str, Any]:
 
 
 def _group_difference(override: Override, args: Sequence[str], stored: DictConfig) -> str:
-    """The first setting of a group's yaml file in which the run differs."""
-    groups = [arg for arg in args if arg.partition("=")[0] in (*plugins.CONFIG_GROUPS, "hydra.searchpath")]
-    with_group = compose(groups)
-    without_group = compose([arg for arg in groups if arg != override.input_line])
-    before, after = (
-        flatten(OmegaConf.to_container(cfg, resolve=False)) for cfg in (without_group, with_group)
-    )
-    for key in differences(before, after, without=()):
-        value = OmegaConf.select(with_group, key)
-        current = OmegaConf.select(stored, key)
-        if not key.startswith(CHANGEABLE) and value is not None and not equal(value, current):
-            return f": its {key} is {current}, found {value}"
+    """The first setting in which the run differs from a group's yaml file, of those that the file sets apart
+    from the default and, of optimisers, from any other file."""
     group = override.key_or_group
+    groups = [arg for arg in args if arg.partition("=")[0] in (*plugins.CONFIG_GROUPS, "hydra.searchpath")]
+    set_alone = {key_of(arg) for arg in args if key_of(arg) not in plugins.CONFIG_GROUPS}
+    with_group = compose(groups)
+    after = flatten(OmegaConf.to_container(with_group, resolve=False))
+    further = [arg for arg in groups if arg != override.input_line]
+    names = {choice.name for choice in plugins.choices(group)} if group == "optim" else set()
+    for other in [further, *([*further, f"{group}={name}"] for name in sorted(names))]:
+        before = flatten(OmegaConf.to_container(compose(other), resolve=False))
+        for key in differences(before, after, without=()):
+            value, current = OmegaConf.select(with_group, key), OmegaConf.select(stored, key)
+            if key in set_alone or key.startswith(CHANGEABLE) or (value is None and other is further):
+                continue
+            if not equal(value, current):
+                return f": its {key} is {current}, found {value}"
     if group == "optim" and with_group.optim.get("_target_") != stored.optim.get("_target_"):
         return f": its class is {stored.optim.get('_target_') or 'the default one'}"
     if group in plugins.LIST_GROUPS and {*with_group[group]} != {*stored[group]}:

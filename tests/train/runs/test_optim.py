@@ -92,3 +92,14 @@ def test_the_zoos_own_is_stored_as_before(zoo: Any) -> None:
 def test_settings_that_are_wrong(zoo: Any, linear: str, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build.optim(compose(["model=rmt", *words]))
+
+
+def test_another_schedule_is_refused_on_resume(zoo: Any) -> None:
+    assert (
+        zoo.run("optim=wsd", "run_dir=whole", callbacks=[zoo.kill_at("on_train_batch_end", 5)]).code
+        == "killed"
+    )
+    refused = zoo.run("resume=whole", "optim=adamw")
+    assert refused.code == 2
+    assert "its optim.schedule is wsd, found cosine" in refused.err
+    assert zoo.run("resume=whole", "optim=wsd").code == 0
