@@ -53,7 +53,7 @@ def test_a_plug_in_trains_and_resumes(zoo: Any, same_checkpoints: Any, linear: s
     resumed = zoo.run("resume=cut", *words)
     assert (resumed.code, resumed.err) == (0, "")
     assert same_checkpoints(zoo.checkpoint("whole"), zoo.checkpoint("cut")) == []
-    rates = [rate for _, rate in zoo.scalars("whole")["train/learning_rate"]]
+    rates = [rate for _, rate in zoo.scalars("whole")["optimizer/learning rate"]]
     assert rates == pytest.approx([0.1 * (1 - step / 8) for step in range(8)])
     assert "momentum_buffer" in zoo.checkpoint("whole")["optimizer_states"][0]["state"][0]
     assert zoo.run("resume=cut", "steps=9", "optim=adamw").code == 2
