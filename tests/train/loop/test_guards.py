@@ -252,7 +252,9 @@ def test_gradients_are_clipped_together(zoo: Any) -> None:
     assert ended.code == 0
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
     assert len(norms) == 5  # the others were cleared before a validation
-    assert min(value for _, value in zoo.scalars("run")["train/grad_norm"]) > 0.01  # logged before clipping
+    assert (
+        min(value for _, value in zoo.scalars("run")["optimizer/gradient norm"]) > 0.01
+    )  # logged before clipping
 
 
 def test_a_signal_that_is_ignored_stays_ignored(zoo: Any) -> None:
