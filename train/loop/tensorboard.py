@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from zoo.errors import printable
 from zoo.train.plotting.board_images import event_folder, fit_card
 from zoo.train.plotting.charts import by_position
 from zoo.train.tasks.base import RANGES
@@ -91,9 +92,9 @@ def log_setup(logger: RunLogger, hparams: dict[str, Any], facts: dict[str, str],
     _, session_start, _ = hparams_summary(hparams, {HELD_OUT_LOSS: 0.0})
     writer._get_file_writer().add_summary(session_start)  # add_hparams would open a separate run
     writer.add_custom_scalars(layout(logger.scores))
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    rows = "\n".join(f"| {name} | {printable(value)} |" for name, value in facts.items())
     writer.add_text("about", f"| | |\n|---|---|\n{rows}")
-    writer.add_text("config", f"```yaml\n{config}\n```")
+    writer.add_text("config", f"```yaml\n{printable(config)}\n```")
 
 
 def log_figure(logger: RunLogger, latest: dict[str, float], subject: str, step: int) -> None:

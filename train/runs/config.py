@@ -168,7 +168,8 @@ def check_keys(cfg: DictConfig) -> None:
             keys = [key.name for key in dataclasses.fields(kinds[group])]
             for key in map(str, node):
                 if key not in keys:
-                    message = f"{group}.{key}: unknown; {group} takes {', '.join(keys)}"
+                    settable = [known for known in keys if known != "_target_"]
+                    message = f"{group}.{key}: unknown; {group} takes {', '.join(settable)}"
                     raise UserError(message + nearest(key, keys, prefix=f"{group}."))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import printable
@@ -52,9 +53,17 @@ def reads_corpus(cfg: DictConfig) -> bool:
 
 
 def changed_keys(cfg: DictConfig) -> list[str]:
-    """The settings, beside those that every row has, that aren't those of the run's model, task and size."""
-    with apart_from_current():
-        defaults = compose([f"{group}={name}" for group, name in names(cfg).items()])
+    """The settings, beside those that every row has, that aren't those of the run's model, task and size.
+
+    None where one of their yaml files isn't found, as of a plug-in in a resumed run.
+    """
+    search = HydraConfig.get().searchpath if HydraConfig.initialized() else []
+    words = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    try:
+        with apart_from_current():
+            defaults = compose([*words, *(f"{group}={name}" for group, name in names(cfg).items())])
+    except MissingConfigException:
+        return []
     current, default = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, defaults))
     without = (*RESULT_NEUTRAL_SETTINGS, "seed", "steps", "optim.lr", "data.corpus", "run_dir", "resume")
     return [

@@ -13,10 +13,13 @@ from tests.train.runs.test_import_published import checkpoint, published
 from zoo.__main__ import call
 
 UNREAD = [
-    ("+foo=3", "foo: unknown; expected one of model, .*resume, stop_when_solved$"),
+    ("+foo=3", "foo: unknown; expected one of model, .*resume, logger, callbacks, stop_when_solved$"),
     ("++foo=3", "foo: unknown"),
     ("+step=3", "step: unknown; .*did you mean steps"),
-    ("+trainer.profiler=simple", "trainer.profiler: unknown; trainer takes accelerator, .*log_every"),
+    (
+        "+trainer.detect_anomaly=true",
+        "trainer.detect_anomaly: unknown; trainer takes accelerator, .*log_every",
+    ),
     ("+trainer.accumulat=2", "trainer.accumulat: .*did you mean trainer.accumulate"),
     ("+optim.momentum=0.9", "optim.momentum: unknown; optim takes lr"),
     ("+data.shuffle=true", "data.shuffle: unknown; data takes corpus"),
@@ -66,8 +69,8 @@ def test_folders_that_were_there_before_stay(zoo: Any) -> None:
 
 
 def test_no_job_of_a_multirun_begins(zoo: Any) -> None:
-    ended = zoo.run("-m", *zoo.with_settings(["seed=0,1", "+trainer.profiler=simple"]), as_given=True)
-    check_refused(ended, "trainer.profiler: unknown")
+    ended = zoo.run("-m", *zoo.with_settings(["seed=0,1", "+trainer.detect_anomaly=true"]), as_given=True)
+    check_refused(ended, "trainer.detect_anomaly: unknown")
     assert os.listdir(zoo.folder) == ["text"]
 
 
@@ -75,7 +78,11 @@ def test_no_job_of_a_multirun_begins(zoo: Any) -> None:
     ("command", "words", "message"),
     [
         ("sweep", ["model=rmt", "size=nano", "+foo=3"], "foo: unknown"),
-        ("sweep", ["model=rmt", "size=nano", "+trainer.profiler=simple"], "trainer.profiler: unknown"),
+        (
+            "sweep",
+            ["model=rmt", "size=nano", "+trainer.detect_anomaly=true"],
+            "trainer.detect_anomaly: unknown",
+        ),
         ("sweep", ["model=rmt", "size=nano", "+model.wdth=3"], "model.wdth: unknown"),
         ("bench", ["model=rmt", "size=nano", "+foo=3"], "foo: unknown"),
         ("sweep", ["model=rmt", "size=nano", "++run_dir=there"], "run_dir can't be set here; use runs="),
@@ -93,7 +100,7 @@ def test_no_job_of_a_multirun_begins(zoo: Any) -> None:
         ("list", ["models", "+foo=3"], "foo: unknown"),
         ("list", ["models", "steps=3"], "steps has no effect on these tables"),
         ("evaluate", ["run=whole", "+foo=3"], r"unknown key '\+foo'"),
-        ("evaluate", ["run=whole", "+trainer.profiler=simple"], "unknown key"),
+        ("evaluate", ["run=whole", "+trainer.detect_anomaly=true"], "unknown key"),
         ("evaluate", ["run=whole", "trainer.precision=64-true"], "unknown key"),
         ("evaluate", ["run=whole", "data.seq_len=64"], "unknown key data.seq_len"),
         ("evaluate", ["run=whole", "task.wdth=3"], "task lm has no such setting"),
@@ -209,7 +216,7 @@ def test_words_that_a_run_was_started_with_may_be_repeated(zoo: Any) -> None:
             "experiment is fixed .*: its model._target_ is zoo.models.rmt.RMT, found",
         ),
         ("+model.sinks=3", "model.sinks is fixed by the run in whole: absent there, found 3"),
-        ("+trainer.profiler=simple", "trainer.profiler: unknown"),
+        ("+trainer.detect_anomaly=true", "trainer.detect_anomaly: unknown"),
         ("+foo=3", "foo is fixed by the run in whole: absent there, found 3"),
         ("optim.lr=${nowhere}", "nowhere"),
         ("optim.lr=fast", "fast"),
