@@ -147,12 +147,15 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
             assert str(setting) in value.split(","), f"{key}: {setting}"
 
 
-def test_the_comparison_of_the_passkey_runs_is_what_compare_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "mix"), [("passkey", ["code"]), ("extrapolation-text", []), ("extrapolation-passkey", [])]
+)
+def test_a_committed_comparison_is_what_compare_writes(
+    name: str, mix: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    command = "zoo compare results/runs/passkey out=results/passkey mix=code"
-    write(report([Path("results/runs/passkey")], mix=["code"], command=command), tmp_path)
-    for name in ("comparison.md", "comparison.csv"):
-        committed, written = (folder / name for folder in (RESULTS / "passkey", tmp_path))
-        assert committed.read_text() == written.read_text(), f"{name} is out of date: {command}"
+    command = f"zoo compare results/runs/{name} out=results/{name}" + "".join(f" mix={key}" for key in mix)
+    write(report([Path(f"results/runs/{name}")], mix=mix, command=command), tmp_path)
+    for file in ("comparison.md", "comparison.csv"):
+        committed, written = (folder / file for folder in (RESULTS / name, tmp_path))
+        assert committed.read_text() == written.read_text(), f"{file} is out of date: {command}"
