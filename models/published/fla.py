@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from zoo.models.decoder import Decoder
-from zoo.models.published.weights import Config, Table, View, flag, fraction, number, same, under
+from zoo.models.published.weights import Config, Table, flag, fraction, half, number, same, under
 
 WITHOUT_EFFECT = (
     *("attn_mode", "fuse_norm", "fuse_swiglu", "fuse_cross_entropy", "fuse_linear_cross_entropy"),
@@ -37,11 +37,6 @@ class LayerConfig(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len({*self.defaults, *self.config})
-
-
-def half(index: int) -> View:
-    """A view of one of two matrices that lie in one, below one another."""
-    return lambda weight: weight.chunk(2)[index]
 
 
 def mlp_width(config: Config) -> int:

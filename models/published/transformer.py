@@ -4,7 +4,6 @@ A segment is read alone.  It is as long as the config's `segment_len`, by defaul
 published model, whose logits these are.
 """
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from zoo.models.published.weights import (
     flag,
     fraction,
     gradients,
+    half,
     number,
     require,
     same,
@@ -37,16 +37,12 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "GPT2LMHeadModel", "G
 WITHOUT_EFFECT = (*LLAMA, *gpt2.WITHOUT_EFFECT)
 
 
-def half(weight: Tensor, index: int) -> Tensor:
-    return weight.chunk(2)[index]
-
-
 BLOCK: Table = {
     "input_layernorm.weight": ("mixer_norm.weight", same),
     "post_attention_layernorm.weight": ("mlp_norm.weight", same),
     **affine(self_attn__o_proj="mixer.out_proj", mlp__down_proj="mlp.out_proj"),
     **{
-        f"mlp.{theirs}_proj.{part}": (f"mlp.in_proj.{part}", partial(half, index=index))
+        f"mlp.{theirs}_proj.{part}": (f"mlp.in_proj.{part}", half(index))
         for index, theirs in enumerate(("gate", "up"))
         for part in ("weight", "bias")
     },

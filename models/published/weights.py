@@ -54,6 +54,11 @@ def same(weight: Tensor) -> Tensor:
     return weight
 
 
+def half(index: int) -> View:
+    """A view of one of two matrices of one height that lie in one, below one another."""
+    return lambda weight: weight.chunk(2)[index]
+
+
 def under(published: str, ours: str, table: Table) -> Table:
     """The table with a prefix on both sides."""
     return {published + theirs: (ours + name, view) for theirs, (name, view) in table.items()}

@@ -21,6 +21,7 @@ from zoo.models.published.weights import (
     fill,
     flag,
     gradients,
+    half,
     number,
     require,
     same,
@@ -33,11 +34,6 @@ from zoo.state import State
 def part(index: int, *sizes: int) -> View:
     """A view of one of several matrices that lie in one, below one another."""
     return lambda weight: weight.split(list(sizes))[index]
-
-
-def half(index: int) -> View:
-    """The same of two of one height."""
-    return lambda weight: weight.chunk(2)[index]
 
 
 GATES: Table = {
