@@ -54,8 +54,8 @@ def _solve(cls: type[SequenceModule], keys: dict[str, Any], free: str, budget: i
 def least_width(count: Callable[[int], int], budget: int) -> int:
     """The least width of at least `budget` parameters, of a `count` that grows with the width.
 
-    Interpolation finds it in a third of the builds of bisection, as most counts are linear in the free width;
-    where it doesn't halve the range, bisection does.
+    Most counts are linear in the free width, so interpolation finds it in a third of the builds of bisection,
+    which takes over for the others: each round tries the middle too if that is still in the range.
     """
     low, high = 1, 64
     if count(low) >= budget:
@@ -63,11 +63,11 @@ def least_width(count: Callable[[int], int], budget: int) -> int:
     while count(high) < budget:
         low, high = high, 2 * high
     while high - low > 1:
-        before = high - low
-        slope = (count(high) - count(low)) / before
-        middle = low + math.ceil((budget - count(low)) / slope)
-        for width in (middle, middle - 1, (low + high) // 2):
-            if low < width < high and (width != (low + high) // 2 or 2 * (high - low) > before):
+        middle = (low + high) // 2
+        slope = (count(high) - count(low)) / (high - low)
+        guess = low + math.ceil((budget - count(low)) / slope)
+        for width in (guess, guess - 1, middle):
+            if low < width < high:
                 low, high = (width, high) if count(width) < budget else (low, width)
     return high
 
