@@ -36,13 +36,13 @@ def run_targets(config: Mapping[Any, Any]) -> dict[str, str]:
 
 def training_targets(config: Mapping[Any, Any]) -> dict[str, str]:
     """The classes that training a run builds: those of its model, task, optimiser, loggers and callbacks."""
-    callers = {
+    named_classes = {
         f"{group}.{name}._target_": str(keys["_target_"])
         for group in ("logger", "callbacks")
         for name, keys in (config.get(group) or {}).items()
     }
     target = config["optim"].get("_target_")
-    return run_targets(config) | ({} if target is None else {"optim._target_": str(target)}) | callers
+    return run_targets(config) | ({} if target is None else {"optim._target_": str(target)}) | named_classes
 
 
 def check_targets(targets: Mapping[str, str], overrides: Collection[str], source: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import UserError, first_line
-from zoo.train.runs.callers import RESUMABLE
+from zoo.train.runs.loggers_and_callbacks import RESUMABLE
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from zoo.train.loop.tensorboard import RunLogger
-from zoo.train.runs.callers import make_logger, named
 from zoo.train.runs.history import read_rows
+from zoo.train.runs.loggers_and_callbacks import make_logger, named
 
 
 def make_loggers(cfg: DictConfig, run_dir: Path, tokens_seen: int, scores: dict[str, str]) -> list[Logger]:

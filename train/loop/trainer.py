@@ -22,7 +22,6 @@ from zoo.train.loop.checkpointing import (
     NonSkippingFitLoop,
     WriteResumedConfig,
 )
-from zoo.train.loop.further_callbacks import FurtherCallbacks, check_resumable
 from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.loggers import closing, log_settings, make_loggers, replay, tensorboard_of
 from zoo.train.loop.metrics import Metrics
@@ -40,6 +39,7 @@ from zoo.train.loop.recipe import (
 from zoo.train.loop.signals import SignalHandler
 from zoo.train.loop.summary import print_summary, run_facts, subject, summary
 from zoo.train.loop.tensorboard import log_figure, log_setup
+from zoo.train.loop.user_callbacks import UserCallbacks, check_resumable
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
 from zoo.train.runs.checkpoint import (
@@ -92,7 +92,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     curve = ValidationCurve(metrics)
     batch_size = stage_batch_size(data, checkpoint)
     recipe = recipe_callbacks(cfg, data, metrics)
-    further = FurtherCallbacks(cfg, task)
+    further = UserCallbacks(cfg, task)
     trainer = make_trainer(
         cfg, run_dir, model, metrics, loggers, curve, identity, recipe, further, batch_size
     )
@@ -193,7 +193,7 @@ def make_trainer(
     curve: ValidationCurve,
     identity: dict[str, str],
     recipe: RecipeCallbacks,
-    further: FurtherCallbacks,
+    further: UserCallbacks,
     batch_size: int,
 ) -> L.Trainer:
     """`recipe` from `recipe_callbacks`; `batch_size` rows at the first step."""

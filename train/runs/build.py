@@ -9,9 +9,9 @@ from zoo.module import SequenceModule
 from zoo.optim import Optim
 from zoo.train.runs.base import load_base
 from zoo.train.runs.budget import solve_width
-from zoo.train.runs.callers import check_callers
 from zoo.train.runs.config import to_dict
 from zoo.train.runs.construct import call, check_arguments, import_class
+from zoo.train.runs.loggers_and_callbacks import check_loggers_and_callbacks
 from zoo.train.runs.symbols import check_run_symbols
 from zoo.train.tasks.base import Task
 
@@ -25,7 +25,7 @@ def check_classes(cfg: DictConfig) -> None:
     arguments = {key: value for key, value in model_keys.items() if key not in ("free", "base")}
     check_arguments(model_class, arguments, "model")
     check_arguments(task_class, task_keys, "task")
-    check_callers(cfg)
+    check_loggers_and_callbacks(cfg)
     optim(cfg)
 
 

@@ -264,7 +264,7 @@ def stored_config(cfg: DictConfig) -> str:
     if stored.get("base") is None:
         stored.pop("base", None)
     drop_unused(stored)
-    drop_default_callers(stored)
+    drop_default_loggers_and_callbacks(stored)
     for group in ("data", "task"):  # newer than stored runs, which are to be comparable
         if stored[group].get("field") == DEFAULT_FIELD:
             del stored[group]["field"]
@@ -274,7 +274,7 @@ def stored_config(cfg: DictConfig) -> str:
 DEFAULT_LOGGER = {"tensorboard": {"_target_": "zoo.train.loop.tensorboard.RunLogger"}}
 
 
-def drop_default_callers(stored: dict[Any, Any]) -> None:
+def drop_default_loggers_and_callbacks(stored: dict[Any, Any]) -> None:
     """Leaves out the logger, callbacks and profiler of most runs, for the same reason."""
     if stored.get("logger") == DEFAULT_LOGGER:
         del stored["logger"]

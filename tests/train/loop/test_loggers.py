@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 
 from zoo.errors import UserError
 from zoo.train.loop.loggers import make_loggers
-from zoo.train.runs.callers import check_callers
 from zoo.train.runs.config import compose
 from zoo.train.runs.history import read_rows
+from zoo.train.runs.loggers_and_callbacks import check_loggers_and_callbacks
 from zoo.train.runs.overrides import quoted_name
 
 MODULE = """
@@ -135,7 +135,7 @@ def test_a_yaml_that_names_no_logger(zoo: Any, yaml: str, message: str) -> None:
     (zoo.folder / "configs/logger").mkdir(parents=True)
     (zoo.folder / "configs/logger/bad.yaml").write_text(yaml)
     with pytest.raises(UserError, match=message):
-        check_callers(compose(["model=rmt", "logger=bad"]))
+        check_loggers_and_callbacks(compose(["model=rmt", "logger=bad"]))
 
 
 def test_keys_and_packages_that_are_not_there(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:

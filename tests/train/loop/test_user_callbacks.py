@@ -9,9 +9,9 @@ import torch
 
 from zoo.errors import UserError
 from zoo.train.loop.callback_guard import same, snapshot, unsaved_attributes
-from zoo.train.loop.further_callbacks import FurtherCallbacks
-from zoo.train.runs.callers import check_callers
+from zoo.train.loop.user_callbacks import UserCallbacks
 from zoo.train.runs.config import compose
+from zoo.train.runs.loggers_and_callbacks import check_loggers_and_callbacks
 
 MODULE = """
 import lightning as L
@@ -149,7 +149,7 @@ def test_settings_that_are_wrong(zoo: Any, words: tuple[str, ...], message: str)
 
     cfg = compose(["model=rmt", "size=nano", "data.corpus=text", *words])
     with pytest.raises(UserError, match=message):
-        FurtherCallbacks(cfg, build.task(cfg))
+        UserCallbacks(cfg, build.task(cfg))
 
 
 def test_callbacks_that_lightning_has_and_the_loop_cannot_resume(zoo: Any) -> None:
@@ -157,7 +157,7 @@ def test_callbacks_that_lightning_has_and_the_loop_cannot_resume(zoo: Any) -> No
     yaml = "average:\n  _target_: lightning.pytorch.callbacks.StochasticWeightAveraging\n  swa_lrs: 0.1\n"
     (zoo.folder / "configs/callbacks/average.yaml").write_text(yaml)
     with pytest.raises(UserError, match=r"expected a class of your own, or EarlyStopping \| Timer of Light"):
-        check_callers(compose(["model=rmt", "callbacks=average"]))
+        check_loggers_and_callbacks(compose(["model=rmt", "callbacks=average"]))
 
 
 class Keeper(L.Callback):

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError, nearest
 from zoo.train.loop.callback_guard import CallbackGuard, refuse_unsaved
-from zoo.train.runs.callers import make_callback, named
 from zoo.train.runs.folder import read_json
+from zoo.train.runs.loggers_and_callbacks import make_callback, named
 from zoo.train.tasks.base import Task, score_names
 
 
-class FurtherCallbacks:
+class UserCallbacks:
     """Raises UserError for one that can't be made."""
 
     def __init__(self, cfg: DictConfig, task: Task) -> None:

@@ -21,7 +21,7 @@ RESUMABLE = (EarlyStopping, Timer)
 T = TypeVar("T")
 
 
-def check_callers(cfg: DictConfig) -> None:
+def check_loggers_and_callbacks(cfg: DictConfig) -> None:
     """Raises UserError unless every logger and callback names a class that may be one; builds none."""
     for name, keys in named(cfg, "logger").items():
         logger_class(name, keys)
@@ -31,14 +31,14 @@ def check_callers(cfg: DictConfig) -> None:
 
 def named(cfg: DictConfig, group: str) -> dict[str, dict[str, Any]]:
     """The keys of each logger or callback by its name."""
-    callers = to_dict(cfg[group])
-    for name, keys in callers.items():
+    named_classes = to_dict(cfg[group])
+    for name, keys in named_classes.items():
         if not isinstance(keys, dict):
             raise UserError(
                 f"{group}: expected a yaml file that gives its class a name, `NAME:` above `_target_:`, "
                 f"found {name}={keys}"
             )
-    return callers
+    return named_classes
 
 
 def logger_class(name: str, keys: Mapping[str, Any]) -> type[Logger]:
