@@ -9,13 +9,15 @@ et al. 2024, arXiv:2411.12537.  Per head, with l2(x) = x / sqrt(|x|^2 + 1e-6):
     y = W_o (RMSNorm(o) * gate)
 
     delta: g = 0                                                gate = silu(W_g x), where there is one
+    additive: as delta, but S_t = S_{t-1} + beta_t k_t v_t^T: nothing is overwritten
     gated: g = -exp(A_log) softplus(W_a x + dt_bias)            gate = silu(W_g x)
     kda:   g = -exp(A_log) softplus(F_2 F_1 x + dt_bias)        gate = sigmoid(G_2 G_1 x + b), g per channel
            or lower_bound sigmoid(exp(A_log) (F_2 F_1 x + dt_bias))
 
 With `negative_eigenvalues` beta = 2 sigmoid(W_b x).
 Carried: every head's S, and the convolution's last K-1 inputs (q, k and v).
-Differs from the papers: nothing.  A memory decays first, is read with k after that, and is then written.
+Differs from the papers: `additive` is no model of theirs, but what the delta rule is compared with.  A memory
+decays first, is read with k after that, and is then written.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -31,7 +33,7 @@ from zoo.memory.mixer import Mixer, no_autocast
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.mamba_mixer import initial_dt_bias
 
-Rule = Literal["delta", "gated", "kda"]
+Rule = Literal["delta", "gated", "kda", "additive"]
 L2_EPS = 1e-6
 
 
@@ -81,6 +83,7 @@ class DeltaMixer(Mixer):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         self.rule: Rule = rule
+        self.has_decay = rule in ("gated", "kda")
         self.heads, self.value_heads, self.head_dim, self.value_dim = heads, value_heads, head_dim, value_dim
         self.strongest, self.lower_bound, self.steps = (
             2.0 if negative_eigenvalues else 1.0,
@@ -92,7 +95,7 @@ class DeltaMixer(Mixer):
         inner = value_heads * value_dim
         low_rank = rule == "kda"
         self.parts = {"qkv": sum(self.qkv), "beta": steps * value_heads}
-        if rule != "delta":
+        if self.has_decay:
             self.parts["decay"] = value_dim if low_rank else value_heads
         if gate:
             self.parts["gate"] = value_dim if low_rank else inner
@@ -100,7 +103,7 @@ class DeltaMixer(Mixer):
         self.conv = CausalConv(sum(self.qkv), conv_size, conv_bias) if conv_size else None
         self.decay_proj = nn.Linear(value_dim, value_heads * head_dim, bias=False) if low_rank else None
         self.gate_proj = nn.Linear(value_dim, inner) if low_rank and gate else None
-        if rule != "delta":
+        if self.has_decay:
             self.A_log = nn.Parameter(torch.empty(value_heads))
             self.dt_bias = nn.Parameter(torch.empty(value_heads * (head_dim if low_rank else 1)))
         self.norm_weight = nn.Parameter(torch.empty(value_dim))
@@ -112,7 +115,7 @@ class DeltaMixer(Mixer):
         """exp(A_log) ~ U(0, 16), for `kda` from 1 on, with a lower bound 1; dt_bias the inverse softplus of a
         log-uniform step; the norm 1."""
         self.norm_weight.fill_(1.0)
-        if self.rule != "delta":
+        if self.has_decay:
             self.dt_bias.copy_(initial_dt_bias(len(self.dt_bias)))
             self.A_log.uniform_(1.0 if self.rule == "kda" else 1e-3, 16.0).log_()
         if self.lower_bound is not None:
@@ -168,6 +171,8 @@ class DeltaMixer(Mixer):
             shared = self.value_heads // self.heads
             if shared > 1:
                 q, k = (part.repeat_interleave(shared, dim=2) for part in (q, k))
+            if self.rule == "additive":
+                return Inputs(q, beta * k, v, None, matrix)
             return Inputs(q, beta * k, v, g, matrix, a=k if g is None else g.exp() * k)
 
     def log_decay(

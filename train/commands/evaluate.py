@@ -27,7 +27,7 @@ and with the memory reset at every segment; the difference is the gain by memory
 
     positions=    starts of the buckets of positions (default 512,2048,8192,32768,131072)
     stride= context=    instead: a sliding window of `context` tokens, read from an empty state every
-                  `stride` tokens
+                  `stride` tokens; stride= beside contexts=: the last tokens of a window that count
 
 Writes evaluation.json (results of other tasks and axes stay), evaluation/*.png, and the same figures as
 images for TensorBoard.  Each cell is saved as soon as it is measured.

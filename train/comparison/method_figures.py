@@ -88,7 +88,7 @@ def loss_figure(scores: MethodScores, suffix: str) -> PageFigure:
     return single_panel(
         f"methods{suffix}",
         f"{capitalised(LOSS)} by context and method ({scores.subject})",
-        f"{CAPTION}. At every context the same tokens count.",
+        f"{CAPTION}. At every context the same tokens count; what was read with another stride has no value.",
         lambda: charts.curve_panels([(LOSS, lines)], "context (tokens)", ""),
     )
 

@@ -50,7 +50,29 @@ def method_scores(groups: list[RunGroup]) -> list[MethodScores]:
                 scores = evaluations.setdefault(identity, MethodScores(entries[0], {}))
                 for name, by_context in by_method(run, entries).items():
                     scores.results.setdefault(prefix + name, []).append(at_least_context(by_context))
-    return [scores for scores in evaluations.values() if scores.results]
+    return [
+        MethodScores(scores.entry, same_targets(scores.results) if scores.is_text else scores.results)
+        for scores in evaluations.values()
+        if scores.results
+    ]
+
+
+def same_targets(by_method: dict[str, Seeds]) -> dict[str, Seeds]:
+    """Of a text read with several strides the results at each context in which the same last tokens count:
+    those of the largest stride that all methods were read with there, or else of the smallest of any."""
+    strides: dict[int, list[set[int]]] = {}
+    for seeds in by_method.values():
+        for context in {r["axes"]["context"] for run in seeds for r in run}:
+            of_runs = [{r["axes"]["stride"] for r in run if r["axes"]["context"] == context} for run in seeds]
+            strides.setdefault(context, []).extend(filter(None, of_runs))
+    chosen = {}
+    for context, of_runs in strides.items():
+        shared = set.intersection(*of_runs)
+        chosen[context] = max(shared) if shared else min(set.union(*of_runs))
+    return {
+        name: [[r for r in run if r["axes"]["stride"] == chosen[r["axes"]["context"]]] for run in seeds]
+        for name, seeds in by_method.items()
+    }
 
 
 def by_identity(run: FinishedRun) -> dict[str, list[EvalEntry]]:
@@ -70,7 +92,7 @@ def by_method(run: FinishedRun, entries: list[EvalEntry]) -> dict[str, dict[int,
         return methods
     for entry in entries:
         context = int((entry.get("reading") or {}).get(context_key(run), trained))
-        at_context = [r for r in entry["results"] if reads_at_context(r["axes"], context, trained)]
+        at_context = [r for r in entry["results"] if reads_at_context(r["axes"], context)]
         if at_context:
             methods.setdefault(method(entry, run), {})[context] = at_context
     return methods

@@ -1,9 +1,9 @@
 """Evaluation of one run at several contexts and by several position methods: train once, read many ways.
 
 `contexts` sets the tokens that the model attends over (`segment_len`, or `window` where it has one) and what
-it reads: samples of that length, or text in windows of that length, whose last tokens count, as many as
-the run's context has.  `methods` are settings of `model.position`: a scaling, a far distance, `log_n`
-or `plain`.
+it reads: samples of that length, or text in windows of that length, whose last tokens count: `stride`, by
+default as many as the run's context has.  `methods` are settings of `model.position`: a scaling, a far
+distance, `log_n` or `plain`.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ def evaluate_each(
             entry = evaluate(run_dir, at_context(cfg, options, method, context), print_line)
             entries.setdefault(method, {})[context] = entry
     if options.contexts is not None:
-        draw(run_dir, entries, run_context_of(cfg))
+        draw(run_dir, entries)
     return [entry for by_context in entries.values() for entry in by_context.values()]
 
 
@@ -48,6 +48,8 @@ def contexts(cfg: DictConfig, options: EvalOptions) -> list[int]:
         round(float(word[:-1]) * run_context) if word.endswith("x") else int(word)
         for word in options.contexts or ["1x"]
     ]
+    if options.contexts is not None and options.context is not None:
+        raise UserError("evaluate: expected contexts= or context=, found both")
     if min(values) < 1:
         raise UserError(f"evaluate: contexts: expected at least 1 token, found {options.contexts}")
     return list(dict.fromkeys(values))
@@ -73,7 +75,7 @@ def at_context(cfg: DictConfig, options: EvalOptions, method: str, context: int)
         if context != run_context:
             overrides.append(f"model.{context_key(cfg)}={context}")
         if reads_text(cfg, options):
-            changes |= {"context": context, "stride": min(run_context, context)}
+            changes |= {"context": context, "stride": options.stride or min(run_context, context)}
         else:
             changes |= {"lengths": options.lengths or [str(context)]}
         changes["seq_len"] = max(options.seq_len, context)
@@ -95,21 +97,20 @@ def reads_text(cfg: DictConfig, options: EvalOptions) -> bool:
     return "length" not in cfg.task if options.task in (None, cfg.names.task) else options.task == "lm"
 
 
-def reads_at_context(axes: dict[str, Any], context: int, run_context: int) -> bool:
+def reads_at_context(axes: dict[str, Any], context: int) -> bool:
     """True for the axes of a result that `contexts` asks for: samples that the context holds, or windows of
     text of this length, of which the last tokens count."""
     if "length" in axes:
         return int(axes["length"]) <= context
-    sliding = {"memory": "sliding", "context": context, "stride": min(run_context, context)}
-    return sliding.items() <= axes.items()
+    return axes.get("memory") == "sliding" and axes["context"] == context
 
 
-def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]], run_context: int) -> None:
+def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]]) -> None:
     """A figure with a line for each method over the contexts."""
     label = "loss of the last tokens, nats" if is_text(entries) else "exact match"
     lines = {}
     for method, by_context in entries.items():
-        scores = [score(entry, context, run_context) for context, entry in by_context.items()]
+        scores = [score(entry, context) for context, entry in by_context.items()]
         lines[method] = Line(list(by_context), scores, scores, scores)
     task = next(iter(next(iter(entries.values())).values()))["task"]
     figure: Figure = curve_panels([(label, lines)], "context, tokens", f"{task} by position method")
@@ -122,10 +123,10 @@ def is_text(entries: dict[str, dict[int, EvalEntry]]) -> bool:
     return all(e["unit"] == "bits per byte" for by_context in entries.values() for e in by_context.values())
 
 
-def score(entry: EvalEntry, context: int, run_context: int) -> float:
+def score(entry: EvalEntry, context: int) -> float:
     """The loss of a text; of samples the exact matches of all cells of the longest that the context holds, of
     longer ones if there are no others.  An entry has the results of earlier evaluations too."""
-    counted = [r for r in entry["results"] if reads_at_context(r["axes"], context, run_context)]
+    counted = [r for r in entry["results"] if reads_at_context(r["axes"], context)]
     if entry["unit"] == "bits per byte":
         return float(counted[-1]["loss"])
     pooled = results.pooled(counted or entry["results"], "length")

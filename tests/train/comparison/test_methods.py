@@ -10,7 +10,7 @@ from tests.train.stored_runs import make_run
 from zoo.train.comparison.figures import page_figures
 from zoo.train.comparison.groups import RunGroup, group_runs, read_run
 from zoo.train.comparison.method_figures import method_figures, method_tables
-from zoo.train.comparison.methods import by_method, method
+from zoo.train.comparison.methods import by_method, method, same_targets
 from zoo.train.comparison.report import report
 from zoo.train.evaluation.intervals import proportion
 
@@ -105,6 +105,13 @@ def test_methods_are_means_over_seeds(tmp_path: Path) -> None:
     passkey, lm = method_tables(groups_of(tmp_path))
     assert passkey.rows[1] == ["yarn", "70.0%", "50.0%"]
     assert lm.rows[1] == ["grouped near=8", "-", "2.000"]
+
+
+def test_at_a_context_the_same_tokens_count() -> None:
+    """The largest stride that all have there; where they share none, those of the smallest alone."""
+    plain, tuned = [[text(32, 1.0), text(64, 2.0)]], [[text(32, 3.0, 32), text(32, 4.0), text(64, 5.0, 64)]]
+    assert same_targets({"plain": plain, "tuned": tuned}) == {"plain": plain, "tuned": [[text(32, 4.0)]]}
+    assert same_targets({"tuned": tuned}) == {"tuned": [[text(32, 3.0, 32), text(64, 5.0, 64)]]}
 
 
 def test_readings_change_no_other_figure(tmp_path: Path) -> None:

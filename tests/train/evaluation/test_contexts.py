@@ -129,7 +129,7 @@ def test_a_comparison_has_the_numbers_of_each_context_and_method(run: Path) -> N
         next(result["exact"]["share"] for result in entry["results"] if result["axes"]["length"] == length)
         for entry, length in zip(entries, [16, 64] * 3, strict=True)
     ]
-    assert [score(entry, length, 16) for entry, length in zip(entries, [16, 64] * 3, strict=True)] == shares
+    assert [score(entry, length) for entry, length in zip(entries, [16, 64] * 3, strict=True)] == shares
     [table] = method_tables(group_runs([read_run(run)]))
     assert table.head == ["method", "16", "64"]
     assert table.rows == [
