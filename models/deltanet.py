@@ -20,8 +20,8 @@ from zoo.models.decoder import BaseOptions, Decoder
 
 
 class DeltaNet(Decoder):
-    """`rule` is `delta`, `gated` (a decay per head), `kda` (per channel) or, to compare with, `additive`, which
-    overwrites nothing; `steps` > 1 writes as often for every token."""
+    """`rule` is `delta`, `gated` (a decay per head), `kda` (per channel) or `additive`, to compare
+    with, which overwrites nothing; `steps` > 1 writes as often for every token."""
 
     learns_through_memory = True
     reach = None
