@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.gradients import stop_gradient
@@ -167,17 +167,29 @@ def write_in_turn(
     d_i is d(k_i) under z_{i-1}, the normaliser that the token before it left.
     """
     G = k @ k.mT
+    kk = G.diagonal(dim1=-2, dim2=-1)
     zk = (k @ state.normaliser[..., None]).squeeze(-1)
-    gammas: list[Tensor] = []
-    d: list[Tensor] = []
-    for i, G_i in enumerate(G.unbind(1)):
-        zk_i = zk[:, i] + sum(gammas[j] * G_i[:, j] for j in range(i))  # z_{i-1} k_i, one number per row
-        d.append(denominator(zk_i, G_i[:, i], bounded))
-        is_first = (state.writes == 0) & (i == 0)
-        gammas.append(gamma(zk_i, G_i[:, i], is_first) if correction else torch.ones_like(zk_i))
-    b_over_d = b / torch.stack(d, dim=1)[..., None]
+    gammas = gammas_in_turn(zk, G, state.writes == 0) if correction else torch.ones_like(zk)
+    # z_{i-1} k_i: what the tokens before i have added to z
+    d = denominator(zk + (G.tril(-1) @ gammas[..., None]).squeeze(-1), kk, bounded)
+    b_over_d = b / d[..., None]
     target = b * v - b_over_d * (k @ state.matrix)
     # (I + the strictly lower triangle of b/d G) u = target
     u = torch.linalg.solve_triangular(b_over_d * G, target, upper=False, unitriangular=True)
-    z = state.normaliser + (torch.stack(gammas, dim=1)[..., None] * k).sum(1)
+    z = state.normaliser + (gammas[..., None] * k).sum(1)
     return state.matrix + k.mT @ u, z
+
+
+def gammas_in_turn(
+    zk: Float[Tensor, "rows memory_tokens"],
+    G: Float[Tensor, "rows memory_tokens memory_tokens"],
+    is_first: Bool[Tensor, " rows"],
+) -> Float[Tensor, "rows memory_tokens"]:
+    """gamma of every token, each under the z that the one before it left; they have no gradient, so that
+    none is recorded for the steps of this loop."""
+    zk, G = stop_gradient(zk).clone(), stop_gradient(G)
+    gammas = []
+    for i, G_i in enumerate(G.unbind(1)):
+        gammas.append(gamma(zk[:, i], G_i[:, i], is_first & (i == 0)))
+        zk += gammas[i][:, None] * G_i
+    return torch.stack(gammas, dim=1)
