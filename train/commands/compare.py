@@ -26,8 +26,8 @@ from zoo.train.commands.cli import command, list_of, one_of, parse, positive, te
 
 
 def kinds(value: str) -> list[str]:
-    from zoo.train.comparison.comparable import KINDS
-
+    with large_imports():
+        from zoo.train.comparison.comparable import KINDS
     return list(list_of(one_of(*KINDS))(value))
 
 
@@ -51,6 +51,7 @@ def main(args: list[str]) -> int:
         from zoo.train.comparison.comparable import IncomparableError
         from zoo.train.comparison.partition import describe, partition
         from zoo.train.comparison.report import read_finished, report
+        from zoo.train.comparison.reproduce import sweep_commands
         from zoo.train.comparison.text import show, write
     out = Path(options.pop("out", "runs/comparison"))
     formats = options.pop("formats", ["png"])
@@ -63,8 +64,9 @@ def main(args: list[str]) -> int:
         if len(groups) > 1:
             print(*describe(groups, command_line), sep="\n", file=sys.stderr)
         return 2
-    write(result, out, latex="tex" in formats)
-    page.write(result, out, [kind for kind in dict.fromkeys(formats) if kind != "tex"])
+    commands = [sweep_commands(comparison) for comparison in result.comparisons]
+    write(result, commands, out, latex="tex" in formats)
+    page.write(result, commands, out, [kind for kind in dict.fromkeys(formats) if kind != "tex"])
     show(result, out)
     return 0
 

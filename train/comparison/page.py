@@ -17,7 +17,6 @@ from zoo.train.comparison.figures import PageFigure, page_figures
 from zoo.train.comparison.method_figures import method_tables
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.report import Report
-from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.comparison.tables import AGGREGATE_NOTE, aggregate_cells, rate_cells, run_cells
 from zoo.train.plotting import render
 from zoo.train.runs.files import atomic_write, write_text
@@ -117,10 +116,11 @@ SECTION = """<section>
 """
 
 
-def write(report: Report, out: Path, formats: Sequence[str]) -> None:
-    """Writes index.html and each figure in these formats: png, pdf, svg."""
+def write(report: Report, commands: Sequence[Sequence[str]], out: Path, formats: Sequence[str]) -> None:
+    """Writes index.html, with the `commands` that train each comparison's runs again, and each figure in
+    these formats: png, pdf, svg."""
     figures = [figures_of(report, comparison) for comparison in report.comparisons]
-    write_text(out / "index.html", page(report, figures))
+    write_text(out / "index.html", page(report, figures, commands))
     for figure, kind in itertools.product(itertools.chain(*figures), formats):
         with atomic_write(out / f"{figure.name}.{kind}") as file:
             file.write(render.document(figure.draw, kind))
@@ -135,11 +135,14 @@ def figures_of(report: Report, comparison: Comparison) -> list[PageFigure]:
     return [figure._replace(name=f"{task}-{figure.name}") for figure in figures]
 
 
-def page(report: Report, figures: Sequence[Sequence[PageFigure]]) -> str:
-    """`figures` of each comparison."""
+def page(report: Report, figures: Sequence[Sequence[PageFigure]], commands: Sequence[Sequence[str]]) -> str:
+    """`figures` and `commands` of each comparison."""
+    several = len(report.comparisons) > 1
     sections = [
-        section(comparison, of_task, str(index) if index else "", len(report.comparisons) > 1)
-        for index, (comparison, of_task) in enumerate(zip(report.comparisons, figures, strict=True))
+        section(comparison, of_task, again, str(index) if index else "", several)
+        for index, (comparison, of_task, again) in enumerate(
+            zip(report.comparisons, figures, commands, strict=True)
+        )
     ]
     if report.over_tasks:
         table = plain_table("tasks", *aggregate_cells(report))
@@ -153,7 +156,13 @@ def page(report: Report, figures: Sequence[Sequence[PageFigure]]) -> str:
     )
 
 
-def section(comparison: Comparison, figures: Sequence[PageFigure], suffix: str, has_heading: bool) -> str:
+def section(
+    comparison: Comparison,
+    figures: Sequence[PageFigure],
+    commands: Sequence[str],
+    suffix: str,
+    has_heading: bool,
+) -> str:
     """`suffix` of the ids of its tables."""
     rates = rate_cells(comparison)
     table = "" if rates is None else f'<div class="wide">{plain_table(f"rates{suffix}", *rates)}</div>'
@@ -170,7 +179,7 @@ def section(comparison: Comparison, figures: Sequence[PageFigure], suffix: str, 
         plots="\n".join(map(figure_element, figures)),
         runs=plain_table(f"runs{suffix}", *run_cells(comparison)),
         rates=f"<h2>Learning rates that were tried</h2>\n{table}" if table else "",
-        commands=html.escape("\n".join(sweep_commands(comparison))),
+        commands=html.escape("\n".join(commands)),
     )
 
 

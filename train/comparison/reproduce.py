@@ -66,9 +66,9 @@ def sweep_command(group: RunGroup) -> str:
     try:
         ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
         settings: dict[str, Pair] = {}
+        composed = compose([*args, "run_dir=."])
         for accelerator in ("cpu", "auto"):  # the default precision is the device's
-            words = [*args, "run_dir=.", f"trainer.accelerator={accelerator}"]
-            composed = compose(words)
+            composed.trainer.accelerator = accelerator
             defaults = flatten(OmegaConf.to_container(composed, resolve=True))
             settings |= differences(config, defaults, ignored)
         if is_solved(group.runs[0]):

@@ -18,7 +18,6 @@ from zoo.train.comparison.latex import to_latex
 from zoo.train.comparison.method_figures import method_tables
 from zoo.train.comparison.notes import notes
 from zoo.train.comparison.report import Report
-from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.comparison.tables import AGGREGATE_NOTE, aggregate_cells, cells, rate_cells, run_cells
 from zoo.train.plotting.terminal import new_table, print_table, table_console
 from zoo.train.runs.files import write_text
@@ -36,15 +35,16 @@ TERMINAL_COLUMNS = (
 """Beside the score; on a narrow terminal the last ones are left out."""
 
 
-def write(report: Report, out: Path, latex: bool = False) -> None:
-    """Writes comparison.md and comparison.csv, and with `latex` comparison.tex."""
-    write_text(out / "comparison.md", to_markdown(report))
+def write(report: Report, commands: Sequence[Sequence[str]], out: Path, latex: bool = False) -> None:
+    """Writes comparison.md, with the `commands` that train each comparison's runs again, and comparison.csv,
+    and with `latex` comparison.tex."""
+    write_text(out / "comparison.md", to_markdown(report, commands))
     write_text(out / "comparison.csv", to_csv(report.comparisons))
     if latex:
         write_text(out / "comparison.tex", to_latex(report))
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: Report, commands: Sequence[Sequence[str]]) -> str:
     lines = [f"# {report.title}", "", f"    {report.command}"]
     if report.over_tasks:
         lines += ["", *markdown_table(*aggregate_cells(report)), "", f"* {AGGREGATE_NOTE}"]
@@ -56,12 +56,12 @@ def to_markdown(report: Report) -> str:
         lines += [f"* {note}" for note in notes(comparison)]
         for title, head, rows in method_tables(comparison.groups):
             lines += ["", f"{title}:", "", *markdown_table(head, rows)]
-    for comparison in report.comparisons:
+    for comparison, of_comparison in zip(report.comparisons, commands, strict=True):
         lines += ["", f"## Runs{f' on {comparison.subject}' if several else ''}", ""]
         lines += markdown_table(*run_cells(comparison))
         if tried := rate_cells(comparison):
             lines += ["", "Learning rates that were tried:", "", *markdown_table(*tried)]
-        lines += ["", *(f"    {command}" for command in sweep_commands(comparison))]
+        lines += ["", *(f"    {command}" for command in of_comparison)]
     return "\n".join(lines) + "\n"
 
 

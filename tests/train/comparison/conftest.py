@@ -18,7 +18,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def call(*words: str, pages: bool = False) -> tuple[Any, str, str]:
         if not pages:
-            monkeypatch.setattr(page, "write", lambda comparison, out, formats: None)
+            monkeypatch.setattr(page, "write", lambda *arguments: None)
         monkeypatch.setattr(sys, "argv", ["zoo compare", *words])
         code: Any = 0
         try:
