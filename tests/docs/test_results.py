@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.train.comparison.report import report
+from zoo.train.comparison.reproduce import sweep_commands
 from zoo.train.comparison.text import write
 from zoo.train.runs.stored import load_stored
 
@@ -148,14 +150,24 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mix"), [("passkey", ["code"]), ("extrapolation-text", []), ("extrapolation-passkey", [])]
+    ("name", "baseline", "mix"),
+    [
+        ("passkey", None, ["code"]),
+        ("extrapolation-text", None, []),
+        ("extrapolation-passkey", None, []),
+        ("overwriting", "deltanet rule=delta", []),
+        ("parity", None, []),
+    ],
 )
 def test_a_committed_comparison_is_what_compare_writes(
-    name: str, mix: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, baseline: str | None, mix: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    command = f"zoo compare results/runs/{name} out=results/{name}" + "".join(f" mix={key}" for key in mix)
-    write(report([Path(f"results/runs/{name}")], mix=mix, command=command), tmp_path)
+    words = [f"results/runs/{name}", f"out=results/{name}", *(f"mix={key}" for key in mix)]
+    words += [f"baseline={baseline}"] if baseline else []
+    command = shlex.join(["zoo", "compare", *words])
+    compared = report([Path(f"results/runs/{name}")], baseline=baseline, mix=mix, command=command)
+    write(compared, [sweep_commands(comparison) for comparison in compared.comparisons], tmp_path)
     for file in ("comparison.md", "comparison.csv"):
         committed, written = (folder / file for folder in (RESULTS / name, tmp_path))
         assert committed.read_text() == written.read_text(), f"{file} is out of date: {command}"
