@@ -71,12 +71,14 @@ GAP = 2  # at the end of each column
 @command
 def main(args: Sequence[str] = ()) -> None:
     sections, others, options = parse_args(args)
+    composed = compose(others)  # raises user errors once, not model by model
+    refuse_without_effect("list", others, TRAINING_KEYS, "these tables")
     console = table_console()
     if "path" in options:
-        show_contents(console, options["path"], others, options.get("format", "table"))
+        show_contents(console, options["path"], composed, options.get("format", "table"))
         return
     for section in sections:
-        TABLES[section](console, others)
+        TABLES[section](console, others, composed)
 
 
 def parse_args(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, str]]:
@@ -94,8 +96,6 @@ def parse_args(args: Sequence[str]) -> tuple[list[str], list[str], dict[str, str
     refuse_repeated(others)
     if not any(arg.startswith("size=") for arg in others):
         others.insert(0, "size=micro")
-    compose(others)  # raises user errors once, not model by model
-    refuse_without_effect("list", others, TRAINING_KEYS, "these tables")
     return [section for section in SECTIONS if section in requested or not requested], others, options
 
 
@@ -120,7 +120,7 @@ def comment(content: str) -> str:
 
 
 # -- models
-def show_models(console: Console, args: list[str]) -> None:
+def show_models(console: Console, args: list[str], composed: DictConfig) -> None:
     """Prints each model as soon as it was built: all of them take a while."""
     with large_imports():
         from zoo.train.runs import build  # noqa: F401 - before the first row
@@ -214,13 +214,13 @@ def golden_kinds() -> list[str]:
 
 
 # -- tasks and corpora
-def show_tasks(console: Console, args: list[str]) -> None:
+def show_tasks(console: Console, args: list[str], composed: DictConfig) -> None:
     table = new_table("task=", "score", "symbols", "what", title="tasks", prose=["what"])
-    composed = OmegaConf.to_container(compose(args), resolve=False)
-    assert isinstance(composed, dict)
+    unresolved = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(unresolved, dict)
     for choice, name in choices_of("task", args):
         try:
-            task = task_keys(choice, composed, args)
+            task = task_keys(choice, unresolved, args)
             score = score_name(task["_target_"]) or imported_score_name(task["_target_"])
             table.add_row(name, score, f"{task.vocab_size:,}", comment(choice.text).partition(";")[0])
         except Exception as error:
@@ -246,10 +246,10 @@ def imported_score_name(target: str) -> str:
     return next(iter(score_names(get_class(target)).values()))
 
 
-def show_corpora(console: Console, args: list[str]) -> None:
+def show_corpora(console: Console, args: list[str], composed: DictConfig) -> None:
     from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
 
-    root = Path(compose(args).data.root)
+    root = Path(composed.data.root)
     title = f"corpora below data.root={root}"
     table = new_table("data.corpus=", "present", title=title, prose=["present"])
     table.add_row("stdlib", f"the sources of Python {platform.python_version()}'s standard library")
@@ -260,17 +260,17 @@ def show_corpora(console: Console, args: list[str]) -> None:
     print_table(console, table)
 
 
-TABLES: dict[str, Callable[[Console, list[str]], None]] = {
+TABLES: dict[str, Callable[[Console, list[str], DictConfig], None]] = {
     "models": show_models,
     "tasks": show_tasks,
     "corpora": show_corpora,
 }
 
 
-def show_contents(console: Console, path: str, args: list[str], output_format: str) -> None:
+def show_contents(console: Console, path: str, composed: DictConfig, output_format: str) -> None:
     from zoo.train.corpora.contents import contents
 
-    data = compose(args).data
+    data = composed.data
     listing, remark = contents(path, Path(data.root), data.field)
     if output_format == "json":
         print(json.dumps(listing, indent=1))
