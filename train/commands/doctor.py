@@ -262,7 +262,7 @@ def data() -> Iterator[Finding]:
     for name, folder in (("cache", cache_folder()), ("here", Path.cwd())):
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         free = f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
-        if os.access(existing, os.W_OK):
+        if existing.is_dir() and os.access(existing, os.W_OK):
             yield Finding(name, f"{folder}: {free}")
         else:
             yield Finding(name, f"{folder} can't be written", problem=True)
