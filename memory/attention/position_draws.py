@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
+from zoo.errors import UserError
+
 
 class Draw(NamedTuple):
     kind: Literal["random", "pose", "scale"]
@@ -35,11 +37,11 @@ def draw_positions(
 ) -> Real[Tensor, "rows_or_1 1 time"]:
     """The positions of `rows` segments of `time` tokens in training step `step`.
 
-    Raises ValueError for more tokens than positions.
+    Raises UserError for more tokens than positions: only now, since a trained model may read further.
     """
     if time > draw.longest:
-        raise ValueError(
-            f"position.longest: expected at least the {time} tokens of a segment, found {draw.longest}"
+        raise UserError(
+            f"model.position.longest: expected at least the {time} tokens of a segment, found {draw.longest}"
         )
     return _draw(draw, step, rows, time).to(device, non_blocking=True)
 
