@@ -2,10 +2,11 @@
 # Everything that needs a GPU, in pieces of under nine minutes each:
 #
 #     benchmarks/gpu.sh setup              packages that are missing (from wheels/ where there is no network)
-#     benchmarks/gpu.sh kernels            causal-conv1d and mamba-ssm, built from source where no wheel fits
+#     benchmarks/gpu.sh kernels            fla-core; causal-conv1d and mamba-ssm, built from source where no wheel fits
 #     benchmarks/gpu.sh tests              pytest -m gpu: kernels, kNN search and training on the device
 #     benchmarks/gpu.sh train MODEL …      each 200 steps at size=small, bf16-mixed, on the standard library's sources
 #     benchmarks/gpu.sh backends           Mamba and Mamba-2 with their kernels beside our own forms
+#     benchmarks/gpu.sh fla MODEL …        deltanet, gla, rwkv7 … with flash-linear-attention's kernels beside our own form
 #     benchmarks/gpu.sh bench MODEL …      zoo bench at size=small and three lengths: speed, memory, share of the GPU's
 #                                          rate of matrix products; table, CSV and plot
 #
@@ -14,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-results/gpu}
-piece=${1:?expected setup, kernels, tests, train, backends or bench}
+piece=${1:?expected setup, kernels, tests, train, backends, fla or bench}
 shift
 mkdir -p "$out"
 exec > >(tee "$out/$piece.txt") 2>&1
@@ -36,6 +37,7 @@ setup)
     fi
     ;;
 kernels)
+    $python -m pip install -c constraints/cuda.txt fla-core
     $python -m pip install --no-build-isolation -c constraints/cuda.txt causal-conv1d mamba-ssm
     ;;
 tests)
@@ -47,6 +49,11 @@ train)
 backends)
     for model in mamba mamba2; do
         for backend in torch mamba_ssm; do train "$model" model.backend=$backend; done
+    done
+    ;;
+fla)
+    for model in "$@"; do
+        for backend in torch fla; do train "$model" model.backend=$backend; done
     done
     ;;
 bench)

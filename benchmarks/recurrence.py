@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights, fast_weights_loop
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import fast_weights, fast_weights_loop
 from zoo.memory.state_space.inputs import SSDInputs
 from zoo.memory.state_space.ssd import ssd
 
@@ -30,7 +31,7 @@ FORMS = ("head", "channel", "head_delta", "channel_delta", "channel_general")
 
 
 def inputs_of(form: str, time: int) -> Inputs:
-    """Leaves that require a gradient, but for what the delta rules compute from them."""
+    """Leaves that require a gradient."""
     rng = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -39,14 +40,14 @@ def inputs_of(form: str, time: int) -> Inputs:
     shape = (1, time, HEADS, HEAD_DIM)
     q, k, v, state = draw(*shape), draw(*shape), draw(*shape), draw(1, HEADS, HEAD_DIM, HEAD_DIM)
     g = -draw(*shape[:3], 1 if form.startswith("head") else HEAD_DIM).exp()
-    a = b = None
+    a = b = strength = None
     if form.endswith("delta"):
-        unit = F.normalize(k, dim=-1)
-        k, a = draw(*shape[:3], 1).sigmoid() * unit, g.exp() * unit
+        k, strength = F.normalize(k, dim=-1), draw(*shape[:3], 1).sigmoid()
     elif form.endswith("general"):
         a = -F.normalize(k, dim=-1)
         b = -a * draw(*shape).sigmoid()
-    return Inputs(*(x if x is None else x.requires_grad_() for x in (q, k, v, g, state, a, b)))
+    leaves = (q, k, v, g, state, a, b, None, strength)
+    return Inputs(*(x if x is None else x.requires_grad_() for x in leaves))
 
 
 def stacked(form: str, layer: Layer) -> Read:
@@ -83,8 +84,8 @@ def by_fla(form: str) -> Layer:
     function: Any = getattr(module, name)
 
     def layer(inputs: Inputs) -> Tensor:
-        q, k, v, g, state, a, b, _ = inputs
-        beta = g[..., 0].exp()  # some strength: the functions take the unit key and it apart
+        q, k, v, g, state, a, b, _, strength = inputs
+        beta = None if strength is None else strength[..., 0]
         if form == "head":
             result = function(q, k, v, g[..., 0], initial_state=state, chunk_size=chunk_size)
         elif form == "head_delta":

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Unpack
 
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer, Rule
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.models.decoder import BaseOptions, Decoder
 
 
@@ -47,10 +48,11 @@ class DeltaNet(Decoder):
         lower_bound: float | None = None,
         steps: int = 1,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
         mixer = partial(DeltaMixer, width, heads, rule=rule, head_dim=head_dim, value_dim=value_dim)
         mixer = partial(mixer, value_heads=value_heads, gate=gate, conv_size=conv_size, conv_bias=conv_bias)
         mixer = partial(mixer, negative_eigenvalues=negative_eigenvalues, lower_bound=lower_bound)
-        mixers = (mixer(steps=steps, chunk_size=chunk_size) for _ in range(depth))
+        mixers = (mixer(steps=steps, chunk_size=chunk_size, backend=backend) for _ in range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

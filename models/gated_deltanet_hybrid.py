@@ -17,6 +17,7 @@ from typing import Literal, Unpack
 from zoo.memory.attention.position_options import Position
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.memory.state_space.mamba2_mixer import Mamba2Mixer
 from zoo.models.decoder import BaseOptions, attention_options
 from zoo.models.hybrid import Hybrid, Mixers
@@ -46,6 +47,7 @@ class GatedDeltaNetHybrid(Hybrid):
         steps: int = 1,
         state_size: int = 64,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         position: Position = "rope",
         rope_base: float = 10000.0,
         **options: Unpack[BaseOptions],
@@ -58,7 +60,7 @@ class GatedDeltaNetHybrid(Hybrid):
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=kv_heads)
         attention = partial(attention, position=position, rope_base=rope_base)
         mixers: Mixers = {
-            "gated_deltanet": partial(delta, chunk_size=chunk_size),
+            "gated_deltanet": partial(delta, chunk_size=chunk_size, backend=backend),
             "mamba2": partial(mamba2, conv_size=conv_size),
             "attention": partial(attention, **attention_options(options)),
         }

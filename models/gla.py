@@ -15,6 +15,7 @@ from functools import partial
 from typing import Unpack
 
 from zoo.memory.fast_weights.gla_mixer import GLAMixer
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.models.decoder import BaseOptions, Decoder
 
 
@@ -45,10 +46,11 @@ class GLA(Decoder):
         conv_size: int = 0,
         conv_bias: bool = False,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
         mixer = partial(GLAMixer, width, heads, head_dim=head_dim, value_dim=value_dim, kv_heads=kv_heads)
         mixer = partial(mixer, gate=gate, gate_rank=gate_rank, decay_temperature=decay_temperature)
         mixer = partial(mixer, clamp_min=clamp_min, conv_size=conv_size, conv_bias=conv_bias)
-        mixers = (mixer(chunk_size=chunk_size) for _ in range(depth))
+        mixers = (mixer(chunk_size=chunk_size, backend=backend) for _ in range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Unpack
 
 from zoo.memory.fast_weights.hgrn2_mixer import HGRN2Mixer, LowerBounds
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.models.decoder import BaseOptions, Decoder
 
 
@@ -37,10 +38,11 @@ class HGRN2(Decoder):
         head_dim: int,
         conv_size: int = 0,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
         bounds = LowerBounds(depth, heads * head_dim)
         mixer = partial(HGRN2Mixer, width, heads, bounds=bounds, head_dim=head_dim)
-        mixer = partial(mixer, conv_size=conv_size, chunk_size=chunk_size)
+        mixer = partial(mixer, conv_size=conv_size, chunk_size=chunk_size, backend=backend)
         mixers = (mixer(layer=layer) for layer in range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

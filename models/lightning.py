@@ -11,8 +11,10 @@ Differs from the paper: TransNormerLLM's feed-forward has no activation, its nor
 layer rotary positions; initial weights are those of all models here.
 """
 
+from functools import partial
 from typing import Unpack
 
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.memory.fast_weights.retention_mixer import LightningMixer
 from zoo.models.decoder import BaseOptions, Decoder
 
@@ -35,8 +37,10 @@ class Lightning(Decoder):
         mlp_width: int,
         head_dim: int,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
-        shape = {"head_dim": head_dim, "depth": depth, "chunk_size": chunk_size}
-        mixers = (LightningMixer(width, heads, layer=layer, **shape) for layer in range(depth))
+        mixer = partial(LightningMixer, width, heads, head_dim=head_dim, depth=depth)
+        mixer = partial(mixer, chunk_size=chunk_size, backend=backend)
+        mixers = (mixer(layer=layer) for layer in range(depth))
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

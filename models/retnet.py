@@ -10,8 +10,10 @@ Carried from segment to segment: in every block each head's S (head_dim, value_d
 Differs from the paper: GELU is its tanh approximation; initial weights are those of all models here.
 """
 
+from functools import partial
 from typing import Unpack
 
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.memory.fast_weights.retention_mixer import RetentionMixer
 from zoo.models.decoder import BaseOptions, Decoder
 
@@ -35,10 +37,11 @@ class RetNet(Decoder):
         head_dim: int,
         value_dim: int,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
-        shape = {"head_dim": head_dim, "value_dim": value_dim, "chunk_size": chunk_size}
-        mixers = (RetentionMixer(width, heads, **shape) for _ in range(depth))
+        mixer = partial(RetentionMixer, width, heads, head_dim=head_dim, value_dim=value_dim)
+        mixers = (mixer(chunk_size=chunk_size, backend=backend) for _ in range(depth))
         super().__init__(
             vocab_size, segment_len, width, mixers, mlp_width=mlp_width, activation="geglu_tanh", **options
         )

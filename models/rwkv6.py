@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.memory.fast_weights.rwkv6_time_mix import RWKV6TimeMix
 from zoo.memory.fast_weights.rwkv_parts import ChannelMix, TimeMixState, channel_positions
 from zoo.models.blocks import init_weights, make_norm, output_projection
@@ -119,11 +120,12 @@ class RWKV6(RWKV):
         mix_rank: int = 32,
         decay_rank: int = 64,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
         time_mix = partial(RWKV6TimeMix, width, head_dim=head_dim, depth=depth, chunk_size=chunk_size)
-        time_mix = partial(time_mix, mix_rank=mix_rank, decay_rank=decay_rank)
+        time_mix = partial(time_mix, mix_rank=mix_rank, decay_rank=decay_rank, backend=backend)
         positions = channel_positions(width).expand(2, -1)
         mixes = (
             (

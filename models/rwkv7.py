@@ -13,6 +13,7 @@ Differs from the paper: matrices start as in all models here, everything else as
 
 from functools import partial
 
+from zoo.memory.fast_weights.recurrence import Backend
 from zoo.memory.fast_weights.rwkv7_time_mix import RWKV7TimeMix
 from zoo.memory.fast_weights.rwkv_parts import ChannelMix, channel_positions
 from zoo.models.rwkv6 import RWKV
@@ -35,12 +36,13 @@ class RWKV7(RWKV):
         value_rank: int,
         gate_rank: int,
         chunk_size: int = 32,
+        backend: Backend = "torch",
         tied: bool = True,
         dropout: float = 0.0,
     ) -> None:
         time_mix = partial(RWKV7TimeMix, width, head_dim=head_dim, depth=depth, chunk_size=chunk_size)
         time_mix = partial(time_mix, decay_rank=decay_rank, strength_rank=strength_rank)
-        time_mix = partial(time_mix, value_rank=value_rank, gate_rank=gate_rank)
+        time_mix = partial(time_mix, value_rank=value_rank, gate_rank=gate_rank, backend=backend)
         positions = channel_positions(width)
         mixes = (
             (

@@ -28,7 +28,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import Backend, Recurrence
 from zoo.memory.mixer import Mixer, no_autocast
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.mamba_mixer import initial_dt_bias
@@ -71,6 +72,7 @@ class DeltaMixer(Mixer):
         steps: int = 1,
         norm_eps: float = 1e-5,
         chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
         value_heads = value_heads or heads
@@ -90,7 +92,8 @@ class DeltaMixer(Mixer):
             lower_bound,
             steps,
         )
-        self.norm_eps, self.chunk_size = norm_eps, chunk_size
+        self.norm_eps = norm_eps
+        self.recurrence = Recurrence(chunk_size, backend)
         self.qkv = [heads * head_dim, steps * heads * head_dim, steps * value_heads * value_dim]
         inner = value_heads * value_dim
         low_rank = rule == "kda"
@@ -139,7 +142,7 @@ class DeltaMixer(Mixer):
         decay = parts.get("decay")
         decay = decay if self.decay_proj is None else self.decay_proj(decay)
         inputs = self.recurrence_inputs(F.silu(qkv), parts["beta"], decay, state.matrix)
-        o, matrix = fast_weights(inputs, chunk_size=self.chunk_size)
+        o, matrix = self.recurrence(inputs)
         o = o[:, self.steps - 1 :: self.steps].to(x.dtype)
         y = rearrange(F.rms_norm(o, o.shape[-1:], self.norm_weight, self.norm_eps), "r t h v -> r t (h v)")
         if "gate" in parts:
@@ -173,7 +176,7 @@ class DeltaMixer(Mixer):
                 q, k = (part.repeat_interleave(shared, dim=2) for part in (q, k))
             if self.rule == "additive":
                 return Inputs(q, beta * k, v, None, matrix)
-            return Inputs(q, beta * k, v, g, matrix, a=k if g is None else g.exp() * k)
+            return Inputs(q, k, v, g, matrix, strength=beta)
 
     def log_decay(
         self, decay: Float[Tensor, "rows time decays"]

@@ -18,7 +18,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import Backend, Recurrence
 from zoo.memory.mixer import Mixer, no_autocast
 from zoo.memory.state_space.conv import CausalConv
 
@@ -48,6 +49,7 @@ class GLAMixer(Mixer):
         conv_bias: bool = False,
         norm_eps: float = 1e-5,
         chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
@@ -59,7 +61,8 @@ class GLAMixer(Mixer):
             raise ValueError(f"clamp_min must be at most 0, not {clamp_min}")
         self.heads, self.kv_heads, self.head_dim, self.value_dim = heads, kv_heads, head_dim, value_dim
         self.decay_temperature, self.clamp_min = decay_temperature, clamp_min
-        self.norm_eps, self.chunk_size = norm_eps, chunk_size
+        self.norm_eps = norm_eps
+        self.recurrence = Recurrence(chunk_size, backend)
         inner = heads * value_dim
         self.qkv = [heads * head_dim, kv_heads * head_dim, kv_heads * value_dim]
         self.parts = {"qkv": sum(self.qkv), "decay": gate_rank} | ({"gate": inner} if gate else {})
@@ -86,7 +89,7 @@ class GLAMixer(Mixer):
             qkv, conv = self.conv(qkv, conv)
             qkv = F.silu(qkv)
         inputs = self.recurrence_inputs(qkv, self.decay_proj(parts["decay"]), state.matrix)
-        o, matrix = fast_weights(inputs, chunk_size=self.chunk_size)
+        o, matrix = self.recurrence(inputs)
         o = F.rms_norm(o.to(x.dtype), o.shape[-1:], self.norm_weight, self.norm_eps)
         y = rearrange(o, "r t h v -> r t (h v)")
         if "gate" in parts:

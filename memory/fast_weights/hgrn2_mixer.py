@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.memory.fast_weights.gla_mixer import GLAState
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import Backend, Recurrence
 from zoo.memory.fast_weights.retention_mixer import empty_matrix
 from zoo.memory.mixer import Mixer, no_autocast
 from zoo.memory.state_space.conv import CausalConv
@@ -57,12 +58,14 @@ class HGRN2Mixer(Mixer):
         conv_size: int = 0,
         conv_bias: bool = False,
         chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads, self.head_dim, self.value_dim = heads, head_dim, width // heads
-        self.layer, self.chunk_size = layer, chunk_size
+        self.layer = layer
+        self.recurrence = Recurrence(chunk_size, backend)
         self.bounds = bounds if layer else None
         self.parts = [heads * head_dim, heads * head_dim, width]  # q, f, i
         self.in_proj = nn.Linear(width, sum(self.parts), bias=False)
@@ -89,7 +92,8 @@ class HGRN2Mixer(Mixer):
                 rearrange(part.to(g.dtype), "r t (h k) -> r t h k", h=self.heads)
                 for part in (F.silu(q) * self.head_dim**-0.5, -torch.expm1(g), v, g)
             )
-            o, matrix = fast_weights(Inputs(q, k, v, g, state.matrix), chunk_size=self.chunk_size)
+        inputs = Inputs(q, k, v, g, state.matrix)
+        o, matrix = self.recurrence(inputs)
         y = self.norm(rearrange(o.to(x.dtype), "r t h v -> r t (h v)"))
         return self.out_proj(y), GLAState(conv, matrix)
 

@@ -26,7 +26,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import fast_weights
 from zoo.memory.fast_weights.retention_mixer import empty_matrix
 from zoo.memory.mixer import Mixer, no_autocast
 

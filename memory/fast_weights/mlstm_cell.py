@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import fast_weights
 from zoo.memory.mixer import no_autocast
 
 EPS = 1e-6

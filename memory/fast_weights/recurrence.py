@@ -3,8 +3,8 @@
 Per row and head a state S (K, V), log decays g_t <= 0 per channel (K of them) or one per head:
 
     u_t = S_{t-1}^T a_t                                       the value stored at a_t, before it decays
-    S_t = diag(exp g_t) S_{t-1} + k_t v_t^T                   additive rule (no a)
-    S_t = diag(exp g_t) S_{t-1} + k_t (v_t - u_t)^T           delta rule (a, no b)
+    S_t = diag(exp g_t) S_{t-1} + k_t v_t^T                   additive rule
+    S_t = diag(exp g_t) S_{t-1} + beta_t k_t (v_t - u_t)^T    delta rule (a strength beta), a = exp(g) k
     S_t = diag(exp g_t) S_{t-1} + k_t v_t^T + b_t u_t^T       general rule (a and b)
     o_t = S_t^T q_t        or, with a bonus u:        o_t = (S_{t-1} + (u * k_t) v_t^T)^T q_t
 
@@ -18,8 +18,8 @@ arXiv:2412.06464; bonus and general rule: Peng et al. 2024, arXiv:2404.05892, an
 | RetNet, Lightning, Mamba-2 | per head | k | | | q | |
 | GLA, HGRN2 | per channel | k | | | q | |
 | RWKV-6 | per channel | k | | | r | bonus |
-| DeltaNet | none | beta k | k | | q | |
-| Gated DeltaNet, KDA | per head, per channel | beta k | exp(g) k | | q | |
+| DeltaNet | none | k | | | q | strength beta |
+| Gated DeltaNet, KDA | per head, per channel | k | | | q | strength beta |
 | RWKV-7 | per channel | k | -kk | kk * a | r | |
 
 The chunked form divides by no decay and subtracts no sum of log decays (see `decays.py`): nothing overflows,
@@ -29,48 +29,26 @@ Carried: S.
 Differs from the papers: how the chunks' products of decays are computed.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.memory.fast_weights import fla_kernels
 from zoo.memory.fast_weights.decays import Decayed, decayed_products
+from zoo.memory.fast_weights.inputs import Inputs, Output
 from zoo.memory.mixer import no_autocast
 
-Output = tuple[Float[Tensor, "rows time heads value_dim"], Float[Tensor, "rows heads head_dim value_dim"]]
-
-
-class Inputs(NamedTuple):
-    """The arguments of the recurrence.  Gradients go through all of them.
-
-    `g` is None (no decay), (..., 1) for a decay per head, or (..., head_dim).
-    """
-
-    q: Float[Tensor, "rows time heads head_dim"]
-    k: Float[Tensor, "rows time heads head_dim"]
-    v: Float[Tensor, "rows time heads value_dim"]
-    g: Float[Tensor, "rows time heads channels"] | None
-    state: Float[Tensor, "rows heads head_dim value_dim"]
-    a: Float[Tensor, "rows time heads head_dim"] | None = None
-    b: Float[Tensor, "rows time heads head_dim"] | None = None
-    bonus: Float[Tensor, "heads head_dim"] | None = None
-
-    def check(self) -> None:
-        """ValueError for arguments that no rule takes together."""
-        if self.b is not None and self.a is None:
-            raise ValueError("expected a beside b, found b alone")
-        if self.a is not None and self.bonus is not None:
-            raise ValueError("expected either a or a bonus, found both")
-        if self.g is not None and self.g.shape[-1] not in (1, self.k.shape[-1]):
-            raise ValueError(f"expected g with 1 or {self.k.shape[-1]} channels, found {self.g.shape[-1]}")
+Backend = Literal["torch", "fla"]
 
 
 def fast_weights_loop(inputs: Inputs) -> Output:
     """The definition, token by token: o, and S after the last token."""
+    inputs = inputs.without_strength()
     S, bonus = inputs.state, inputs.bonus
     # gradients of T slices would be T tensors of T tokens
     q, k, v = (x.unbind(1) for x in inputs[:3])
@@ -91,24 +69,52 @@ def fast_weights_loop(inputs: Inputs) -> Output:
     return torch.stack(outputs, dim=1), S
 
 
-def fast_weights(inputs: Inputs, *, chunk_size: int = 32) -> Output:
+def fast_weights(inputs: Inputs, *, chunk_size: int = 32, backend: Backend = "torch") -> Output:
     """`fast_weights_loop` in chunks of `chunk_size` tokens, a power of two, which affects only speed and
-    memory.  Everything is computed in the state's dtype, also under autocast."""
+    memory.  Everything is computed in the state's dtype, also under autocast.
+
+    `backend` fla: by the kernels of flash-linear-attention, in chunks and dtypes of their own
+    (`fla_kernels.py`).
+    """
     inputs.check()
     if chunk_size < 1 or chunk_size & (chunk_size - 1):
         raise ValueError(f"chunk_size must be a power of two, not {chunk_size}")
+    if backend == "fla":
+        return fla_kernels.fast_weights(inputs, fla_kernels.product_dtype(inputs.state))
     dtype = inputs.state.dtype
     with no_autocast(inputs.q):
         parts: list[Any] = [None if part is None else part.to(dtype) for part in inputs]
         inputs = Inputs(*parts)
         if inputs.q.shape[1] == 1:
             return fast_weights_loop(inputs)
+        inputs = inputs.without_strength()
         return _chunked(inputs, min(chunk_size, 1 << (inputs.q.shape[1] - 1).bit_length()))
+
+
+class Recurrence(nn.Module):
+    """`fast_weights` with a mixer's `chunk_size` and `backend`.
+
+    UserError if the backend's package is missing: when a model is built, not at its first batch.
+    """
+
+    def __init__(self, chunk_size: int, backend: Backend) -> None:
+        super().__init__()
+        self.chunk_size = chunk_size
+        self.backend: Backend = backend
+        if backend == "fla":
+            fla_kernels.load_fla()
+
+    def forward(self, inputs: Inputs) -> Output:
+        return fast_weights(inputs, chunk_size=self.chunk_size, backend=self.backend)
+
+    def device_note(self, device: torch.device) -> str:
+        """What a run on this device says of its backend."""
+        return f"backend fla: {fla_kernels.STATUS}" if self.backend == "fla" else ""
 
 
 def _chunked(inputs: Inputs, chunk_size: int) -> Output:
     """A token that pads the last chunk has k = b = 0 and g = 0, which changes nothing."""
-    q, k, v, g, S, a, b, bonus = inputs
+    q, k, v, g, S, a, b, bonus, _ = inputs
     rows, time, heads, _ = k.shape
     padding = -time % chunk_size
 

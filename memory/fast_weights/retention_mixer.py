@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from zoo.memory.attention.biases import alibi_exponents
 from zoo.memory.attention.positions import InterleavedRope
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import Backend, Recurrence
 from zoo.memory.mixer import Mixer, no_autocast
 
 ROTARY_BASE = 10000.0
@@ -53,12 +54,14 @@ class RetentionMixer(Mixer):
         value_dim: int,
         norm_eps: float = 1e-6,
         chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, not {head_dim}")
         self.heads, self.head_dim, self.value_dim = heads, head_dim, value_dim
-        self.norm_eps, self.chunk_size = norm_eps, chunk_size
+        self.norm_eps = norm_eps
+        self.recurrence = Recurrence(chunk_size, backend)
         self.parts = [heads * part for part in (head_dim, head_dim, value_dim, value_dim)]  # q, k, v, gate
         self.in_proj = nn.Linear(width, sum(self.parts), bias=False)
         self.out_proj = nn.Linear(heads * value_dim, width, bias=False)
@@ -81,7 +84,8 @@ class RetentionMixer(Mixer):
             q, k = (self.rotate(part.transpose(1, 2), range(time)).transpose(1, 2) for part in (q, k))
             g = self.log_decays(q)[:, None].expand(*q.shape[:3], 1)
             inputs = Inputs(q, k * self.head_dim**-0.5, v, g, state.matrix)
-            o, matrix = fast_weights(inputs, chunk_size=self.chunk_size)
+        o, matrix = self.recurrence(inputs)
+        with no_autocast(x):
             matrix = self.rotate(matrix.mT, range(-time, 1 - time)).mT
         o = F.rms_norm(o, o.shape[-1:], eps=self.norm_eps).to(x.dtype)
         y = F.silu(gate) * rearrange(o, "r t h v -> r t (h v)")
@@ -103,10 +107,19 @@ class LightningMixer(Mixer):
     """Lightning Attention of layer `layer` of `depth`: later layers forget more slowly."""
 
     def __init__(
-        self, width: int, heads: int, *, head_dim: int, layer: int, depth: int, chunk_size: int = 32
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_dim: int,
+        layer: int,
+        depth: int,
+        chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.chunk_size = heads, head_dim, chunk_size
+        self.heads, self.head_dim = heads, head_dim
+        self.recurrence = Recurrence(chunk_size, backend)
         self.layer, self.depth = layer, depth
         inner = heads * head_dim
         self.parts = [3 * inner, head_dim]  # q, k, v; G_1 x
@@ -125,7 +138,8 @@ class LightningMixer(Mixer):
         qkv, gate = self.in_proj(x).split(self.parts, dim=-1)
         q, k, v = rearrange(F.silu(qkv), "r t (p h k) -> p r t h k", p=3, h=self.heads)
         g = self.log_decays(state.matrix)[:, None].expand(*q.shape[:3], 1)
-        o, matrix = fast_weights(Inputs(q, k, v, g, state.matrix), chunk_size=self.chunk_size)
+        inputs = Inputs(q, k, v, g, state.matrix)
+        o, matrix = self.recurrence(inputs)
         o = self.norm(rearrange(o.to(x.dtype), "r t h v -> r t (h v)"))
         return self.out_proj(o * self.gate_proj(gate).sigmoid()), RetentionState(matrix)
 

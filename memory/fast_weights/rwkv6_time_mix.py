@@ -20,7 +20,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import Backend, Recurrence
 from zoo.memory.fast_weights.rwkv_parts import (
     HeadNorm,
     LowRank,
@@ -46,13 +47,15 @@ class RWKV6TimeMix(Mixer):
         mix_rank: int = 32,
         decay_rank: int = 64,
         chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
         if width % head_dim:
             raise ValueError(f"width {width} is not a multiple of head_dim {head_dim}")
         if mix_rank < 1:
             raise ValueError(f"ranks must be at least 1, not {mix_rank}")
-        self.heads, self.head_dim, self.chunk_size = width // head_dim, head_dim, chunk_size
+        self.heads, self.head_dim = width // head_dim, head_dim
+        self.recurrence = Recurrence(chunk_size, backend)
         self.mix = nn.Parameter(torch.empty(6, width))  # mu of x, w, k, v, r, g
         self.mix_down = nn.Parameter(torch.zeros(width, 5 * mix_rank))
         self.mix_up = nn.Parameter(torch.empty(5, mix_rank, width))
@@ -99,6 +102,6 @@ class RWKV6TimeMix(Mixer):
                 for part in (r, k, v, w)
             )
             inputs = Inputs(r, k, v, -w.exp(), state.matrix, bonus=self.bonus)
-        o, matrix = fast_weights(inputs, chunk_size=self.chunk_size)
+        o, matrix = self.recurrence(inputs)
         y = self.out_proj(self.norm(o).to(x.dtype) * F.silu(self.gate(x_g)))
         return y, TimeMixState(shift, matrix)

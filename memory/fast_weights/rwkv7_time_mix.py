@@ -22,7 +22,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import Backend, Recurrence
 from zoo.memory.fast_weights.rwkv_parts import (
     HeadNorm,
     LowRank,
@@ -52,11 +53,13 @@ class RWKV7TimeMix(nn.Module):
         value_rank: int,
         gate_rank: int,
         chunk_size: int = 32,
+        backend: Backend = "torch",
     ) -> None:
         super().__init__()
         if width % head_dim:
             raise ValueError(f"width {width} is not a multiple of head_dim {head_dim}")
-        self.heads, self.head_dim, self.chunk_size = width // head_dim, head_dim, chunk_size
+        self.heads, self.head_dim = width // head_dim, head_dim
+        self.recurrence = Recurrence(chunk_size, backend)
         self.mix = nn.Parameter(torch.empty(6, width))  # mu of r, w, k, v, a, g
         self.r, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.decay = LowRank(width, decay_rank, torch.tanh)
@@ -118,7 +121,7 @@ class RWKV7TimeMix(nn.Module):
         if self.value is not None:
             v = torch.lerp(v, v_first, self.value(x_v).sigmoid().to(v.dtype))
         inputs = self.recurrence_inputs(r, k, v, self.decay(x_w), self.strength(x_a), state.matrix)
-        o, matrix = fast_weights(inputs, chunk_size=self.chunk_size)
+        o, matrix = self.recurrence(inputs)
         with no_autocast(x):
             seen = (inputs.q * inputs.k * self.bonus.to(matrix.dtype)).sum(-1, keepdim=True) * inputs.v
             y = self.norm(o) + rearrange(seen, "r t h k -> r t (h k)").to(self.norm.weight.dtype)

@@ -1,7 +1,7 @@
 """Kernels in place of the zoo's loops, where a configuration requests them: `backend: mamba_ssm`, `triton`.
 
-causal-conv1d and mamba-ssm (Dao & Gu) are imported on first use, never at a module's top; a missing one is an
-error, never another code path.  Their functions are called, not their modules, which change states in place.
+Of causal-conv1d and mamba-ssm (Dao & Gu) the functions are called, not the modules, which change states in
+place.
 All take an initial state and return the final one, with gradients through both of them.
 
 Mamba-1's kernel takes no initial state, and gives its last state no gradient; `with_states` makes up for both
@@ -11,7 +11,7 @@ with N tokens before the text that write the state, and N after it that read it.
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,27 +19,14 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.errors import UserError, first_line
+from zoo.errors import UserError
+from zoo.memory.kernel_packages import require, require_gpu
 from zoo.memory.state_space.inputs import SSDInputs
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # (u, dt, A, B, C) -> y
 
-INSTALL = "pip install --no-build-isolation -c constraints/cuda.txt {} (with torch and nvcc installed)"
 TRITON_STATUS = "interpreted and compiled in tests, never run on a GPU yet: compare with model.backend=torch"
-INSTALL_TRITON = "torch for CUDA brings it along on Linux: pip install -c constraints/cuda.txt torch"
 STEP = 2.0**-20  # dt of the tokens that write the state: so short that nothing decays meanwhile
-
-
-def require(package: str, module: str = "") -> Any:
-    """The package (`mamba-ssm`, `triton`), or a module of it.  If it is missing, raises UserError with the
-    line that installs it."""
-    try:
-        return importlib.import_module((module or package).replace("-", "_"))
-    except Exception as error:  # a package without its CUDA part fails in many ways
-        install = INSTALL_TRITON if package == "triton" else INSTALL.format(package)
-        raise UserError(
-            f"backend: expected the package {package}: {install}; found {first_line(error)}"
-        ) from error
 
 
 def scan_note(backend: str, device: torch.device) -> str:
@@ -66,15 +53,6 @@ def for_conv(backend: Literal["torch", "mamba_ssm", "triton"]) -> Literal["torch
     return "causal_conv1d"
 
 
-def _require_gpu(package: str, x: Tensor) -> None:
-    if not x.is_cuda:
-        raise UserError(f"backend: expected a CUDA device for the kernels of {package}, found {x.device}")
-    if x.dtype == torch.float64:
-        raise UserError(
-            f"backend: expected float32, bfloat16 or float16 for the kernels of {package}, found float64"
-        )
-
-
 def causal_conv(
     x: Float[Tensor, "rows time channels"],
     weight: Float[Tensor, "channels conv_size"],
@@ -88,7 +66,7 @@ def causal_conv(
             "backend: expected channels in multiples of 8 and a conv_size of 2 to 4 for causal-conv1d, found "
             f"{channels} channels and a conv_size of {conv_size}"
         )
-    _require_gpu("causal-conv1d", x)
+    require_gpu("causal-conv1d", x)
     x = x.contiguous()  # channels last: the layout whose initial states the kernel accepts
     before = state.to(x.dtype).contiguous()
     y = package.causal_conv1d_fn(x.mT, weight, bias, initial_states=before.mT)
@@ -103,7 +81,7 @@ def ssd(
     of 2 from 16."""
     package = require("mamba-ssm", "mamba_ssm.ops.triton.ssd_combined")
     x, D, z, dt_bias = inputs.x, inputs.D, inputs.z, inputs.dt_bias
-    _require_gpu("mamba-ssm", x)
+    require_gpu("mamba-ssm", x, triton=True)
     y, state = package.mamba_chunk_scan_combined(
         x,
         inputs.dt.float(),
@@ -133,7 +111,7 @@ def selective_scan(
     """The scan of zoo.memory.state_space.selective_scan with dt as it is, by mamba_ssm's `selective_scan_fn`,
     in float32."""
     package = require("mamba-ssm", "mamba_ssm.ops.selective_scan_interface")
-    _require_gpu("mamba-ssm", u)
+    require_gpu("mamba-ssm", u)
 
     def scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         u, dt = (rearrange(part, "b t e -> b e t").contiguous() for part in (u, dt))

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.interpreted.compare import assert_same, draw, run
-from zoo.memory.state_space import kernels
 from zoo.memory.state_space.inputs import SSDInputs
 from zoo.memory.state_space.ssd import ssd
-
-
-@pytest.fixture(autouse=True)
-def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_require_gpu", lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -67,23 +68,19 @@ class Index(int):
         return _implicit_cvt(int(self)).to(dtype)
 
 
-def convertible_indices(package: str) -> None:
-    """Loops of the imported modules of `package` run over `Index`es."""
+def interpretable_fla() -> None:
+    """Let the kernels of flash-linear-attention run here, as far as they do what only a compiler accepts.
+
+    Loop variables are converted with `.to`, and `tl.gather` is called by a name from before the interpreter
+    took its place: kernels have a branch without it for versions of Triton that lack it.
+    """
 
     def indices(*bounds: Any) -> Iterator[Index]:
         return map(Index, builtins.range(*map(int, bounds)))
 
+    import_module("fla.ops")
     for name, module in list(sys.modules.items()):
-        if name.startswith(f"{package}."):
+        if name.startswith("fla.ops."):
             module.range = indices  # type: ignore[attr-defined]
-
-
-def fla_function(module: str, name: str) -> Any:
-    """A function of flash-linear-attention, as `fla_function("delta_rule.chunk", "chunk_delta_rule")`, that
-    runs here; its chunk functions want 16-bit inputs, (rows, time, heads, width), and the initial state in
-    float32, (rows, heads, keys, values)."""
-    import importlib
-
-    function = getattr(importlib.import_module(f"fla.ops.{module}"), name)
-    convertible_indices("fla.ops")
-    return function
+            if hasattr(module, "IS_GATHER_SUPPORTED"):
+                module.IS_GATHER_SUPPORTED = False

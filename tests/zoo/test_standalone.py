@@ -20,7 +20,7 @@ import sys
 
 class Blocked:
     names = {"lightning", "hydra", "omegaconf", "tensorboard", "matplotlib", "torchmetrics", "rich"}
-    names |= {"faiss", "safetensors", "triton", "mamba_ssm", "causal_conv1d", "transformers"}
+    names |= {"faiss", "safetensors", "triton", "mamba_ssm", "causal_conv1d", "fla", "transformers"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

@@ -149,6 +149,7 @@ def backends() -> Iterator[Finding]:
     yield Finding("torch", "live: every model is complete with it")
     yield faiss()
     yield from (kernel(package) for package in KERNELS)
+    yield fla()
     yield triton()
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None)
     text = f"live, with {compiler}" if compiler else "no: it needs a C++ compiler, g++ or clang++"
@@ -167,17 +168,29 @@ def faiss() -> Finding:
 
 
 def kernel(package: str) -> Finding:
-    """For `backend: mamba_ssm` of the state-space models; a broken one is a problem if there is a GPU."""
+    """For `backend: mamba_ssm` of the state-space models."""
+    require = backend_check("zoo.memory.kernel_packages:require")
+    return live_on_cuda(package, lambda: require(package), "backend: mamba_ssm")
+
+
+def fla() -> Finding:
+    """For `backend: fla` of the linear recurrences."""
+    kernels = importlib.import_module("zoo.memory.fast_weights.fla_kernels")
+    return live_on_cuda(kernels.PACKAGE, kernels.load_fla, f"backend: fla, {kernels.STATUS}")
+
+
+def live_on_cuda(package: str, load: Callable[[], object], use: str) -> Finding:
+    """A broken package of CUDA kernels is a problem if there is a GPU."""
     import torch
 
     try:
-        backend_check("zoo.memory.state_space.kernels:require")(package)
+        load()
     except UserError as error:
         broken = bool(version(package)) and torch.cuda.is_available()
         return Finding(package, f"no: {reason(error)}", problem=broken)
     if not torch.cuda.is_available():
         return Finding(package, f"no: {version(package)} is installed, but its kernels need a CUDA device")
-    return Finding(package, f"live: {version(package)} (backend: mamba_ssm)")
+    return Finding(package, f"live: {version(package)} ({use})")
 
 
 def triton() -> Finding:
@@ -185,7 +198,7 @@ def triton() -> Finding:
     import torch
 
     try:
-        backend_check("zoo.memory.state_space.kernels:require")("triton")
+        backend_check("zoo.memory.kernel_packages:require")("triton")
     except UserError as error:
         return Finding("triton", f"no: {reason(error)}")
     if not torch.cuda.is_available():

@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.golden.cases import Case
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer
 from zoo.memory.fast_weights.gla_mixer import GLAMixer
-from zoo.memory.fast_weights.recurrence import Inputs, fast_weights, fast_weights_loop
+from zoo.memory.fast_weights.inputs import Inputs
+from zoo.memory.fast_weights.recurrence import fast_weights, fast_weights_loop
 from zoo.memory.mixer import Mixer
 from zoo.models.published import deltanet
 from zoo.models.published.weights import Table, fill, gradients
@@ -45,17 +46,16 @@ def leaves(case: Case, *left_out: str) -> Named:
 def recurrence_inputs(rule: str, scale: float, x: Named, state: Tensor) -> Inputs:
     """The recurrence's arguments from a file's, whose beta and decays belong to the heads of values."""
     heads = x["v"].shape[2]
-    q, decay, a, b = scale * x["q"], x.get("decay"), None, None
+    q, decay, a, b, strength = scale * x["q"], x.get("decay"), None, None, None
     k = 1 - decay.exp() if rule == "hgrn2" and decay is not None else x["k"]
     q, k = (part.repeat_interleave(heads // part.shape[2], dim=2) for part in (q, k))
     if decay is not None and decay.ndim == 3:
         decay = decay.expand(*q.shape[:2], -1)[..., None]
     if "beta" in x:
-        a = k if decay is None else decay.exp() * k
-        k = x["beta"][..., None] * k
+        strength = x["beta"][..., None]
     elif "kk" in x:
         a, b = -x["kk"], x["kk"] * x["a"]
-    return Inputs(q, k, x["v"], decay, state, a, b, x.get("bonus"))
+    return Inputs(q, k, x["v"], decay, state, a, b, x.get("bonus"), strength)
 
 
 def rules(case: Case) -> set[str]:

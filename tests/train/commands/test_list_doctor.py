@@ -221,7 +221,7 @@ def test_a_machine_in_order(ran: Ran, zoo: Any) -> None:
     code, out, err = ran("doctor")
     assert (code, err) == (0, ""), out
     assert out.endswith("all that the zoo needs is here\n")
-    for name in ("python", "torch", "lightning", "faiss", "mamba-ssm", "causal-conv1d", "cpu", "cache"):
+    for name in ("python", "torch", "lightning", "faiss", "mamba-ssm", "fla-core", "cpu", "cache"):
         assert f"\n  {name:<18}" in out
     assert f"  {'torch':<18}{torch.__version__}" in out
 
@@ -264,6 +264,19 @@ def test_kernels_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "mamba_ssm", sys)
     assert "need a CUDA device" in doctor.kernel("mamba-ssm").text
+
+
+def test_flash_linear_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU it is live, and said never to have run on one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "fla", None)
+    assert doctor.fla().text.startswith("no: expected the package fla-core: pip install -c constraints/cuda")
+    monkeypatch.setitem(sys.modules, "fla", sys)
+    monkeypatch.setitem(sys.modules, "fla.ops", sys)
+    assert doctor.fla().text.startswith("live: ")
+    assert "never run on a GPU" in doctor.fla().text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "need a CUDA device" in doctor.fla().text
 
 
 def test_a_package_too_old_or_gone(monkeypatch: pytest.MonkeyPatch) -> None:
