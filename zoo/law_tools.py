@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import first_line
 from zoo.interface import StatefulLM, stateful
 from zoo.state import (
     State,
@@ -188,18 +189,46 @@ def gradients(total: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
 
 def assert_close(actual: Tensor | list[Tensor], expected: Tensor | list[Tensor], label: str) -> None:
     """Raises AssertionError unless both are equal up to rounding; its message starts with `label`."""
-    torch.testing.assert_close(
-        actual, expected, rtol=TOLERANCE, atol=TOLERANCE, msg=lambda detail: f"{label}: {detail}"
-    )
+    _assert_equal(actual, expected, label, TOLERANCE)
 
 
 def is_close(actual: Tensor, expected: Tensor) -> bool:
     return bool((actual - expected).abs().max() <= TOLERANCE)
 
 
-def assert_bitwise_equal(actual: object, expected: object, label: str) -> None:
+def assert_bitwise_equal(actual: Any, expected: Any, label: str) -> None:
     """As `assert_close`, but without any tolerance."""
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=lambda detail: f"{label}: {detail}")
+    _assert_equal(actual, expected, label, 0.0)
+
+
+def _assert_equal(actual: Any, expected: Any, label: str, tolerance: float) -> None:
+    try:
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    except AssertionError as error:
+        message = f"{label}: {largest_difference(actual, expected) or first_line(error)}"
+    else:
+        return
+    raise AssertionError(message)
+
+
+def largest_difference(actual: Any, expected: Any) -> str:
+    """In words, of tensors or lists of them; "" where something else than their values differs."""
+    ours, theirs = (list(part) if isinstance(part, list) else [part] for part in (actual, expected))
+    if len(ours) != len(theirs) or not all(isinstance(part, Tensor) for part in (*ours, *theirs)):
+        return ""
+    if any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(ours, theirs, strict=True)):
+        return ""
+    gap = torch.cat([_gap(x.detach(), y.detach()).flatten() for x, y in zip(ours, theirs, strict=True)])
+    largest = float(gap.max())
+    if not largest > 0:  # also where it isn't a number
+        return ""
+    different = f"{int((gap > 0).sum()):,} of {len(gap):,} values different"
+    return f"expected the same, found {different}, by up to {largest:.1e}"
+
+
+def _gap(x: Tensor, y: Tensor) -> Tensor:
+    is_number = x.is_floating_point() or x.is_complex()
+    return ((x - y).abs() if is_number else x != y).double()
 
 
 def assert_finite(tensor: Tensor, label: str) -> None:

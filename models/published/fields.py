@@ -18,6 +18,15 @@ from zoo.models.published.weights import Config, require
 
 Load = Callable[[dict[str, Tensor], Config], Any]
 
+
+class UnknownFieldError(UserError):
+    """`names`: the fields of a config that a loader doesn't know."""
+
+    def __init__(self, message: str, names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
 # -- fields that change no logits
 
 TRANSFORMERS = (  # of every config of transformers
@@ -82,13 +91,14 @@ def knows(
         def checked(weights: dict[str, Tensor], config: Config) -> Any:
             for field, accepted in names.items():
                 _check_name(field, config.get(field), accepted, format_)
-            fields = Fields(config)
+            fields = config if isinstance(config, Fields) else Fields(config)
             model = load(weights, fields)
             unread = {name: value for name, value in fields.unread() if value is not None}
             require(unread, **only)
+            fields.read |= {name for name in unread if name in only}
             unknown = {name: unread[name] for name in unread if name not in {*neutral, *names, *only}}
             if unknown:
-                raise UserError(_refusal(unknown, format_))
+                raise UnknownFieldError(_refusal(unknown, format_), unknown)
             return model
 
         checked.model_types = names["model_type"]  # type: ignore[attr-defined]
@@ -118,14 +128,16 @@ def _check_name(field: str, value: Any, accepted: tuple[str, ...], format_: str)
 
 
 class Fields(Mapping[str, Any]):
-    """A config that remembers which of its fields were read, nested ones too."""
+    """A config that remembers which of its fields were read, nested ones too, and which were looked for."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.read: set[str] = set()
+        self.sought: set[str] = set()
         self.nested: dict[str, Fields] = {}
 
     def __getitem__(self, name: str) -> Any:
+        self.sought.add(name)
         value = self.config[name]
         self.read.add(name)
         if isinstance(value, Mapping):

@@ -6,7 +6,7 @@ run's config.yaml keeps exactly these, and its checkpoint keeps the weights.
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import zoo.models.published
-from zoo.errors import UserError, first_line
+from zoo.errors import UserError, first_line, nearest
+from zoo.models.published.fields import Fields, UnknownFieldError
 from zoo.models.published.weights import MissingWeightError, without_prefix
 from zoo.module import Batch, SequenceModule
 from zoo.state import State
@@ -33,31 +34,53 @@ def _module(name: str) -> Any:
 
 
 def loaded(
-    name: str, weights: Mapping[str, Tensor], config: Mapping[str, Any], *, is_stored: bool = False
+    name: str,
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    is_stored: bool = False,
+    typed: Collection[str] = (),
 ) -> SequenceModule:
-    """The model of a published checkpoint.  UserError, in one line, for any error of the loader.
+    """The model of a published checkpoint.  UserError, in one line, for any error of the loader, and for a
+    field of `typed`, those that a command line sets, which it doesn't read.
 
     `is_stored`: the config is that of a run, which an earlier version may have imported with fields that the
     loader doesn't know.
     """
     if name not in formats():
         raise UserError(f"format: expected one of {', '.join(formats())}, found {name}")
+    fields = Fields(config)
     try:
         load = _module(name).load
         load = load.__wrapped__ if is_stored else load
         try:
-            model: SequenceModule = load(dict(weights), config)
+            model: SequenceModule = load(dict(weights), fields)
         except MissingWeightError as error:
             if (stripped := without_prefix(weights, error.name)) is None:
                 raise
-            model = load(stripped, config)
+            model = load(stripped, fields)
+    except UnknownFieldError as error:
+        if unknown := [field for field in error.names if field in typed]:
+            advice = nearest(unknown[0], fields.sought, "config.")
+            raise UserError(f"config.{unknown[0]}: format {name} doesn't know it{advice}") from error
+        raise
     except KeyError as error:
         raise UserError(f"config: expected {error.args[0]}, found none") from error
     except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
         raise UserError(
             f"config and weights don't go together as format {name}: {first_line(error)}"
         ) from error
+    for field in typed:
+        if config.get(field) is not None and field not in fields.read:
+            advice = nearest(field, fields.sought, "config.")
+            raise UserError(f"config.{field}: format {name} doesn't read it from this config{advice}")
     return model
+
+
+def check_config(model: Mapping[str, Any], typed: Collection[str]) -> None:
+    """Raises UserError unless the loader reads the fields `typed` of the config in a run's `model`."""
+    weights = stand_ins(model["shapes"], model.get("tied") or [])
+    loaded(model["format"], weights, model["config"], typed=typed)
 
 
 def model_types(name: str) -> tuple[str, ...]:
@@ -92,6 +115,8 @@ class Imported(SequenceModule):
 
     `symbols`: the vocabulary, where further rows only pad the tables.  Their logits are cut off where the
     output projection makes them, so that losses and probabilities are over these symbols alone.
+    `segment_len`: the tokens after which memory is reset in evaluation, of a model that computes the same
+    wherever a text is cut; by default the loader's.
     """
 
     def __init__(
@@ -101,9 +126,17 @@ class Imported(SequenceModule):
         shapes: dict[str, Any],
         tied: list[Any] | None = None,
         symbols: int | None = None,
+        segment_len: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model = loaded(format, stand_ins(shapes, tied or []), config, is_stored=True)
+        if segment_len is not None:
+            if not model.cuts_anywhere:
+                raise ValueError(
+                    f"segment_len: expected none, as format {format} attends within segments, which the "
+                    f"config sets, found {segment_len}"
+                )
+            model.segment_len = segment_len
         self.vocab_size, self.segment_len = model.vocab_size, model.segment_len
         if symbols is not None:
             if not 0 < symbols <= model.vocab_size:

@@ -41,6 +41,12 @@ def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
 
         from zoo.train.runs.overrides import assignments
 
+        if "." not in args[0]:
+            raise UserError(
+                f"check: expected model=NAME or a class, package.module.Class, found {args[0]!r}; "
+                f"did you mean model={args[0]}?"
+            )
+
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
         cfg.model = OmegaConf.merge({"_target_": args[0]}, defaults, assignments(args[1:]))

@@ -1,10 +1,11 @@
-"""`zoo export run=<run_dir> to=<folder>`: a trained run as two files that need nothing of the zoo to be read.
+"""`zoo export run=<run_dir> to=<folder>`: a trained run as files that need nothing of the zoo to be read.
 
     run=          a run's folder: its config.yaml and checkpoints
     checkpoint=   last (default) or best
     to=           a new folder, for
                     model.safetensors   the weights by name; of tied ones the first
                     config.json         model, task, vocabulary, step, metrics, commit, all other settings
+                    tokenizer.json      of a run on texts in its tokens
 
 `zoo import from=<folder> run_dir=<run_dir>` makes a run of it again.
 """
@@ -22,7 +23,7 @@ TARGETS = ("model._target_", "task._target_")
 def main(args: list[str]) -> None:
     options, targets = parse("export", args, KEYS, required=("run", "to"), passed_on=TARGETS)
     with large_imports():
-        from zoo.train.runs.export import CONFIG, WEIGHTS, export
+        from zoo.train.runs.export import export
     folder = Path(options["to"])
     export(Path(options["run"]), folder, options.get("checkpoint", "last"), tuple(targets))
-    print(f"{folder}: {WEIGHTS}, {CONFIG}")
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -36,6 +36,8 @@ def call(cls: type[T], keys: dict[str, Any], group: str) -> T:
     check_arguments(cls, keys, group)
     try:
         return cls(**keys)
+    except TypeError as error:  # of a constructor without annotations
+        raise UserError(f"{group}: {cls.__name__} doesn't take these values: {first_line(error)}") from error
     except (ValueError, ArithmeticError, RuntimeError) as error:  # arguments that don't go together
         raise UserError(f"{group}: {first_line(error)}") from error
 

@@ -159,7 +159,8 @@ def from_published(files: list[Path], config: dict[str, Any], options: Mapping[s
         name: weight.float() if weight.is_floating_point() else weight
         for name, weight in read_weights(files).items()
     }
-    model = published.loaded(format_, weights, config)
+    typed = [key.removeprefix("config.") for key in options if key.startswith("config.")]
+    model = published.loaded(format_, weights, config, typed=typed)
     record = {
         "_target_": IMPORTED_CLASS,
         "format": format_,

@@ -5,6 +5,7 @@ that its positions were trained with stay the run's, so that `model.position.sca
 model.segment_len=512` of a run that was trained with 128 reads with a factor of 4.
 """
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from zoo.errors import UserError
 from zoo.module import SequenceModule
 from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.overrides import assignments
+from zoo.train.runs.stored import IMPORTED_CLASS
 
 SAME_AT_EVERY_LENGTH = ("rope", "alibi", "learned", "none")
 """Kinds of positions that have no trained length if nothing else is set."""
@@ -22,8 +24,14 @@ OWNERS = {"factor": {"scaling"}, "near": {"far"}, "group": {"far"}}
 
 
 def replace_settings(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Change settings of the run's model.  Raises UserError for a key that its class doesn't take."""
+    """Change settings of the run's model.  Raises UserError for a field of an imported one's config that its
+    loader doesn't read."""
     cfg.model = with_overrides(to_dict(cfg.model), overrides)
+    keys = [override_key(override) for override in overrides]
+    typed = [key.removeprefix("config.") for key in keys if key.startswith("config.")]
+    if typed and cfg.model["_target_"] == IMPORTED_CLASS:
+        module = importlib.import_module(IMPORTED_CLASS.rpartition(".")[0])
+        module.check_config(to_dict(cfg.model), typed)
 
 
 def replace_architecture(cfg: DictConfig, name: str, overrides: Sequence[str]) -> None:

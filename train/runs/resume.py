@@ -14,7 +14,7 @@ from zoo.train.runs.config import DEFAULT_LOGGER, Config, compose
 from zoo.train.runs.folder import NOT_SET, differences, equal, flatten, no_run
 from zoo.train.runs.override_key import key_of
 from zoo.train.runs.overrides import override_value
-from zoo.train.runs.stored import load_stored
+from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "data.corpus")
 
@@ -84,6 +84,11 @@ def repeated_args(args: Sequence[str], run_dir: Path) -> set[str]:
     Raises UserError for an argument that contradicts the run's config.yaml.
     """
     stored = stored_settings(run_dir)
+    if stored.model["_target_"] == IMPORTED_CLASS:
+        raise UserError(
+            f"resume: {run_dir} was imported, without an optimiser to resume with; "
+            f"model.base={run_dir} starts a run from its weights"
+        )
     repeated = set()
     for arg in args:
         try:

@@ -60,8 +60,10 @@ def weight_files(source: Path) -> list[Path]:
     paths = sorted(path for path in source.iterdir() if path.suffix in (".safetensors", *PICKLED))
     if len(paths) != 1:
         names = ", ".join(path.name for path in paths) or "none"
+        below = sorted(path.parent for path in source.glob("*/config.json"))
+        advice = f"from={below[0]}" if below and not paths else "from=…"
         raise UserError(
-            f"import: expected one file of weights in {source}, found {names}; from=… may name one"
+            f"import: expected one file of weights in {source}, found {names}; {advice} may name one"
         )
     return paths
 

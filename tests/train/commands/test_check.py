@@ -98,7 +98,7 @@ def test_a_crash_is_told_once_with_its_line(
         ((MODEL, *WORDS, "wdth=3"), "model.wdth: unknown; Transformer takes"),
         ((MODEL, *WORDS[1:], "depth=one"), "model.depth: expected int, found 'one'"),
         (("nowhere.Model",), "model: can't import nowhere.Model: No module named 'nowhere'"),
-        (("Model",), "model: can't import Model"),
+        (("dsum",), "package.module.Class, found 'dsum'; did you mean model=dsum?"),
         (("torch.nn.Linear",), "model: expected a SequenceModule, found torch.nn.Linear"),
         (("model=rtm",), "Could not find 'model/rtm'"),
     ],
