@@ -103,8 +103,10 @@ class StatefulLM(DecodeRule, nn.Module, ABC):
     ) -> tuple[Float[Tensor, "rows time vocab"], State]:
         """Read a text of any length: by `fold`, or in fewer calls of `segment` as `parallel` allows.
 
-        Logits, states and gradients equal those of `fold`.
+        Logits, states and gradients equal those of `fold`.  Raises ValueError for tokens without rows.
         """
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens: expected (rows, time), found shape {tuple(tokens.shape)}")
         if self.parallel == "none":
             return self.fold(tokens, state)
         state = self.init_state(len(tokens)) if state is None else state

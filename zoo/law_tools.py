@@ -213,17 +213,23 @@ def _assert_equal(actual: Any, expected: Any, label: str, tolerance: float) -> N
 
 def largest_difference(actual: Any, expected: Any) -> str:
     """In words, of tensors or lists of them; "" where something else than their values differs."""
-    ours, theirs = (list(part) if isinstance(part, list) else [part] for part in (actual, expected))
-    if len(ours) != len(theirs) or not all(isinstance(part, Tensor) for part in (*ours, *theirs)):
+    ours, theirs = _tensors(actual), _tensors(expected)
+    if not ours or len(ours) != len(theirs):
         return ""
     if any(x.shape != y.shape or x.dtype != y.dtype for x, y in zip(ours, theirs, strict=True)):
         return ""
     gap = torch.cat([_gap(x.detach(), y.detach()).flatten() for x, y in zip(ours, theirs, strict=True)])
-    largest = float(gap.max())
-    if not largest > 0:  # also where it isn't a number
-        return ""
-    different = f"{int((gap > 0).sum()):,} of {len(gap):,} values different"
-    return f"expected the same, found {different}, by up to {largest:.1e}"
+    finite = gap[gap.isfinite()]
+    different = f"{int((gap != 0).sum()):,} of {len(gap):,} values different"
+    if len(finite) < len(gap):
+        return f"expected the same, found {different}, of which {len(gap) - len(finite):,} aren't finite"
+    return f"expected the same, found {different}, by up to {float(gap.max()):.1e}"
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a list or a mapping, or the one; none where there is anything else."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return parts if all(isinstance(part, Tensor) for part in parts) else []
 
 
 def _gap(x: Tensor, y: Tensor) -> Tensor:

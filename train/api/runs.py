@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -74,17 +74,23 @@ class Run:
         return read_history(self.folder)
 
 
-def load_run(folder: str | PathLike[str], checkpoint: Literal["last", "best"] = "last") -> Run:
+def load_run(
+    folder: str | PathLike[str], checkpoint: Literal["last", "best"] = "last", trust: Sequence[str] = ()
+) -> Run:
     """The run in a folder, with the weights of its last or its best checkpoint (by held-out loss).
 
-    Raises zoo.errors.UserError for a folder without a run, another checkpoint than `last` or `best`, and a
-    file that is missing or damaged.
+    `trust` names again what the run's files name and no plug-in here has, since to build a class is to run
+    its code: `["model._target_=my_models.Mine"]`.  Raises zoo.errors.UserError for a folder without a run,
+    another checkpoint than `last` or `best`, a class that isn't trusted, and a file that is missing or
+    damaged.
     """
     if checkpoint not in ("last", "best"):
         raise UserError(f"checkpoint: expected last | best, found {checkpoint}")
     path = Path(os.path.abspath(folder))
     with user_errors(()):
-        cfg, model, progress = load_trained(path, checkpoint)
+        if others := [word for word in trust if not word.partition("=")[0].endswith("._target_")]:
+            raise UserError(f"trust: expected model._target_=CLASS or task._target_=CLASS, found {others[0]}")
+        cfg, model, progress = load_trained(path, checkpoint, tuple(trust))
     return Run(path, model, to_dict(cfg), checkpoint, progress["step"])
 
 

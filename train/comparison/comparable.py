@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from zoo.errors import UserError
+from zoo.errors import UserError, counted
 from zoo.train.comparison.groups import FinishedRun, settings_with_defaults
 from zoo.train.runs import budget
 from zoo.train.runs.folder import NOT_SET
 
 RESULTS = "results"
 TOKENS_TOLERANCE = 0.05  # of targets seen, as the share of padding depends on seed and window
+MOST_VALUES = 3  # that an error names
 POSITION_FACTORS = (
     "steps",
     "data.batch_size",
@@ -29,10 +30,14 @@ def check_comparable(runs: list[FinishedRun], allowed: list[str]) -> list[str]:
     other kind."""
     mismatches = {kind: differences(runs) for kind, differences in KINDS.items()}
     if refused := [kind for kind, lines in mismatches.items() if lines and kind not in allowed]:
-        descriptions = "; ".join(f"in {kind}: {'; '.join(mismatches[kind])}" for kind in refused)
+        descriptions = "; ".join(f"in {kind}: {first_of(mismatches[kind])}" for kind in refused)
         mix = ",".join([*allowed, *refused])
         raise IncomparableError(f"compare: the runs differ {descriptions}. mix={mix} compares them anyway")
     return [line for lines in mismatches.values() for line in lines]
+
+
+def first_of(lines: list[str]) -> str:
+    return lines[0] + (f" and {counted(len(lines) - 1, 'more difference')}" if len(lines) > 1 else "")
 
 
 def task_differences(runs: list[FinishedRun]) -> list[str]:
@@ -140,7 +145,9 @@ def describe_values(name: str, runs: list[FinishedRun], values: list[Any]) -> st
         names.setdefault(format_value(value), []).append(run.name)
     if len(names) < 2:
         return ""
-    return f"{name}: {', '.join(f'{value} ({list_names(group)})' for value, group in names.items())}"
+    values = [f"{value} ({list_names(group)})" for value, group in names.items()]
+    more = f" and {counted(len(values) - MOST_VALUES, 'more value')}" if len(values) > MOST_VALUES else ""
+    return f"{name}: {', '.join(values[:MOST_VALUES])}{more}"
 
 
 def describe_spread(runs: list[FinishedRun], key: str, tolerance: float) -> str:
@@ -157,6 +164,6 @@ def format_value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def list_names(names: list[str], most: int = 3) -> str:
+def list_names(names: list[str], most: int = 2) -> str:
     listed = ", ".join(names[:most])
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed

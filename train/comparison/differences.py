@@ -2,6 +2,7 @@
 
 from functools import cached_property
 
+from zoo.errors import counted
 from zoo.train.comparison import scores, solved, statistics
 from zoo.train.comparison.comparison import Comparison
 from zoo.train.comparison.groups import RunGroup
@@ -113,5 +114,6 @@ class Differences:
         if documents:
             intervals += f", and with the error of {documents[0][1]:,} documents, which all runs read"
         tests = len(self.adjusted_p)
-        marks = f"; * differs from it at 5 %, after Holm's correction for {tests} rows{test}" if tests else ""
+        holm = f"; * differs from it at 5 %, after Holm's correction for {counted(tests, 'row')}{test}"
+        marks = holm if tests else ""
         return f"Against {name}: {intervals}{marks}."

@@ -120,7 +120,10 @@ def data_note(comparison: Comparison) -> str:
 def machines_note(comparison: Comparison) -> str:
     keys = ("device", "threads", "torch")
     machines = sorted({tuple(run.metrics.get(key) for key in keys) for run in comparison.runs}, key=str)
-    lines = [f"{device}, {threads} threads, torch {torch}" for device, threads, torch in machines]
+    lines = [
+        f"{device}, {threads} thread{'' if threads == 1 else 's'}, torch {torch}"
+        for device, threads, torch in machines
+    ]
     start = "Measured on" if len(lines) == 1 else "Speeds aren't comparable, measured on"
     return f"{start} {'; '.join(lines)}."
 
@@ -150,4 +153,5 @@ def curve_note(comparison: Comparison) -> str:
         return ""
     intervals = sorted({run.config["val_every"] for run in comparison.runs})
     every = " or ".join(map(str, intervals))
-    return f"Steps to a loss are those of a validation, held every {every} steps."
+    interval = "step" if every == "1" else f"{every} steps"
+    return f"Steps to a loss are those of a validation, held every {interval}."

@@ -1,6 +1,7 @@
 """Groups of runs that compare among themselves, where all of them together don't."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from zoo.errors import UserError, counted, nearest
@@ -8,7 +9,7 @@ from zoo.train.comparison.comparable import positions_read, task_facts
 from zoo.train.comparison.groups import FinishedRun
 from zoo.train.runs.folder import NOT_SET
 
-MOST_LINES = 8
+MOST_LINES, MOST_FACTS = 8, 3
 LARGEST, NEWEST = "largest", "newest"
 
 
@@ -49,13 +50,35 @@ def select(runs: Sequence[FinishedRun], name: str) -> list[FinishedRun]:
 def describe(groups: Sequence[Sequence[FinishedRun]], command: str) -> list[str]:
     """A line for each group with the command that compares it; of many groups the first ones."""
     lines = []
-    for number, group in enumerate(groups[:MOST_LINES], 1):
+    told = distinguishing([group[0] for group in groups])
+    for number, (group, facts_of) in enumerate(zip(groups[:MOST_LINES], told, strict=False), 1):
         config = group[0].config
         models = len({run.config["names.model"] for run in group})
         lines.append(
             f"{counted(len(group), 'run')} of {counted(models, 'model')}, {config['names.task']} at "
-            f"{config['names.size']}, {positions_read(group[0]):,} tokens: {command} group={number}"
+            f"{config['names.size']}, {positions_read(group[0]):,} tokens{facts_of}: {command} group={number}"
         )
     if len(groups) > MOST_LINES:
         lines.append(f"and {counted(len(groups) - MOST_LINES, 'more group')}, to group={len(groups)}")
     return lines
+
+
+def distinguishing(runs: Sequence[FinishedRun]) -> list[str]:
+    """For each run, one of every group, up to MOST_FACTS further facts in which they aren't all alike."""
+    all_facts = [
+        {"corpus": Path(str(run.config.get("data.corpus"))).name, "protocol": run.protocol.get("protocol")}
+        | task_facts(run)
+        for run in runs
+    ]
+    keys = [
+        key
+        for key in dict.fromkeys(key for facts in all_facts for key in facts)
+        if len({str(facts.get(key)) for facts in all_facts if key in facts}) > 1 and key != "task._target_"
+    ]
+    return [
+        "".join(
+            f", {key} {facts[key]}"
+            for key in [key for key in keys if facts.get(key) not in (None, "", NOT_SET)][:MOST_FACTS]
+        )
+        for facts in all_facts
+    ]

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,3 +239,30 @@ def test_a_damaged_history_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match="is damaged: expected rows of JSON"):
         read_history(tmp_path)
+
+
+# -- classes that no plug-in has
+
+
+def test_a_class_that_a_run_names_is_built_only_where_it_is_trusted(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(here / "whole", copy)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("zoo.models.rmt.RMT", "keeper_of_her_own.Mine"))
+    module = tmp_path / "modules" / "keeper_of_her_own.py"
+    module.parent.mkdir()
+    module.write_text("from zoo.models.rmt import RMT\n\nclass Mine(RMT):\n    pass\n")
+    monkeypatch.syspath_prepend(module.parent)
+    with pytest.raises(UserError, match=r"if you trust it, add model._target_=keeper_of_her_own.Mine"):
+        zoo.load_run(copy)
+    run = zoo.load_run(copy, trust=["model._target_=keeper_of_her_own.Mine"])
+    assert type(run.model).__name__ == "Mine"
+    with pytest.raises(UserError, match=r"trust: expected model._target_=CLASS or .*, found model.depth=3"):
+        zoo.load_run(copy, trust=["model.depth=3"])
+
+
+def test_tokens_need_rows(here: Path) -> None:
+    with untyped(), pytest.raises(ValueError, match=r"tokens: expected \(rows, time\), found shape \(3,\)"):
+        zoo.load_run("whole").model(torch.tensor([1, 2, 3]))
