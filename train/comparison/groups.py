@@ -37,6 +37,10 @@ SCORE_METRICS = {
 """Metrics that are scores, of which a run needs at least one, with names that suit any task."""
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
 CONSTRUCTED_SECTIONS = ("model", "task")
+OF_ITS_BASE = ("model.base", "base.run", "base.weights", "base.commit")
+"""Settings of a run that started from another one, in which its seeds may differ."""
+FOLLOWS = ("model.position.trained",)
+"""Settings that no label needs: the trained length is that of the base."""
 ABSENT_COUNTS = ("callbacks.", "optim.")
 """Settings that a run without them didn't have, though it is not older than they are."""
 """Sections of a config whose keys are arguments of the class that `_target_` names."""
@@ -146,12 +150,12 @@ def group_runs(runs: list[FinishedRun]) -> list[RunGroup]:
     """Groups with distinct labels, sorted by them.  Raises UserError if a seed occurs twice in a group.
 
     A setting of model or task that a config lacks has its constructor's default; any other that it lacks is
-    newer than the run and counts as equal.
+    newer than the run and counts as equal.  Runs of several seeds may have started from several bases.
     """
     members: list[list[FinishedRun]] = []
     for run in runs:
         for group in members:
-            if not differing_settings(group[0], run):
+            if not any(differing_settings(member, run) for member in group):
                 group.append(run)
                 break
         else:
@@ -190,8 +194,11 @@ def group_labels(runs: list[FinishedRun]) -> list[str]:
 
 
 def distinguishing_settings(run: FinishedRun, peers: list[FinishedRun], include_derived: bool) -> list[str]:
-    """The run's settings that differ among its peers, as "memory_tokens=8"."""
+    """The run's settings that differ among its peers, as "memory_tokens=8"; none that it lacks or has as null."""
     values = {key: pair[0] for peer in peers for key, pair in differing_settings(run, peer).items()}
+    values = {
+        key: value for key, value in values.items() if value not in (NOT_SET, None) and key not in FOLLOWS
+    }
     derived: tuple[str, ...] = ()
     if "names.task" in values:
         derived = ("task.", "task_", "data.", "model.")
@@ -215,6 +222,9 @@ def short_key(key: str) -> str:
 def differing_settings(run: FinishedRun, peer: FinishedRun) -> dict[str, tuple[Any, Any]]:
     """Settings, other than the seed, in which two runs differ, as {key: (run's value, peer's value)}."""
     ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "model.free")
+    have_base = all(member.config.get("model.base") is not None for member in (run, peer))
+    if have_base and run.config["seed"] != peer.config["seed"]:
+        ignored = (*ignored, *OF_ITS_BASE)
     pairs = differences(settings_with_defaults(run), settings_with_defaults(peer), without=ignored)
     return {
         key: pair
@@ -244,7 +254,11 @@ def settings_with_defaults(run: FinishedRun) -> dict[str, Any]:
     for fact in ("task_version", "task_code", "model_code"):
         if value := run.metrics.get(fact):
             settings[fact] = value
-    return settings | run.config
+    settings |= run.config
+    if isinstance(kind := settings.get("model.position"), str):  # a name stands for its kind
+        del settings["model.position"]
+        settings["model.position.kind"] = kind
+    return settings
 
 
 def task_class(config: dict[str, Any]) -> type[Task] | None:

@@ -89,6 +89,28 @@ def test_a_setting_that_one_run_lacks_has_its_default(
     assert len(group_runs(runs)) == (1 if same_group else 2)
 
 
+def test_seeds_of_a_tuning_have_bases_of_their_own(tmp_path: Path) -> None:
+    """But two tunings of one seed, from different bases, are two rows; labels have no absent settings."""
+    yarn = {"kind": "rope", "scaling": "yarn", "trained": 16}
+    for name, seed, base, position in (
+        ("a0", 0, "base-0", yarn),
+        ("a1", 1, "base-1", yarn),
+        ("b0", 0, "other-0", yarn),
+        ("c0", 0, "base-0", "rope"),
+    ):
+        keys = {"model.base": base, "base": {"run": base, "weights": f"of {base}"}}
+        settings = {"model._target_": "zoo.models.transformer.Transformer", "model.position": position}
+        make_run(tmp_path / name, "transformer", seed, **keys, **settings)
+    groups = group_runs([read_run(path) for path in sorted(tmp_path.iterdir())])
+    rows = {group.label: [run.folder.name for run in group.runs] for group in groups}
+    bases = [f"weights=of {base} base={base}" for base in ("base-0", "other-0")]
+    assert rows == {
+        f"transformer {bases[0]}": ["c0"],
+        f"transformer {bases[0]} scaling=yarn": ["a0", "a1"],
+        f"transformer {bases[1]} scaling=yarn": ["b0"],
+    }
+
+
 def test_labels_contain_distinguishing_settings(run: Any, tmp_path: Path) -> None:
     make_run(tmp_path / "runs/a", "rmt", **{"model.mlp_width": 32})
     make_run(tmp_path / "runs/b", "rmt", bits=1.0, **{"model.mlp_width": 96})
