@@ -194,7 +194,7 @@ def group_labels(runs: list[FinishedRun]) -> list[str]:
 
 
 def distinguishing_settings(run: FinishedRun, peers: list[FinishedRun], include_derived: bool) -> list[str]:
-    """The run's settings that differ among its peers, as "memory_tokens=8"; none that it lacks or has as null."""
+    """The run's settings that differ among its peers, as "memory_tokens=8", without missing ones and null."""
     values = {key: pair[0] for peer in peers for key, pair in differing_settings(run, peer).items()}
     values = {
         key: value for key, value in values.items() if value not in (NOT_SET, None) and key not in FOLLOWS
