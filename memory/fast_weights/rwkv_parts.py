@@ -68,12 +68,13 @@ class LowRank(nn.Module):
 class HeadNorm(nn.Module):
     """Layer norm of every head, with a weight and a bias per channel: a group norm of the joined heads."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = NORM_EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, o: Float[Tensor, "rows time heads head_dim"]) -> Float[Tensor, "rows time width"]:
-        o = F.layer_norm(o, o.shape[-1:], eps=NORM_EPS)
+        o = F.layer_norm(o, o.shape[-1:], eps=self.eps)
         return rearrange(o, "r t h k -> r t (h k)").to(self.weight.dtype) * self.weight + self.bias
 
 

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.interpreted.interpreter import interpretable_fla
 from zoo.models.published.imported import loaded
 
+RANKS = {
+    6: {"proj_low_rank_dim": 4, "gate_low_rank_dim": 6},
+    7: {"decay_low_rank_dim": 8, "gate_low_rank_dim": 12, "a_low_rank_dim": 6, "v_low_rank_dim": 4},
+}
+OTHER = {"tie_word_embeddings": True, "norm_eps": 1e-2, "fuse_norm": False}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "delta": ("deltanet", "DeltaNet", {"num_heads": 2}),
     "delta, other options": (
@@ -31,6 +37,10 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "hgrn2": ("hgrn2", "HGRN2", {"expand_ratio": 16, "tie_word_embeddings": True}),
     "hgrn2, convolved": ("hgrn2", "HGRN2", {"expand_ratio": 16, "use_short_conv": True}),
+    "rwkv6": ("fla_rwkv", "RWKV6", {"num_heads": 2, "expand_k": 1.0, **RANKS[6]}),
+    "rwkv6, other options": ("fla_rwkv", "RWKV6", {"num_heads": 4, "expand_k": 1.0, **RANKS[6], **OTHER}),
+    "rwkv7": ("fla_rwkv", "RWKV7", {"head_dim": 16, **RANKS[7]}),
+    "rwkv7, other options": ("fla_rwkv", "RWKV7", {"head_dim": 8, **RANKS[7], **OTHER}),
 }
 SHAPE: dict[str, Any] = {
     "attn_mode": "fused_recurrent",
@@ -51,6 +61,11 @@ def random_model(name: str, options: dict[str, Any]) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.ndim > 1 else 0.5))
     return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpretable() -> None:
+    interpretable_fla()
 
 
 @pytest.mark.parametrize("case", MODELS)
