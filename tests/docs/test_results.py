@@ -40,7 +40,7 @@ COMMAND = re.compile(r"python -m zoo(?:\.train| train| sweep| evaluate) ")
 FOLDER = re.compile(r"`runs/([\w-]+)/`")
 WITH_RUNS = [name for name, text in SECTIONS.items() if COMMAND.search(text) or FOLDER.search(text)]
 KEYS_OF_NAMES = {"model", "task", "size"}
-LEFT_OUT = {"run_dir", "seeds", "jobs", "keep", "experiment"}
+LEFT_OUT = {"run_dir", "model.base", "seeds", "jobs", "keep", "experiment"}
 """Keys of a command that are no settings of a run."""
 
 
@@ -154,6 +154,7 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
     [
         ("passkey", None, ["code"]),
         ("extrapolation-text", None, []),
+        ("extrapolation-tuned-text", None, []),
         ("extrapolation-passkey", None, []),
         ("overwriting", "deltanet rule=delta", []),
         ("parity", None, []),

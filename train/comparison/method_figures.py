@@ -89,7 +89,7 @@ def loss_figure(scores: MethodScores, suffix: str) -> PageFigure:
         f"methods{suffix}",
         f"{capitalised(LOSS)} by context and method ({scores.subject})",
         f"{CAPTION}. At every context the same tokens count; what was read with another stride has no value.",
-        lambda: charts.curve_panels([(LOSS, lines)], "context (tokens)", ""),
+        lambda: charts.curve_panels([(LOSS, lines)], "context (tokens)", "", from_zero=False),
     )
 
 

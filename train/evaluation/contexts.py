@@ -113,7 +113,9 @@ def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]]) -> None:
         scores = [score(entry, context) for context, entry in by_context.items()]
         lines[method] = Line(list(by_context), scores, scores, scores)
     task = next(iter(next(iter(entries.values())).values()))["task"]
-    figure: Figure = curve_panels([(label, lines)], "context, tokens", f"{task} by position method")
+    figure: Figure = curve_panels(
+        [(label, lines)], "context, tokens", f"{task} by position method", from_zero=not is_text(entries)
+    )
     folder = run_dir / FIGURES
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"{task}-by-context.png", dpi=120)

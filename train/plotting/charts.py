@@ -1,6 +1,7 @@
 """Charts of losses and accuracies, for one run or several side by side; matplotlib without a display."""
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -256,27 +257,34 @@ def scatter(
     return figure
 
 
-def curve_panels(panels: Sequence[tuple[str, dict[str, Line]]], xlabel: str, title: str) -> Figure:
+def curve_panels(
+    panels: Sequence[tuple[str, dict[str, Line]]], xlabel: str, title: str, *, from_zero: bool = True
+) -> Figure:
     """Side by side, a curve per name against a length, on a logarithmic axis; the names below them all.
 
     `panels` are the labels of the vertical axes and their curves, with the same names in each.
     """
-    figure = Figure(figsize=(3.9 * len(panels), 3.9), layout="constrained")
+    width, names = max(6.5, 3.9 * len(panels)), list(panels[0][1])
+    columns = max(1, min(6, int(13 * width) // (max(map(len, names), default=0) + 8)))
+    rows = sum(1 + len(name) // int(13 * width) for name in names) / columns
+    figure = Figure(figsize=(width, 3.7 + 0.2 * rows), layout="constrained")
     figure.suptitle(title, fontsize=9)
     for axes, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, line in lines.items():
-            plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
+            label = textwrap.fill(name, int(13 * width))
+            plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=label)[0]
             axes.fill_between(line.x, line.low, line.high, color=plotted.get_color(), alpha=0.15, linewidth=0)
         points = sorted({point for line in lines.values() for point in line.x})
         axes.set_xscale("log", base=2)
         axes.set_xticks(points, [format_number(point) for point in points])
         axes.xaxis.set_minor_locator(NullLocator())
-        _axis_from_zero(axes, [height for line in lines.values() for height in line.y])
+        if from_zero:
+            _axis_from_zero(axes, [height for line in lines.values() for height in line.y])
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid(alpha=0.3)
     handles = figure.axes[0].get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(6, len(handles))), fontsize=8)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 
