@@ -158,6 +158,7 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
         ("extrapolation-passkey", None, []),
         ("overwriting", "deltanet rule=delta", []),
         ("parity", None, []),
+        ("recall-by-state", None, []),
     ],
 )
 def test_a_committed_comparison_is_what_compare_writes(

@@ -39,6 +39,7 @@ def draw(inspection: Inspection, model: str) -> dict[str, Figure]:
 def course(inspection: Inspection, title: str) -> Figure:
     """Panels below each other, over the text: losses, retention, contribution, norms of the state."""
     segments, length = inspection.segments, inspection.segments[0].tokens
+    end = segments[-1].start + segments[-1].tokens
     panels = {
         "nats per target": {"memory kept": values(segments, "loss"), "reset": values(segments, "reset")},
         "retention": {"": values(segments, "retention")},
@@ -56,10 +57,11 @@ def course(inspection: Inspection, title: str) -> Figure:
         for name, points in lines.items():
             axes.plot(list(points), list(points.values()), marker="o", markersize=3, label=name or None)
         for start in {position // length * length for position in inspection.question}:
-            axes.axvspan(start, start + length, alpha=0.12, linewidth=0)
+            axes.axvspan(start, min(start + length, end), alpha=0.12, linewidth=0)
         axes.set_ylabel(ylabel)
         if not ylabel.startswith("nats"):
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            low, high = min(0, axes.get_ylim()[0]), axes.get_ylim()[1]
+            axes.set_ylim(low, high + 0.05 * (high - low))  # or markers at the top are cut in half
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend(fontsize=8, loc="best", ncols=1 + len(lines) // 4)
