@@ -122,8 +122,8 @@ def dispatch() -> None:
 def call(name: str, arguments: list[str]) -> None:
     """Import a command and run it, with a command line of its arguments."""
     module, _, function = COMMANDS[name].target.partition(":")
-    if any(argument in ("-h", "--help") for argument in arguments[: None if name == "train" else 1]):
-        print(importlib.import_module("zoo.train.commands.help").page(module))
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(importlib.import_module("zoo.train.commands.help").page(module, arguments))
         sys.exit(0)
     sys.argv = [f"zoo {name}", *arguments]
     if name == "train":  # a further rank restarts this process's main module, without the argument "train"

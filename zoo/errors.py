@@ -113,6 +113,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def nearest(word: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """ "; did you mean …?" for the candidate that comes closest to a word, "" where none is close."""
-    close = difflib.get_close_matches(word, list(candidates), 1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    """ "; did you mean …?" for the candidate that comes closest to a word, whatever their case; "" where none
+    is close."""
+    of_lower = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(word.lower(), of_lower, 1)
+    return f"; did you mean {prefix}{of_lower[close[0]]}?" if close else ""

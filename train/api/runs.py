@@ -24,6 +24,7 @@ from zoo.train.runs.config import compose, to_dict
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
+from zoo.train.runs.overrides import home_override, refuse_task_corpus
 from zoo.train.runs.precision import make_precision, precision_name
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
@@ -102,13 +103,14 @@ def train_run(*args: str) -> Run:
     (`trainer.devices`) need the command, which starts them.
     """
     with user_errors(args):
-        overrides = args_to_resume(args)
+        overrides = args_to_resume([home_override(arg) for arg in args])
         cfg = compose(overrides)
         if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
             raise UserError(
                 "trainer.devices: expected 1 in train_run, which starts no further process as zoo.train does"
             )
         if not cfg.resume:
+            refuse_task_corpus(cfg, overrides)
             build.check_classes(cfg)
         with messages_on_screen(), run_folder(cfg, Path(), "train.log") as folder:
             launch(cfg, folder, overrides)

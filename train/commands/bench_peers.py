@@ -35,7 +35,6 @@ from typing import NamedTuple
 from zoo.errors import UserError, nearest
 from zoo.train.commands.bench_arguments import REFUSED, ROUNDS, WITHOUT_EFFECT, check_case, print_failures
 from zoo.train.commands.cli import distinct, integer, list_of, output_file, parse, refuse_without_effect
-from zoo.train.commands.help import page
 from zoo.train.evaluation import peer_table, throughput_report
 from zoo.train.evaluation.peer_table import Peer
 from zoo.train.evaluation.peer_throughput import Pair, measure_peer, shape_of, table
@@ -64,9 +63,6 @@ class Plan(NamedTuple):
 
 def run(args: list[str]) -> int:
     """Exit code 1 where a measurement failed."""
-    if args[:1] in (["-h"], ["--help"]):
-        print(page(__name__))
-        return 0
     refused = REFUSED | {"model": "peers= chooses the packages, and they their counterparts"}
     options, others = parse("bench peers", args, KEYS, pass_unknown=True, refused=refused)
     for word in others:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
-from zoo.train.commands.help import page
+from zoo.train.commands.help import FLAGS, page
 from zoo.train.commands.suggestions import suggestion
-from zoo.train.runs.override_key import key_of
+from zoo.train.runs.override_key import expand_home, key_of
 
 ValueParser = Callable[[str], Any]
 """Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
@@ -138,12 +138,14 @@ def parse(
     pass_unknown: bool = False,
     refused: Mapping[str, str] | None = None,
     renamed: Mapping[str, str] | None = None,
+    verbatim: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Values by key, and the arguments that are passed on unread to the configuration.
 
     `passed_on` are keys, or beginnings of keys such as `task.`; with `pass_unknown` an argument whose key is
     none of the command's is passed on. `refused` says for a key what to use instead, `renamed` gives new
-    names.  Raises UserError, in one line, for an argument that isn't key=value, a key that is unknown, given
+    names; a value that begins with ~/ is a path below the home folder, unless its key is one of `verbatim`.
+    Raises UserError, in one line, for an argument that isn't key=value, a key that is unknown, given
     twice or refused, a value that its parser refuses, and a required key that is missing.
     """
     values: dict[str, Any] = {}
@@ -173,7 +175,7 @@ def parse(
         if key in values:
             raise UserError(f"{command}: {key} is given twice")
         try:
-            values[key] = parsers[key](value)
+            values[key] = parsers[key](value if key in verbatim else expand_home(value))
         except ValueError as error:
             raise UserError(f"{command}: {key}: {error}") from error
     if missing := [key for key in required if key not in values]:
@@ -201,8 +203,9 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
     """The entry point of a command: calls `main` with the arguments after the command's name.
 
     Exit code: what `main` returns, 0 for None; 2 with one line for a user error; 130 for Ctrl-C; 141
-    where the reader of the output has closed it. `--help` prints the docstring of the command's module; so
-    does a call without arguments, where `main` needs some (its parameter has no default).
+    where the reader of the output has closed it. `--help`, among other arguments too, prints the docstring
+    of the command's module; so does a call without arguments, where `main` needs some (its parameter has no
+    default).
     """
     parameter = next(iter(inspect.signature(main).parameters.values()))
     needs_args = parameter.default is inspect.Parameter.empty
@@ -215,8 +218,8 @@ def command(main: Callable[..., int | None]) -> Callable[[], None]:
 
     def call() -> NoReturn:
         args = sys.argv[1:]
-        if args[:1] in (["-h"], ["--help"]) or (needs_args and not args):
-            print(page(main.__module__), file=sys.stdout if args else sys.stderr)
+        if any(arg in FLAGS for arg in args) or (needs_args and not args):
+            print(page(main.__module__, args), file=sys.stdout if args else sys.stderr)
             sys.exit(0 if args else 2)
         try:
             code = main(args)

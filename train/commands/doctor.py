@@ -267,10 +267,10 @@ def build_error(group: str, name: str) -> str:
 
 def data() -> Iterator[Finding]:
     from zoo.train.corpora.cache import cache_folder
-    from zoo.train.corpora.catalog import LAYOUTS, layout_of
+    from zoo.train.corpora.layouts import existing_corpora
 
     root = Path(os.environ.get("ZOO_DATA", "data"))
-    names = [name for name in LAYOUTS if layout_of(name, root)]
+    names = existing_corpora(root)
     yield Finding("corpora", f"stdlib, and below {root}: {', '.join(names) or 'none'} (ZOO_DATA names it)")
     for name, folder in (("cache", cache_folder()), ("here", Path.cwd())):
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

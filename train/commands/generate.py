@@ -125,12 +125,13 @@ KEYS = {
     "seed": integer(least=0, most=2**63 - 1),
     "echo": boolean,
 }
+VERBATIM = ("prompt", "stop")  # texts, no paths
 TARGETS = ("model._target_", "task._target_")
 
 
 def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
     """The options, and those of several texts; None for one, which is printed as it comes."""
-    options, overrides = parse("generate", args, KEYS, required=["run"], passed_on=TARGETS)
+    options, overrides = parse("generate", args, KEYS, required=["run"], passed_on=TARGETS, verbatim=VERBATIM)
     given = [key for key in ("prompt", "prompt_file", "prompts") if key in options]
     if len(given) > 1:
         raise UserError(f"generate: expected one of prompt=, prompt_file= and prompts=, found {given}")

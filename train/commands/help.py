@@ -5,6 +5,7 @@ Only Python's own modules are imported here, so that help answers at once.
 
 import ast
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from zoo import plugins
@@ -15,9 +16,14 @@ CHOICES = "CHOICES"
 """In a page, the line that stands for what every config group has."""
 
 
-def page(module: str) -> str:
-    """The help page of a command's module, as wide as the terminal at most."""
-    spec = importlib.util.find_spec(module)
+SUBCOMMANDS = {("zoo.train.commands.bench", "peers"): "zoo.train.commands.bench_peers"}
+"""Modules with a page of their own, by that of the command and its first argument."""
+
+
+def page(module: str, args: Sequence[str] = ()) -> str:
+    """The help page of a command's module, or of the subcommand that `args` begin with; as wide as the
+    terminal at most."""
+    spec = importlib.util.find_spec(SUBCOMMANDS.get((module, *args[:1]), module))
     assert spec
     assert spec.origin
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""

@@ -21,6 +21,7 @@ code is run.
 from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, one_of, parse, text
 from zoo.train.runs.import_options import PADDED, PREFIXES
+from zoo.train.runs.override_key import expand_home
 
 KEYS = {
     **dict.fromkeys(("from", "run_dir", "format", "config", "tokenizer", "task", "size"), text),
@@ -32,8 +33,9 @@ TARGETS = ("model._target_", "task._target_")
 @command
 def main(args: list[str]) -> None:
     options, rest = parse("import", args, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS))
+    further = [arg.partition("=") for arg in rest]
     with large_imports():
         from zoo.train.runs.import_weights import import_run
-    run_dir, summary = import_run(options | dict(arg.split("=", 1) for arg in rest))
+    run_dir, summary = import_run(options | {key: expand_home(value) for key, _, value in further})
     print(summary)
     print(f"{run_dir}: zoo evaluate run={run_dir}   zoo generate run={run_dir} prompt=…")

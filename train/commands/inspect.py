@@ -29,7 +29,7 @@ from zoo.errors import UserError
 from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, integer, one_of, parse, text
 from zoo.train.commands.evaluate import PASSED_ON, split
-from zoo.train.commands.generate import prompt
+from zoo.train.commands.generate import VERBATIM, prompt
 
 if TYPE_CHECKING:
     from zoo.train.evaluation.inspection import InspectOptions
@@ -59,7 +59,9 @@ def main(args: list[str]) -> None:
 
 
 def parse_args(args: list[str]) -> "InspectOptions":
-    options, overrides = parse("inspect", args, KEYS, required=["run"], passed_on=PASSED_ON)
+    options, overrides = parse(
+        "inspect", args, KEYS, required=["run"], passed_on=PASSED_ON, verbatim=VERBATIM
+    )
     if "prompt" in options and "prompt_file" in options:
         raise UserError("inspect: expected prompt= or prompt_file=, found both")
     if "prompt_file" in options:

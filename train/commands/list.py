@@ -247,7 +247,7 @@ def imported_score_name(target: str) -> str:
 
 
 def show_corpora(console: Console, args: list[str], composed: DictConfig) -> None:
-    from zoo.train.corpora.catalog import LAYOUTS, layout_of, layouts
+    from zoo.train.corpora.layouts import LAYOUTS, layout_of, layouts
 
     root = Path(composed.data.root)
     title = f"corpora below data.root={root}"

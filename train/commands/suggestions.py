@@ -17,7 +17,8 @@ from zoo.plugins import ENTRY_POINTS
 def suggestion(message: str, args: Sequence[str] = ()) -> str:
     """The end of a message about a key or choice that doesn't exist: its new name, or the nearest one."""
     if option := re.search(r"Could not find '([^']+)/([^']+)'", message):
-        return nearest(option[2], re.findall(r"\S+", message.rpartition("':")[2])) + uninstalled_plugin()
+        options = re.findall(r"\S+", message.rpartition("':")[2])
+        return nearest(option[2], options, prefix=f"{option[1]}=") + uninstalled_plugin()
     if "'" not in message:
         return ""
     from zoo.train.runs.stored import renamed_key
@@ -26,11 +27,26 @@ def suggestion(message: str, args: Sequence[str] = ()) -> str:
         return new_name
     if not (unknown := re.search(r"Could not override '([^']+)'", message)):
         return ""
-    keys = config_keys(args)
+    values = config_values(args)
     group = unknown[1].rpartition(".")[0]
+    keys = [key for key, value in values.items() if not follows(key, value) or group == "model"]
     members = [key.removeprefix(f"{group}.") for key in keys if group and key.startswith(f"{group}.")]
     known = f"; {group} takes {', '.join(key for key in members if key[0] != '_')}" if members else ""
+    if namesakes := [key for key in keys if key.rpartition(".")[2] == unknown[1]]:
+        return f"{known}; did you mean {min(namesakes, key=preference)}?"
     return known + nearest(unknown[1], keys)
+
+
+def follows(key: str, value: Any) -> bool:
+    """True for a key of a task or a model that only repeats another one, as task.corpus does data.corpus."""
+    return key.startswith(("task.", "model.")) and bool(re.fullmatch(r"\$\{[\w.]+\}", str(value)))
+
+
+def preference(key: str) -> int:
+    """The rank of a key among those of the same name in other groups: settings of the run come first."""
+    groups = ("data", "optim", "trainer")
+    group = key.partition(".")[0]
+    return groups.index(group) if group in groups else len(groups)
 
 
 def uninstalled_plugin() -> str:
@@ -46,8 +62,9 @@ def uninstalled_plugin() -> str:
     return f"; this folder's package {project.get('name', '')} isn't installed: pip install -e ."
 
 
-def config_keys(args: Sequence[str]) -> list[str]:
-    """Keys of the configuration that these arguments' groups compose; [] where they don't compose."""
+def config_values(args: Sequence[str]) -> dict[str, Any]:
+    """Keys of the configuration that these arguments' groups compose, with their values, interpolations as
+    they stand; {} where they don't compose."""
     from omegaconf import OmegaConf
 
     from zoo.train.runs.config import compose
@@ -56,8 +73,13 @@ def config_keys(args: Sequence[str]) -> list[str]:
     try:
         composed = compose([arg for arg in args if arg.startswith(groups)])
     except Exception:  # the first error is reported anyway
-        return []
+        return {}
     # resolved, the precision asks torch for a GPU
     cfg = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
-    inner = [f"{group}.{key}" for group, keys in cfg.items() if isinstance(keys, dict) for key in keys]
-    return [*cfg, *inner]
+    inner = {
+        f"{group}.{key}": value
+        for group, keys in cfg.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
+    return {**cfg, **inner}

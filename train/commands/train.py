@@ -51,7 +51,7 @@ from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, refuse_unread, register, validate_config
 from zoo.train.runs.files import is_further_rank
-from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated
+from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated, refuse_task_corpus
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
 from zoo.train.runs.stop_signals import InterruptedRunError, stop_signals
@@ -160,6 +160,8 @@ def run(cfg: DictConfig) -> float | None:
         stack.enter_context(closed_output_stops())
         try:
             check_keys(cfg)
+            if not cfg.resume:
+                refuse_task_corpus(cfg, overrides)
             if not cfg.resume and hydra_config.mode == RunMode.RUN:  # a sweep's may be of some jobs
                 refuse_unread(cfg, overrides)
             if not cfg.resume:

@@ -28,6 +28,7 @@ from jaxtyping import UInt8
 from zoo.errors import UserError, nearest
 from zoo.train.corpora.cache import cached, key_of
 from zoo.train.corpora.documents import FIELD, Documents, Gathered, Source, digest, files_below, gather
+from zoo.train.corpora.layouts import LAYOUTS, existing_in_words, find_named, layouts
 from zoo.train.corpora.left_out import LEFT_OUT_BECAUSE, refuse_empty
 from zoo.train.corpora.splits import (
     ENWIK8,
@@ -48,27 +49,6 @@ from zoo.train.corpora.splits import (
 )
 from zoo.train.corpora.unread import READABLE
 
-# name -> paths under the root, of which the first existing one is read; {} is train, valid, test.
-LAYOUTS: dict[str, tuple[str, ...]] = {
-    "wikilong": ("wikilong",),
-    "books": ("books", "books.tar.xz"),
-    "stacks": ("stacks.tar.xz",),
-    "wikitext-2": (
-        "wikitext-2/wiki.{}.tokens",
-        "wikitext-2/{}.txt",
-        "wikitext-2-v1.zip",
-        "wikitext/wt2.{}.txt.xz",
-    ),
-    "wikitext-103": (
-        "wikitext-103/wiki.{}.tokens",
-        "wikitext-103/{}.txt",
-        "wikitext-103-v1.zip",
-        "wikitext/wt103.{}.txt.xz",
-    ),
-    "enwik8": ("enwik8", "enwik8/enwik8", "enwik8.gz", "enwik8/enwik8.gz", "enwik8.xz", "enwik8.zip"),
-    "pg19": ("pg19", "pg-19", "PG-19"),
-}
-
 UNITS = {"stdlib": "files", "wikilong": "articles", "books": "books", "stacks": "files", "pg19": "books"}
 
 Check = Callable[[UInt8[np.ndarray, " bytes"], SplitSpans], None]  # raises UserError
@@ -85,17 +65,6 @@ class Corpus:
         if name not in self.parts:
             raise UserError(f"corpus {self.name} has no split {name!r}: found {', '.join(self.parts)}")
         return self.parts[name]
-
-
-def layouts(name: str) -> str:
-    """The layouts in which a named corpus may lie below the root, in words."""
-    return " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
-
-
-def layout_of(name: str, root: Path) -> str:
-    """The layout in which a named corpus lies below the root, "" if it doesn't."""
-    present = (layout for layout in LAYOUTS[name] if (root / layout.format("train")).exists())
-    return next(present, "").replace("{}", "{train,valid,test}")
 
 
 def open_corpus(name: str, root: str | Path, field: str = FIELD) -> Corpus:
@@ -120,7 +89,7 @@ def find_sources(name: str, root: Path) -> list[Source]:
     if not name.strip() or not (path.is_dir() or path.is_file()):
         raise UserError(
             f"no corpus {name!r}: expected a folder, a file or one of stdlib, {', '.join(LAYOUTS)}"
-            f" ({_existing(root)}){nearest(name, ['stdlib', *LAYOUTS])}"
+            f" ({existing_in_words(root)}){nearest(name, ['stdlib', *LAYOUTS])}"
         )
     sources = files_below(path) if path.is_dir() else [Source(path.name, path)]
     if not sources:
@@ -129,10 +98,10 @@ def find_sources(name: str, root: Path) -> list[Source]:
 
 
 def _open_named(name: str, root: Path) -> Corpus:
-    sources = _sources(name, root)
+    sources = find_named(name, root)[1]
     if not sources:
-        paths = " or ".join(layout.replace("{}", "{train,valid,test}") for layout in LAYOUTS[name])
-        raise UserError(f"corpus {name} not found: expected {paths} under {root} ({_existing(root)})")
+        existing = existing_in_words(root)
+        raise UserError(f"corpus {name} not found: expected {layouts(name)} under {root} ({existing})")
     if name == "enwik8":
         return _open(name, sources, enwik8, check=check_enwik8)
     if name == "stacks":
@@ -160,27 +129,6 @@ def _open_stacks(sources: list[Source], table: Path) -> Corpus:
         return ordered(texts, [split_of.get(name.rsplit("/", 1)[-1]) for name in texts.names])
 
     return _open("stacks", sources, by_table, rule=f"by_table {digest(content)}")
-
-
-def _sources(name: str, root: Path) -> list[Source]:
-    """The sources of a named corpus under the root; empty if there are none."""
-    for layout in LAYOUTS[name]:
-        path = root / layout
-        if "{}" in layout:
-            paths = {split: root / layout.format(split) for split in ("train", "valid", "test")}
-            sources = [Source(split + p.suffix, p) for split, p in paths.items() if p.is_file()]
-        elif path.is_dir() and name != "enwik8":
-            sources = files_below(path)
-        else:
-            sources = [Source(path.name, path)] if path.is_file() else []
-        if sources:
-            return sources
-    return []
-
-
-def _existing(root: Path) -> str:
-    names = [name for name in LAYOUTS if _sources(name, root)]
-    return f"under {root}: {', '.join(names) or 'none of them'}"
 
 
 def stdlib_sources() -> list[Source]:

@@ -22,6 +22,7 @@ from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
 from zoo.train.runs.data_identity import stored_task
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
+from zoo.train.runs.override_key import expand_home
 from zoo.train.runs.overrides import assignments
 from zoo.train.runs.precision import convert_weights, make_precision, precision_name
 from zoo.train.runs.provenance import device_name
@@ -136,11 +137,11 @@ def task_config(cfg: DictConfig, options: EvalOptions) -> tuple[str, DictConfig]
 def setting(current: Any, assignment: str) -> Any:
     """The value of key=value: as yaml has it, but a text as it is typed unless it is in quotes.
 
-    A corpus may be called 1, or have a # in its name.
+    A corpus may be called 1, or have a # in its name; ~/ is the home folder.
     """
     key, _, value = assignment.partition("=")
     is_typed = isinstance(current, str) and not value.startswith(("'", '"'))
-    return value if is_typed else assignments([assignment])[key]
+    return expand_home(value) if is_typed else assignments([assignment])[key]
 
 
 def settings_of(node: DictConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Overrides of a configuration, `key=value` as Hydra's grammar has them: quoted, read, written."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo import plugins
 from zoo.errors import UserError
+from zoo.train.runs.override_key import expand_home, key_of
 from zoo.train.runs.position_overrides import position_overrides
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
@@ -22,6 +24,18 @@ def refuse_repeated(args: Sequence[str]) -> None:
     for key, count in keys.items():
         if count > 1 and not key.startswith("hydra."):
             raise UserError(f"{key} is given {'twice' if count == 2 else f'{count} times'}")
+
+
+def refuse_task_corpus(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UserError for task.corpus=, where the task's yaml file takes its corpus from data.corpus: the run
+    would be stored under a corpus that it doesn't read."""
+    if "task.corpus" not in {key_of(override) for override in overrides}:
+        return
+    search = next((arg.partition("=")[2] for arg in overrides if arg.startswith("hydra.searchpath=")), "")
+    files = {choice.name: choice.text for choice in reversed(plugins.choices("task", search))}
+    text = files.get(str(cfg.names.task), "")
+    if re.search(r"^\s*corpus: *\$\{data\.corpus\}", text, re.MULTILINE):
+        raise UserError(f"task.corpus: task {cfg.names.task} reads the corpus that data.corpus=… names")
 
 
 def check_grammar(args: Sequence[str]) -> None:
@@ -38,7 +52,7 @@ def check_grammar(args: Sequence[str]) -> None:
             meant = f"; did you mean {' or '.join(choices)}?" if choices else ""
             raise UserError(f"expected key=value, found {arg!r}{meant}")
         try:
-            parser.parse_override(arg)
+            parser.parse_override(home_override(arg))
         except Exception as error:  # Hydra's, of several kinds; the cause is more general than the value
             quoted = path_override(key, value)
             try:
@@ -54,9 +68,16 @@ def quoted_names(args: Sequence[str]) -> list[str]:
     """Overrides, with names such as 1 or true in quotes: Hydra's grammar takes them for numbers and flags.
 
     model.base=, which no yaml file of a model need have, is added; without model= and size= with those of the
-    run that it names.
+    run that it names.  ~/ at the beginning of a value is the home folder.
     """
-    return position_overrides([added for arg in args for added in base_overrides(quoted_name(arg), args)])
+    words = [quoted_name(home_override(arg)) for arg in args]
+    return position_overrides([added for word in words for added in base_overrides(word, args)])
+
+
+def home_override(arg: str) -> str:
+    """The override itself; `key=~/path` with the path in full, in quotes where Hydra's grammar needs them."""
+    key, _, value = arg.partition("=")
+    return path_override(key, expand_home(value)) if value.startswith("~/") else arg
 
 
 def base_overrides(arg: str, args: Sequence[str]) -> list[str]:
@@ -94,7 +115,7 @@ def quoted_name(arg: str) -> str:
 def override_value(override: str) -> str:
     """The value of a `key=value` override, without the quotes that Hydra's grammar asks for."""
     try:
-        value = OverridesParser.create().parse_override(override).value()
+        value = OverridesParser.create().parse_override(home_override(override)).value()
     except Exception:  # Hydra reports it when it composes
         value = None
     return value if isinstance(value, str) else override.partition("=")[2]

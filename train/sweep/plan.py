@@ -20,6 +20,7 @@ from zoo.train.runs.folder import (
     read_json,
 )
 from zoo.train.runs.override_key import key_of
+from zoo.train.runs.overrides import refuse_task_corpus
 from zoo.train.runs.protocol import SCORE
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.sweep.evaluations import evaluations
@@ -46,6 +47,8 @@ def read_by_jobs(matrix: list[list[str]]) -> list[tuple[list[str], DictConfig]]:
     Raises UserError for an override that no job reads.
     """
     configs = [compose([*overrides, "run_dir=."]) for overrides in matrix]
+    for cfg, overrides in zip(configs, matrix, strict=True):
+        refuse_task_corpus(cfg, overrides)
     unread = [set(unread_overrides(cfg, overrides)) for cfg, overrides in zip(configs, matrix, strict=True)]
     for override in sorted(set[str]().union(*unread)):
         if all(override in job or override not in args for args, job in zip(matrix, unread, strict=True)):

@@ -81,7 +81,7 @@ def test_it_is_the_model_that_the_run_starts_with(here: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=rtm"], "rtm.*; did you mean rmt?"),
+        (["model=rtm"], "rtm.*; did you mean model=rmt?"),
         (["model=rmt", "model.memory_tokens=many"], "model.memory_tokens"),
         (["model=rmt", "model.memory_token=3"], "did you mean model.memory_tokens"),
         (["model=rmt size=nano"], 'expected arguments such as "model=rmt", "size=nano"'),

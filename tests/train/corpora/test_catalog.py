@@ -211,6 +211,8 @@ def test_errors_are_one_line_with_the_existing_corpora(root):
     assert f"under {root}: wikilong" in refusal("books", root)
     assert "expected books or books.tar.xz" in refusal("books", root)
     assert f"under {root / 'none'}: none of them" in refusal("enwik8", root / "none")
+    write(root / "wikitext/wt2.test.txt.xz", b"")
+    assert refusal("books", root).endswith(f"(under {root}: wikilong, wikitext-2 (without train, valid))")
     (root / "empty").mkdir()
     assert "no files in the folder" in refusal(root / "empty", root)
     assert "no corpus" in refusal(root / "missing.txt", root)
