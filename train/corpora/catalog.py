@@ -54,16 +54,39 @@ UNITS = {"stdlib": "files", "wikilong": "articles", "books": "books", "stacks": 
 Check = Callable[[UInt8[np.ndarray, " bytes"], SplitSpans], None]  # raises UserError
 
 
-class Corpus:
-    """Documents in splits; `note` is one line about their number and size, `digest` a hash of their bytes."""
+class MissingSplitError(UserError):
+    """A split that a corpus doesn't have; `existing` are those that it has."""
 
-    def __init__(self, name: str, note: str, parts: dict[str, Documents], digest: str) -> None:
+    def __init__(self, corpus: object, split: str, existing: list[str]) -> None:
+        super().__init__(f"corpus {corpus} has no split {split!r}: found {', '.join(existing) or 'none'}")
+        self.existing = existing
+
+
+class Corpus:
+    """Documents in splits; `note` is one line about their number and size, `digest` a hash of their bytes.
+
+    `left_out` says in words which texts are no part of it, "" if all are, and `remark` what is unusual about
+    the splits; `is_own` is true of a path of the user's, `is_single` of one with a single text, which is cut.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        note: str,
+        parts: dict[str, Documents],
+        digest: str,
+        left_out: str,
+        remark: str,
+        is_own: bool,
+        is_single: bool,
+    ) -> None:
         self.name, self.note, self.parts, self.digest = name, note, parts, digest
+        self.left_out, self.remark, self.is_own, self.is_single = left_out, remark, is_own, is_single
 
     def split(self, name: str) -> Documents:
-        """The documents of train, val or test.  Raises UserError if there are none."""
+        """The documents of train, val or test.  Raises MissingSplitError if there are none."""
         if name not in self.parts:
-            raise UserError(f"corpus {self.name} has no split {name!r}: found {', '.join(self.parts)}")
+            raise MissingSplitError(self.name, name, list(self.parts))
         return self.parts[name]
 
 
@@ -182,7 +205,17 @@ def _open(
     spans = np.fromfile(path, np.int64, 2 * total, offset=index["size"] - 16 * total).reshape(total, 2)
     spans_of = dict(zip(SPLITS, np.split(spans, np.cumsum(counts)[:-1]), strict=True))
     parts = {split: Documents(path, spans) for split, spans in spans_of.items() if len(spans)}
-    return Corpus(name, _note(name, title or name, index, parts), parts, index["digest"])
+    skipped = [f"{count:,} {kind}" for kind, count in index["passed"].items() if count]
+    return Corpus(
+        name,
+        _note(name, title or name, index, parts),
+        parts,
+        index["digest"],
+        left_out=", ".join(skipped),
+        remark=index["remark"],
+        is_own=where is not None,
+        is_single=where is not None and index["alone"],
+    )
 
 
 def _write_spans(out: BufferedWriter, texts: Gathered, split_spans: SplitSpans) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxtyping import Int64, Integer
 
 from zoo.errors import UserError
 from zoo.train.corpora.cache import cache_folder
-from zoo.train.corpora.catalog import Corpus
+from zoo.train.corpora.catalog import Corpus, MissingSplitError
 from zoo.train.corpora.documents import Documents
 from zoo.train.corpora.tokenizer import FILE, Tokenizer, read_json_file
 
@@ -56,8 +56,8 @@ class TokenCorpus(NamedTuple):
         """The documents of train, val or test.  Raises UserError if there are none."""
         paths = [self.folder / f"{name}{end}" for end in (".npy", ".documents.npy", ".txt")]
         if not paths[0].is_file():
-            found = ", ".join(split for split in SPLITS if (self.folder / f"{split}.npy").is_file())
-            raise UserError(f"corpus {self.folder} has no split {name!r}: found {found or 'none'}")
+            existing = [split for split in SPLITS if (self.folder / f"{split}.npy").is_file()]
+            raise MissingSplitError(self.folder, name, existing)
         try:
             ids, counts = np.load(paths[0], mmap_mode="r"), np.load(paths[1])
         except (OSError, ValueError, EOFError) as error:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from zoo.errors import UserError, printable
 from zoo.module import SequenceModule
 from zoo.train.evaluation import figures, results
-from zoo.train.evaluation.options import EvalOptions, PrintLine
+from zoo.train.evaluation.options import EvalOptions, PrintLine, other_split_named
 from zoo.train.evaluation.results import EvalEntry
 from zoo.train.evaluation.samples import evaluate_samples
 from zoo.train.evaluation.streaming import StreamReader
@@ -29,7 +29,8 @@ from zoo.train.runs.provenance import device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
 from zoo.train.runs.symbols import check_run_symbols, check_task_symbols, surplus_symbols
-from zoo.train.tasks.base import Task
+from zoo.train.tasks.base import Split, Task
+from zoo.train.tasks.corpus_notes import part_note
 
 FIGURES = "evaluation"
 SAMPLE_OPTIONS = ("lengths", "depths", "prompts")
@@ -70,7 +71,8 @@ def evaluate(
     silence_lightning()
     evaluation = load(run_dir, options)
     check_options(evaluation, options)
-    entry = measure(evaluation, options, print_line)
+    with other_split_named():
+        entry = measure(evaluation, options, print_line)
     draw(evaluation, entry)
     return entry
 
@@ -198,6 +200,8 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
     facts = measurement_facts(model, options)
     if note := surplus_symbols(model, task):
         print_line(note)
+    if note := part_that_is_read(evaluation, options.split):
+        print_line(note)
     measure_task = evaluate_text if evaluation.is_text else evaluate_samples
     reader = StreamReader(
         model,
@@ -208,6 +212,12 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
     for result in measure_task(reader, task, options, settings.get("length"), print_line):
         file.put(entry, result | facts)
     return entry
+
+
+def part_that_is_read(evaluation: Evaluation, split: Split) -> str:
+    """Which part of a single text is read, of one that the run wasn't trained on; "" of all else."""
+    is_runs = evaluation.settings.get("corpus") == evaluation.config.task.get("corpus")
+    return part_note(evaluation.task, split) if evaluation.is_text and not is_runs else ""
 
 
 def measurement_facts(model: SequenceModule, options: EvalOptions) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from zoo.reads import Read, watched_reads
 from zoo.state import State, contents, lazy_field_names, named_leaves
 from zoo.train.evaluation.codec import Codec, run_codec
 from zoo.train.evaluation.evaluate import load
-from zoo.train.evaluation.options import EvalOptions
+from zoo.train.evaluation.options import EvalOptions, other_split_named
 from zoo.train.runs.load import load_trained, silence_lightning
 from zoo.train.runs.precision import ForwardContext, make_precision, precision_name
 from zoo.train.runs.symbols import check_run_symbols
@@ -110,7 +110,9 @@ def load_sample(options: InspectOptions) -> Subject:
         task=options.task, overrides=options.overrides, checkpoint=options.checkpoint, split=options.split
     )
     evaluation = load(options.run, chosen)
-    model, dataset = evaluation.model, evaluation.task.split(options.split)
+    model = evaluation.model
+    with other_split_named():
+        dataset = evaluation.task.split(options.split)
     if options.sample >= len(dataset.lengths):
         raise UserError(f"inspect: sample: expected 0 to {len(dataset.lengths) - 1}, found {options.sample}")
     length = int(dataset.lengths[options.sample])

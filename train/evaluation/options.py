@@ -1,12 +1,25 @@
 """Options of an evaluation."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from zoo.errors import UserError
 from zoo.train.tasks.base import Split
+from zoo.train.tasks.corpus_notes import MissingSplitError
 
 PrintLine = Callable[[str], None]
 """Called with a line for each result."""
+
+
+@contextlib.contextmanager
+def other_split_named() -> Iterator[None]:
+    """A block that reads the split of split=: where the corpus lacks it, the error names one to use."""
+    try:
+        yield
+    except MissingSplitError as error:
+        usable = [split for split in ("val", "test", "train") if split in error.existing]
+        raise UserError(f"{error}; use split={usable[0]}" if usable else str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)

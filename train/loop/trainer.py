@@ -60,6 +60,7 @@ from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
 from zoo.train.runs.symbols import surplus_symbols
 from zoo.train.tasks.base import Task, score_names
+from zoo.train.tasks.corpus_notes import corpus_notes
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ def log_sizes(cfg: DictConfig, model: SequenceModule, task: Task) -> None:
         f"{state_bytes(model):,}",
     )
     log.info("precision %s", precision_name(cfg))
+    for note in corpus_notes(task):
+        log.info("%s", note)
     if note := surplus_symbols(model, task):
         log.info("%s", note)
 

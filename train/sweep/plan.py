@@ -1,6 +1,7 @@
 """Jobs of a sweep: every combination of its values, composed and checked, with a folder each."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -88,6 +89,20 @@ def make_job(overrides: list[str], runs: Path, purpose: str = "") -> Job:
         purpose=purpose,
         evaluations=evaluations(cfg) if purpose == SCORE else [],
     )
+
+
+def check_corpora(jobs: Sequence[Job]) -> None:
+    """Raises UserError for a corpus that isn't there or has no train or val split, each looked at once."""
+    job_of = {
+        tuple(job.config.get(f"task.{key}") for key in ("_target_", "corpus", "root", "field")): job
+        for job in jobs
+        if job.config.get("task.corpus") is not None
+    }
+    for job in job_of.values():
+        task = build.task(compose([*job.overrides, "run_dir=."]))
+        text = task.opened_corpus() or task
+        text.split("train")
+        text.split("val")
 
 
 def describe_mismatch(job: Job, folder: Path, finished: bool) -> str:

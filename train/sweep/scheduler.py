@@ -25,7 +25,7 @@ from zoo.train.runs.stop_signals import stop_signals
 from zoo.train.sweep.display import Display
 from zoo.train.sweep.job import Job, JobState
 from zoo.train.sweep.options import NAME_KEYS, SweepOptions
-from zoo.train.sweep.plan import describe_mismatch
+from zoo.train.sweep.plan import check_corpora, describe_mismatch
 from zoo.train.sweep.process import RunProcess, try_lock
 from zoo.train.sweep.resources import Resources
 
@@ -58,6 +58,7 @@ class Sweep:
         for job in self.jobs:
             self.mark_if_done_or_failed(job)
         self.add_jobs()
+        check_corpora([job for job in self.jobs if job.is_waiting])
         with self.handle_signals(), self.display.live() as refresh:
             while self.poll():
                 refresh()

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
@@ -123,8 +123,12 @@ class Babilong(SampleTask):
     def _training_questions(self) -> dict[str, list[Question]]:
         return {task: read_babi(self.files[task, "train"]) for task in self.tasks}
 
-    def content_digest(self) -> str:
-        return open_corpus(self.corpus, self.root, self.field).digest
+    @cached_property
+    def documents(self) -> Corpus:
+        return open_corpus(self.corpus, self.root, self.field)
+
+    def opened_corpus(self) -> Corpus:
+        return self.documents
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Predictors that read nothing of a sample but the bytes of the answer so far.
@@ -160,9 +164,7 @@ class BabilongDataset(SplicedDataset):
     """Samples drawn when they are read, each from a separate generator; tasks and questions take turns."""
 
     def __init__(self, task: Babilong, split: Split) -> None:
-        super().__init__(
-            task.seed, split, CyclicText(open_corpus(task.corpus, task.root, task.field).split(split))
-        )
+        super().__init__(task.seed, split, CyclicText(task.documents.split(split)))
         self.questions = task.questions(split)
         documents = np.arange(task.num_samples(split))
         question_index, task_index = np.divmod(documents, len(task.tasks))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
+from zoo.train.corpora.catalog import Corpus
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -171,7 +172,12 @@ class Task(ABC):
 
     def content_digest(self) -> str:
         """A hash of the corpus that the documents are taken from, "" in a task without one."""
-        return ""
+        corpus = self.opened_corpus()
+        return "" if corpus is None else corpus.digest
+
+    def opened_corpus(self) -> Corpus | None:
+        """The corpus that the documents are taken from; None in a task without one."""
+        return None
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Scores of predictors that learn nothing, on the same dataset, by name: accuracy per target, or bits

@@ -67,8 +67,8 @@ class LanguageModelling(Task):
     def split(self, name: Split) -> Dataset:
         return ByteDataset(self.documents.split(name))
 
-    def content_digest(self) -> str:
-        return self.documents.digest
+    def opened_corpus(self) -> Corpus:
+        return self.documents
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return ((targets != IGNORE) & (targets != END)).sum()

@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
@@ -170,8 +170,12 @@ class Needle(SampleTask):
     def split(self, name: Split) -> "NeedleDataset":
         return NeedleDataset(self, name)
 
-    def content_digest(self) -> str:
-        return open_corpus(self.corpus, self.root, self.field).digest
+    @cached_property
+    def documents(self) -> Corpus:
+        return open_corpus(self.corpus, self.root, self.field)
+
+    def opened_corpus(self) -> Corpus:
+        return self.documents
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Expected shares of targets hit, commas and spaces included: `chance` guesses digits (the first is
@@ -213,9 +217,7 @@ class NeedleDataset(SplicedDataset):
     """Samples drawn when they are read, each from a separate generator."""
 
     def __init__(self, task: Needle, split: Split) -> None:
-        super().__init__(
-            task.seed, split, CyclicText(open_corpus(task.corpus, task.root, task.field).split(split))
-        )
+        super().__init__(task.seed, split, CyclicText(task.documents.split(split)))
         self.task, self.num_targets = task, task.num_targets
         self.lengths = np.full(task.num_samples(split), task.length, np.int64)
         if split == "train" and task.lengths == "uniform":

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import (
@@ -127,8 +127,12 @@ class Passkey(SampleTask):
     def split(self, name: Split) -> Dataset:
         return PasskeyDataset(self, name)
 
-    def content_digest(self) -> str:
-        return open_corpus(self.corpus, self.root, self.field).digest if self.filler == "books" else ""
+    def opened_corpus(self) -> Corpus | None:
+        return self.documents if self.filler == "books" else None
+
+    @cached_property
+    def documents(self) -> Corpus:
+        return open_corpus(self.corpus, self.root, self.field)
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """The share of digits that a guess hits, of which the first is never 0."""
@@ -168,7 +172,7 @@ class PasskeyDataset(SampleDataset):
             self.lengths = rng.integers(task.min_length, task.length + 1, size=len(self.lengths))
         self.books: CyclicText | None = None
         if task.filler == "books":
-            self.books = CyclicText(open_corpus(task.corpus, task.root, task.field).split(split))
+            self.books = CyclicText(task.documents.split(split))
 
     def params(self, document: int) -> SampleParams:
         """Drawn in this order, so that key and filler are the same at every length and depth."""

@@ -17,7 +17,7 @@ from jaxtyping import Int, Int64, Integer
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import open_corpus
+from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD, count_words
 from zoo.train.corpora.splits import WIKITEXT
 from zoo.train.corpora.token_files import (
@@ -78,8 +78,7 @@ class TokenLanguageModelling(Task):
                 "zoo prepare corpus=… tokenizer=… to=… makes one of a text"
             )
         else:
-            corpus = open_corpus(self.corpus, self.root, self.field)
-            tokens = cached_tokens(corpus, Tokenizer(Path(self.tokenizer)), self.start, self.end)
+            tokens = cached_tokens(self.documents, Tokenizer(Path(self.tokenizer)), self.start, self.end)
         is_enough = tokens.vocab_size <= self.vocab_size
         if not is_enough or (self.tokenizer is None and tokens.vocab_size != self.vocab_size):
             raise UserError(
@@ -87,6 +86,13 @@ class TokenLanguageModelling(Task):
                 f"{self.vocab_size}"
             )
         return tokens
+
+    @cached_property
+    def documents(self) -> Corpus:
+        return open_corpus(self.corpus, self.root, self.field)
+
+    def opened_corpus(self) -> Corpus | None:
+        return None if not self.corpus or is_token_folder(self.corpus) else self.documents
 
     def _check_prepared(self, tokens: TokenCorpus) -> None:
         """Raises UserError if the folder was written by another tokenizer than the run's."""

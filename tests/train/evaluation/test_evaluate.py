@@ -14,6 +14,7 @@ from zoo.errors import UserError
 from zoo.train.commands import evaluate as command
 from zoo.train.evaluation import results
 from zoo.train.evaluation.evaluate import evaluate
+from zoo.train.evaluation.inspection import InspectOptions, inspect_run
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.evaluation.streaming import SamplePredictions, StreamReader, predict_samples
 from zoo.train.evaluation.tables import tables
@@ -163,6 +164,33 @@ def test_user_errors_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     for part in message.split(".*"):
         assert part in line
+
+
+def test_what_is_read_of_another_text(text_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("abc " * 500)
+    lines: list[str] = []
+    evaluate(text_run, EvalOptions(overrides=(f"data.corpus={tmp_path / 'book.txt'}",)), lines.append)
+    assert lines[0] == (
+        "book.txt: test split, the last 100 of 2,000 bytes; "
+        "split=train is the first 1,800, split=val is the 100 before the last 100"
+    )
+    lines.clear()
+    evaluate(text_run, EvalOptions(), lines.append)
+    assert not [line for line in lines if "split=" in line]
+
+
+def test_a_corpus_without_the_split_that_is_read(text_run: Path, tmp_path: Path) -> None:
+    for name in ("train/a.txt", "val/b.txt"):
+        path = tmp_path / "small" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("some text, some text, some text, some text, some text")
+    small = f"data.corpus={tmp_path / 'small'}"
+    expected = "corpus small has no split 'test': found train, val; use split=val$"
+    with pytest.raises(UserError, match=expected):
+        evaluate(text_run, EvalOptions(overrides=(small,)))
+    with pytest.raises(UserError, match=expected):
+        inspect_run(InspectOptions(text_run, overrides=(small,)))
+    assert inspect_run(InspectOptions(text_run, overrides=(small,), split="val")).segments
 
 
 def test_the_command_prints_its_table(

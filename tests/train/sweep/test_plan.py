@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from tests.train.sweep.runner import SweepRunner
 from zoo.train.commands.sweep import parse_args, seeds
+from zoo.train.sweep import plan as plan_module
 from zoo.train.sweep.plan import plan
 
 
@@ -54,6 +56,22 @@ def test_user_errors_are_one_line_before_any_run_starts(
     assert re.fullmatch(rf"error: (sweep: )?.*{expected}.*\n", err)
     assert not (runner.folder / "runs").exists()
     assert runner.started() == []
+
+
+def test_a_corpus_is_looked_at_once_before_any_run_starts(
+    runner: SweepRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build_task = [], plan_module.build.task
+    monkeypatch.setattr(plan_module.build, "task", lambda cfg: built.append(cfg) or build_task(cfg))
+    assert runner.run("model=rmt,transformer", "seeds=0:2", "jobs=2")[0] == 0
+    assert len(built) == 1
+    shutil.rmtree(runner.folder / "text")
+    code, _, err = runner.run("model=rmt", "seeds=5:7")
+    assert code == 2
+    assert re.fullmatch(r"error: no corpus 'text': expected .*\n", err)
+    assert len(runner.started()) == 4
+    assert not [*(runner.folder / "runs/lm/rmt").glob("*-s5*")]
+    assert runner.run("model=rmt,transformer", "seeds=0:2")[0] == 0  # finished runs need no corpus
 
 
 def test_folders_depend_on_the_settings_that_change_results(runner: SweepRunner) -> None:
