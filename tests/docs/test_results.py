@@ -155,6 +155,8 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
         ("passkey", None, ["code"]),
         ("extrapolation-text", None, []),
         ("extrapolation-tuned-text", None, []),
+        ("extrapolation-windows-text", None, []),
+        ("extrapolation-windows-passkey", None, []),
         ("extrapolation-passkey", None, []),
         ("overwriting", "deltanet rule=delta", []),
         ("parity", None, []),

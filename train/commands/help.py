@@ -16,7 +16,9 @@ CHOICES = "CHOICES"
 """In a page, the line that stands for what every config group has."""
 
 
-SUBCOMMANDS = {("zoo.train.commands.bench", "peers"): "zoo.train.commands.bench_peers"}
+SUBCOMMANDS: dict[tuple[str, ...], str] = {
+    ("zoo.train.commands.bench", "peers"): "zoo.train.commands.bench_peers"
+}
 """Modules with a page of their own, by that of the command and its first argument."""
 
 

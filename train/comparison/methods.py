@@ -9,12 +9,13 @@ import json
 from typing import Any, NamedTuple
 
 from zoo.train.comparison.evaluations import IDENTITY, Seeds, axes_key, shares_by_length
-from zoo.train.comparison.groups import FinishedRun, RunGroup, to_yaml
+from zoo.train.comparison.groups import FinishedRun, RunGroup, settings_with_defaults, to_yaml
 from zoo.train.evaluation import results
 from zoo.train.evaluation.contexts import reads_at_context
 from zoo.train.evaluation.intervals import estimate
 from zoo.train.evaluation.results import EvalEntry, EvalResult
 from zoo.train.plotting.charts import Buckets, Number, Proportions
+from zoo.train.runs.folder import NOT_SET
 
 PLAIN = "plain"
 NAMED_BY_VALUE = ("scaling", "far")
@@ -124,9 +125,14 @@ def method(entry: EvalEntry, run: FinishedRun) -> str:
     reading: dict[str, Any] = entry.get("reading") or {}
     read_by = entry.get("read_by")
     parts = [] if read_by in (None, run.config["names.model"]) else [str(read_by)]
+    trained = settings_with_defaults(run)  # an option may be newer than the run
     if "position" in reading:
         parts += position_changes(as_mapping(reading["position"]), run)
-    others = {key: value for key, value in reading.items() if key not in ("position", context_key(run))}
+    others = {
+        key: value
+        for key, value in reading.items()
+        if key not in ("position", context_key(run)) and value != trained.get(f"model.{key}", NOT_SET)
+    }
     return " ".join([*parts, *(f"{key}={to_yaml(value)}" for key, value in others.items())]) or PLAIN
 
 

@@ -149,6 +149,8 @@ def log_sizes(cfg: DictConfig, model: SequenceModule, task: Task) -> None:
         log.info("%s", note)
     if note := surplus_symbols(model, task):
         log.info("%s", note)
+    if not type(model).__module__.startswith("zoo."):
+        log.info("laws aren't checked by training: zoo check model=%s", cfg.names.model)
 
 
 def read_resume_checkpoint(

@@ -139,6 +139,8 @@ def test_readings_change_no_other_figure(tmp_path: Path) -> None:
             "log_n capped",
         ),
         ("rope", {"window": 16, "sinks": 4}, "sliding_window", "sliding_window window=16 sinks=4"),
+        ("rope", {"window": 16, "qk_norm": False}, "transformer", "window=16"),  # newer than the run
+        ("rope", {"qk_norm": True}, "transformer", "qk_norm=true"),
         (
             {"kind": "rope", "scaling": "yarn", "trained": 4},
             {"position": "rope"},
@@ -163,6 +165,7 @@ def test_a_method_is_named_by_what_differs_from_the_run(
     tmp_path: Path, trained: Any, reading: dict[str, Any], read_by: str, name: str
 ) -> None:
     settings = {"model.segment_len": 16, "model.position": trained}
+    settings |= {"model._target_": "zoo.models.transformer.Transformer"}
     run = read_run(make_run(tmp_path / "run", "transformer", **settings))
     assert method({"reading": reading, "read_by": read_by}, run) == name
 

@@ -99,6 +99,7 @@ def train_and_kill(zoo: Any, *words: str) -> None:
     words = words if "model=counter" in words else ("model=counter", *words)
     ended = zoo.run(*words, "run_dir=whole")
     assert ended.code == 0, ended.err
+    assert "laws aren't checked by training: zoo check model=counter\n" in ended.out + ended.err
     assert zoo.metrics("whole")["model"] == "counter"
     assert zoo.run(*words, "run_dir=cut", callbacks=[zoo.kill_at("on_train_batch_end", 5)]).code == "killed"
 
