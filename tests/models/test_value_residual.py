@@ -120,5 +120,5 @@ def test_other_models_refuse_it_by_name(model: str) -> None:
 
 @pytest.mark.parametrize("model", ["transformer", "sliding_window"])
 def test_it_is_a_setting_of(model: str) -> None:
-    built = build_model(compose([f"model={model}", "size=nano", "+model.value_residual=true"]))
+    built = build_model(compose([f"model={model}", "size=nano", "model.value_residual=true"]))
     assert sum("value_weights" in name for name, _ in built.named_parameters()) == 1

@@ -76,7 +76,9 @@ class Run:
 
 
 def load_run(
-    folder: str | PathLike[str], checkpoint: Literal["last", "best"] = "last", trust: Sequence[str] = ()
+    folder: str | PathLike[str],
+    checkpoint: Literal["last", "best"] = "last",
+    trust: Sequence[str] | None = None,
 ) -> Run:
     """The run in a folder, with the weights of its last or its best checkpoint (by held-out loss).
 
@@ -89,9 +91,10 @@ def load_run(
         raise UserError(f"checkpoint: expected last | best, found {checkpoint}")
     path = Path(os.path.abspath(folder))
     with user_errors(()):
-        if others := [word for word in trust if not word.partition("=")[0].endswith("._target_")]:
+        named = tuple(trust or ())
+        if others := [word for word in named if not word.partition("=")[0].endswith("._target_")]:
             raise UserError(f"trust: expected model._target_=CLASS or task._target_=CLASS, found {others[0]}")
-        cfg, model, progress = load_trained(path, checkpoint, tuple(trust))
+        cfg, model, progress = load_trained(path, checkpoint, named)
     return Run(path, model, to_dict(cfg), checkpoint, progress["step"])
 
 

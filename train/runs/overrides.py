@@ -27,8 +27,8 @@ def refuse_repeated(args: Sequence[str]) -> None:
 
 
 def refuse_task_corpus(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UserError for task.corpus=, where the task's yaml file takes its corpus from data.corpus: the run
-    would be stored under a corpus that it doesn't read."""
+    """Raises UserError for task.corpus=, where the task's yaml file takes its corpus from data.corpus: the
+    run would be stored under a corpus that it doesn't read."""
     if "task.corpus" not in {key_of(override) for override in overrides}:
         return
     search = next((arg.partition("=")[2] for arg in overrides if arg.startswith("hydra.searchpath=")), "")

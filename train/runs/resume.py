@@ -84,7 +84,7 @@ def repeated_args(args: Sequence[str], run_dir: Path) -> set[str]:
     Raises UserError for an argument that contradicts the run's config.yaml.
     """
     stored = stored_settings(run_dir)
-    if stored.model["_target_"] == IMPORTED_CLASS:
+    if stored.model["_target_"] == IMPORTED_CLASS and stored.get("base") is None:
         raise UserError(
             f"resume: {run_dir} was imported, without an optimiser to resume with; "
             f"model.base={run_dir} starts a run from its weights"

@@ -26,6 +26,7 @@ RELEASED = {  # factor of the length, base, whether rates are scaled, groups of 
     "released_yarn": (16, 1e4, True, None),
     "released_yi": (49, 5e6, False, None),
 }
+SIGNATURES = ("overwriting", "parity", "recall_by_state")
 SHORT = ("steps=2", "val_every=2", "data.corpus=text", "data.val_bytes=150", "trainer.accelerator=cpu")
 MINIATURE = ("experiment=extrapolation", "model=transformer", "size=nano", "size.segment_len=16", "jobs=1")
 
@@ -36,7 +37,21 @@ def words_of(experiment: str) -> list[str]:
 
 def test_every_released_model_is_tested() -> None:
     files = (ROOT / "configs/experiment").glob("*.yaml")
-    assert {file.stem for file in files} == {*RELEASED, "extrapolation", "induction_mamba", "matrix"}
+    assert {file.stem for file in files} == {
+        *RELEASED,
+        *SIGNATURES,
+        "extrapolation",
+        "induction_mamba",
+        "matrix",
+    }
+
+
+@pytest.mark.parametrize("experiment", SIGNATURES)
+def test_an_experiment_of_one_layer_trains(zoo: Workspace, experiment: str) -> None:
+    words = [f"experiment={experiment}", "steps=2", "val_every=2", "trainer.accelerator=cpu", "run_dir=run"]
+    ended = zoo.run(*words, "task.eval_samples=64", as_given=True)
+    assert ended.code == 0, ended.err
+    assert zoo.metrics("run")["parameters"] < 13_000
 
 
 def test_a_released_model_reads_further_by_its_published_factor(zoo: Workspace) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.models.published import originals
+from tests.models.published import originals, test_fla_rwkv
 from tests.train.conftest import Workspace
 from tests.train.runs import published_fla, published_retnet
 from tests.train.runs.commands import assert_same, call, refused
@@ -28,6 +28,7 @@ CASES = {
     "fla/delta_net": "deltanet",
     "fla/gla": "gla",
     "fla/hgrn2": "hgrn2",
+    "fla/rwkv7": "fla_rwkv",
     "hybrids/griffin_3layer": "griffin",
     "hybrids/jamba_nomoe": "jamba",
     "hybrids/mamba2_attn_mlp": "mamba2_hybrid",
@@ -61,6 +62,9 @@ ORIGINALS = {
 
 
 def published(case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if case == "fla/rwkv7":
+        theirs = test_fla_rwkv.published(7)[1]
+        return {name: x.contiguous() for name, x in theirs.items()}, test_fla_rwkv.CONFIGS[7]
     if case.startswith("fla/"):
         return published_fla.random_model(case.removeprefix("fla/"))
     if case == "torchscale/retnet":
