@@ -22,8 +22,6 @@ import torch
 from jaxtyping import Int, Real
 from torch import Tensor
 
-from zoo.errors import UserError
-
 
 class Draw(NamedTuple):
     kind: Literal["random", "pose", "scale"]
@@ -37,11 +35,11 @@ def draw_positions(
 ) -> Real[Tensor, "rows_or_1 1 time"]:
     """The positions of `rows` segments of `time` tokens in training step `step`.
 
-    Raises UserError for more tokens than positions: only now, since a trained model may read further.
+    Raises ValueError for more tokens than positions.
     """
     if time > draw.longest:
-        raise UserError(
-            f"model.position.longest: expected at least the {time} tokens of a segment, found {draw.longest}"
+        raise ValueError(
+            f"position.longest: expected at least the {time} tokens of a segment, found {draw.longest}"
         )
     return _draw(draw, step, rows, time).to(device, non_blocking=True)
 

@@ -137,6 +137,10 @@ class PositionOptions:
             changes |= self._far_defaults(trained, context)
         if self.draw != "none":
             changes["longest"] = self.longest or 4 * context
+            if changes["longest"] < context:
+                raise ValueError(
+                    f"position.longest: expected at least the context {context}, found {self.longest}"
+                )
         return dataclasses.replace(self, **changes)
 
     def _far_defaults(self, trained: int, context: int) -> dict[str, int]:

@@ -22,6 +22,8 @@ NAMED_BY_VALUE = ("scaling", "far")
 """Settings of model.position whose values have names of their own: yarn is scaling=yarn."""
 DERIVED = ("kind", "trained")
 """Settings of model.position that a change of another one adds to a plain name."""
+OF_TRAINING = ("draw", "longest")
+"""Settings of model.position that act in training alone: no reading has them."""
 
 
 class MethodScores(NamedTuple):
@@ -142,6 +144,8 @@ def position_changes(position: dict[str, Any], run: FinishedRun) -> list[str]:
     trained |= {
         key.removeprefix(f"{prefix}."): v for key, v in run.config.items() if key.startswith(f"{prefix}.")
     }
+    trained = {key: v for key, v in trained.items() if key not in OF_TRAINING}
+    position = {key: v for key, v in position.items() if key not in OF_TRAINING}
     changes = {key: v for key, v in position.items() if trained.get(key) != v and key not in DERIVED}
     if "factor" not in trained and "factor" in changes and changes["factor"] == trained_factor(trained, run):
         del changes["factor"]  # the one that the run was tuned with, now written down

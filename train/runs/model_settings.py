@@ -97,7 +97,10 @@ def trained_positions(model: SequenceModule) -> dict[str, Any]:
 def keep_trained_positions(
     model: dict[str, Any], trained: dict[str, Any], overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """The settings of a model with those lengths in its position, unless the overrides set others."""
+    """The settings of a model with those lengths in its position, unless the overrides set others.
+
+    Without draws, which act in training alone and may be for fewer positions than are read now.
+    """
     position = model.get("position")
     if position is None or position in SAME_AT_EVERY_LENGTH:
         return model
@@ -109,4 +112,6 @@ def keep_trained_positions(
     for key, value in trained.items():
         if position.get(key) is None and not OWNERS.get(key, set()) & changed:
             position[key] = value
+    for key in {"draw", "longest"} - changed:
+        position.pop(key, None)
     return {**model, "position": position}

@@ -35,12 +35,12 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
 from zoo.train.tasks.evidence import window_distances
 from zoo.train.tasks.lm import END
+from zoo.train.tasks.reads_corpus import ReadsCorpus
 
 MIN_SENTENCE = 40  # bytes of a sentence of background
 VAL_SHARE = 10  # one in VAL_SHARE training stories is for validation
@@ -62,7 +62,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Babilong(SampleTask):
+class Babilong(ReadsCorpus, SampleTask):
     """Training samples have any length from what their facts need up to `length` (`lengths: uniform`) or
     exactly that (`fixed`); held-out samples always have exactly that.
 
@@ -122,13 +122,6 @@ class Babilong(SampleTask):
     @cached_property
     def _training_questions(self) -> dict[str, list[Question]]:
         return {task: read_babi(self.files[task, "train"]) for task in self.tasks}
-
-    @cached_property
-    def documents(self) -> Corpus:
-        return open_corpus(self.corpus, self.root, self.field)
-
-    def opened_corpus(self) -> Corpus:
-        return self.documents
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Predictors that read nothing of a sample but the bytes of the answer so far.

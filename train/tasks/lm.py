@@ -11,7 +11,6 @@ which is PG-19's rule (arXiv:1911.05507).  WikiText counts an <eos> at every lin
 
 import lzma
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from torch import Tensor
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD, Documents, count_words
 from zoo.train.corpora.splits import WIKITEXT
 from zoo.train.tasks.base import Dataset, Split, Task
+from zoo.train.tasks.reads_corpus import ReadsCorpus
 
 END = 256  # a document's first input and its last target
 VOCAB_SIZE = 257
@@ -32,7 +31,7 @@ CHUNK = 1 << 20  # positions of a document read together
 
 
 @dataclass(frozen=True)
-class LanguageModelling(Task):
+class LanguageModelling(ReadsCorpus, Task):
     """Predict the next byte of a corpus: a name that `open_corpus` knows, or a path; `field` is where rows of
     JSON have their text, and `seed` draws the held-out documents where not all of them are read.
 
@@ -60,15 +59,8 @@ class LanguageModelling(Task):
             )
         _ = self.documents  # a missing corpus is an error now, not at the first step
 
-    @cached_property
-    def documents(self) -> Corpus:
-        return open_corpus(self.corpus, self.root, self.field)
-
     def split(self, name: Split) -> Dataset:
         return ByteDataset(self.documents.split(name))
-
-    def opened_corpus(self) -> Corpus:
-        return self.documents
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return ((targets != IGNORE) & (targets != END)).sum()

@@ -34,12 +34,12 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import Corpus, open_corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
 from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 from zoo.train.tasks.lm import END
+from zoo.train.tasks.reads_corpus import ReadsCorpus
 
 DIGITS = 7
 NUM_VALUES = 9 * 10 ** (DIGITS - 1)  # the first digit is never 0
@@ -84,7 +84,7 @@ class SampleParams(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Needle(SampleTask):
+class Needle(ReadsCorpus, SampleTask):
     """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
     (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None.
 
@@ -169,13 +169,6 @@ class Needle(SampleTask):
 
     def split(self, name: Split) -> "NeedleDataset":
         return NeedleDataset(self, name)
-
-    @cached_property
-    def documents(self) -> Corpus:
-        return open_corpus(self.corpus, self.root, self.field)
-
-    def opened_corpus(self) -> Corpus:
-        return self.documents
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Expected shares of targets hit, commas and spaces included: `chance` guesses digits (the first is

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import Corpus, open_corpus
+from zoo.train.corpora.catalog import Corpus
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText
 from zoo.train.tasks.base import (
@@ -50,6 +50,7 @@ from zoo.train.tasks.base import (
 )
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 from zoo.train.tasks.lm import END
+from zoo.train.tasks.reads_corpus import ReadsCorpus
 
 DIGITS = 5
 NUM_KEYS = 9 * 10 ** (DIGITS - 1)  # the first digit is never 0
@@ -80,7 +81,7 @@ class SampleParams(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Passkey(SampleTask):
+class Passkey(ReadsCorpus, SampleTask):
     """Training samples have any possible length up to `length` (`lengths: uniform`) or exactly that
     (`fixed`); held-out samples always have exactly that.  `depth`: 0..1, drawn for every sample if None: as
     often at each of 0, 10 … 100 % (`depths: grid`), or anywhere equally often (`uniform`).
@@ -129,10 +130,6 @@ class Passkey(SampleTask):
 
     def opened_corpus(self) -> Corpus | None:
         return self.documents if self.filler == "books" else None
-
-    @cached_property
-    def documents(self) -> Corpus:
-        return open_corpus(self.corpus, self.root, self.field)
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """The share of digits that a guess hits, of which the first is never 0."""

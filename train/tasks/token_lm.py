@@ -17,7 +17,7 @@ from jaxtyping import Int, Int64, Integer
 from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.train.corpora.catalog import Corpus, open_corpus
+from zoo.train.corpora.catalog import Corpus
 from zoo.train.corpora.documents import FIELD, count_words
 from zoo.train.corpora.splits import WIKITEXT
 from zoo.train.corpora.token_files import (
@@ -30,10 +30,11 @@ from zoo.train.corpora.token_files import (
 from zoo.train.corpora.tokenizer import Tokenizer
 from zoo.train.tasks.base import Dataset, Split, Task
 from zoo.train.tasks.lm import compression_baselines
+from zoo.train.tasks.reads_corpus import ReadsCorpus
 
 
 @dataclass(frozen=True)
-class TokenLanguageModelling(Task):
+class TokenLanguageModelling(ReadsCorpus, Task):
     """Predict the next token of a text.
 
     `corpus` is a folder that `zoo prepare` wrote, or, with a `tokenizer` (a tokenizer.json), any corpus that
@@ -86,10 +87,6 @@ class TokenLanguageModelling(Task):
                 f"{self.vocab_size}"
             )
         return tokens
-
-    @cached_property
-    def documents(self) -> Corpus:
-        return open_corpus(self.corpus, self.root, self.field)
 
     def opened_corpus(self) -> Corpus | None:
         return None if not self.corpus or is_token_folder(self.corpus) else self.documents

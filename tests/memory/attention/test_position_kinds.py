@@ -288,6 +288,7 @@ def test_a_window_refuses_what_depends_on_the_whole_text(position: Position, mes
         ({"scaling": "clex", "far": "capped"}, "far: expected exact with scaling clex"),
         ({"kind": "t5", "buckets": 64, "farthest": 20}, "farthest: expected more than 32, found 20"),
         ({"scaling": "llama3", "low": 5}, "low: expected less than high, found 5.0 and 4.0"),
+        ({"draw": "pose", "longest": 8}, "longest: expected at least the context 16, found 8"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(position: dict[str, Any], message: str) -> None:

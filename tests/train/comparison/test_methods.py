@@ -142,6 +142,12 @@ def test_readings_change_no_other_figure(tmp_path: Path) -> None:
         ("rope", {"window": 16, "qk_norm": False}, "transformer", "window=16"),  # newer than the run
         ("rope", {"qk_norm": True}, "transformer", "qk_norm=true"),
         (
+            {"kind": "rope", "draw": "random", "longest": 32},
+            {"segment_len": 64, "position": {"kind": "rope", "trained": 16}},
+            "transformer",
+            "plain",
+        ),
+        (
             {"kind": "rope", "scaling": "yarn", "trained": 4},
             {"position": "rope"},
             "transformer",

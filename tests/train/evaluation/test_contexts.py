@@ -157,3 +157,12 @@ def test_tuning_keeps_the_trained_length(run: Path) -> None:
     assert cfg.model.position == {"kind": "rope", "scaling": "yarn", "trained": 16}
     model = build_model(cfg)
     assert {part.lengths["factor"] for part in model.modules() if getattr(part, "lengths", {})} == {2.0}
+
+
+def test_a_run_trained_with_drawn_positions_is_read_beyond_them() -> None:
+    """Draws are no part of what reads; those that the overrides set are, and are checked."""
+    drawn = {"kind": "rope", "draw": "random", "longest": 16}
+    read = keep_trained_positions({"segment_len": 64, "position": drawn}, {"trained": 16}, [])
+    assert read["position"] == {"kind": "rope", "trained": 16}
+    kept = keep_trained_positions({"position": drawn}, {}, ["model.position.draw=random"])
+    assert kept["position"] == {"kind": "rope", "draw": "random"}
