@@ -1,15 +1,15 @@
 """A long text read by a model in evaluation: CPU time per token and resident memory in its course.
 
-    ZOO_DATA=… python benchmarks/stream.py [models=infini,landmark] [bytes=262144] [csv=FILE] [data.corpus=books]
-                                           [size=tiny] [key=value …]
+    ZOO_DATA=… python benchmarks/stream.py [models=infini,landmark] [bytes=262144] [csv=FILE]
+                                           [data.corpus=books] [size=tiny] [key=value …]
 
 One row, the first training documents of the corpus one after another, a segment per call, untrained weights;
 everything but `models`, `bytes` and `csv` goes to the configuration.  Read are the first 4,096 tokens, those
-up to 65,536, and what follows in quarters of the text; each of these pieces has its tokens per second of CPU
-time, and the resident memory of the process at its end, in MiB.  `cost` is the last quarter's time per token by
-the second's, and `memory` the resident memory at the end by that after 65,536 tokens (or the first quarter, if
-it is longer): both are 1 for a reader whose cost doesn't grow with the text.  Each model runs in a separate
-process; the CSV file gets a line for each as it ends, and a model that it already has isn't read again.
+up to 65,536, and what follows in quarters of the text; each of these pieces has its tokens per second of
+CPU time, and the resident memory of the process at its end, in MiB.  `cost` is the last quarter's time per
+token by the second's, and `memory` the resident memory at the end by that after 65,536 tokens (or the first
+quarter, if it is longer): both are 1 for a reader whose cost doesn't grow with the text.  Each model runs
+in a separate process; the CSV file gets a line for each as it ends, and a model that it has isn't read again.
 """
 
 import csv
