@@ -45,6 +45,21 @@ def test_a_table_that_fits_is_one_part() -> None:
     assert len(parts(plain_table(), 1000)) == 1
 
 
+def test_a_part_leaves_out_rows_that_have_nothing_in_it_and_the_caption_has_the_whole_width(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = new_table("run", "score", "note", caption=SENTENCE, prose=["note"])
+    table.add_row("a" * 30, "99.9 %", "")
+    table.add_row("b" * 30, "", "stopped at step 10 by a limit")
+    table.add_row("c" * 30, "", "")
+    out = printed(table, 69, capsys)
+    assert [out.count(letter * 30) for letter in "abc"] == [1, 2, 1]
+    assert SENTENCE in out
+    without_notes = new_table("run", *(f"quantity {index}" for index in range(8)))
+    without_notes.add_row("a" * 30, *"1234", "", "", "", "")
+    assert [len(part.columns) for part in parts(without_notes, 60)] == [3, 3]
+
+
 @WIDTHS
 def test_a_bench(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     keys = (

@@ -1,4 +1,4 @@
-"""What the memory is worth in samples: scores with it kept and reset, beyond the reach, by length."""
+"""What the memory is worth in samples: scores with it kept and reset, of all targets and beyond the reach."""
 
 from typing import Any
 
@@ -10,31 +10,40 @@ from zoo.train.plotting.charts import format_number, format_share
 from zoo.train.plotting.terminal import new_table
 
 
-def memory_table(entry: EvalEntry) -> Table | None:
-    """A row for every length, all depths together; None for results of earlier versions, without a reset."""
+def memory_tables(entry: EvalEntry) -> list[Table]:
+    """A row for every length, all depths together: of all targets, and of those beyond the reach where there
+    are any.  None for results of earlier versions, without a reset."""
     results = [result for result in entry["results"] if "reset" in result]
     if not results:
-        return None
+        return []
     share, name = list(share_names(entry).items())[-1]  # per target, where a sample has several
-    without_memory = [result["reset"] | {"axes": result["axes"]} for result in results]
-    kept, reset = by_length(results, share), by_length(without_memory, share)
-    beyond, beyond_reset = by_length(results, "beyond"), by_length(without_memory, "beyond")
-    reach = _reach(results)
+    kept = by_length(results, share)
     views = by_length_in_view(results, share)
-    columns = ["length", name, "reset", "worth", *(["in view"] if views else [])]
-    if beyond:
-        columns += [f"beyond {reach:,}", "interval", "reset", "worth"]
-    caption = "\n".join(captions(entry, beyond or kept, reach))
-    table = new_table(*columns, title="worth of the memory", caption=caption)
-    for length in kept:
-        cells = ["" if length is None else f"{length:,}", *_against(kept[length], reset[length])]
-        if views:
-            cells.append(format_share(views[length]) if length in views else "")
-        if length in beyond:
-            share_beyond, without = beyond[length], beyond_reset[length]
-            score, reset_score, worth = _against(share_beyond, without)
-            cells += [score, f"{share_beyond['low']:.1%} to {share_beyond['high']:.1%}", reset_score, worth]
-        table.add_row(*cells)
+    tables = [_table(f"worth of the memory, {name}", results, share, views)]
+    if beyond := by_length(results, "beyond"):
+        reach = _reach(results)
+        tables.append(_table(f"worth of the memory, {name} beyond {reach:,}", results, "beyond", {}))
+    tables[-1].caption = "\n".join(captions(entry, beyond or kept, _reach(results)))
+    return tables
+
+
+def _table(title: str, results: list[EvalResult], share: str, views: dict[Any, float]) -> Table:
+    """A share by length with the memory kept and reset, and what a reader of the segment has, where known."""
+    kept = by_length(results, share)
+    reset = by_length([result["reset"] | {"axes": result["axes"]} for result in results], share)
+    table = new_table(
+        "length", "kept", "95 % interval", "reset", "worth", *(["in view"] if views else []), title=title
+    )
+    for length, score in kept.items():
+        worth = 100 * (score["share"] - reset[length]["share"])
+        table.add_row(
+            "" if length is None else f"{length:,}",
+            f"{score['share']:.1%}",
+            f"{score['low']:.1%} to {score['high']:.1%}",
+            f"{reset[length]['share']:.1%}",
+            f"{worth:+.1f}",
+            *([format_share(views[length]) if length in views else ""] if views else []),
+        )
     return table
 
 
@@ -75,11 +84,6 @@ def captions(entry: EvalEntry, shares: Shares, reach: int | None) -> list[str]:
     if trained_at is not None and (under := area(shares, trained_at)):
         lines.append(f"area under the share against log2 of the length: {under[0]:.2f} of {under[1]:.2f}")
     return lines
-
-
-def _against(kept: dict[str, Any], reset: dict[str, Any]) -> tuple[str, str, str]:
-    worth = 100 * (kept["share"] - reset["share"])
-    return f"{kept['share']:.1%}", f"{reset['share']:.1%}", f"{worth:+.1f}"
 
 
 def _reach(results: list[EvalResult]) -> int | None:

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zoo.train.evaluation.memory_table import memory_table
+from zoo.train.evaluation.memory_table import memory_tables
 from zoo.train.evaluation.results import (
     EvalEntry,
     EvalResult,
@@ -30,13 +30,17 @@ def show(entry: EvalEntry, console: Console) -> None:
 
 
 def tables(entry: EvalEntry) -> list[Table]:
-    """All results of an entry: of a grid one table for each share."""
+    """All results of an entry: of a grid one table for each share, then of samples of any depth."""
     if entry["unit"] == "bits per byte":
         return [_text_table(entry), _position_table(entry)]
-    grid = [result for result in entry["results"] if has_grid(result)]
-    scores = [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
-    worth = memory_table(entry)
-    return (scores if grid else [_sample_table(entry)]) + ([worth] if worth else [])
+    found = []
+    if grid := [result for result in entry["results"] if has_grid(result)]:
+        found += [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
+        found += memory_tables(entry | {"results": grid})
+    if other := [result for result in entry["results"] if not has_grid(result)]:
+        found.append(_sample_table(entry | {"results": other}))
+        found += memory_tables(entry | {"results": other})
+    return found
 
 
 # -- samples

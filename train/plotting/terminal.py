@@ -48,13 +48,16 @@ def new_table(
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints the table, in parts below each other where the console is too narrow for it."""
+    """Prints the table, in parts below each other where the console is too narrow for it, and its caption."""
     for part in parts(table, console.width):
         console.print(part)
+    if table.caption:
+        console.print(table.caption, style="table.caption")
 
 
 def parts(table: Table, width: int) -> list[Table]:
-    """Tables of at most this width that have all columns between them, and the first column each."""
+    """Tables of at most this width that have all columns between them, and the first column each; rows that
+    are empty in all other columns of a part but the first part are left out of it."""
     first, *further = table.columns
     room = width - 1 - least_width(first)
     groups: list[list[Column]] = [[]]
@@ -66,10 +69,12 @@ def parts(table: Table, width: int) -> list[Table]:
             left = room
         groups[-1].append(column)
         left -= needed
-    return [
-        part_of(table, [first, *columns], is_first=index == 0, is_last=index == len(groups) - 1)
-        for index, columns in enumerate(groups)
-    ]
+    shown = [part_of(table, [first, *groups[0]], range(table.row_count), table.title)]
+    for columns in groups[1:]:
+        rows = [row for row in range(table.row_count) if any(list(column.cells)[row] for column in columns)]
+        if rows:
+            shown.append(part_of(table, [first, *columns], rows, title=None))
+    return shown
 
 
 def least_width(column: Column) -> int:
@@ -89,16 +94,17 @@ def plain(cell: object) -> str:
     return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
 
 
-def part_of(table: Table, columns: Iterable[Column], is_first: bool, is_last: bool) -> Table:
-    """The table with these columns alone: the title above the first part, the caption below the last."""
-    part = new_table(title=table.title if is_first else None, caption=table.caption if is_last else None)
+def part_of(table: Table, columns: Iterable[Column], rows: Sequence[int], title: TextType | None) -> Table:
+    """The table with these columns and rows alone, and without its caption."""
+    part = new_table(title=title)
     part.columns = [
         dataclasses.replace(
             column,
             _index=index,
+            _cells=[list(column.cells)[row] for row in rows],
             min_width=least_width(column) - PADDING,
         )
         for index, column in enumerate(columns)
     ]
-    part.rows = table.rows
+    part.rows = [table.rows[row] for row in rows]
     return part

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from zoo.errors import UserError
 from zoo.train.plotting.terminal import new_table, parts, print_table, table_console
@@ -53,10 +54,9 @@ class Display:
 
     def fitting(self, complete: bool = False) -> Group:
         """The table; in a narrow terminal its first columns alone, until it is complete."""
-        shown = parts(self.table(complete), self.console.width)
-        if not complete:
-            shown[0].caption = self.table().caption
-        return Group(*(shown if complete else shown[:1]))
+        table = self.table(complete)
+        shown = parts(table, self.console.width)
+        return Group(*(shown if complete else shown[:1]), Text(str(table.caption), style="table.caption"))
 
     def time_left(self) -> str:
         """How long the sweep will take, "" before a run has ended and once all have."""

@@ -175,15 +175,20 @@ def check_names_of_shares(entry: EvalEntry) -> None:
     assert {table.title: table.caption for table in tables(entry)} == {
         "exact match, 95 % interval": "learning nothing: chance 1 in 90,000",
         "accuracy per digit, 95 % interval": "learning nothing: chance 10.2%",
-        "worth of the memory": WORTH_CAPTION,
+        "worth of the memory, accuracy per digit": None,
+        "worth of the memory, accuracy per digit beyond 16": WORTH_CAPTION,
     }
     by_length = copy.deepcopy(entry)
     for result in by_length["results"]:
         del result["axes"]["depth"]
-    both, worth = tables(by_length)
-    assert [str(column.header) for column in worth.columns][:5] == [
-        *("length", "accuracy per digit", "reset", "worth", "in view"),
+    both, worth, worth_beyond = tables(by_length)
+    assert [str(column.header) for column in worth.columns] == [
+        *("length", "kept", "95 % interval", "reset", "worth", "in view"),
     ]
+    assert worth.columns[:5] != worth_beyond.columns
+    mixed = copy.deepcopy(entry)
+    mixed["results"] += by_length["results"]
+    assert len(tables(mixed)) == len(tables(entry)) + len(tables(by_length))
     names = [str(column.header) for column in both.columns]
     assert names[1:5] == ["samples", "exact match", "95 % interval", "per digit"]
     assert both.caption == (
