@@ -1,15 +1,18 @@
 """`zoo check my_pkg.MyModel width=32 …` or `zoo check model=rmt`: the laws of zoo.contract, one line each.
 
+    law=          streaming,causality-train,…: these laws alone
+
+A law that says nothing of a model, because of one of its traits, is shown with that trait.
 Exit code 0 where every law holds, 1 where one doesn't, 2 for a user error.
 """
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.errors import UserError, counted, one_line
+from zoo.errors import UserError, counted, nearest, one_line
 from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, refuse_without_effect
 
@@ -24,7 +27,14 @@ TRAINING_KEYS = (
 
 @command
 def main(args: list[str]) -> int:
-    return 1 if check(model_builder(args)) else 0
+    chosen = [word for word in args if word.startswith("law=")]
+    words = [word for word in args if word not in chosen]
+    if len(chosen) > 1:
+        raise UserError(f"check: expected law= once, found {' '.join(chosen)}")
+    if not words:
+        raise UserError("check: expected model=NAME or a class, package.module.Class, beside law=")
+    only = chosen[0].removeprefix("law=").split(",") if chosen else []
+    return 1 if check(model_builder(words), only) else 0
 
 
 def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
@@ -61,17 +71,29 @@ def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
     return lambda: build.model(cfg)
 
 
-def check(build_model: "Callable[[], SequenceModule]") -> int:
-    """Prints a line per law; returns how many are broken."""
+def check(build_model: "Callable[[], SequenceModule]", only: Sequence[str] = ()) -> int:
+    """Prints a line per law, of all or of `only` these; returns how many are broken.
+
+    Raises UserError for a name that no law has.
+    """
     from zoo import contract
 
-    package = type(build_model()).__module__.partition(".")[0]
+    model = build_model()
+    package = type(model).__module__.partition(".")[0]
+    laws = dict(contract.laws(build_model))
+    for name in only:
+        if name not in laws:
+            raise UserError(f"check: unknown law {name!r}{nearest(name, laws)} (all are in docs/laws.md)")
+    unpromised = contract.unpromised(model)
     crashes: dict[str, str] = {}
     broken = 0
-    for name, law in contract.laws(build_model):
+    for name in only or laws:
+        if name in unpromised:
+            print(f"{name:<36}          promises nothing: {unpromised[name]}", flush=True)
+            continue
         start = time.perf_counter()
         try:
-            law()
+            laws[name]()
             verdict = "holds"
         except Exception as error:  # a law may fail in any way that the model does
             broken += 1
@@ -81,7 +103,8 @@ def check(build_model: "Callable[[], SequenceModule]") -> int:
             verdict = f"BROKEN: as {crashes[reason]}" if reason in crashes else f"BROKEN: {reason}"
             crashes.setdefault(reason, name)
         print(f"{name:<36}{time.perf_counter() - start:6.2f} s  {verdict}", flush=True)
-    print(f"{counted(broken, 'law')} broken" if broken else "every law holds")
+    whole = "every law holds" if not only else f"{counted(len(only), 'law')} checked, none broken"
+    print(f"{counted(broken, 'law')} broken" if broken else whole)
     return broken
 
 

@@ -40,6 +40,55 @@ def test_a_line_a_law(
     assert all(line.endswith(" s  holds") for line in lines)
 
 
+def test_some_laws_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = run(capsys, monkeypatch, MODEL, *WORDS, "law=purity,causality-train")
+    first, second, last = out.splitlines()
+    assert (code, err, last) == (0, "", "2 laws checked, none broken")
+    assert (first.split()[0], second.split()[0]) == ("purity", "causality-train")
+
+
+@pytest.mark.parametrize(
+    ("trait", "laws", "shown"),
+    [
+        (
+            "reach = property(lambda self: 'unknown', lambda self, reach: None)",
+            ["reach_is_true"],
+            'reach is "unknown"',
+        ),
+        (
+            "mixes_rows_in_training = True",
+            ["batch_invariance-train", "fresh_rows_forget-train"],
+            "mixes_rows_in_training is True",
+        ),
+        (
+            "reads_memory_in_training = False",
+            ["memory_is_alive-train", "last_token_is_remembered-train"],
+            "reads_memory_in_training is False",
+        ),
+    ],
+)
+def test_a_law_that_a_trait_does_not_promise(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    trait: str,
+    laws: list[str],
+    shown: str,
+) -> None:
+    monkeypatch.delitem(sys.modules, "model_of_few_promises", raising=False)
+    importlib.invalidate_caches()
+    (tmp_path / "model_of_few_promises.py").write_text(
+        f"from zoo.models.transformer import Transformer\nclass Shy(Transformer):\n    {trait}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("model_of_few_promises.Shy", *WORDS, f"law=shapes,{','.join(laws)}")
+    code, out, err = run(capsys, monkeypatch, *words)
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[1:-1]] == [
+        [law, "promises", "nothing:", *shown.split()] for law in laws
+    ]
+
+
 def test_a_broken_law(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -101,6 +150,13 @@ def test_a_crash_is_told_once_with_its_line(
         (("dsum",), "package.module.Class, found 'dsum'; did you mean model=dsum?"),
         (("torch.nn.Linear",), "model: expected a SequenceModule, found torch.nn.Linear"),
         (("model=rtm",), "Could not find 'model/rtm'"),
+        ((MODEL, *WORDS, "law=streeming"), "check: unknown law 'streeming'; did you mean streaming?"),
+        ((MODEL, *WORDS, "law="), "check: unknown law ''"),
+        (
+            (MODEL, *WORDS, "law=purity", "law=shapes"),
+            "check: expected law= once, found law=purity law=shapes",
+        ),
+        (("law=purity",), "check: expected model=NAME or a class, package.module.Class, beside law="),
     ],
 )
 def test_a_slip(
