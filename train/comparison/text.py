@@ -103,7 +103,7 @@ def show(report: Report, out: Path) -> None:
     for comparison in report.comparisons:
         console.print(fitting_table(comparison, console.width))
         for note in notes(comparison):
-            print(note)
+            console.print(note, markup=False)
     if report.over_tasks:
         head, rows = aggregate_cells(report)
         table = new_table(*head, title=report.title)

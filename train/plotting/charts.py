@@ -220,14 +220,19 @@ def curves(lines: dict[str, Line], xlabel: str, ylabel: str) -> Figure:
         plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
         axes.fill_between(line.x, line.low, line.high, color=plotted.get_color(), alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    heights = [height for line in lines.values() for height in line.y]
-    spread = max(heights) - min(heights)
-    if spread:  # two seeds may have an interval that would flatten every curve
-        axes.set_ylim(min(heights) - spread / 4, max(heights) + spread / 4)
+    _keep_in_view(axes, [height for line in lines.values() for height in line.y])
     if all(len(line.x) < 2 for line in lines.values()):
         axes.margins(0.3)
     axes.legend()
     return legend_below(figure)
+
+
+def _keep_in_view(axes: Axes, heights: Sequence[float]) -> None:
+    """Cuts off what reaches far beyond these heights: the interval of two seeds may flatten all else."""
+    spread = max(heights) - min(heights)
+    if spread:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, min(heights) - spread / 4), min(high, max(heights) + spread / 4))
 
 
 def scatter(
@@ -248,6 +253,8 @@ def scatter(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.15)
+    heights = [height for spot in spots.values() for height in (spot.y, *spot.values)]
+    _keep_in_view(axes, [*heights, *baselines.values()])
     if lines := _draw_baselines(axes, baselines, format_share if is_share else "{:.3f}".format):
         figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=min(3, len(lines)))
     if is_share:
@@ -278,8 +285,11 @@ def curve_panels(
         axes.set_xscale("log", base=2)
         axes.set_xticks(points, [format_number(point) for point in points])
         axes.xaxis.set_minor_locator(NullLocator())
+        heights = [height for line in lines.values() for height in line.y]
         if from_zero:
-            _axis_from_zero(axes, [height for line in lines.values() for height in line.y])
+            _axis_from_zero(axes, heights)
+        else:
+            _keep_in_view(axes, heights)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid(alpha=0.3)
