@@ -253,10 +253,10 @@ def scatter(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.15)
-    heights = [height for spot in spots.values() for height in (spot.y, *spot.values)]
-    _keep_in_view(axes, [*heights, *baselines.values()])
     if lines := _draw_baselines(axes, baselines, format_share if is_share else "{:.3f}".format):
         figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=min(3, len(lines)))
+    heights = [height for spot in spots.values() for height in (spot.y, *spot.values)]
+    _keep_in_view(axes, [*heights, *baselines.values()])
     if is_share:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
