@@ -155,6 +155,7 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
         ("passkey", None, ["code"]),
         ("extrapolation-text", None, []),
         ("extrapolation-tuned-text", None, []),
+        ("extrapolation-tuned-passkey", None, ["task", "data", "tokens", "code"]),
         ("extrapolation-windows-text", None, []),
         ("extrapolation-windows-passkey", None, []),
         ("extrapolation-passkey", None, []),
@@ -167,7 +168,7 @@ def test_a_committed_comparison_is_what_compare_writes(
     name: str, baseline: str | None, mix: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    words = [f"results/runs/{name}", f"out=results/{name}", *(f"mix={key}" for key in mix)]
+    words = [f"results/runs/{name}", f"out=results/{name}", *([f"mix={','.join(mix)}"] if mix else [])]
     words += [f"baseline={baseline}"] if baseline else []
     command = shlex.join(["zoo", "compare", *words])
     compared = report([Path(f"results/runs/{name}")], baseline=baseline, mix=mix, command=command)

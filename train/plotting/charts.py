@@ -195,6 +195,10 @@ def _every_nth(points: Sequence[Number], most: int = 12) -> list[Number]:
     return list(points[::step])
 
 
+LONG_NAME = 30
+"""A longer name than this has no room beside a point."""
+
+
 class Line(NamedTuple):
     """A curve with its interval, where there is one."""
 
@@ -238,13 +242,16 @@ def _keep_in_view(axes: Axes, heights: Sequence[float]) -> None:
 def scatter(
     spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[str, float], is_share: bool
 ) -> Figure:
-    """A point per name over a logarithmic axis that starts at 0; baselines as lines."""
+    """A point per name over a logarithmic axis that starts at 0, its name beside it or, where names are long,
+    below them all; baselines as lines."""
     figure, axes = canvas(xlabel, ylabel)
+    named_below = max(map(len, spots), default=0) > LONG_NAME
     least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
     for name, spot in spots.items():
         bar = axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)
         axes.scatter([spot.x] * len(spot.values), spot.values, s=9, color=bar[0].get_color(), alpha=0.6)
-        axes.annotate(name, (spot.x, spot.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        if not named_below:
+            axes.annotate(name, (spot.x, spot.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     most = max([least, *(spot.x for spot in spots.values())])
     first, last = math.floor(math.log10(least)), math.floor(math.log10(4 * most))
     axes.set_xscale("symlog", linthresh=10**first, linscale=0.7)
@@ -253,7 +260,10 @@ def scatter(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.15)
-    if lines := _draw_baselines(axes, baselines, format_share if is_share else "{:.3f}".format):
+    lines = _draw_baselines(axes, baselines, format_share if is_share else "{:.3f}".format)
+    if named_below:
+        legend_below(figure)
+    elif lines:
         figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=min(3, len(lines)))
     heights = [height for spot in spots.values() for height in (spot.y, *spot.values)]
     _keep_in_view(axes, [*heights, *baselines.values()])

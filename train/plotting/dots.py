@@ -1,5 +1,6 @@
 """Every value of several rows as a dot: what a mean and an interval hide."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ class Dots(NamedTuple):
 
 def dots(rows: Mapping[str, Dots], xlabel: str, baselines: Mapping[str, float], is_share: bool) -> Figure:
     """A line per row, the first on top; baselines as vertical lines."""
-    figure = Figure(figsize=(5.2, 1.4 + 0.3 * len(rows)), layout="constrained")
+    names = [textwrap.fill(name, 30) for name in rows]
+    lines = max((1 + name.count("\n") for name in names), default=1)
+    figure = Figure(figsize=(5.2, 1.4 + (0.14 + 0.16 * lines) * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for index, row in enumerate(rows.values()):
         [line] = axes.plot([row.low, row.high], [index, index], linestyle="-", alpha=0.5)
@@ -30,7 +33,7 @@ def dots(rows: Mapping[str, Dots], xlabel: str, baselines: Mapping[str, float], 
     for index, (name, value) in enumerate(baselines.items()):
         label = f"{name} {format_share(value) if is_share else f'{value:.3f}'}"
         axes.axvline(value, color=GREY, linestyle=(0, (1, 1 + index)), linewidth=1.2, label=label)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
     axes.grid(alpha=0.3, axis="x")

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,17 +41,21 @@ def canvas(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def legend_below(figure: Figure, key: dict[str, dict[str, Any]] | None = None) -> Figure:
-    """Move a figure's legend below it; `key` has line styles by name, instead of the curves'."""
+    """Move a figure's legend below it; a long one makes the figure higher.  `key` has line styles by name,
+    instead of the curves'."""
     axes = figure.axes[0]
     handles = axes.get_legend_handles_labels()[0]
     if key is not None:
         handles = [Line2D([], [], label=name, **styles) for name, styles in key.items()]
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    names = [textwrap.fill(str(handle.get_label()), 66) for handle in handles]
+    longest = max(map(len, names), default=0)
+    columns = max(1, min(3, 66 // (longest + 8)))
     if (inside := axes.get_legend()) is not None:
         inside.remove()
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=max(1, min(3, 66 // (longest + 8))), fontsize=8
-    )
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=8)
+    lines = sum(1 + name.count("\n") for name in names) / columns
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.18 * max(0, lines - 3))
     return figure
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from zoo.train.comparison.columns import columns
 from zoo.train.comparison.figures import page_figures
 from zoo.train.comparison.report import report
 from zoo.train.comparison.text import TERMINAL_COLUMNS, fitting_table
+from zoo.train.plotting import charts
+from zoo.train.plotting.dots import Dots, dots
 
 RESULTS = Path(__file__).parents[3] / "results/runs/passkey"
 NAMES = {"val/exact": "exact match", "val/accuracy": "accuracy per digit"}
@@ -187,3 +190,25 @@ def test_a_terminal_shows_the_columns_that_fit_and_cuts_no_cell(width: int, tmp_
     assert all(cell in out for cell in first)
     fitting = [all(cell in out for cell in cells) for cells in others]
     assert sum(fitting) == {60: 1, 80: 2, 100: 4, 140: 5, 180: 5}[width]
+
+
+@pytest.mark.parametrize("length", [8, 40, 120])
+def test_names_of_any_length_leave_room_for_the_figure(length: int) -> None:
+    names = [f"{index} {'word ' * 30}"[:length] for index in range(8)]
+    value = charts.Spot(1.0, 0.5, 0.1, (0.4, 0.6))
+    figures = [
+        charts.scatter(dict.fromkeys(names, value), "x", "y", {"chance": 0.1}, is_share=True),
+        dots(dict.fromkeys(names, Dots((0.4, 0.6), 0.5, 0.4, 0.6)), "x", {"chance": 0.1}, is_share=True),
+    ]
+    for figure in figures:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # matplotlib warns where a legend or labels leave no room
+            figure.savefig(io.BytesIO())
+        [axes, *_] = figure.axes
+        box, size = axes.get_window_extent(), figure.bbox
+        assert box.height > 0.3 * min(size.height, 380), "the axes keep their height"
+        labels = [text for legend in figure.legends for text in legend.get_texts()]
+        for label in [*labels, *axes.get_yticklabels()]:
+            extent = label.get_window_extent()
+            assert extent.x0 >= -1, "no name is cut off"
+            assert extent.x1 <= size.x1 + 1, "no name is cut off"
