@@ -42,7 +42,7 @@ def _sample_figures(entry: EvalEntry, trained_at: Number | None) -> dict[str, Fi
         maps = {
             name: [{**result, "share": result[share]} for result in grid] for share, name in names.items()
         }
-        figures["grid"] = charts.heat_maps(maps, f"{title}, per cent", "share")
+        figures["grid"] = charts.heat_maps(maps, f"{title}, per cent", "share", in_a_row=1)
     for axis in axes:
         series = {name: pooled(results, axis, share) for share, name in names.items()}
         pooled_axes = "".join(f", all {name}s together" for name in axes if name != axis)

@@ -1,5 +1,6 @@
 """Figures as images in TensorBoard, legible in its cards."""
 
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,9 +16,16 @@ def event_folder(run_dir: Path) -> Path:
 
 
 def add_images(run_dir: Path, figures: dict[str, Figure], step: int) -> None:
-    """Add figures to a finished run's curves in TensorBoard."""
-    with SummaryWriter(str(event_folder(run_dir))) as writer:
-        for tag, figure in figures.items():
+    """Add figures to a finished run's curves in TensorBoard, in place of those that have these tags.
+
+    Of two images of one step TensorBoard shows the first, so each has a file of its own, which is replaced.
+    """
+    folder = event_folder(run_dir)
+    for tag, figure in figures.items():
+        suffix = "." + re.sub(r"\W+", "-", tag)
+        for earlier in folder.glob(f"events.out.tfevents.*{suffix}"):
+            earlier.unlink()
+        with SummaryWriter(str(folder), filename_suffix=suffix) as writer:
             writer.add_figure(tag, fit_card(figure), step)
 
 

@@ -59,19 +59,18 @@ def by_axis(
     return figure
 
 
-MAPS_IN_A_ROW = 4
-
-
-def heat_maps(grids: dict[str, list[Result]], title: str, kind: str = "exact") -> Figure:
-    """Maps of length by depth, one per name and at most four in a row, with each cell's share in per cent."""
+def heat_maps(
+    grids: dict[str, list[Result]], title: str, kind: str = "exact", *, in_a_row: int = 4
+) -> Figure:
+    """Maps of length by depth, one per name and so many in a row, with each cell's share in per cent."""
     lengths = sorted({result["axes"]["length"] for results in grids.values() for result in results})
     depths = sorted({result["axes"]["depth"] for results in grids.values() for result in results})
     map_width = 1.6 + 0.62 * len(lengths)
-    across = min(len(grids), MAPS_IN_A_ROW)
+    across = min(len(grids), in_a_row)
     down = math.ceil(len(grids) / across)
     size = (max(4.5, map_width * across + 0.8), 0.5 + down * (1.2 + 0.38 * len(depths)))
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(textwrap.fill(title, int(11 * size[0])), fontsize=11)
     maps = figure.subplots(down, across, squeeze=False, sharey=True)
     for axes in maps.flat[len(grids) :]:
         axes.remove()

@@ -52,6 +52,13 @@ def test_images_are_logged_at_the_runs_last_step(tmp_path: Path) -> None:
         assert image.step == 4000
         assert image.encoded_image_string.startswith(b"\x89PNG")
         assert (image.width, image.height) == (880, 560)  # 4.4 x 2.8 inches
+    first = image.encoded_image_string
+    add_images(tmp_path / "old", {"zoo evaluate/one-b": position_figure({}, "another")}, 4000)
+    add_images(tmp_path / "old", {"zoo evaluate/one": position_figure({}, "drawn again")}, 4000)
+    events = EventAccumulator(str(tmp_path / "old/tb"), size_guidance={"images": 0}).Reload()
+    (image,) = events.Images("zoo evaluate/one")  # of two of one step TensorBoard would show the first
+    assert image.encoded_image_string != first
+    assert len(events.Images("zoo evaluate/one-b")) == 1
 
 
 def natural(tag: str) -> list[tuple[int, str]]:
