@@ -9,7 +9,7 @@ from zoo.train.comparison.method_figures import method_figures
 from zoo.train.comparison.page_figure import PageFigure, capitalised, single_panel
 from zoo.train.comparison.statistics import censored_median
 from zoo.train.evaluation.intervals import estimate
-from zoo.train.plotting import charts, render
+from zoo.train.plotting import charts, curves, render
 from zoo.train.plotting.charts import Buckets
 from zoo.train.plotting.dots import Dots, dots
 
@@ -75,7 +75,7 @@ def loss_figure(groups: list[RunGroup]) -> PageFigure:
         "loss-by-tokens",
         "Held-out loss against targets seen",
         "A point per validation; the band is the 95 % interval over seeds.",
-        lambda: charts.curves(
+        lambda: curves.curves(
             {group.label: loss_curve(group) for group in groups},
             "targets seen",
             "held-out loss (nats per target)",
@@ -83,7 +83,7 @@ def loss_figure(groups: list[RunGroup]) -> PageFigure:
     )
 
 
-def loss_curve(group: RunGroup) -> charts.Line:
+def loss_curve(group: RunGroup) -> curves.Line:
     """Held-out loss by validation, mean over the runs with a validation at that step."""
     by_step: dict[int, list[tuple[float, float]]] = {}
     for run in group.runs:
@@ -99,7 +99,7 @@ def loss_curve(group: RunGroup) -> charts.Line:
         y.append(mean.mean)
         low.append(mean.mean - (mean.half_width or 0))
         high.append(mean.mean + (mean.half_width or 0))
-    return charts.Line(x, y, low, high)
+    return curves.Line(x, y, low, high)
 
 
 def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> PageFigure | None:
@@ -109,7 +109,7 @@ def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> P
         return None
     name, better = comparison.score_names[tag], "Higher" if comparison.is_share else "Lower"
     labels, baselines = ("state bytes per row", f"{comparison.split_name} {name}"), comparison.references(tag)
-    draw = partial(charts.scatter, spots, *labels, baselines, comparison.is_share)
+    draw = partial(curves.scatter, spots, *labels, baselines, comparison.is_share)
     dots_sentence = " A dot per seed." if any(spot.values for spot in spots.values()) else ""
     return single_panel(
         "score-by-state" if tag == comparison.score else "score-by-state-per-target",
@@ -119,7 +119,7 @@ def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> P
     )
 
 
-def state_scores(comparison: Comparison, score: str) -> dict[str, charts.Spot]:
+def state_scores(comparison: Comparison, score: str) -> dict[str, curves.Spot]:
     spots = {}
     for group in comparison.groups:
         size = group.estimate(lambda run: run.metrics.get("state_bytes"))
@@ -127,7 +127,7 @@ def state_scores(comparison: Comparison, score: str) -> dict[str, charts.Spot]:
         if size and values:
             row = row_of_dots(values, comparison.is_solved_or_not)
             several = values if len(values) > 1 else ()
-            spots[group.label] = charts.Spot(size.mean, row.middle, row.high - row.middle, several)
+            spots[group.label] = curves.Spot(size.mean, row.middle, row.high - row.middle, several)
     return spots
 
 

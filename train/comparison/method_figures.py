@@ -13,8 +13,9 @@ from zoo.train.comparison.groups import RunGroup
 from zoo.train.comparison.methods import MethodScores
 from zoo.train.comparison.page_figure import PageFigure, capitalised, single_panel
 from zoo.train.evaluation import results
-from zoo.train.plotting import charts, render
-from zoo.train.plotting.charts import Line, Number, Proportions
+from zoo.train.plotting import charts, curves, render
+from zoo.train.plotting.charts import Number, Proportions
+from zoo.train.plotting.curves import Line
 
 LOSS = "loss of the last tokens (nats)"
 CAPTION = (
@@ -89,7 +90,7 @@ def loss_figure(scores: MethodScores, suffix: str) -> PageFigure:
         f"methods{suffix}",
         f"{capitalised(LOSS)} by context and method ({scores.subject})",
         f"{CAPTION}. At every context the same tokens count; what was read with another stride has no value.",
-        lambda: charts.curve_panels([(LOSS, lines)], "context (tokens)", "", from_zero=False),
+        lambda: curves.curve_panels([(LOSS, lines)], "context (tokens)", "", from_zero=False),
     )
 
 

@@ -18,7 +18,7 @@ from zoo.train.evaluation import results
 from zoo.train.evaluation.evaluate import FIGURES, evaluate
 from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalEntry
-from zoo.train.plotting.charts import Line, curve_panels
+from zoo.train.plotting.curves import Line, curve_panels
 from zoo.train.runs.load import read_run_config
 
 FAR = ("capped", "leaky", "grouped")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Column, Table
 
 from zoo.train.evaluation.throughput import BenchCase, Measurement
-from zoo.train.plotting import charts, render
+from zoo.train.plotting import curves, render
 from zoo.train.plotting.terminal import new_table
 from zoo.train.runs import checkout
 from zoo.train.runs.files import atomic_write, write_text
@@ -139,14 +139,14 @@ def figure(results: Results) -> Figure:
                 for model, length in sorted(cases)
                 if model == name
             }
-            lines[name] = charts.Line(
+            lines[name] = curves.Line(
                 list(points),
                 [statistics.median(values) for values in points.values()],
                 [min(values) for values in points.values()],
                 [max(values) for values in points.values()],
             )
         panels.append((label, lines))
-    return charts.curve_panels(panels, "tokens per row and step", machine(results))
+    return curves.curve_panels(panels, "tokens per row and step", machine(results))
 
 
 def write_figure(path: Path, results: Results) -> None:

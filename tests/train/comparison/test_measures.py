@@ -16,7 +16,7 @@ from zoo.train.comparison.columns import columns
 from zoo.train.comparison.figures import page_figures
 from zoo.train.comparison.report import report
 from zoo.train.comparison.text import TERMINAL_COLUMNS, fitting_table
-from zoo.train.plotting import charts
+from zoo.train.plotting import curves
 from zoo.train.plotting.dots import Dots, dots
 
 RESULTS = Path(__file__).parents[3] / "results/runs/passkey"
@@ -195,9 +195,9 @@ def test_a_terminal_shows_the_columns_that_fit_and_cuts_no_cell(width: int, tmp_
 @pytest.mark.parametrize("length", [8, 40, 120])
 def test_names_of_any_length_leave_room_for_the_figure(length: int) -> None:
     names = [f"{index} {'word ' * 30}"[:length] for index in range(8)]
-    value = charts.Spot(1.0, 0.5, 0.1, (0.4, 0.6))
+    value = curves.Spot(1.0, 0.5, 0.1, (0.4, 0.6))
     figures = [
-        charts.scatter(dict.fromkeys(names, value), "x", "y", {"chance": 0.1}, is_share=True),
+        curves.scatter(dict.fromkeys(names, value), "x", "y", {"chance": 0.1}, is_share=True),
         dots(dict.fromkeys(names, Dots((0.4, 0.6), 0.5, 0.4, 0.6)), "x", {"chance": 0.1}, is_share=True),
     ]
     for figure in figures:
