@@ -6,7 +6,7 @@ Rodkin et al. 2024, arXiv:2407.04841.  In layer l, on x = [E[w_1 .. w_S] ; memor
 
 Carried from segment to segment: in every layer the associative matrix and its normaliser
 (memory/fast_weights/associative.py).  The memory tokens themselves are the same learned ones in every
-segment.
+segment, so that layers can read different segments at once (models/diagonal.py).
 Differs from the paper: the body is a LLaMA-shaped decoder by default (`position=learned norm=layer
 activation=gelu_tanh bias=true` is the published GPT-2 one).
 """
@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.interface import split_segments
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.position_options import Position, position_kind
 from zoo.memory.fast_weights.associative import AssociativeMemory, AssociativeState, Write
 from zoo.memory.mixer import Mixer, decode_step, new_decode_cache
 from zoo.models.blocks import Block
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
+from zoo.models.diagonal import DiagonalStack
 from zoo.state import State
 
 
@@ -57,6 +59,8 @@ class AssociativeBlock(Mixer):
 class ARMT(Decoder):
     learns_through_memory = True
     reach = None
+    parallel = "segments"
+    stack: DiagonalStack
     no_weight_decay: ClassVar[tuple[str, ...]] = ("memory",)
 
     def __init__(
@@ -104,6 +108,7 @@ class ARMT(Decoder):
             wrap=wrap,
             **options,
         )
+        self.stack = DiagonalStack(self.stack)
         self.memory_tokens, self.wrap_positions = memory_tokens, wrap_positions
         self.memory = nn.Parameter(torch.randn(memory_tokens, width) * self.embed.weight.std().detach())
 
@@ -130,6 +135,18 @@ class ARMT(Decoder):
     def hidden_segment(
         self, tokens: Int[Tensor, "rows time"], state: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
+        rows, time = tokens.shape
+        if time <= self.segment_len:
+            return self._segments_as_batch(tokens, state)
+        elements = rows * (self.segment_len + self.memory_tokens) * self.width
+        if not self.stack.reads_diagonally(time // self.segment_len, elements):
+            return self._fold(self._segments_as_batch, tokens, state)
+        x, state = self._segments_as_batch(split_segments(tokens, self.segment_len), state)
+        return x.reshape(rows, time, self.width), state
+
+    def _segments_as_batch(
+        self, tokens: Int[Tensor, "rows_and_segments time"], state: State
+    ) -> tuple[Float[Tensor, "rows_and_segments time width"], State]:
         x = torch.cat([self.embed(tokens), self.memory.expand(len(tokens), -1, -1)], dim=1)
         x, state = self.body(x, state)
         return x[:, : tokens.shape[1]], state

@@ -44,7 +44,9 @@ INSIDE = {  # of train and memory: folder -> the other folders that it may impor
     "memory/retrieval": {"", "attention"},
 }
 """Ordered so that nothing imports from a later line: there is no circle of folders."""
-SHARED_BY_MODELS = ("zoo.models.blocks", "zoo.models.decoder", "zoo.models.hybrid")  # no architectures
+SHARED_BY_MODELS = tuple(  # no architectures
+    f"zoo.models.{name}" for name in ("blocks", "decoder", "diagonal", "hybrid")
+)
 
 
 def imports(file: str) -> Iterator[str]:
