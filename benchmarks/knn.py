@@ -1,7 +1,7 @@
 """The kNN memory's time for a segment, by backend and size of the bank, on a trained model's keys.
 
-    python benchmarks/knn.py [--sizes 4096 16384 65536] [--kinds package torch flat ivf hnsw]
-                             [--graphs 16384] [--steps 100] [--threads 1] [--rounds 5]
+    python benchmarks/knn.py [--sizes 4096 16384 65536] [--kinds package torch flat ivf hnsw] [--recall 0.97]
+                             [--graphs 16384] [--steps 100] [--threads 1] [--rounds 5] [--cpu] [--text FILE]
 
 One row, 8 heads of width 64, segments of 512 tokens, 32 neighbours, float32, blocks of 512.  A Memorizing
 Transformer of two layers is trained for `--steps` on the standard library's sources, then reads more of them;
@@ -10,7 +10,9 @@ milliseconds: `search` searches and gathers the neighbours (and extends the inde
 `add` stores the segment, `total` is their sum; `cached` is a search with an index that is up to date.
 `build` builds and tunes the index of a full bank.  `new` is the storage of the blocks that a segment makes
 anew, in MiB, and `recall` the share of the true nearest keys that are found; keys with equal scores count.
-Building a graph takes minutes: none above `--graphs` keys.
+Building a graph takes minutes: none above `--graphs` keys.  `ivf` is tuned for each recall of `--recall`, and
+for the one that the package was measured at.  `--cpu` takes the process's CPU time, which other processes on
+the same cores change less.  `--text` stores the projections in a file, or reads them from it.
 
 `package` is the memory of memorizing-transformers-pytorch (HNSW, and a file of floats) with 8 indexes, in
 this process; it clears itself when it is full, so it is filled up to its capacity, which is its `build`.
@@ -41,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.memory.retrieval.bank import KNNMemory, recall_at_k
-from zoo.memory.retrieval.faiss_index import load_faiss
+from zoo.memory.retrieval.faiss_index import TARGET_RECALL, load_faiss
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
 
@@ -50,6 +52,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "
 KINDS = ("package", "torch", "flat", "ivf", "hnsw")
 HEADS, WIDTH, SEGMENT, NEIGHBOURS = 8, 64, 512, 32
 ROWS = 2  # in training
+clock = time.perf_counter
 
 
 class Projections(NamedTuple):
@@ -105,19 +108,33 @@ def trained_projections(steps: int, tokens: int) -> Projections:
     return Projections(F.normalize(queries, dim=-1), F.normalize(keys, dim=-1), values)
 
 
+def stored_projections(path: Path | None, steps: int, tokens: int) -> Projections:
+    """`trained_projections`, from this file if it exists, else written to it."""
+    if path and path.is_file():
+        text = Projections(*torch.load(path, mmap=True))
+        if text.keys.shape[2] < tokens:
+            raise SystemExit(f"{path}: expected at least {tokens} tokens, found {text.keys.shape[2]}")
+        return text
+    text = trained_projections(steps, tokens)
+    if path:
+        torch.save(tuple(text), path)
+    return text
+
+
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """Milliseconds, and the function's result."""
-    start = time.perf_counter()
+    start = clock()
     result = function()
-    return 1000 * (time.perf_counter() - start), result
+    return 1000 * (clock() - start), result
 
 
 def segment(text: Projections, start: int) -> Projections:
     return Projections(*(part[:, :, start : start + SEGMENT] for part in text))
 
 
-def measure(text: Projections, size: int, name: str, rounds: int) -> Measurement:
-    options: dict[str, Any] = {} if name == "torch" else {"backend": "faiss", "index": name}
+def measure(text: Projections, size: int, name: str, rounds: int, recall: float) -> Measurement:
+    options: dict[str, Any] = {"backend": "faiss", "index": name, "target_recall": recall}
+    options = {} if name == "torch" else options
     knn = KNNMemory(size, HEADS, WIDTH, WIDTH, NEIGHBOURS, SEGMENT, **options)
     keys, values = text.keys[:, :, :size], text.values[:, :, :size]
     bank = knn.add(knn.init_state(1, keys), keys, values)
@@ -136,9 +153,9 @@ def measure(text: Projections, size: int, name: str, rounds: int) -> Measurement
         adds.append(milliseconds)
         pairs = zip((*after.keys, *after.values), (*bank.keys, *bank.values), strict=True)
         new, bank = sum(block.nbytes for block, old in pairs if block is not old), after
-    recall = recall_at_k(queries, bank.keys, bank.length, knn.search(queries, bank))
+    found = recall_at_k(queries, bank.keys, bank.length, knn.search(queries, bank))
     medians = [statistics.median(times) for times in (searches, adds, cached)]
-    return Measurement(*medians, build, new / 2**20, recall)
+    return Measurement(*medians, build, new / 2**20, found)
 
 
 def measure_package(package: Any, text: Projections, size: int, rounds: int) -> Measurement:
@@ -166,7 +183,7 @@ def table_line(size: int, name: str, result: Measurement, package: Measurement |
     total = result.search + result.add
     speed = (package.search + package.add) / total if package else float("nan")
     times = f"{result.search:9.1f} {result.add:7.1f} {total:9.1f} {speed:6.2f} {result.cached:9.1f}"
-    return f"{size:>7} {name:<8}{times} {result.build:10.0f} {result.new:6.1f} {result.recall:7.3f}"
+    return f"{size:>7} {name:<10}{times} {result.build:10.0f} {result.new:6.1f} {result.recall:7.3f}"
 
 
 def main() -> None:
@@ -177,11 +194,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of the model's training")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--recall", type=float, nargs="+", default=[TARGET_RECALL], help="targets of ivf")
+    parser.add_argument("--cpu", action="store_true", help="CPU time instead of wall time")
+    parser.add_argument("--text", type=Path, help="file of the projections, written if it doesn't exist")
     options = parser.parse_args()
     if any(size % SEGMENT or size < (options.rounds + 1) * SEGMENT for size in options.sizes):
         parser.error(f"sizes must be multiples of {SEGMENT} with room for {options.rounds + 1} segments")
     if not os.environ.keys() >= ALLOCATOR.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    if options.cpu:
+        global clock
+        clock = time.process_time
     torch.set_num_threads(options.threads)
     load_faiss().omp_set_num_threads(options.threads)
     try:
@@ -190,19 +213,24 @@ def main() -> None:
         package = None
         print(f"without memorizing-transformers-pytorch: {error}")
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}; milliseconds, MiB")
-    text = trained_projections(options.steps, max(options.sizes) + (options.rounds + 1) * SEGMENT)
+    tokens = max(options.sizes) + (options.rounds + 1) * SEGMENT
+    text = stored_projections(options.text, options.steps, tokens)
     columns = {"search": 9, "add": 7, "total": 9, "speed": 6, "cached": 9, "build": 10, "new": 6, "recall": 7}
     titles = " ".join(f"{name:>{width}}" for name, width in columns.items())
-    print(f"{'keys':>7} {'':<8}{titles}")
+    print(f"{'keys':>7} {'':<10}{titles}")
     for size in options.sizes:
         baseline = None
         if package and "package" in options.kinds:
             baseline = measure_package(package, text, size, options.rounds)
             print(table_line(size, "package", baseline, baseline), flush=True)
         for name in (kind for kind in KINDS[1:] if kind in options.kinds):
-            if name != "hnsw" or size <= options.graphs:
-                result = measure(text, size, name, options.rounds)
-                print(table_line(size, name, result, baseline), flush=True)
+            if name == "hnsw" and size > options.graphs:
+                continue
+            targets = [*options.recall, *([baseline.recall] if baseline else [])] if name == "ivf" else [1.0]
+            for target in targets:
+                label = f"ivf {target:.2f}" if name == "ivf" else name
+                result = measure(text, size, name, options.rounds, target)
+                print(table_line(size, label, result, baseline), flush=True)
 
 
 if __name__ == "__main__":

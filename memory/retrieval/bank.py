@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.host import row_lengths
-from zoo.memory.retrieval.faiss_index import IndexType
-from zoo.memory.retrieval.ring_buffer import gather_entries, touched_blocks, write_entries
+from zoo.memory.retrieval.faiss_index import TARGET_RECALL, IndexType
+from zoo.memory.retrieval.ring_buffer import gather_entries, gather_rings, touched_blocks, write_entries
 from zoo.memory.retrieval.search import IndexCache, search_exact
 from zoo.state import special_fields
 
@@ -64,9 +64,11 @@ class KNNMemory(nn.Module):
         index: IndexType = "flat",
         dtype: str | None = None,
         lag: int | None = None,
+        target_recall: float = TARGET_RECALL,
     ) -> None:
         """`lag`: the most tokens that a row has read and not yet added, if every token that the model reads
-        is added in the end; None if the bank's lengths don't follow from the number of tokens read."""
+        is added in the end; None if the bank's lengths don't follow from the number of tokens read.
+        `target_recall`: the share of the true nearest keys for which an `ivf` index is tuned."""
         super().__init__()
         block_size = block_size or capacity
         if capacity < 1 or block_size < 1 or capacity % block_size:
@@ -77,12 +79,14 @@ class KNNMemory(nn.Module):
             raise ValueError(f"index {index} needs backend faiss: torch searches all keys")
         if dtype not in (None, "bfloat16"):
             raise ValueError(f"dtype must be bfloat16, or none for the model's, not {dtype}")
+        if not 0 < target_recall <= 1:
+            raise ValueError(f"target_recall must be above 0 and at most 1, not {target_recall}")
         self.capacity, self.heads, self.block_size = capacity, heads, block_size
         self.key_width, self.value_width = key_width, value_width
         self.neighbours, self.lag = neighbours, lag
         self.topk = min(neighbours, capacity)  # slots that a search returns
         self.dtype = None if dtype is None else torch.bfloat16
-        self.index_cache = IndexCache(index, capacity) if backend == "faiss" else None
+        self.index_cache = IndexCache(index, capacity, target_recall) if backend == "faiss" else None
 
     def init_state(self, rows: int, reference: Tensor) -> Bank:
         """An empty bank on the device of `reference`, and in its dtype unless `dtype` is set."""
@@ -159,7 +163,8 @@ class KNNMemory(nn.Module):
         Float[Tensor, "rows heads time neighbours value_width"] | None,
     ]:
         """Keys and values in these slots; zeros where a slot is -1."""
-        return gather_entries(bank.keys, slots), gather_entries(bank.values, slots) if bank.values else None
+        keys, *values = gather_rings([bank.keys, bank.values] if bank.values else [bank.keys], slots)
+        return keys, values[0] if values else None
 
 
 @torch.compiler.disable  # compiled code would draw it once

@@ -6,7 +6,7 @@ previous ring, so that its cost doesn't depend on the capacity.  Rows may have s
 entries.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,31 +82,52 @@ def gather_entries(
     """The entries in these slots of each row and head; zeros where a slot is -1.
 
     A ring much smaller than the result is copied into one table; otherwise each block is read separately."""
-    rows, heads, block_size, width = ring[0].shape
+    return gather_rings((ring,), slots)[0]
+
+
+def gather_rings(
+    rings: Sequence[tuple[Shaped[Tensor, "rows heads block _"], ...]],
+    slots: Int[Tensor, "rows heads time neighbours"],
+) -> list[Shaped[Tensor, "rows heads time neighbours _"]]:
+    """`gather_entries` of each ring; they differ in the width of their entries alone."""
+    rows, heads, block_size, _ = rings[0][0].shape
+    capacity = block_size * len(rings[0])
     head = torch.arange(rows * heads, device=slots.device).view(rows, heads, 1, 1)
     if not is_readable(slots):
         index = slots.clamp(min=0)
-        entries = entries_at(ring, index // block_size, head * block_size + index % block_size)
-        return entries.masked_fill((slots < 0)[..., None], 0)
-    if 4 * block_size * len(ring) <= slots[0, 0].numel():
-        table = torch.cat(ring, dim=2).flatten(0, 2)
-        entries = F.embedding(head * block_size * len(ring) + slots.clamp(min=0), table)
-        absent = (slots < 0)[..., None]
-        return entries.masked_fill_(absent, 0) if absent.any() else entries
-    flat = (head * block_size + slots % block_size).flatten()
+        block, index, absent = index // block_size, head * block_size + index % block_size, slots < 0
+        return [entries_at(ring, block, index).masked_fill(absent[..., None], 0) for ring in rings]
+    if 4 * capacity <= slots[0, 0].numel():
+        index, absent = head * capacity + slots.clamp(min=0), (slots < 0)[..., None]
+        tables = [torch.cat(ring, dim=2).flatten(0, 2) for ring in rings]
+        gathered = [F.embedding(index, table) for table in tables]
+        return [entries.masked_fill_(absent, 0) for entries in gathered] if absent.any() else gathered
     order = (slots // block_size).flatten().sort(stable=True)  # -1 // block_size is -1: those come first
-    counts = torch.bincount(order.values + 1, minlength=len(ring) + 1).tolist()
-    absent, *parts = order.indices.split(counts)
-    entries = ring[0].new_zeros(len(flat), width)
-    if not any(old.requires_grad for old in ring):
-        for old, part in zip(ring, parts, strict=True):
-            entries.index_copy_(0, part, old.flatten(0, 2).index_select(0, flat[part]))
-        return entries.view(*slots.shape, width)
+    counts = torch.bincount(order.values + 1, minlength=len(rings[0]) + 1).tolist()
+    absent, *targets = order.indices.split(counts)
+    sources = (head * block_size + slots % block_size).flatten()[order.indices].split(counts)[1:]
+    return [_gather_blocks(ring, sources, targets, absent).view(*slots.shape, -1) for ring in rings]
+
+
+def _gather_blocks(
+    ring: Ring, sources: Sequence[Tensor], targets: Sequence[Tensor], absent: Int[Tensor, " absent"]
+) -> Shaped[Tensor, "entries width"]:
+    """Each block's entries at the indices `sources` over its rows, heads and slots, put at `targets` of the
+    result; zeros at `absent`."""
+    number, blocks = len(absent) + sum(map(len, targets)), [block.flatten(0, 2) for block in ring]
+    if not any(block.requires_grad for block in blocks):
+        entries = blocks[0].new_empty(number, blocks[0].shape[1])
+        entries.index_fill_(0, absent, 0)
+        for block, source, target in zip(blocks, sources, targets, strict=True):
+            if len(target):
+                entries.index_copy_(0, target, block.index_select(0, source))
+        return entries
     # a gradient would be copied for every block that is written in place
-    sorted_entries = [entries[: len(absent)]]
-    sorted_entries += [old.flatten(0, 2)[flat[part]] for old, part in zip(ring, parts, strict=True)]
-    rank = torch.empty_like(flat).scatter_(0, order.indices, torch.arange(len(flat), device=slots.device))
-    return torch.cat(sorted_entries).index_select(0, rank).view(*slots.shape, width)
+    sorted_entries = [blocks[0].new_zeros(len(absent), blocks[0].shape[1])]
+    sorted_entries += [block[source] for block, source in zip(blocks, sources, strict=True)]
+    order = torch.cat([absent, *targets])
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(number, device=order.device))
+    return torch.cat(sorted_entries).index_select(0, rank)
 
 
 def entries_at(

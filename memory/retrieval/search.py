@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zoo.host import is_readable
 from zoo.memory.mixer import no_autocast
-from zoo.memory.retrieval.faiss_index import IndexType, load_faiss, make_index
+from zoo.memory.retrieval.faiss_index import TARGET_RECALL, IndexType, load_faiss, make_index
 
 MAX_SCORES = 2**24  # scores that exact search computes at a time
 
@@ -139,9 +139,9 @@ class IndexCache:
     once.
     """
 
-    def __init__(self, index_type: IndexType, capacity: int) -> None:
+    def __init__(self, index_type: IndexType, capacity: int, target_recall: float = TARGET_RECALL) -> None:
         load_faiss()
-        self.index_type, self.capacity = index_type, capacity
+        self.index_type, self.capacity, self.target_recall = index_type, capacity, target_recall
         self.rows: OrderedDict[Key, RowIndexes] = OrderedDict()  # least recently used first
         self.last_search: dict[bool, list[Key]] = {True: [], False: []}  # rows of each mode's last search
         self.max_rows = {True: 0, False: 0}  # rows of each mode's largest search
@@ -149,7 +149,7 @@ class IndexCache:
         self.lock = threading.Lock()
 
     def __reduce__(self) -> Any:
-        return IndexCache, (self.index_type, self.capacity)
+        return IndexCache, (self.index_type, self.capacity, self.target_recall)
 
     def search(
         self,
@@ -176,11 +176,11 @@ class IndexCache:
                         scores[row, head], slots[row, head] = index.search(vectors[row, head], neighbours)
             self._evict_oldest(training)
             self.recent_queries = vectors[0, :, -16:].clone()
-        tied = (scores[..., 1:] == scores[..., :-1]) & (slots[..., 1:] >= 0)
+        tied = ((scores[..., 1:] == scores[..., :-1]) & (slots[..., 1:] >= 0)).any(-1)
         if tied.any():  # faiss orders equal scores differently
-            slots, order = slots.sort(stable=True)
-            order = scores.gather(-1, order).sort(descending=True, stable=True).indices
-            slots = slots.gather(-1, order)
+            by_slot, order = slots[tied].sort(stable=True)
+            order = scores[tied].gather(-1, order).sort(descending=True, stable=True).indices
+            slots[tied] = by_slot.gather(-1, order)
         return slots.to(queries.device)
 
     def _evict_ended(self, rows: list[tuple[Key, Key]], training: bool) -> None:
@@ -214,7 +214,8 @@ class IndexCache:
             ):
                 heads, width = blocks[0].shape[0], blocks[0].shape[2]
                 empty = [
-                    make_index(self.index_type, width, self.capacity, stored, device) for _ in range(heads)
+                    make_index(self.index_type, width, self.capacity, stored, device, self.target_recall)
+                    for _ in range(heads)
                 ]
                 indexes = RowIndexes(empty, length - stored, training)
             if indexes.length < length:

@@ -151,6 +151,48 @@ def test_ivf_reads_as_few_lists_as_reach_the_recall(trained: tuple[Tensor, Tenso
 
 
 @faiss_only
+def test_ivf_reads_fewer_lists_for_a_lower_recall(trained: tuple[Tensor, Tensor]) -> None:
+    queries, keys, probes = trained[0][:, :, 4096:], trained[1][:, :, :4096], []
+    for target_recall in (0.3, 0.97):
+        knn = KNNMemory(4096, 2, 16, 0, 32, 64, "faiss", "ivf", target_recall=target_recall)
+        bank = knn.add(knn.init_state(1, keys), keys)
+        recall = overlap(search_exact(queries, bank.keys, bank.length, 32), knn.search(queries, bank))
+        assert recall > target_recall - 0.02
+        probes.append(only_index(knn).index.nprobe)
+    assert probes[0] < probes[1]
+
+
+@faiss_only
+def test_ivf_reads_on_where_its_lists_hold_too_few_keys() -> None:
+    """Every key has a dozen near ones and is asked for 64."""
+    centres = torch.nn.functional.normalize(randn(0, 340, 16), dim=-1)
+    keys = (20 * centres.repeat(12, 1) + randn(1, 4080, 16) / 10).contiguous()
+    index = IVFIndex(16, 4096)
+    index.put(0, keys)
+    index.index.nprobe = 1
+    for first in range(0, 4080, 340):
+        scores, slots = index.search(keys[first : first + 30].contiguous(), 64)
+        assert (slots >= 0).all()
+        assert all(len(set(nearest)) == 64 for nearest in slots.tolist())
+        assert torch.allclose(scores, (keys[slots] @ keys[first : first + 30, :, None])[..., 0], rtol=1e-4)
+
+
+@faiss_only
+def test_ivf_finds_rare_keys_among_many_that_are_almost_equal() -> None:
+    """Three quarters of the keys are one cluster, the others scatter, and the queries are near these."""
+    capacity = 16_384
+    keys = torch.nn.functional.normalize(randn(0, capacity, 16), dim=-1)
+    keys[torch.arange(capacity) % 4 > 0] = keys[0] + randn(1, capacity // 4 * 3, 16) / 1000
+    queries = keys[::64] + randn(2, capacity // 64, 16) / 10
+    knn = KNNMemory(capacity, 1, 16, 0, 32, 512, "faiss", "ivf")
+    bank = knn.add(knn.init_state(1, keys), keys[None, None])
+    slots = knn.search(queries[None, None], bank)
+    index = only_index(knn).index
+    assert overlap(search_exact(queries[None, None], bank.keys, bank.length, 32), slots) > 0.95
+    assert max(map(index.invlists.list_size, range(index.nlist))) < capacity / 4
+
+
+@faiss_only
 def test_ivf_is_tuned_again_as_keys_are_written() -> None:
     keys = torch.randn(8192, 8, generator=torch.Generator().manual_seed(0))
     index, untuned = IVFIndex(8, 4096), []
