@@ -157,11 +157,8 @@ class IVFIndex:
         self.max_length = math.inf  # of the row: then all keys that it was trained on are overwritten
         self.centres = torch.empty(lists, width)  # which k-means found
         # of each list's keys since training: number, sum, squared distances to the centre
-        self.counts, self.sums, self.squares = (
-            torch.zeros(lists),
-            torch.zeros(lists, width),
-            torch.zeros(lists),
-        )
+        self.counts, self.sums = torch.zeros(lists), torch.zeros(lists, width)
+        self.squares = torch.zeros(lists)
         self.means, self.spreads = torch.empty(lists, width), torch.empty(lists)  # m_l and SPREAD s_l
 
     def outdated(self, length: int) -> bool:
@@ -170,7 +167,7 @@ class IVFIndex:
     def put(self, first: int, keys: Float[Tensor, "tokens width"]) -> None:
         faiss, tokens = load_faiss(), torch.arange(first, first + len(keys))
         if not self.index.is_trained:
-            sample = _training_keys(keys, MIN_KEYS_PER_LIST * self.index.nlist, self.index.nlist // 16)
+            sample = _training_keys(keys, self.index.nlist)
             self.index.train_c(len(sample), _float_pointer(sample))
             self.index.set_direct_map_type(faiss.DirectMap.Hashtable)
             self.centres = torch.from_numpy(self.index.quantizer.reconstruct_n(0, self.index.nlist))
@@ -232,9 +229,8 @@ class IVFIndex:
 
     def _tune(self, queries: Float[Tensor, "queries width"], count: int) -> None:
         self.untuned = 0
-        kth_score = self._read_lists(queries, count, self.index.nlist)[0][
-            :, -1:
-        ]  # keys that tie with it count
+        scores, _ = self._read_lists(queries, count, self.index.nlist)
+        kth_score = scores[:, -1:]  # keys that tie with it count
         stored = min(count, self.index.ntotal)
         probes = self.first_probes
         while probes < self.max_probes:
@@ -274,17 +270,16 @@ class HNSWIndex:
         return scores, torch.where(ids < 0, -1, (ids + self.first) % self.capacity)
 
 
-def _training_keys(
-    keys: Float[Tensor, "tokens width"], count: int, near: int
-) -> Float[Tensor, "sample width"]:
-    """`count` of the keys: half of them drawn uniformly, half by their squared distance to the nearest of
-    `near` random keys."""
+def _training_keys(keys: Float[Tensor, "tokens width"], lists: int) -> Float[Tensor, "sample width"]:
+    """MIN_KEYS_PER_LIST keys per list: half of them drawn uniformly, half by their squared distance to the
+    nearest of a few random keys."""
+    count = MIN_KEYS_PER_LIST * lists
     if len(keys) <= count:
         return keys
     random = torch.Generator().manual_seed(0)
     index = load_faiss().IndexFlatL2(keys.shape[1])
-    nearby = keys[torch.randperm(len(keys), generator=random)[:near]]
-    index.add_c(near, _float_pointer(nearby))
+    centres = keys[torch.randperm(len(keys), generator=random)[: math.ceil(lists / 16)]]
+    index.add_c(len(centres), _float_pointer(centres))
     squares = _search(index, keys, 1)[0][:, 0].clamp(min=0)
     weights = 1 / len(keys) + squares / squares.sum().clamp(min=1e-30)
     return keys[weights.multinomial(count, generator=random)]
