@@ -18,6 +18,7 @@ import lightning as L
 import pytest
 
 from tests.train.conftest import Workspace
+from zoo.train.loop.tensorboard import TRAINING_LOSS
 
 X, LOSS = "trainer/global_step", "train/loss"
 
@@ -83,7 +84,7 @@ def main(name: str) -> None:
         resumed = zoo.run("resume=run")
         assert resumed.code == 0, resumed.err
     found = VALUES[name](Path("run"))
-    expected = [[x, value] for x, value in zoo.scalars("run")[LOSS]]
+    expected = [[x, value] for x, value in zoo.scalars("run")[TRAINING_LOSS]]
     stray = sorted(set(os.listdir()) - before - {"run", "cache"})
     print(json.dumps({"runs": found, "expected": expected, "stray": stray}))
 
