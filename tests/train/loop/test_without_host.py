@@ -39,7 +39,7 @@ ALLOWED = {
 """{file:function: why it reads}"""
 ALLOWED_ON_CPU = {
     "memory/retrieval/search.py:_largest": "whether scores tie; else every query pays for ties",
-    "memory/retrieval/ring_buffer.py:gather_entries": "which blocks are read; else all are",
+    "memory/retrieval/ring_buffer.py:gather_rings": "which blocks are read; else all are",
 }
 """Reads of values that lie in the host's memory (zoo.host.is_readable)."""
 
