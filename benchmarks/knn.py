@@ -43,7 +43,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.memory.retrieval.bank import KNNMemory, recall_at_k
-from zoo.memory.retrieval.faiss_index import TARGET_RECALL, load_faiss
+from zoo.memory.retrieval.faiss_package import load_faiss
+from zoo.memory.retrieval.ivf_index import TARGET_RECALL
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach
 

@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.host import row_lengths
-from zoo.memory.retrieval.faiss_index import TARGET_RECALL, IndexType
+from zoo.memory.retrieval.faiss_index import IndexType
+from zoo.memory.retrieval.ivf_index import TARGET_RECALL
 from zoo.memory.retrieval.ring_buffer import gather_entries, gather_rings, touched_blocks, write_entries
 from zoo.memory.retrieval.search import IndexCache, search_exact
 from zoo.state import special_fields

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from zoo.host import is_readable
 from zoo.memory.mixer import no_autocast
-from zoo.memory.retrieval.faiss_index import TARGET_RECALL, IndexType, load_faiss, make_index
+from zoo.memory.retrieval.faiss_index import IndexType, make_index
+from zoo.memory.retrieval.faiss_package import load_faiss
+from zoo.memory.retrieval.ivf_index import TARGET_RECALL
 
 MAX_SCORES = 2**24  # scores that exact search computes at a time
 

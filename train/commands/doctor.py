@@ -160,7 +160,7 @@ def faiss() -> Finding:
     """For `backend: faiss` of the retrieval models."""
     installed = [f"{package} {version(package)}" for package in FAISS if version(package)]
     try:
-        module = backend_check("zoo.memory.retrieval.faiss_index:load_faiss")()
+        module = backend_check("zoo.memory.retrieval.faiss_package:load_faiss")()
     except UserError as error:
         return Finding("faiss", f"no: {reason(error)}", problem=bool(installed))
     gpus = getattr(module, "get_num_gpus", lambda: 0)()

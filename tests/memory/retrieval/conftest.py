@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from zoo.memory.retrieval.faiss_index import load_faiss
+from zoo.memory.retrieval.faiss_package import load_faiss
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from tests.memory.retrieval.banks import INDEX_TYPES, add, faiss_only, overlap, 
 from zoo.errors import UserError
 from zoo.memory.retrieval import faiss_index
 from zoo.memory.retrieval.bank import KNNMemory
-from zoo.memory.retrieval.faiss_index import FlatIndex, HNSWIndex, IndexType, IVFIndex, list_count, load_faiss
+from zoo.memory.retrieval.faiss_index import FlatIndex, HNSWIndex, IndexType
+from zoo.memory.retrieval.faiss_package import load_faiss
+from zoo.memory.retrieval.ivf_index import IVFIndex, list_count
 from zoo.memory.retrieval.search import search_exact
 from zoo.models.memorizing import Memorizing
 from zoo.state import detach

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from zoo import __main__ as command
 from zoo import plugins
-from zoo.memory.retrieval import faiss_index
+from zoo.memory.retrieval import faiss_package
 from zoo.models.rmt import RMT
 from zoo.train.commands import doctor
 from zoo.train.commands import list as listing
@@ -237,7 +237,7 @@ def test_a_machine_in_order(ran: Ran, zoo: Any) -> None:
 def test_both_packages_of_faiss(ran: Ran, zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("faiss-cpu", "faiss-gpu"):
         install(tmp_path / "site", package, monkeypatch)
-    faiss_index.load_faiss.cache_clear()
+    faiss_package.load_faiss.cache_clear()
     code, out, _ = ran("doctor")
     assert code == 1
     line = next(line for line in out.splitlines() if line.startswith("  faiss "))
@@ -248,9 +248,9 @@ def test_both_packages_of_faiss(ran: Ran, zoo: Any, tmp_path: Path, monkeypatch:
 
 def test_faiss_absent_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "version", lambda package: "")
-    monkeypatch.setattr(faiss_index, "_installed", lambda package: False)
+    monkeypatch.setattr(faiss_package, "_installed", lambda package: False)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    faiss_index.load_faiss.cache_clear()
+    faiss_package.load_faiss.cache_clear()
     finding = doctor.faiss()
     assert not finding.problem
     assert finding.text.startswith("no: expected the package faiss-cpu: pip install faiss-cpu")

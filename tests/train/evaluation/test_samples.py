@@ -170,6 +170,12 @@ def test_exact_match_and_digits_on_a_grid(tmp_path: Path) -> None:
         assert imread(tmp_path / "evaluation" / name).std() > 0.01
 
 
+def pooled(results: list[Any], share: str) -> float:
+    """The share of all hits of these results."""
+    hits, of = (sum(result[share][key] for result in results) for key in ("hits", "of"))
+    return float(hits / of)
+
+
 def check_names_of_shares(entry: EvalEntry) -> None:
     """A table and a map of each share, under its name, and baselines beside their own share alone."""
     assert {table.title: table.caption for table in tables(entry)} == {
@@ -185,7 +191,19 @@ def check_names_of_shares(entry: EvalEntry) -> None:
     assert [str(column.header) for column in worth.columns] == [
         *("length", "kept", "95 % interval", "reset", "worth", "in view"),
     ]
-    assert worth.columns[:5] != worth_beyond.columns
+    assert [str(column.header) for column in worth_beyond.columns] == [
+        *("length", "kept", "95 % interval", "reset", "worth"),
+    ]
+    for table, share in ((worth, "targets"), (worth_beyond, "beyond")):
+        lengths, kept, reset, points = ([*table.columns[index].cells] for index in (0, 1, 3, 4))
+        of_length = [
+            [r for r in by_length["results"] if share in r and r["axes"]["length"] == int(length)]
+            for length in lengths
+        ]
+        shares = [(pooled(found, share), pooled([r["reset"] for r in found], share)) for found in of_length]
+        assert kept == [f"{share:.1%}" for share, _ in shares]
+        assert reset == [f"{share:.1%}" for _, share in shares]
+        assert points == [f"{100 * (with_memory - without):+.1f}" for with_memory, without in shares]
     mixed = copy.deepcopy(entry)
     mixed["results"] += by_length["results"]
     assert len(tables(mixed)) == len(tables(entry)) + len(tables(by_length))
