@@ -9,6 +9,7 @@ Exit code 0 where every law holds, 1 where one doesn't, 2 for a user error.
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
     else:
         from omegaconf import OmegaConf
 
+        from zoo.train.runs.construct import import_class
         from zoo.train.runs.overrides import assignments
 
         if "." not in args[0]:
@@ -57,6 +59,8 @@ def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
                 f"did you mean model={args[0]}?"
             )
 
+        if find_spec(args[0].partition(".")[0]) is None:
+            import_class(args[0], object, "model")  # says so at once, before torch is imported
         cfg = compose(["size=nano"])
         defaults = {"vocab_size": cfg.task.vocab_size, "segment_len": cfg.size.segment_len}
         cfg.model = OmegaConf.merge({"_target_": args[0]}, defaults, assignments(args[1:]))

@@ -196,6 +196,14 @@ def refuse_without_effect(command: str, args: Iterable[str], keys: Iterable[str]
             raise UserError(f"{command}: {key} has no effect on {subject}")
 
 
+def require_run(folder: Path) -> None:
+    """Raises UserError for a folder without a run, before anything large is imported."""
+    if not (folder / "config.yaml").exists():
+        from zoo.train.runs.folder import no_run
+
+        raise no_run(folder)
+
+
 # -- errors
 
 

@@ -38,7 +38,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from zoo.lazy import large_imports
-from zoo.train.commands.cli import command, integer, list_of, number, one_of, parse, positive, stop, text
+from zoo.train.commands.cli import (
+    command,
+    integer,
+    list_of,
+    number,
+    one_of,
+    parse,
+    positive,
+    require_run,
+    stop,
+    text,
+)
 
 if TYPE_CHECKING:
     from zoo.train.evaluation.options import EvalOptions
@@ -132,6 +143,8 @@ PASSED_ON = ("task.", "model.", "data.")
 def parse_args(args: list[str]) -> "tuple[Path, EvalOptions]":
     """The run's folder, and what to evaluate it on."""
     options, overrides = parse("evaluate", args, KEYS, required=["run"], passed_on=PASSED_ON, renamed=RENAMED)
+    run_dir = Path(options.pop("run"))
+    require_run(run_dir)
     with large_imports():
         from zoo.train.evaluation.options import EvalOptions
-    return Path(options.pop("run")), EvalOptions(overrides=tuple(overrides), **options)
+    return run_dir, EvalOptions(overrides=tuple(overrides), **options)

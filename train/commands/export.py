@@ -13,7 +13,7 @@
 from pathlib import Path
 
 from zoo.lazy import large_imports
-from zoo.train.commands.cli import command, one_of, parse, text
+from zoo.train.commands.cli import command, one_of, parse, require_run, text
 
 KEYS = {"run": text, "to": text, "checkpoint": one_of("last", "best")}
 TARGETS = ("model._target_", "task._target_")
@@ -22,8 +22,10 @@ TARGETS = ("model._target_", "task._target_")
 @command
 def main(args: list[str]) -> None:
     options, targets = parse("export", args, KEYS, required=("run", "to"), passed_on=TARGETS)
+    run_dir = Path(options["run"])
+    require_run(run_dir)
     with large_imports():
         from zoo.train.runs.export import export
     folder = Path(options["to"])
-    export(Path(options["run"]), folder, options.get("checkpoint", "last"), tuple(targets))
+    export(run_dir, folder, options.get("checkpoint", "last"), tuple(targets))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import UserError
 from zoo.lazy import large_imports
-from zoo.train.commands.cli import boolean, command, integer, number, one_of, output_file, parse
+from zoo.train.commands.cli import boolean, command, integer, number, one_of, output_file, parse, require_run
 
 if TYPE_CHECKING:
     from zoo.train.evaluation.text_generation import GenerateOptions
@@ -137,8 +137,6 @@ def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
         raise UserError(f"generate: expected one of prompt=, prompt_file= and prompts=, found {given}")
     if "prompt_file" in options:
         options["prompt"] = options.pop("prompt_file")
-    with large_imports():
-        from zoo.train.evaluation.text_generation import GenerateOptions
     is_batch = any(key in options for key in ("samples", "prompts", "out"))
     if "batch_size" in options and not is_batch:
         raise UserError("generate: batch_size has no effect on one text; samples= or prompts= makes several")
@@ -149,4 +147,7 @@ def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
             "generate: samples: expected 1 with temperature=0, which gives the same text each time"
         )
     batch = Batch(prompts, *sizes) if is_batch else None
+    require_run(options["run"])
+    with large_imports():
+        from zoo.train.evaluation.text_generation import GenerateOptions
     return GenerateOptions(overrides=tuple(overrides), **options), batch

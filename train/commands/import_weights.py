@@ -18,9 +18,11 @@ Weights are read from .safetensors, .bin, .pt, .pth or .ckpt, in one file or sev
 code is run.
 """
 
+from pathlib import Path
+
 from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, one_of, parse, text
-from zoo.train.runs.import_options import PADDED, PREFIXES
+from zoo.train.runs.import_options import PADDED, PREFIXES, require_source
 from zoo.train.runs.override_key import expand_home
 
 KEYS = {
@@ -34,6 +36,7 @@ TARGETS = ("model._target_", "task._target_")
 def main(args: list[str]) -> None:
     options, rest = parse("import", args, KEYS, required=("from", "run_dir"), passed_on=(*PREFIXES, *TARGETS))
     further = [arg.partition("=") for arg in rest]
+    require_source(Path(options["from"]))
     with large_imports():
         from zoo.train.runs.import_weights import import_run
     run_dir, summary = import_run(options | {key: expand_home(value) for key, _, value in further})

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
 from zoo.lazy import large_imports
-from zoo.train.commands.cli import command, integer, one_of, parse, text
+from zoo.train.commands.cli import command, integer, one_of, parse, require_run, text
 from zoo.train.commands.evaluate import PASSED_ON, split
 from zoo.train.commands.generate import VERBATIM, prompt
 
@@ -71,6 +71,7 @@ def parse_args(args: list[str]) -> "InspectOptions":
     if "prompt" in options and (without_effect or others):
         key = min(without_effect, default="") or others[0].partition("=")[0]
         raise UserError(f"inspect: {key} has no effect beside a prompt")
+    require_run(options["run"])
     with large_imports():
         from zoo.train.evaluation.inspection import InspectOptions
     return InspectOptions(overrides=tuple(overrides), **options)

@@ -25,6 +25,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.lazy import large_imports
+from zoo.plugins import choices
 from zoo.train.commands.cli import command, distinct, integer, parse, text
 from zoo.train.runs.override_key import key_of
 from zoo.train.sweep.matrix import Matrix, read_matrix
@@ -34,6 +35,7 @@ from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 @command
 def main(args: list[str]) -> int:
     options, matrix = parse_args(args)
+    refuse_unknown_choices(matrix)
     with large_imports():
         from zoo.train.sweep.plan import plan
         from zoo.train.sweep.protocol import Protocol
@@ -42,6 +44,19 @@ def main(args: list[str]) -> int:
         by_protocol = Protocol(matrix, options)
         return Sweep(by_protocol.jobs(), options, by_protocol.jobs).run()
     return Sweep(plan(matrix, options), options).run()
+
+
+def refuse_unknown_choices(matrix: list[list[str]]) -> None:
+    """Raises UserError, before any large import, for a model, task or size that no yaml file has."""
+    for group in NAME_KEYS:
+        words = dict.fromkeys(word for cell in matrix for word in cell if key_of(word) == group)
+        search = [word for word in matrix[0] if key_of(word) == "hydra.searchpath"]
+        known = {choice.name for choice in choices(group, "".join(search).partition("=")[2])}
+        for word in words:
+            if word.partition("=")[2] not in known:
+                from zoo.train.runs.config import compose
+
+                compose([word, *search])
 
 
 def seeds(value: str) -> list[int]:

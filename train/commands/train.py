@@ -51,6 +51,7 @@ from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, refuse_unread, register, validate_config
 from zoo.train.runs.files import is_further_rank
+from zoo.train.runs.override_key import key_of
 from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated, refuse_task_corpus
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
@@ -164,6 +165,7 @@ def run(cfg: DictConfig) -> float | None:
                 refuse_task_corpus(cfg, overrides)
             if not cfg.resume and hydra_config.mode == RunMode.RUN:  # a sweep's may be of some jobs
                 refuse_unread(cfg, overrides)
+                refuse_missing_corpus(cfg, overrides)
             if not cfg.resume:
                 validate_config(cfg)
             if is_further_rank():  # the first says it for all
@@ -194,6 +196,14 @@ def run(cfg: DictConfig) -> float | None:
             if hydra_config.mode == RunMode.MULTIRUN:  # the other jobs continue
                 raise
             sys.exit(2)
+
+
+def refuse_missing_corpus(cfg: DictConfig, overrides: list[str]) -> None:
+    """Raises UserError, before any large import, for a corpus of the command line that isn't there."""
+    if any(key_of(override) == "data.corpus" for override in overrides) and isinstance(cfg.data.corpus, str):
+        from zoo.train.corpora.catalog import require_corpus
+
+        require_corpus(cfg.data.corpus, cfg.data.root)
 
 
 def log_beginning(cfg: DictConfig) -> None:

@@ -106,25 +106,43 @@ def open_corpus(name: str, root: str | Path, field: str = FIELD) -> Corpus:
     return _open(title, sources, announced_or_by_hash, where=name, field=field)
 
 
-def find_sources(name: str, root: Path) -> list[Source]:
-    """The files at a user's path; UserError where there are none."""
+def require_corpus(name: str, root: str | Path) -> None:
+    """Raises UserError, without reading any text, where `open_corpus` would find no corpus."""
+    if name in LAYOUTS:
+        _named_sources(name, Path(root))
+    elif name != "stdlib":
+        _own_path(name, Path(root))
+
+
+def _own_path(name: str, root: Path) -> Path:
     path = Path(name).expanduser()
     if not name.strip() or not (path.is_dir() or path.is_file()):
         raise UserError(
             f"no corpus {name!r}: expected a folder, a file or one of stdlib, {', '.join(LAYOUTS)}"
             f" ({existing_in_words(root)}){nearest(name, ['stdlib', *LAYOUTS])}"
         )
+    return path
+
+
+def find_sources(name: str, root: Path) -> list[Source]:
+    """The files at a user's path; UserError where there are none."""
+    path = _own_path(name, root)
     sources = files_below(path) if path.is_dir() else [Source(path.name, path)]
     if not sources:
         raise UserError(f"no files in the folder {path}: expected {READABLE}")
     return sources
 
 
-def _open_named(name: str, root: Path) -> Corpus:
+def _named_sources(name: str, root: Path) -> list[Source]:
     sources = find_named(name, root)[1]
     if not sources:
         existing = existing_in_words(root)
         raise UserError(f"corpus {name} not found: expected {layouts(name)} under {root} ({existing})")
+    return sources
+
+
+def _open_named(name: str, root: Path) -> Corpus:
+    sources = _named_sources(name, root)
     if name == "enwik8":
         return _open(name, sources, enwik8, check=check_enwik8)
     if name == "stacks":

@@ -22,7 +22,7 @@ from zoo.train.runs.checkpoint import check_weights
 from zoo.train.runs.config import compose, stored_config
 from zoo.train.runs.export import CONFIG, FORMAT, VERSION
 from zoo.train.runs.files import atomic_folder, atomic_write, require_empty, write_text
-from zoo.train.runs.import_options import PADDED, PREFIXES
+from zoo.train.runs.import_options import PADDED, PREFIXES, require_source
 from zoo.train.runs.stored import IMPORTED_CLASS, update_names
 from zoo.train.runs.symbols import check_run_symbols
 from zoo.train.runs.tokens import DATA_ROOT, find_tokenizer, token_task, uses_run_tokenizer
@@ -53,8 +53,7 @@ def import_run(options: Mapping[str, str]) -> tuple[Path, str]:
     composition.register()
     source, run_dir = Path(options["from"]), Path(options["run_dir"])
     require_empty(run_dir)
-    if not source.exists():
-        raise UserError(f"import: from: expected a folder or a file of weights, found none at {source}")
+    require_source(source)
     files = weight_files(source)
     config = read_model_config(Path(options["config"]) if "config" in options else files[0].parent / CONFIG)
     default_format = FORMAT if config.get("format") == FORMAT else ""
