@@ -6,6 +6,7 @@
 #     benchmarks/gpu.sh tests              pytest -m gpu: kernels, kNN search and training on the device
 #     benchmarks/gpu.sh train MODEL …      each 200 steps at size=small, bf16-mixed, on the standard library's sources
 #     benchmarks/gpu.sh backends           Mamba and Mamba-2 with their kernels beside our own forms
+#     benchmarks/gpu.sh windows            sliding windows by flex_attention beside our own form, three lengths
 #     benchmarks/gpu.sh fla MODEL …        deltanet, gla, rwkv7 … with flash-linear-attention's kernels beside our own form
 #     benchmarks/gpu.sh bench MODEL …      zoo bench at size=small and three lengths: speed, memory, share of the GPU's
 #                                          rate of matrix products; table, CSV and plot
@@ -15,7 +16,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 out=${OUT:-results/gpu}
-piece=${1:?expected setup, kernels, tests, train, backends, fla or bench}
+piece=${1:?expected setup, kernels, tests, train, backends, windows, fla or bench}
 shift
 mkdir -p "$out"
 exec > >(tee "$out/$piece.txt") 2>&1
@@ -49,6 +50,12 @@ train)
 backends)
     for model in mamba mamba2; do
         for backend in torch mamba_ssm; do train "$model" model.backend=$backend; done
+    done
+    ;;
+windows)
+    for backend in torch flex; do
+        $python -m zoo bench model=sliding_window,samba model.attention_backend=$backend model.window=1024 size=small \
+            lengths=1024,4096,16384 data.batch_size=4 rounds=3 trainer.accelerator=gpu csv="$out/windows-$backend.csv"
     done
     ;;
 fla)

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Literal, Unpack
 
 from zoo.memory.attention.position_options import Position
+from zoo.memory.attention.sliding_window import Backend as AttentionBackend
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.fast_weights.delta_mixer import DeltaMixer
 from zoo.memory.fast_weights.recurrence import Backend
@@ -50,6 +51,7 @@ class GatedDeltaNetHybrid(Hybrid):
         backend: Backend = "torch",
         position: Position = "rope",
         rope_base: float = 10000.0,
+        attention_backend: AttentionBackend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
         if "mamba2" in pattern and 2 * width % head_dim:
@@ -58,7 +60,7 @@ class GatedDeltaNetHybrid(Hybrid):
         delta = partial(delta, conv_size=conv_size, negative_eigenvalues=negative_eigenvalues, steps=steps)
         mamba2 = partial(Mamba2Mixer, width, 2 * width // head_dim, head_dim=head_dim, state_size=state_size)
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=kv_heads)
-        attention = partial(attention, position=position, rope_base=rope_base)
+        attention = partial(attention, position=position, rope_base=rope_base, backend=attention_backend)
         mixers: Mixers = {
             "gated_deltanet": partial(delta, chunk_size=chunk_size, backend=backend),
             "mamba2": partial(mamba2, conv_size=conv_size),

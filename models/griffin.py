@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.memory.attention.position_options import Position
+from zoo.memory.attention.sliding_window import Backend as AttentionBackend
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.griffin_block import RecurrentBlock
 from zoo.models.decoder import BaseOptions, attention_options
@@ -46,10 +47,11 @@ class Griffin(Hybrid):
         scaled_embeddings: bool = True,
         position: Position = "rope",
         qk_norm: bool = False,
+        attention_backend: AttentionBackend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=1, out_bias=True)
-        attention = partial(attention, position=position, qk_norm=qk_norm)
+        attention = partial(attention, position=position, qk_norm=qk_norm, backend=attention_backend)
         mixers: Mixers = {
             "recurrent": partial(RecurrentBlock, width, lru_width or width, heads, conv_size=conv_size),
             "attention": partial(attention, rotated=width // heads // 2, **attention_options(options)),

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Literal, Unpack
 
 from zoo.memory.attention.position_options import Position
+from zoo.memory.attention.sliding_window import Backend as AttentionBackend
 from zoo.memory.attention.sliding_window import WindowAttention
 from zoo.memory.state_space.mamba_mixer import MambaMixer
 from zoo.memory.state_space.selective_scan import Backend
@@ -48,11 +49,13 @@ class Samba(Hybrid):
         rotated: int | None = None,
         bias: bool = False,
         backend: Backend = "torch",
+        attention_backend: AttentionBackend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
         mamba = partial(MambaMixer, width, channels or 2 * width, state_size=state_size, conv_size=conv_size)
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=kv_heads, rotated=rotated)
         attention = partial(attention, position=position, qk_norm=qk_norm, rope_base=rope_base, bias=bias)
+        attention = partial(attention, backend=attention_backend)
         mixers: Mixers = {
             "mamba": partial(mamba, dt_rank=dt_rank, backend=backend),
             "attention": partial(attention, **attention_options(options)),

@@ -21,7 +21,7 @@ from typing import Any, Unpack
 from zoo.interface import Parallel
 from zoo.memory.attention.core import Attention
 from zoo.memory.attention.position_options import Position, position_kind
-from zoo.memory.attention.sliding_window import WindowAttention, stack_reach
+from zoo.memory.attention.sliding_window import Backend, WindowAttention, stack_reach
 from zoo.memory.attention.value_residual import ValueResidualAttention, ValueResidualWindow
 from zoo.models.decoder import Decoder, DecoderOptions, attention_options
 
@@ -55,6 +55,7 @@ class Transformer(Decoder):
         value_residual: bool = False,
         rope_base: float = 10000.0,
         shifted: int | None = None,
+        attention_backend: Backend = "torch",
         **options: Unpack[DecoderOptions],
     ) -> None:
         if window is None and sinks:
@@ -68,6 +69,8 @@ class Transformer(Decoder):
         }
         if window is not None and shifted is not None:
             raise ValueError(f"shifted: expected none with a window, found {shifted}")
+        if window is None and attention_backend != "torch":
+            raise ValueError(f"attention_backend: expected torch without a window, found {attention_backend}")
         if value_residual and depth < 2:
             raise ValueError(f"value_residual: expected at least 2 layers, found {depth}")
 
@@ -76,7 +79,7 @@ class Transformer(Decoder):
             if window is None:
                 return (ValueResidualAttention if mixes else Attention)(width, heads, **attention)
             cls = ValueResidualWindow if mixes else WindowAttention
-            return cls(width, heads, window=window, sinks=sinks, **attention)
+            return cls(width, heads, window=window, sinks=sinks, backend=attention_backend, **attention)
 
         super().__init__(
             vocab_size,

@@ -12,17 +12,22 @@ Differs from the papers: nothing.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.memory.attention.core import Attention, AttentionOptions
+from zoo.memory.attention.flex_window import BLOCK, flex_window
 from zoo.memory.attention.positions import repeat_kv
+from zoo.memory.attention.sinks import SinkInputs, beside_sinks
+from zoo.memory.attention.window_chunks import with_chunks_before
+from zoo.memory.kernel_packages import require_gpu
+
+Backend = Literal["torch", "flex"]
 
 
 class WindowState(NamedTuple):
@@ -33,29 +38,30 @@ class WindowState(NamedTuple):
     length: Int[Tensor, " rows"]  # tokens since the last reset
 
 
-class SinkInputs(NamedTuple):
-    """Each chunk's queries, rotated for the sinks, and the rotated sinks that they see."""
-
-    q: Float[Tensor, "rows_and_chunks heads chunk head_dim"]
-    keys: Float[Tensor, "rows_and_chunks kv_heads sinks head_dim"]
-    values: Float[Tensor, "rows_and_chunks kv_heads sinks head_dim"]
-    q_positions: Int[Tensor, "rows_and_chunks 1 chunk"]
-    slots: Int[Tensor, " sinks"]
-    mask: Bool[Tensor, "rows_and_chunks 1 chunk sinks"]
-
-
 class WindowAttention(Attention):
-    """Attention over the last `window` tokens, this one included, however they are cut into calls."""
+    """Attention over the last `window` tokens, this one included, however they are cut into calls.
+
+    With `backend` "flex", calls of BLOCK tokens or more run flex_attention's kernel (flex_window.py).
+    """
 
     def __init__(
-        self, width: int, heads: int, *, window: int, sinks: int = 0, **options: Unpack[AttentionOptions]
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int,
+        sinks: int = 0,
+        backend: Backend = "torch",
+        **options: Unpack[AttentionOptions],
     ) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
         self.support = "sinks" if sinks else "window"
         options["context"] = sinks + window
         super().__init__(width, heads, **options)
-        self.window, self.sinks = window, sinks
+        self.window, self.sinks, self.backend = window, sinks, backend
+        if backend == "flex" and not (self.positions.unbiased and self.dropout.p == 0):
+            raise ValueError("backend: expected torch with biased scores or dropout, found flex")
 
     def init_state(self, rows: int) -> WindowState:
         weight = self.qkv.weight
@@ -81,11 +87,11 @@ class WindowAttention(Attention):
         v: Float[Tensor, "rows kv_heads time head_dim"],
         state: WindowState,
     ) -> tuple[Float[Tensor, "rows time heads_width"], WindowState]:
-        """Attention in chunks of half a window of queries, each chunk with the keys in its reach."""
+        """The outputs before `out_proj`, and the state after the call, from projections without positions."""
         if self.positions.log_n is not None:
             text_positions = torch.arange(q.shape[2], device=q.device) + state.length[:, None, None]
             q = self.positions.scale_queries(q, text_positions)
-        rows, time, cache = len(q), q.shape[2], self.window - 1
+        time = q.shape[2]
         keys, values = (
             torch.cat([old.to(new.dtype), new], 2) for old, new in ((state.keys, k), (state.values, v))
         )
@@ -98,41 +104,72 @@ class WindowAttention(Attention):
             sink_values.to(dtype),
             state.length + time,
         )
+        cached = WindowState(keys, values, sink_keys, sink_values, state.length)  # with the call's own keys
+        is_flex = self.backend == "flex" and time >= BLOCK
+        return (self._mix_flex if is_flex else self._mix_chunks)(q, cached), after
 
+    def _mix_flex(
+        self, q: Float[Tensor, "rows heads time head_dim"], cached: WindowState
+    ) -> Float[Tensor, "rows time heads_width"]:
+        """`_mix_chunks` by flex_attention."""
+        require_gpu("flex_attention", q)
+        end, values = cached.keys.shape[2], cached.values
+        q_rotated = self.positions.rotate(q, range(self.window - 1, end))
+        keys = self.positions.rotate(cached.keys, range(end))
+        if self.sinks:
+            sinks = self._sink_inputs(q, 1, cached)
+            q_rotated, keys, values = beside_sinks(q_rotated, keys, values, sinks)
+        y = flex_window(
+            q_rotated,
+            keys,
+            values,
+            cached.length,
+            window=self.window,
+            sinks=self.sinks,
+            scale=self.head_dim**-0.5,
+        )
+        return rearrange(y[..., : self.head_dim], "b h t k -> b t (h k)")
+
+    def _mix_chunks(
+        self, q: Float[Tensor, "rows heads time head_dim"], cached: WindowState
+    ) -> Float[Tensor, "rows time heads_width"]:
+        """Attention in chunks of half a window of queries, each chunk with the keys in its reach."""
+        rows, time, cache = len(q), q.shape[2], self.window - 1
         # each chunk scores cache + chunk keys, of which a query sees `window`: half a window is fastest
         chunk = min(max(self.window // 2, 1), time)
         front, back = -cache % chunk, -time % chunk  # to whole chunks; outputs of the back are dropped below
         q, keys, values = (
-            F.pad(part, (0, 0, before, back)) for part, before in ((q, 0), (keys, front), (values, front))
+            F.pad(part, (0, 0, before, back))
+            for part, before in ((q, 0), (cached.keys, front), (cached.values, front))
         )
         cache, end = front + cache, keys.shape[2]
         q_rotated = self.positions.rotate(q, range(cache, end))
         keys = self.positions.rotate(keys, range(end))
         q_chunks = rearrange(q_rotated, "b h (n c) k -> (b n) h c k", c=chunk)
-        k_chunks, v_chunks = (_with_chunks_before(part, chunk, cache) for part in (keys, values))
+        k_chunks, v_chunks = (with_chunks_before(part, chunk, cache) for part in (keys, values))
         k_positions = torch.arange(cache + chunk, device=q.device)  # in a chunk
         q_positions = k_positions[cache:]
-        text_positions = self._text_positions(len(k_positions), chunk, end, state)
+        text_positions = self._text_positions(len(k_positions), chunk, end, cached.length)
         mask = self._mask(q_positions, k_positions, text_positions)
         if self.positions.absolute:
             k_positions = rearrange(text_positions, "b n m -> (b n) 1 m")
             q_positions = k_positions[..., cache:]
         if self.sinks:
-            sinks = self._sink_inputs(q, sink_keys, sink_values, len(q_chunks) // rows, state)
+            sinks = self._sink_inputs(q, len(q_chunks) // rows, cached)
             attend = self._attend_fused if self.positions.unbiased else self._attend_with_scores
             y = attend(q_chunks, k_chunks, v_chunks, q_positions, k_positions, mask, sinks)
         else:
             y = self.attend(q_chunks, k_chunks, v_chunks, q_positions, k_positions, mask)
-        return rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time], after
+        return rearrange(y, "(b n) h c k -> b (n c) (h k)", b=rows)[:, :time]
 
     def _text_positions(
-        self, keys: int, chunk: int, end: int, state: WindowState
+        self, keys: int, chunk: int, end: int, length: Int[Tensor, " rows"]
     ) -> Int[Tensor, "rows chunks keys"]:
         """Positions in the text of each chunk's keys, negative for those before it.
 
         `end` is the number of keys of the call, padding included.
         """
-        positions = torch.arange(end, device=state.length.device) - (keys - chunk) + state.length[:, None]
+        positions = torch.arange(end, device=length.device) - (keys - chunk) + length[:, None]
         return positions.unfold(1, keys, chunk)
 
     def _mask(
@@ -160,24 +197,21 @@ class WindowAttention(Attention):
         return sink_keys, sink_values
 
     def _sink_inputs(
-        self,
-        q: Float[Tensor, "rows heads time head_dim"],
-        sink_keys: Float[Tensor, "rows kv_heads sinks head_dim"],
-        sink_values: Float[Tensor, "rows kv_heads sinks head_dim"],
-        chunks: int,
-        state: WindowState,
+        self, q: Float[Tensor, "rows heads time head_dim"], chunks: int, cached: WindowState
     ) -> SinkInputs:
         """What each chunk of queries needs for the sinks, whose distances differ from the window's: a query's
         position in the cache stops growing once the cache is full."""
         slots = torch.arange(self.sinks, device=q.device)
-        text_positions = torch.arange(q.shape[2], device=q.device) + state.length[:, None]  # (rows, time)
+        text_positions = torch.arange(q.shape[2], device=q.device) + cached.length[:, None]  # (rows, time)
         positions = text_positions.clamp(max=self.sinks + self.window - 1)[:, None]  # in the cache
         mask = (slots <= text_positions[..., None])[:, None]
-        q, sink_keys = self.positions.rotate(q, positions), self.positions.rotate(sink_keys, slots)
+        q, sink_keys = self.positions.rotate(q, positions), self.positions.rotate(cached.sink_keys, slots)
         q, positions, mask = (
             rearrange(part, "b h (n c) ... -> (b n) h c ...", n=chunks) for part in (q, positions, mask)
         )
-        sink_keys, sink_values = (part.repeat_interleave(chunks, dim=0) for part in (sink_keys, sink_values))
+        sink_keys, sink_values = (
+            part.repeat_interleave(chunks, dim=0) for part in (sink_keys, cached.sink_values)
+        )
         return SinkInputs(q, sink_keys, sink_values, positions, slots, mask)
 
     def _attend_with_scores(
@@ -207,63 +241,15 @@ class WindowAttention(Attention):
         mask: Bool[Tensor, "rows_and_chunks 1 chunk keys"],
         sinks: SinkInputs,
     ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
-        """`_attend_with_scores` without bias, in one fused kernel, which keeps no scores.
-
-        Queries are rotated differently for sinks and window: both lie side by side in a head twice as wide,
-        of which a key fills one half with zeros.
-        """
-        width = q.shape[-1]
+        """`_attend_with_scores` without bias, in one fused kernel, which keeps no scores."""
         y = F.scaled_dot_product_attention(
-            torch.cat([sinks.q, q], dim=-1),
-            torch.cat([F.pad(sinks.keys, (0, width)), F.pad(k, (width, 0))], dim=2),
-            F.pad(torch.cat([sinks.values, v], dim=2), (0, width)),  # kernels want equal widths
+            *beside_sinks(q, k, v, sinks),
             torch.cat([sinks.mask, mask], dim=-1),
             dropout_p=self.dropout.p if self.training else 0.0,
-            scale=width**-0.5,
+            scale=self.head_dim**-0.5,
             enable_gqa=self.groups > 1,
         )
-        return y[..., :width]
-
-
-def _with_chunks_before(
-    x: Float[Tensor, "rows heads keys head_dim"], chunk: int, cache: int
-) -> Float[Tensor, "rows_and_chunks heads cache_and_chunk head_dim"]:
-    """Each chunk after the first `cache` keys, and the `cache` keys before it; both are multiples of `chunk`.
-
-    The same as `unfold`, whose backward pass is slow.
-    """
-    if x.shape[2] == cache + chunk:
-        return x
-    if torch.compiler.is_compiling():
-        return _shifted_blocks(x, chunk, cache)
-    repeated: Tensor = _ChunksWithBefore.apply(x, chunk, cache)
-    return repeated
-
-
-def _shifted_blocks(x: Tensor, chunk: int, cache: int) -> Tensor:
-    blocks = x.unflatten(2, (-1, chunk))
-    chunks = blocks.shape[2] - cache // chunk
-    shifted = [blocks[:, :, start : start + chunks] for start in range(cache // chunk + 1)]
-    return rearrange(torch.cat(shifted, dim=3), "b h n m k -> (b n) h m k")
-
-
-class _ChunksWithBefore(torch.autograd.Function):
-    """`_shifted_blocks`, whose gradient is added up in one tensor instead of one per shift."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, chunk: int, cache: int) -> Tensor:  # type: ignore[override]
-        ctx.shape, ctx.chunk, ctx.cache = x.shape, chunk, cache
-        return _shifted_blocks(x, chunk, cache)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        dx = grad.new_zeros(ctx.shape)
-        blocks = dx.unflatten(2, (-1, ctx.chunk))
-        shifts = rearrange(grad, "(b n) h (s m) k -> s b h n m k", b=len(dx), m=ctx.chunk)
-        for start, part in enumerate(shifts.unbind(0)):
-            blocks[:, :, start : start + part.shape[2]].add_(part)
-        return dx, None, None
+        return y[..., : self.head_dim]
 
 
 def stack_reach(mixers: Iterable[nn.Module]) -> int | None:
