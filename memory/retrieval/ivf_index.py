@@ -146,7 +146,8 @@ def _training_keys(keys: Float[Tensor, "tokens width"], lists: int) -> Float[Ten
     index.add_c(len(centres), float_pointer(centres))
     squares = search_index(index, keys, 1)[0][:, 0].clamp(min=0)
     weights = 1 / len(keys) + squares / squares.sum().clamp(min=1e-30)
-    return keys[weights.multinomial(count, generator=random)]
+    drawn = (weights / torch.empty_like(weights).exponential_(generator=random)).topk(count)
+    return keys[drawn.indices]  # as multinomial without replacement, which takes 2^24 weights at most
 
 
 def list_count(capacity: int) -> int:

@@ -92,7 +92,12 @@ class DataModule(L.LightningDataModule):
     def val_dataset(self) -> Dataset:
         """The documents that validation inside a run reads."""
         dataset = self.task.split("val")
-        if self.val_samples is not None and isinstance(self.task, SampleTask):
+        if self.val_samples is not None:
+            if not isinstance(self.task, SampleTask):
+                raise UserError(
+                    f"data.val_samples: {self.val_samples} has no effect on task {self.task.name}, "
+                    "whose held-out text is limited by data.val_bytes"
+                )
             if self.val_samples > (available := len(dataset.lengths)):
                 raise UserError(
                     f"data.val_samples: expected at most task.eval_samples={available}, "

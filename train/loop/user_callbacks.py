@@ -22,7 +22,7 @@ class UserCallbacks:
         self.guard = CallbackGuard(self.by_name)
         scores = ["val/loss", "val/accuracy", *score_names(task)]
         if cfg.stop_when_solved.beyond is not None:
-            scores += ["val/beyond", "val/gain"]
+            scores += ["val/beyond"] if task.uninformed_nats is None else ["val/beyond", "val/gain"]
         for name, callback in self.by_name.items():
             if isinstance(callback, Timer) and callback.time_remaining() == 0:
                 raise UserError(f"callbacks.{name}.duration: expected more than 0 seconds, found 0")

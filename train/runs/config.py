@@ -17,7 +17,7 @@ from zoo import composition, plugins
 from zoo.errors import UserError, nearest, one_line
 from zoo.train.runs.overrides import check_grammar, quoted_names
 from zoo.train.runs.protocol import Compare
-from zoo.train.runs.recipe import CurriculumKeys, StopKeys, drop_unused, validate_recipe
+from zoo.train.runs.recipe import DECAY, CurriculumKeys, StopKeys, drop_unused, validate_recipe
 
 DEFAULT_FIELD = "text"
 
@@ -60,7 +60,7 @@ class OptimKeys:
     betas: list[float] = MISSING
     clip: float = MISSING  # largest norm of all gradients together
     schedule: str = "cosine"  # or wsd
-    decay: float = 0.25  # of wsd: its steps, as a share of those before them
+    decay: float = DECAY
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
 
 

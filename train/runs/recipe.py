@@ -35,6 +35,14 @@ class StopKeys:
     validations: int = 2  # in a row
 
 
+GATE = ("every", "accuracy", "nats")  # and patience, which a yaml file derives from the steps
+DECAY = 0.25  # of wsd: its steps, as a share of those before them
+UNUSED: dict[str, Any] = {  # values that say nothing, of settings that others may leave without effect
+    **{f"stop_when_solved.{key}": value for key, value in vars(StopKeys()).items()},
+    **{f"data.curriculum.{key}": value for key, value in vars(CurriculumKeys()).items()},
+    "optim.decay": DECAY,
+}
+
 Bound = tuple[str, Callable[[Any], bool]]
 BOUNDS: dict[str, Bound] = {
     "data.val_samples": ("at least 1", lambda value: value >= 1),
@@ -62,6 +70,7 @@ def validate_recipe(cfg: DictConfig) -> None:
         if value is not None and not holds(value):
             raise UserError(f"{key}: expected {expected}, found {value}")
     stop, curriculum = cfg.stop_when_solved, cfg.data.curriculum
+    refuse_unused(cfg)
     if stop.metric in ("beyond", "gain") and stop.beyond is None:
         raise UserError(f"stop_when_solved.beyond: expected positions for metric={stop.metric}, found null")
     if stop.metric is not None and cfg.optim.schedule != "wsd":
@@ -75,6 +84,22 @@ def validate_recipe(cfg: DictConfig) -> None:
             f"data.curriculum.shares: expected one for each of {len(stages)} stages, "
             f"found {curriculum.shares}"
         )
+
+
+def refuse_unused(cfg: DictConfig) -> None:
+    """Raises UserError for a setting that others leave without effect."""
+    stop, curriculum = cfg.stop_when_solved, cfg.data.curriculum
+    is_staged = curriculum.segments is not None or curriculum.lengths is not None
+    for node, keys, holds, needed in (
+        ("stop_when_solved", ("at_least", "beyond", "validations"), stop.metric is not None, "a metric"),
+        ("data.curriculum", ("shares", *GATE), is_staged, "segments or lengths"),
+        ("data.curriculum", GATE, curriculum.shares is None, "the gate, which shares replaces"),
+        ("optim", ("decay",), cfg.optim.schedule != SCHEDULES[0], "optim=wsd"),
+    ):
+        for key in keys:
+            value = OmegaConf.select(cfg, f"{node}.{key}")
+            if not holds and value != UNUSED[f"{node}.{key}"]:
+                raise UserError(f"{node}.{key}: {value} has no effect without {needed}")
 
 
 def drop_unused(stored: dict[Any, Any]) -> None:

@@ -263,6 +263,14 @@ def test_an_unsolved_run_decays_after_its_steps_and_may_be_made_longer_before(zo
         (("data.curriculum.segments=[1,4]", "data.curriculum.shares=[1.0]"), "one for each of 2 stages"),
         (("data.curriculum.segments=[4]", "data.curriculum.shares=[0.5]"), "shares above 0 that sum to 1"),
         (("data.curriculum.every=0",), "data.curriculum.every: expected at least 1, found 0"),
+        (("optim=wsd", "stop_when_solved.beyond=20"), "beyond: 20 has no effect without a metric"),
+        (("stop_when_solved.at_least=0.8",), "at_least: 0.8 has no effect without a metric"),
+        (("data.curriculum.nats=0.5",), "nats: 0.5 has no effect without segments or lengths"),
+        (
+            ("data.curriculum.segments=[1,4]", "data.curriculum.shares=[0.5,0.5]", "data.curriculum.every=5"),
+            "every: 5 has no effect without the gate, which shares replaces",
+        ),
+        (("optim.decay=0.5",), "optim.decay: 0.5 has no effect without optim=wsd"),
         (("data.val_samples=9",), "at most task.eval_samples=8, found 9"),
     ],
 )
@@ -271,3 +279,9 @@ def test_impossible_recipes_are_one_line(zoo: Any, words: tuple[str, ...], messa
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert re.search(message, ended.err), ended.err
+
+
+def test_a_text_has_no_samples(zoo: Any) -> None:
+    ended = zoo.run("data.val_samples=4")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "data.val_samples: 4 has no effect on task lm" in ended.err
