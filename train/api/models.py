@@ -8,6 +8,7 @@ from zoo.train.api.errors import user_errors
 from zoo.train.commands.cli import refuse_without_effect
 from zoo.train.runs import build
 from zoo.train.runs.config import compose, validate_config
+from zoo.train.runs.override_key import refuse_repeated
 
 
 def list_models() -> list[str]:
@@ -24,6 +25,7 @@ def build_model(*args: str) -> SequenceModule:
     zoo.errors.UserError, whose message is the line that the command prints, for an argument that is wrong.
     """
     with user_errors(args):
+        refuse_repeated(args)
         refuse_without_effect("build_model", args, ("resume", "run_dir"), "a model with initial weights")
         cfg = compose(list(args))
         validate_config(cfg)

@@ -20,10 +20,11 @@ from zoo.train.commands import evaluate as evaluate_command
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.loop.launch import launch
 from zoo.train.runs import build
-from zoo.train.runs.config import compose, to_dict
+from zoo.train.runs.config import compose, refuse_matrix, refuse_unread, to_dict
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
+from zoo.train.runs.override_key import refuse_repeated
 from zoo.train.runs.overrides import home_override, refuse_task_corpus
 from zoo.train.runs.precision import make_precision, precision_name
 from zoo.train.runs.resume import args_to_resume
@@ -106,6 +107,9 @@ def train_run(*args: str) -> Run:
     (`trainer.devices`) need the command, which starts them.
     """
     with user_errors(args):
+        refuse_matrix(args)
+        resumes = [arg for arg in args if arg.startswith("resume=")]
+        refuse_repeated(resumes or args)  # to resume: the line it was started with, then changes
         overrides = args_to_resume([home_override(arg) for arg in args])
         cfg = compose(overrides)
         if cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1:
@@ -114,6 +118,7 @@ def train_run(*args: str) -> Run:
             )
         if not cfg.resume:
             refuse_task_corpus(cfg, overrides)
+            refuse_unread(cfg, overrides)
             build.check_classes(cfg)
         with messages_on_screen(), run_folder(cfg, Path(), "train.log") as folder:
             launch(cfg, folder, overrides)

@@ -99,6 +99,7 @@ def plan(args: list[str]) -> "tuple[dict[BenchCase, list[str]], int, dict[str, P
     """The overrides of every measurement, each checked by building its model; how often to measure; and the
     files to write."""
     options, others = parse("bench", args, KEYS, required=["model"], pass_unknown=True, refused=REFUSED)
+    refuse_without_effect("bench", others, WITHOUT_EFFECT, "what is measured")
     from zoo.train.runs.config import compose
 
     cases: dict[BenchCase, list[str]] = {}
@@ -107,7 +108,6 @@ def plan(args: list[str]) -> "tuple[dict[BenchCase, list[str]], int, dict[str, P
             measured = [f"model={model}", *others, *([f"data.seq_len={length}"] if length else [])]
             cfg = compose(measured)
             check_case(cfg)
-            refuse_without_effect("bench", others, WITHOUT_EFFECT, "what is measured")
             cases[model, cfg.data.seq_len] = measured
     files: dict[str, Path] = {key: options[key] for key in ("csv", "plot") if key in options}
     return cases, options.get("rounds", ROUNDS), files

@@ -15,8 +15,12 @@ REFUSED = dict.fromkeys(
     ("run_dir", "resume", "steps", "data.seq_len"), "lengths= are the tokens per row and step"
 )
 WITHOUT_EFFECT = (
-    *("val_every", "checkpoint_every", "data.corpus", "data.root", "data.val_bytes"),
-    *(f"trainer.{key}" for key in ("devices", "num_nodes", "strategy", "accumulate", "log_every")),
+    *("val_every", "checkpoint_every", "logger", "logger.", "callbacks", "callbacks.", "stop_when_solved."),
+    *(f"data.{key}" for key in ("corpus", "root", "field", "val_bytes", "val_samples", "curriculum.")),
+    *(
+        f"trainer.{key}"
+        for key in ("devices", "num_nodes", "strategy", "accumulate", "log_every", "profiler")
+    ),
 )
 ROUNDS = 3
 

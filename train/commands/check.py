@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 from zoo.errors import UserError, counted, nearest, one_line
 from zoo.lazy import large_imports
 from zoo.train.commands.cli import command, refuse_without_effect
+from zoo.train.runs.override_key import refuse_repeated
 
 if TYPE_CHECKING:
     from zoo.module import SequenceModule
 
 TRAINING_KEYS = (
     *("steps", "seed", "val_every", "checkpoint_every", "run_dir", "resume"),
-    *("optim", "optim.", "trainer", "trainer.", "data.batch_size", "data.seq_len", "data.val_bytes"),
+    *("optim", "optim.", "trainer", "trainer.", "logger", "logger.", "callbacks", "callbacks."),
+    *("stop_when_solved.", "data.curriculum."),
+    *(f"data.{key}" for key in ("batch_size", "seq_len", "val_bytes", "val_samples")),
 )
 
 
@@ -41,7 +44,6 @@ def main(args: list[str]) -> int:
 def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":
     """Builds what is named: a class, with the arguments of its constructor, or a config at size=nano."""
     from zoo.train.runs.config import compose
-    from zoo.train.runs.overrides import refuse_repeated
 
     refuse_repeated(args)
     if "=" in args[0]:

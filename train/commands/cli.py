@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from zoo.errors import UserError, closed_pipe_exits, nearest, one_line, tolerate_any_text
 from zoo.train.commands.help import FLAGS, page
 from zoo.train.commands.suggestions import suggestion
-from zoo.train.runs.override_key import expand_home, key_of
+from zoo.train.runs.override_key import expand_home, key_of, refuse_repeated
 
 ValueParser = Callable[[str], Any]
 """Turns the text after `key=` into a value, or raises ValueError("expected …, found …")."""
@@ -178,6 +178,7 @@ def parse(
             values[key] = parsers[key](value if key in verbatim else expand_home(value))
         except ValueError as error:
             raise UserError(f"{command}: {key}: {error}") from error
+    refuse_repeated(rest)
     if missing := [key for key in required if key not in values]:
         raise UserError(f"{command}: expected {', '.join(f'{key}=…' for key in missing)}")
     return values, rest

@@ -37,7 +37,7 @@ from zoo.train.commands.cli import command, one_of, parse, refuse_without_effect
 from zoo.train.corpora.unread import READABLE
 from zoo.train.plotting.terminal import new_table, print_table, table_console
 from zoo.train.runs.config import compose
-from zoo.train.runs.overrides import refuse_repeated
+from zoo.train.runs.override_key import refuse_repeated
 from zoo.train.tasks.score_name import score_name
 
 if TYPE_CHECKING:

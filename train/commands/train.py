@@ -51,8 +51,8 @@ from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
 from zoo.train.runs.config import check_keys, refuse_unread, register, validate_config
 from zoo.train.runs.files import is_further_rank
-from zoo.train.runs.override_key import key_of
-from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_repeated, refuse_task_corpus
+from zoo.train.runs.override_key import key_of, refuse_repeated
+from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_task_corpus
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
 from zoo.train.runs.stop_signals import InterruptedRunError, stop_signals

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +15,6 @@ from zoo.train.runs.position_overrides import position_overrides
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 BASE = "model.base"
-
-
-def refuse_repeated(args: Sequence[str]) -> None:
-    """Raises UserError for a key that is given twice: Hydra would take the last and say nothing."""
-    keys = Counter(key.lstrip("+") for key, equals, _ in (arg.partition("=") for arg in args) if equals)
-    for key, count in keys.items():
-        if count > 1 and not key.startswith("hydra."):
-            raise UserError(f"{key} is given {'twice' if count == 2 else f'{count} times'}")
 
 
 def refuse_task_corpus(cfg: DictConfig, overrides: Sequence[str]) -> None:

@@ -199,6 +199,22 @@ def test_errors(here: Path, call: Any, message: str) -> None:
     assert not Path("two").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model=rmt", "steps=20", "steps=30"), "steps is given twice"),
+        (("task=recall", "data.corpus=text.txt"), "data.corpus has no effect: task=recall doesn't read it"),
+        (("experiment=matrix",), "experiment=matrix has many runs"),
+    ],
+)
+def test_training_refuses_what_the_command_refuses(here: Path, words: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        zoo.train_run(*words, "size=nano", "run_dir=refused")
+    with pytest.raises(UserError, match="width is given twice"):
+        zoo.build_model("model.width=8", "model.width=16")
+    assert not Path("refused").exists()
+
+
 def test_arguments_of_other_types_are_one_line(here: Path) -> None:
     with untyped(), pytest.raises(UserError, match="expected arguments such as"):
         zoo.build_model(["model=rmt"])  # type: ignore[arg-type]

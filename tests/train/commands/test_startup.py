@@ -74,6 +74,12 @@ def test_help_imports_nothing_large(name: str, tmp_path: Path) -> None:
         (["sweep", "model=rmt", "task=lm2"], "Could not find 'task/lm2'"),
         (["train", "data.corpus=nowhere"], "no corpus 'nowhere'"),
         (["train", "data.corpus=enwik8"], "corpus enwik8 not found: expected"),
+        (["sweep", "model=rmt", "steps=1", "steps=2"], "steps is given twice"),
+        (["bench", "model=rmt", "size=nano", "++size=nano"], "size is given twice"),
+        (["evaluate", "run=runs", "task.length=1", "task.length=2"], "task.length is given twice"),
+        (["import", "from=a", "run_dir=b", "task.length=1", "task.length=2"], "task.length is given twice"),
+        (["check", "model=rmt", "size=nano", "logger=csv"], "logger has no effect on the laws"),
+        (["bench", "model=rmt", "callbacks=early_stopping"], "callbacks has no effect on what is measured"),
         (["doctor", "torch"], "expected no further arguments"),
     ],
 )
