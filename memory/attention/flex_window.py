@@ -30,6 +30,7 @@ def flex_window(
     """Attention of rotated queries and keys.  `length` is the number of each row's tokens before the call;
     keys before a row's first token are masked, as are sinks later than a query."""
     time, front = q.shape[2], -(-sinks // BLOCK) * BLOCK
+    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves normalised ones in float32
     k, v = (
         torch.cat([F.pad(part[:, :, :sinks], (0, 0, 0, front - sinks)), part[:, :, sinks:]], dim=2)
         if sinks

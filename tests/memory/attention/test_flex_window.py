@@ -126,6 +126,22 @@ def test_what_it_can_not_compute_is_refused() -> None:
         build.model(compose(["model=transformer", "size=nano", "model.attention_backend=flex"]))
 
 
+@torch.no_grad()
+def test_normalised_queries_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = set()
+
+    def read(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        types.update(part.dtype for part in (q, k, v))
+        return by_equations(q, k, v, **options)
+
+    monkeypatch.setattr(sliding_window, "require_gpu", lambda *args: None)
+    monkeypatch.setattr(flex_window, "flex_attention", read)
+    layer = layers(window=4, sinks=2, qk_norm=True)[1].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(1, BLOCK, WIDTH), layer.init_state(1))
+    assert types == {torch.bfloat16}
+
+
 def test_the_cpu_is_refused() -> None:
     layer = layers(window=4)[1]
     with pytest.raises(
