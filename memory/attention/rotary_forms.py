@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
 from zoo.memory.attention.position_draws import clex_positions, clex_time
-from zoo.memory.attention.positions import InterleavedRope, Positions, Rope, rotate_pairs, stored_rates
+from zoo.memory.attention.positions import InterleavedRope, Positions, Rope
+from zoo.memory.attention.rotary import rotate_pairs, stored_rates
 from zoo.memory.attention.rotary_scaling import Frequencies, plain_rates
 
 

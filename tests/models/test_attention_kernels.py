@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.train.runs.test_build import MODELS
-from zoo.memory.attention.positions import Positions, Rope, rotary_table
+from zoo.memory.attention.positions import Positions, Rope
+from zoo.memory.attention.rotary import rotary_table
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
 

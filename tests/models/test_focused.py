@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from tests.laws import law_cases
 from zoo.errors import UserError
 from zoo.law_tools import perturbed, random_text
-from zoo.memory.attention.positions import Rope, rotary
+from zoo.memory.attention.positions import Rope
+from zoo.memory.attention.rotary import rotary
 from zoo.memory.retrieval.bank import KNNMemory
 from zoo.memory.retrieval.crossbatch import Contexts, Segments, context_rows, crossbatch_loop
 from zoo.memory.retrieval.focused_attention import FocusedAttention

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tests.golden.cases import Case, Config
-from zoo.memory.attention.positions import rotary
+from zoo.memory.attention.rotary import rotary
 from zoo.memory.retrieval.bank import KNNMemory, attend
 from zoo.memory.retrieval.crossbatch import (
     Contexts,

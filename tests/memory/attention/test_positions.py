@@ -12,7 +12,8 @@ from tests.memory.attention.loops import complex_rotation
 from zoo.memory.attention.biases import Alibi, alibi_exponents
 from zoo.memory.attention.position_kinds import build_positions
 from zoo.memory.attention.position_options import Position
-from zoo.memory.attention.positions import InterleavedRope, Positions, Rope, repeat_kv, rotary
+from zoo.memory.attention.positions import InterleavedRope, Positions, Rope, repeat_kv
+from zoo.memory.attention.rotary import rotary
 
 KINDS: dict[str, Positions] = {
     "none": Positions(),
