@@ -63,6 +63,11 @@ class Positions(nn.Module):
         """
         return x
 
+    def at_start(self, x: Float[Tensor, "*rows time head_dim"]) -> Float[Tensor, "*rows time head_dim"]:
+        """Queries or keys at position 0, as `rotate` has them there: no angle, but a factor with yarn and
+        longrope, which retrieved keys need as much as local ones to be weighed against them."""
+        return x
+
     def in_segment(
         self, rows: int, time: int, device: torch.device
     ) -> range | Real[Tensor, "rows_or_1 1 time"]:
@@ -156,6 +161,10 @@ class Rope(Positions):
             return self.rotate_all(x, positions)
         rotated, rest = x.tensor_split([self.rotated], dim=-1)
         return torch.cat([self.rotate_all(rotated, positions), rest], dim=-1)
+
+    def at_start(self, x: Float[Tensor, "*rows time head_dim"]) -> Float[Tensor, "*rows time head_dim"]:
+        has_factor = self.frequencies is not None and self.frequencies.factor != 1
+        return self.rotate(x, range(1)) if has_factor else x
 
     def rotate_all(
         self, x: Float[Tensor, "*rows time rotated"], positions: Real[Tensor, "*rows_or_none time"] | range

@@ -29,7 +29,7 @@ from zoo.reads import Read, report_read, stored_tokens
 
 
 class FocusedState(NamedTuple):
-    previous_keys: Float[Tensor, "rows heads segment head_dim"]  # of the last segment, without positions
+    previous_keys: Float[Tensor, "rows heads segment head_dim"]  # of the last segment, at position 0
     previous_values: Float[Tensor, "rows heads segment head_dim"]
     filled: Int[Tensor, " rows"]  # tokens of the last segment, 0 in a fresh row
     bank: Bank  # the tokens before the last segment
@@ -78,6 +78,7 @@ class FocusedAttention(Attention):
             q = q * (self.sharpness.exp() * self.head_dim**0.5).to(v.dtype)[:, None, None]
         positions, bank = range(x.shape[1]), state.bank
         segments = Segments(self.positions.rotate(q, positions), self.positions.rotate(k, positions), v)
+        k = self.positions.at_start(k)  # where the memory has them
         if self.training:
             contexts, seen_rows = self.training_contexts(k, v, state)
             y = crossbatch(segments, contexts, seen_rows, self.dropout.p)

@@ -1,7 +1,8 @@
 """Unlimiformer's attention: over the segment, and over the nearest of all inputs that the layer has read.
 
 Bertsch et al. 2023, arXiv:2305.01625, section 2.3.  A layer stores its inputs h_j themselves; R_i rotates by
-position i; in each head, over j <= i of the segment (local) and j in N_i of the stored inputs (retrieved):
+position i, and multiplies by the factor of yarn and longrope; in each head, over j <= i of the segment
+(local) and j in N_i of the stored inputs (retrieved):
 
     z_i = q_i W_k              the query in model space: one index of h serves all heads
     N_i = the k largest z_i h_j = q_i (W_k h_j + b_k) - q_i b_k
@@ -197,7 +198,8 @@ class UnlimiformerAttention(Attention):
             q, keys = self.positions.rotate(q, positions), self.positions.rotate(keys, key_positions)
             scores = einsum(q, keys, "b h t k, b h t n k -> b h t n")
         else:  # all of a query's keys have one distance, by which it is rotated: keys are never computed
-            q = self.positions.rotate(q, positions - key_positions[..., 0])
+            # the keys' factor too is taken by the query
+            q = self.positions.at_start(self.positions.rotate(q, positions - key_positions[..., 0]))
             z = einsum(q, w_k, "b h t k, h k d -> b h t d")
             offset = einsum(q, b_k, "b h t k, h k -> b h t")
             scores = einsum(z, hidden, "b h t d, b h t n d -> b h t n") + offset[..., None]

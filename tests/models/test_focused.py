@@ -79,18 +79,31 @@ def layer(capacity: int, neighbours: int, **more: Any) -> FocusedAttention:
 
 
 def heads(mixer: FocusedAttention, x: Tensor) -> list[Tensor]:
-    """Queries and keys with positions in the segment, keys and values without, for one segment."""
+    """Queries and keys with positions in the segment, keys at its start and values, for one segment."""
     q, k, v = mixer.project(x)
     if mixer.sharpness is not None:
         q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
         q = q * mixer.sharpness.exp()[:, None, None] * 2  # sqrt(K)
     if not isinstance(mixer.positions, Rope):
         return [q, k, k, v]
-    positions = torch.arange(x.shape[1])
-    return [rotary(q, positions, 10000.0), rotary(k, positions, 10000.0), k, v]
+    positions, rotated = torch.arange(x.shape[1]), mixer.positions.rotated
+    scaling = mixer.positions.frequencies
+    a = torch.ones(mixer.head_dim)
+    a[:rotated] = 1.0 if scaling is None else scaling.factor
+
+    def turned(x: Tensor) -> Tensor:
+        return a * torch.cat([rotary(x[..., :rotated], positions, 10000.0), x[..., rotated:]], dim=-1)
+
+    return [turned(q), turned(k), a * k, v]
 
 
-FORMS: list[dict[str, Any]] = [{}, {"normalised": True}, {"position": "none"}]
+TEMPERATURE = {"kind": "rope", "scaling": "yarn", "factor": 1.0, "attention_factor": 1.5, "trained": 64}
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"normalised": True},
+    {"position": "none"},
+    {"position": {**TEMPERATURE, "rotated": 2}},  # plain frequencies with yarn's temperature
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

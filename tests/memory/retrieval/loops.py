@@ -25,6 +25,11 @@ def distance(mixer: UnlimiformerAttention, time: int, rank: int, count: int) -> 
     return time + positions - math.floor(rank * positions / count)
 
 
+def temperature(positions: Rope) -> float:
+    """What multiplies the rotated features of queries and keys alike: yarn's and longrope's."""
+    return 1.0 if positions.frequencies is None else positions.frequencies.factor
+
+
 def attend_memory_loop(
     mixer: UnlimiformerAttention, q: Tensor, local: Tensor, v: Tensor, bank: Bank
 ) -> Tensor:
@@ -41,7 +46,9 @@ def attend_memory_loop(
         for rank in nearest.indices.tolist():
             key, away = w_k[head] @ stored[rank] + b_k[head], distance(mixer, time, rank, len(slots))
             if isinstance(mixer.positions, Rope):
-                key = complex_rotation(key, -away, mixer.positions.base)
+                rotated = mixer.positions.rotated or len(key)
+                turned = complex_rotation(key[:rotated], -away, mixer.positions.base)
+                key = torch.cat([temperature(mixer.positions) ** 2 * turned, key[rotated:]])
             slope = 2.0 ** (-8 * (head + 1) / mixer.heads) if isinstance(mixer.positions, Alibi) else 0.0
             scores.append(scale * q[row, head, time] @ key - slope * away)
             values.append(w_v[head] @ stored[rank] + b_v[head])

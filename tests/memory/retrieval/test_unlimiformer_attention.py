@@ -16,6 +16,8 @@ from zoo.state import leaves, replace_rows, take_rows, tree_map
 
 WIDTH, HEADS, SEGMENT_LEN = 8, 4, 5
 SETTINGS = get_args(RetrievedPositions)
+TEMPERATURE = {"kind": "rope", "scaling": "yarn", "factor": 1.0, "attention_factor": 1.5, "trained": 64}
+"""yarn's temperature on plain frequencies."""
 
 
 def make_mixer(
@@ -51,7 +53,11 @@ def filled_bank(mixer: UnlimiformerAttention, rows: int, tokens: int) -> Bank:
         *(
             {"retrieved_positions": setting} | options
             for setting in SETTINGS
-            for options in ({"bias": True, "kv_heads": 2, "rope_base": 9.0}, {"position": "alibi"})
+            for options in (
+                {"bias": True, "kv_heads": 2, "rope_base": 9.0},
+                {"position": "alibi"},
+                {"position": TEMPERATURE, "bias": True, "head_dim": 6, "rotated": 4},
+            )
         ),
     ],
     ids=repr,
@@ -63,7 +69,7 @@ def test_the_sums_equal_recomputed_keys_and_values(
     mixer = make_mixer(**options)
     x, bank = randn(2, 4, WIDTH), filled_bank(mixer, 2, tokens)
     bank = mixer.knn.add(replace_rows(bank, mixer.init_state(2), torch.tensor([False, True])), x[:, None, :1])
-    cotangent = randn(2, HEADS, 4, WIDTH // HEADS)
+    cotangent = randn(2, HEADS, 4, mixer.head_dim)
     results = []
     forms = [
         (attend_memory_loop, 1),
