@@ -54,6 +54,9 @@ class SequenceModule(StatefulLM, L.LightningModule):
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Names of parameters without weight decay although they have the shape of a matrix (see
     `parameter_groups`)."""
+    depthwise_kernels: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters, of a model or any of its modules, that have the shape of a matrix although each
+    row is a filter of one channel: no matrices to Muon."""
 
     separates_projection: bool = False
     """True if `segment` is `logits` of `hidden_segment`, so that the loss of a large vocabulary needs no more
@@ -122,8 +125,13 @@ class SequenceModule(StatefulLM, L.LightningModule):
 
     def count_parameters(self) -> int:
         """The number of parameters that the budget counts, tied ones once."""
-        outside = {id(w) for part in self.outside_budget for w in _weights(getattr(self, part, None))}
+        outside = {id(weight) for weight in self.weights_outside_budget()}
         return sum(weight.numel() for weight in self.parameters() if id(weight) not in outside)
+
+    def weights_outside_budget(self) -> list[Tensor]:
+        """The weights of the parts that `outside_budget` names; those that a model lacks have none."""
+        parts = (getattr(self, name, None) for name in self.outside_budget)
+        return [weight for part in parts for weight in _weights(part)]
 
     # -- called by the training loop
 

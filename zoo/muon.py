@@ -67,8 +67,10 @@ class Muon(Optim):
     ns_steps: int = 5  # iterations
 
     def configure(self, model: Any) -> dict[str, Any]:
-        parts = [getattr(model, name, None) for name in model.outside_budget]
-        outside = {id(weight) for part in parts if part is not None for weight in weights(part)}
+        kernels = (
+            getattr(part, name) for part in model.modules() for name in getattr(part, "depthwise_kernels", ())
+        )
+        outside = {id(weight) for weight in (*model.weights_outside_budget(), *kernels)}
         groups = []
         for group in model.parameter_groups():
             decays = group.get("decays", True)
@@ -89,7 +91,3 @@ class Muon(Optim):
             ns_steps=self.ns_steps,
             adjust_lr_fn="match_rms_adamw",
         )
-
-
-def weights(part: Any) -> list[torch.Tensor]:
-    return [part] if isinstance(part, torch.Tensor) else list(part.parameters())

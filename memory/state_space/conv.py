@@ -9,7 +9,7 @@ Carried: the last K-1 inputs, oldest first.  The published codes keep K of them;
 Differs from the papers: nothing.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -89,6 +89,8 @@ def _shifts(inputs: Tensor, weight: Tensor) -> list[Tensor]:
 
 class CausalConv(nn.Module):
     """The convolution with its weights, initialised like PyTorch's Conv1d: U(-1/sqrt(K), 1/sqrt(K))."""
+
+    depthwise_kernels: ClassVar[tuple[str, ...]] = ("weight",)
 
     def __init__(self, channels: int, conv_size: int, bias: bool = True, backend: Backend = "torch") -> None:
         super().__init__()

@@ -150,6 +150,18 @@ class Imported(SequenceModule):
         self.reads_memory_in_training = model.reads_memory_in_training
         self.decodes, self.reach = model.decodes, model.reach
 
+    @property
+    def counts_hits(self) -> bool:  # type: ignore[override]
+        return self.model.counts_hits
+
+    @counts_hits.setter
+    def counts_hits(self, counts_hits: bool) -> None:
+        self.model.counts_hits = counts_hits
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the model inside, which `compute_loss` calls."""
+        self.model.compile(*args, **options)
+
     def init_state(self, rows: int) -> State:
         return self.model.init_state(rows)
 
@@ -194,3 +206,6 @@ class Imported(SequenceModule):
 
     def count_parameters(self) -> int:
         return self.model.count_parameters()
+
+    def weights_outside_budget(self) -> list[Tensor]:
+        return self.model.weights_outside_budget()

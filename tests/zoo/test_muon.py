@@ -26,6 +26,16 @@ def test_matrices_of_the_budget_are_muons() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1 if g["decays"] else 0.0 for g in groups]
 
 
+@pytest.mark.parametrize("model", ["mamba", "mamba2", "griffin", "deltanet", "mlstm"])
+def test_kernels_of_convolutions_are_adamws(model: str) -> None:
+    built = build_model(f"model={model}", "size=nano", "optim=muon")
+    groups = Muon(steps=10).configure(built)["optimizer"].param_groups
+    names = {id(weight): name for name, weight in built.named_parameters()}
+    kernels = {name for name in names.values() if name.endswith("conv.weight")}
+    assert kernels
+    assert not kernels & {names[id(w)] for group in groups if group["muon"] for w in group["params"]}
+
+
 def steps(matrix: nn.Parameter, vector: nn.Parameter, *optimizers: torch.optim.Optimizer, n: int = 4) -> None:
     for _ in range(n):
         for optimizer in optimizers:
