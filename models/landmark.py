@@ -151,7 +151,7 @@ class Landmark(Decoder):
         num_landmarks = (offset + time) // self.mem_freq
         x, positions = self.insert_landmarks(tokens, tokens.new_full((rows,), offset), time + num_landmarks)
         x, body_cache = self.decode_body(x, body_cache)
-        logits = self.head(x.take_along_dim(positions[..., None], dim=1))
+        logits = self.logits(x.take_along_dim(positions[..., None], dim=1))
         return logits, ((offset + time) % self.mem_freq, body_cache)
 
     def insert_landmarks(

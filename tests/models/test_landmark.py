@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.testing import assert_close
 
 from tests.laws import law_cases
 from zoo.errors import UserError
@@ -112,6 +113,23 @@ def test_nothing_is_carried_in_training_and_the_bank_in_validation() -> None:
         assert [layer.length.tolist() for layer in state] == [[30, 30]] * 2
         _, state = model.compute_loss(batch, state)
         assert [layer.length.tolist() for layer in state] == [[60, 30]] * 2
+
+
+@torch.no_grad()
+def test_logits_are_capped_in_generation_too() -> None:
+    """Token by token, behind a bank, as in a whole segment."""
+    torch.manual_seed(0)
+    model = SMALL(soft_cap=0.5).eval()
+    read, segment = text(model, 3), text(model, 1, seed=1)
+    state = model.fold(read)[1]
+    expected, _ = model.segment(segment, state)
+    cache, logits = model.init_decode_cache(state), []
+    for token in segment.split(1, dim=1):
+        decoded, cache = model.decode(token, cache)
+        logits.append(decoded)
+    assert_close(torch.cat(logits, dim=1), expected)
+    model.soft_cap = None
+    assert (model.segment(segment, state)[0] - expected).abs().max() > 0.1
 
 
 @torch.no_grad()
