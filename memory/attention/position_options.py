@@ -102,6 +102,11 @@ class PositionOptions:
             raise ValueError("position: expected a base, step and attention_factor above 0")
         if self.convolution % 2 == 0:
             raise ValueError(f"position.convolution: expected an odd number, found {self.convolution}")
+        if self.draw == "scale" and self.kind in IN_TABLES:
+            raise ValueError(
+                f"position.draw: expected random or pose with kind {self.kind}, whose biases are those of "
+                f"whole distances, found scale"
+            )
         acting = _acting_keys(self)
         for field in dataclasses.fields(self):
             if getattr(self, field.name) != field.default and field.name not in acting:
@@ -182,6 +187,8 @@ OF_KIND: dict[str, set[str]] = {
     "learned": set(),
     "none": set(),
 }
+IN_TABLES = ("t5", "sandwich")
+"""Kinds whose biases are looked up by distance, and have none between two positions."""
 OF_SCALING: dict[str, set[str]] = {
     "none": set(),
     "yarn": {"factor", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"},

@@ -63,6 +63,8 @@ def test_clex_stretches_a_text_to_t_times_its_length(time: int) -> None:
         *({"draw": draw, "longest": 40} for draw in ("random", "pose", "scale")),
         {"kind": "alibi", "draw": "random"},
         {"kind": "kerple", "draw": "random"},
+        *({"kind": kind, "draw": "scale"} for kind in ("alibi", "kerple", "fire")),
+        {"kind": "sandwich", "draw": "pose"},
         {"scaling": "yarn", "trained": 4, "draw": "pose"},
         {"scaling": "clex", "factor": 4},
     ],

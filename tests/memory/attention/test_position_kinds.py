@@ -289,6 +289,8 @@ def test_a_window_refuses_what_depends_on_the_whole_text(position: Position, mes
         ({"kind": "t5", "buckets": 64, "farthest": 20}, "farthest: expected more than 32, found 20"),
         ({"scaling": "llama3", "low": 5}, "low: expected less than high, found 5.0 and 4.0"),
         ({"draw": "pose", "longest": 8}, "longest: expected at least the context 16, found 8"),
+        ({"kind": "t5", "draw": "scale"}, r"draw: expected random or pose with kind t5, .*found scale"),
+        ({"kind": "sandwich", "draw": "scale"}, "draw: expected random or pose with kind sandwich"),
     ],
 )
 def test_settings_that_contradict_one_another_are_refused(position: dict[str, Any], message: str) -> None:
