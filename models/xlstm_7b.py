@@ -12,9 +12,6 @@ Differs from the paper: initial weights are those of all models here, except for
 from functools import partial
 from typing import Unpack
 
-from jaxtyping import Float
-from torch import Tensor
-
 from zoo.memory.fast_weights.xlstm_large_mixer import XLSTMLargeMixer
 from zoo.models.decoder import BaseOptions, Decoder
 
@@ -43,12 +40,13 @@ class XLSTM7B(Decoder):
         chunk_size: int = 32,
         **options: Unpack[BaseOptions],
     ) -> None:
+        if (soft_cap := options.pop("soft_cap", None)) is not None:
+            raise ValueError(f"soft_cap: expected none, as logit_cap caps the logits, found {soft_cap}")
+        if logit_cap is not None and logit_cap <= 0:
+            raise ValueError(f"logit_cap must be above 0, not {logit_cap}")
         mixer = partial(XLSTMLargeMixer, width, heads, key_width=key_width, value_width=value_width)
         mixer = partial(mixer, gate_cap=gate_cap, input_gate_bias=input_gate_bias)
         mixers = (mixer(chunk_size=chunk_size) for _ in range(depth))
-        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
-        self.logit_cap = logit_cap
-
-    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        logits = self.head(hidden)
-        return logits if self.logit_cap is None else self.logit_cap * (logits / self.logit_cap).tanh()
+        super().__init__(
+            vocab_size, segment_len, width, mixers, mlp_width=mlp_width, soft_cap=logit_cap, **options
+        )

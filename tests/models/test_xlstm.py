@@ -43,6 +43,21 @@ def test_law(check: Callable[[], None]) -> None:
     check()
 
 
+def test_logits_are_capped_by_logit_cap_alone() -> None:
+    options = {**NANO, "key_width": 4, "value_width": 10, "mlp_width": 9, "input_gate_bias": 0.0}
+    logits = {}
+    for cap in (None, 0.5):
+        torch.manual_seed(0)
+        model = XLSTM7B(**options, logit_cap=cap).eval()
+        logits[cap], _ = model(torch.arange(8)[None])
+    torch.testing.assert_close(logits[0.5], 0.5 * (logits[None] / 0.5).tanh())
+    XLSTM7B(**options, soft_cap=None)
+    with pytest.raises(ValueError, match="soft_cap: expected none, as logit_cap caps the logits, found 5"):
+        XLSTM7B(**options, soft_cap=5.0)
+    with pytest.raises(ValueError, match="logit_cap must be above 0, not 0"):
+        XLSTM7B(**options, logit_cap=0.0)
+
+
 def test_bytes_of_state() -> None:
     """Channels are rounded up to a multiple of heads and blocks: 12 of 9, two heads of 6, three taps."""
     assert nbytes(MLSTM(**NANO, channels=9).init_state(3)) == 3 * 2 * (2 * 6 * 6 + 2 * 6 + 2 + 3 * 12) * 4
