@@ -106,6 +106,7 @@ def test_the_upper_half_by_default() -> None:
         ({"layer_begin": -1}, r"layer_begin must be one of the layers 0 .. 1, not -1"),
         ({"capacity": 12}, "capacity 12 is not a multiple of the block"),
         ({"neighbours": 0}, "neighbours must be at least 1, not 0"),
+        ({"shifted": 4}, "shifted: expected none beside retrieval, found 4"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], says: str) -> None:
