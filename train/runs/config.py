@@ -223,6 +223,10 @@ BOUNDS: dict[str, Bound] = {  # key: the values that it may have, in words and a
     "trainer.devices": at_least(1),
     "trainer.num_nodes": at_least(1),
     "trainer.log_every": at_least(1),
+    "trainer.precision": (  # the loss scaler of 16-mixed probes for overflows, at which a run here ends
+        "bf16-mixed or 32-true, as no run survives the overflows of 16-mixed's loss scaler",
+        lambda value: str(value) not in ("16", "16-mixed"),
+    ),
     "trainer.profiler": (" | ".join(PROFILERS), lambda value: value in PROFILERS),
     "seed": ("at least 0 and less than 2**32", lambda value: 0 <= value < 2**32),
     "optim.warmup": at_least(0),

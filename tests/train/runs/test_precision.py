@@ -9,10 +9,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from zoo import composition
+from zoo import composition, train_run
+from zoo.errors import UserError
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
-from zoo.train.runs.config import compose, stored_config
+from zoo.train.runs.config import compose, stored_config, validate_config
 from zoo.train.runs.precision import make_precision, precision_name
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -34,7 +35,7 @@ def matmul_precision() -> Iterator[None]:
         (True, ["trainer.accelerator=cuda"], "bf16-mixed"),
         (True, ["trainer.accelerator=cpu"], "32-true"),
         (True, ["trainer.precision=32-true"], "32-true"),
-        (True, ["trainer.precision=16"], "16-mixed"),
+        (True, ["trainer.precision=16"], "16-mixed"),  # of stored runs: new ones are refused
         (False, [], "32-true"),
         (False, ["trainer.precision=bf16-mixed"], "bf16-mixed"),
     ],
@@ -47,6 +48,23 @@ def test_a_gpu_trains_in_bf16_unless_a_precision_is_given(
     assert precision_name(cfg) == expected
     stored = yaml.safe_load(stored_config(cfg))
     assert precision_name(OmegaConf.create(stored)) == expected, "config.yaml has what the default stands for"
+
+
+@pytest.mark.parametrize("name", ["16", "16-mixed"])
+def test_training_in_16_mixed_is_refused_before_it_begins(name: str, tmp_path: Path) -> None:
+    """A GradScaler doubles its factor until a gradient overflows, which ends a run."""
+    with pytest.raises(UserError) as refused:
+        train_run("model=rmt", "size=nano", f"run_dir={tmp_path / 'run'}", f"trainer.precision={name}")
+    assert str(refused.value) == (
+        "trainer.precision: expected bf16-mixed or 32-true, as no run survives the overflows of 16-mixed's "
+        f"loss scaler, found {name}"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["32", "32-true", "64-true", "bf16", "bf16-mixed", "bf16-true"])
+def test_other_precisions_train(name: str) -> None:
+    validate_config(compose(["model=rmt", "size=nano", "run_dir=.", f"trainer.precision={name}"]))
 
 
 def test_config_yaml_has_the_precision_and_evaluation_and_resumption_follow_it(
