@@ -36,12 +36,12 @@ def make_norm(kind: Norm, width: int) -> nn.Module:
 
 
 def sinusoid(distances: Int[Tensor, " time"], width: int, reference: Tensor) -> Float[Tensor, "time width"]:
-    """[sin(t w_0) .. sin(t w_{D/2-1}), cos(t w_0) ..] with w_n = 10000^(-2n/D): sines, then cosines."""
-    frequencies = 10000.0 ** (
-        -torch.arange(0, width, 2, device=reference.device, dtype=reference.dtype) / width
-    )
-    angles = distances.to(reference.dtype)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    """[sin(t w_0) .. sin(t w_{D/2-1}), cos(t w_0) ..] with w_n = 10000^(-2n/D): sines, then cosines, on the
+    device and in the type of `reference`."""
+    dtype = torch.promote_types(reference.dtype, torch.float32)  # bf16 has no whole numbers beyond 256
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, device=reference.device, dtype=dtype) / width)
+    angles = distances.to(dtype)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(reference.dtype)
 
 
 class OutputProjection(nn.Linear):

@@ -207,10 +207,11 @@ class Fire(Positions):
         scores: Float[Tensor, "rows heads time keys"] | None = None,
     ) -> Float[Tensor, "*bias_rows heads time keys"]:
         i = q_positions if self.context is None else q_positions.clamp(max=self.context - 1)
-        threshold = (self.L_multiplier * self.threshold).abs()
-        scale = self._psi(torch.maximum(i.to(threshold.dtype), threshold)) + 1e-6
-        relative = self._psi(distances(q_positions, k_positions).to(threshold.dtype)) / scale[..., None]
-        return heads_first(self.mlp(relative[..., None])).to(q.dtype)
+        dtype = torch.promote_types(self.c.dtype, torch.float32)  # bf16 has no whole numbers beyond 256
+        threshold = (self.L_multiplier.to(dtype) * self.threshold).abs()
+        scale = self._psi(torch.maximum(i.to(dtype), threshold)) + 1e-6
+        relative = self._psi(distances(q_positions, k_positions).to(dtype)) / scale[..., None]
+        return heads_first(self.mlp(relative[..., None].to(self.c.dtype))).to(q.dtype)
 
     def _psi(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return (self.c * x).abs().log1p()

@@ -26,6 +26,7 @@ from zoo.memory.attention.position_draws import clex_positions, clex_time
 from zoo.memory.attention.positions import InterleavedRope, Positions, Rope
 from zoo.memory.attention.rotary import rotate_pairs, stored_rates
 from zoo.memory.attention.rotary_scaling import Frequencies, plain_rates
+from zoo.memory.mixer import no_autocast
 
 
 class XPos(Positions):
@@ -134,6 +135,10 @@ class ClexRope(Rope):
 
     def rates(self, t: float) -> Float[Tensor, " half"]:
         """w(t), by the fourth-order Runge-Kutta method in its 3/8 form; w0 at t = 1."""
+        with no_autocast(self.up):  # an error of a rate grows with the position
+            return self._rates(t)
+
+    def _rates(self, t: float) -> Float[Tensor, " half"]:
         weight = self.up
         w0 = stored_rates(self.plain, weight.device, weight.dtype)
         y, steps = w0.log(), round((t - 1) / self.step_size)

@@ -92,6 +92,13 @@ def test_sinusoid() -> None:
         assert rows[at].tolist() == pytest.approx(waves, abs=1e-12)
 
 
+def test_a_sinusoid_in_bf16_is_rounded_once() -> None:
+    distances = torch.arange(2000)
+    rows = sinusoid(distances, 6, torch.zeros(1, dtype=torch.bfloat16))
+    exact = sinusoid(distances, 6, torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(rows.double(), exact, rtol=2**-8, atol=1e-3)
+
+
 @torch.no_grad()
 def test_a_block_adds_the_outputs_of_its_parts_for_the_normed_input() -> None:
     mixer, mlp = Adds(), nn.Linear(4, 4)
