@@ -94,7 +94,8 @@ def rotary_table(
     if frequencies is None:
         rates, factor = base ** -(torch.arange(half, device=device, dtype=exact) / half), 1.0
     else:
-        rates, factor = torch.tensor(frequencies.rates, device=device, dtype=exact), frequencies.factor
+        # a new table is made for every token that is decoded: the rates are on the device already
+        rates, factor = stored_rates(frequencies, device, exact), frequencies.factor
     steps = torch.arange(positions.start, positions.stop, positions.step, device=device, dtype=exact)
     angles = steps[:, None] * rates
     cos, sin = angles.cos(), angles.sin()

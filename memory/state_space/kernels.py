@@ -153,8 +153,10 @@ def with_states(
     starts; token n of the N after it has dt = 0, which keeps the state, and C = e_n, so that y is h[n].
     """
     time, state_size = u.shape[1], A.shape[1]
-    units = repeat(torch.eye(state_size).to(u), "t n -> b t g n", b=len(u), g=B.shape[2])
-    steps_left = torch.arange(state_size - 1, -1, -1).to(u)
+    # both are made on the device: a copy of pageable memory would wait for it
+    units = torch.eye(state_size, device=u.device, dtype=u.dtype)
+    units = repeat(units, "t n -> b t g n", b=len(u), g=B.shape[2])
+    steps_left = torch.arange(state_size - 1, -1, -1, device=u.device, dtype=u.dtype)
     first = rearrange(state * (-STEP * A * steps_left).exp() / STEP, "b e n -> b n e")
     padding = (0, 0, 0, state_size)
     u = torch.cat([first, F.pad(u, padding)], dim=1)

@@ -1,7 +1,7 @@
 """Positions: each kind's rotations, biases and scores, and a kind with neither of today's forms."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from zoo.memory.attention.biases import Alibi, alibi_exponents
 from zoo.memory.attention.position_kinds import build_positions
 from zoo.memory.attention.position_options import Position
 from zoo.memory.attention.positions import InterleavedRope, Positions, Rope, repeat_kv
-from zoo.memory.attention.rotary import rotary
+from zoo.memory.attention.rotary import rotary, rotary_table
+from zoo.memory.attention.rotary_scaling import Frequencies
 
 KINDS: dict[str, Positions] = {
     "none": Positions(),
@@ -193,3 +194,21 @@ def test_key_heads_are_repeated_for_their_group() -> None:
     assert torch.equal(repeat_kv(x, 2), x[:, [0, 0, 1, 1, 2, 2]])
     assert torch.equal(repeat_kv(x, 2, dim=0), x[[0, 0, 1, 1]])
     assert repeat_kv(x, 1) is x
+
+
+def test_the_rates_of_a_scaling_are_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that is decoded has a table of its own, which is made of rates that are on the device."""
+    scaling = Frequencies((0.5, 0.03), factor=1.5)
+    arguments = (2, 10000.0, torch.device("cpu"), torch.float64, scaling)
+    rotary_table(range(1), *arguments)
+
+    def copied(*arguments: Any, **options: Any) -> Tensor:
+        raise AssertionError
+
+    with monkeypatch.context() as watched:
+        watched.setattr(torch, "tensor", copied)
+        tables = [rotary_table(range(i, i + 1), *arguments) for i in range(5)]
+    for i, (cos, sin) in enumerate(tables):
+        angles = [i * rate for rate in scaling.rates]
+        assert cos[0].tolist() == pytest.approx([1.5 * math.cos(angle) for angle in angles])
+        assert sin[0].tolist() == pytest.approx([1.5 * math.sin(angle) for angle in angles])

@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.memory.state_space import selective_scan as module
 from zoo.memory.state_space.inputs import ScanInputs
@@ -145,3 +146,26 @@ def test_states_are_given_to_a_kernel_without_any() -> None:
 
         results = [run(form, tensors, dt_softplus=False) for form in (with_kernel, selective_scan_loop)]
         torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-8)
+
+
+class OffDevice(TorchDispatchMode):
+    """Collects the operations whose result is not on the device `meta`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.device.type != "meta":
+            self.operations.append(str(func))
+        return result
+
+
+def test_states_are_given_to_a_kernel_without_a_copy_from_the_host() -> None:
+    inputs = random_inputs(2, 7, 6, 4, groups=3)
+    u, dt, A, B, C, state = (inputs[name].to("meta") for name in ("u", "dt", "A", "B", "C", "state"))
+    with OffDevice() as off_device:
+        y, after = with_states(lambda u, dt, A, B, C: torch.empty_like(u), u, dt, A, B, C, state)
+    assert (y.shape, after.shape) == (u.shape, state.shape)
+    assert off_device.operations == []
