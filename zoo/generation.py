@@ -178,9 +178,12 @@ def generate(
         raise ValueError(f"tokens: expected 0 .. {reader.vocab_size - 1}, found {low if low < 0 else high}")
     prompt = tokens.to(next(model.parameters()).device)
     pick = sampler(temperature, top_p, generator, top_k)
+    modes = [(part, part.training) for part in model.modules()]
     was_training = model.training
     model.eval()
     try:
         return torch.stack(list(itertools.islice(stream_tokens(reader, prompt, pick), length)), dim=1)
     finally:
         model.train(was_training)
+        for part, training in modes:  # some may have been in the other mode, such as frozen ones
+            part.training = training

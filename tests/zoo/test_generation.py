@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.contract.mutants import SEGMENT, VOCAB, Honest, Recurrent
-from zoo.generation import Reader, greedy, sampler, stream_ragged, stream_tokens
+from zoo.generation import Reader, generate, greedy, sampler, stream_ragged, stream_tokens
 from zoo.law_tools import perturbed
 from zoo.memory.attention.core import Attention
 from zoo.models.armt import ARMT
@@ -342,3 +342,13 @@ def test_prompts_of_different_lengths_are_continued_as_each_alone(name: str) -> 
     for row, expected in zip(continued, alone, strict=True):
         assert row[:24] == [int(token) for token in expected]
     assert [len(row) for row in continued] == [59, 24, 63, 47]
+
+
+def test_every_part_keeps_its_mode() -> None:
+    model = ready(Recurrent).train()
+    frozen = next(part for part in model.modules() if part is not model)
+    frozen.eval()
+    modes = [part.training for part in model.modules()]
+    assert {*modes} == {True, False}
+    generate(model, text(3), 2)
+    assert [part.training for part in model.modules()] == modes
