@@ -1,7 +1,8 @@
 """The settings of a position encoding, `model.position`: its keys, and which of them act together.
 
 A plain name stands for its kind: `position: alibi` is `position: {kind: alibi}`.  Keys that would have no
-effect beside the others are refused.
+effect beside the others are refused, except for `trained`: an evaluation, and a run with a base, set it for
+most kinds, whether it acts or not.
 """
 
 import dataclasses
@@ -55,7 +56,8 @@ class PositionOptions:
     factor: float | None = None
     """s.  By default context / trained, at least 1; of `dynamic` 1; of `clex` the largest that is trained."""
     trained: int | None = None
-    """L, the context that the weights were trained with; by default the model's."""
+    """L, the context that the weights were trained with, by default the model's; it acts with scaling, far
+    distances, log-n, xPos and FIRE, and is accepted with all."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
@@ -209,7 +211,7 @@ OF_FAR: dict[str, set[str]] = {
 
 
 def _acting_keys(options: PositionOptions) -> set[str]:
-    """The keys that have an effect beside the other ones."""
+    """The keys that have an effect beside the other ones, and `trained`."""
     keys = {"kind", "trained"} | OF_KIND[options.kind]
     if "scaling" in keys:
         keys |= OF_SCALING.get(options.scaling, {"factor"})
@@ -226,7 +228,7 @@ def position_options(position: "Position | PositionOptions", **defaults: Any) ->
     """The options of `model.position`, a name or a mapping of keys; `defaults` for keys that it lacks.
 
     Raises ValueError for unknown keys, naming the nearest, for values of another type or out of bounds, and
-    for keys without effect.
+    for keys other than `trained` without effect.
     """
     if isinstance(position, PositionOptions):
         return position
