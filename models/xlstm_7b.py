@@ -40,13 +40,12 @@ class XLSTM7B(Decoder):
         chunk_size: int = 32,
         **options: Unpack[BaseOptions],
     ) -> None:
-        if (soft_cap := options.pop("soft_cap", None)) is not None:
+        if (soft_cap := options.get("soft_cap")) is not None:
             raise ValueError(f"soft_cap: expected none, as logit_cap caps the logits, found {soft_cap}")
         if logit_cap is not None and logit_cap <= 0:
             raise ValueError(f"logit_cap must be above 0, not {logit_cap}")
         mixer = partial(XLSTMLargeMixer, width, heads, key_width=key_width, value_width=value_width)
         mixer = partial(mixer, gate_cap=gate_cap, input_gate_bias=input_gate_bias)
         mixers = (mixer(chunk_size=chunk_size) for _ in range(depth))
-        super().__init__(
-            vocab_size, segment_len, width, mixers, mlp_width=mlp_width, soft_cap=logit_cap, **options
-        )
+        options["soft_cap"] = logit_cap
+        super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)
