@@ -39,18 +39,21 @@ from typing import Any
 from zoo.errors import UserError
 from zoo.train.evaluation.intervals import proportion
 from zoo.train.plotting.charts import Buckets, Number, Proportions
-from zoo.train.runs.files import write_text
+from zoo.train.runs.files import waiting_lock, write_text
 from zoo.train.runs.resources import PeakMemory
 
 FILE = "evaluation.json"
+LOCK = ".evaluation.lock"
 IN_VIEW = "in view"  # the name, among baselines, of a perfect reader of a target's segment
 FORMAT = 1
 EvalEntry = dict[str, Any]
 EvalResult = dict[str, Any]
+NOT_IDENTITY = ("label", "title", "target", "results")
+"""Keys of an entry that don't say what was measured."""
 
 
 class EvaluationFile:
-    """The file of one run, rewritten after every result."""
+    """The file of one run, rewritten after every result, with what other processes have measured meanwhile."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self.content = path, content
@@ -63,14 +66,26 @@ class EvaluationFile:
         return {**identity, "label": label, "title": title, "results": []}
 
     def put(self, entry: EvalEntry, result: EvalResult) -> None:
-        """Store a result in the order of the axes, in place of one at the same axes."""
-        results = [old for old in entry["results"] if old["axes"] != result["axes"]] + [result]
-        entry["results"] = sorted(
-            results, key=lambda result: [(isinstance(v, str), v) for v in result["axes"].values()]
-        )
-        if not any(entry is stored for stored in self.content["evaluations"]):
-            self.content["evaluations"].append(entry)
-        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+        """Store a result in the order of the axes, in place of one at the same axes.
+
+        `entry` gets the results that other processes have stored in it, too.
+        """
+        with waiting_lock(self.path.with_name(LOCK)):
+            entries = read(self.path)["evaluations"] if self.path.exists() else []
+            i = next((i for i, stored in enumerate(entries) if same_identity(stored, entry)), len(entries))
+            earlier = entries[i]["results"] if i < len(entries) else entry["results"]
+            entry["results"] = sorted(
+                [old for old in earlier if old["axes"] != result["axes"]] + [result],
+                key=lambda result: [(isinstance(v, str), v) for v in result["axes"].values()],
+            )
+            entries[i : i + 1] = [entry]
+            self.content["evaluations"] = entries
+            write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+
+
+def same_identity(entry: EvalEntry, other: EvalEntry) -> bool:
+    """True if both measure the same; a key that earlier versions didn't store counts as null."""
+    return all(entry.get(key) == other.get(key) for key in (entry | other).keys() - {*NOT_IDENTITY})
 
 
 def load_or_create(path: Path, facts: dict[str, Any]) -> EvaluationFile:

@@ -115,6 +115,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Lock the file `path`, made if need be, for the block; waits as long as another process has locked it."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(f"can't lock {lock.name}: {error.strerror}") from error
+        yield
+
+
 def _is_inherited(path: Path) -> bool:
     descriptor = os.environ.get(INHERITED_LOCK, "")
     try:
