@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from zoo.errors import UserError, counted
-from zoo.train.comparison import reach, rules, scores
+from zoo.train.comparison import measurements, reach, rules, scores
 from zoo.train.comparison.comparable import check_comparable
 from zoo.train.comparison.groups import SCORE_METRICS, FinishedRun, RunGroup, group_runs
 from zoo.train.runs import protocol
@@ -32,6 +32,8 @@ class Comparison(NamedTuple):
     """Runs that helped to choose learning rates."""
     long_runs: Sequence[FinishedRun] = ()
     """Runs with more steps, of rows that hadn't solved their task."""
+    unshared: Sequence[str] = ()
+    """Descriptions of what the runs didn't read alike of their test split, which no score counts."""
 
     @property
     def runs(self) -> list[FinishedRun]:
@@ -144,10 +146,12 @@ def compare_by_protocol(
     mix: Sequence[str] = (),
     command: str = "",
 ) -> Comparison:
-    """Runs of a protocol on one task: by their scores on the test split if all have been evaluated on it."""
+    """Runs of a protocol on one task: by their scores on the test split if all have been evaluated on it, on
+    the same text or as many samples."""
     mismatches = check_comparable(runs, list(mix))
     table_reach = reach.table_reach(group_runs(runs))
-    evaluated = [scores.with_test_scores(run, table_reach) for run in runs]
+    shared = measurements.shared_measurements(runs)
+    evaluated = [scores.with_test_scores(run, table_reach, shared) for run in runs]
     tags = scores.shared_tags(evaluated)
     groups = group_runs(evaluated if tags else runs)
     comparison = Comparison(
@@ -162,6 +166,7 @@ def compare_by_protocol(
         table_reach,
         rate_runs,
         long_runs,
+        measurements.describe_unshared(runs, shared),
     )
     return comparison._replace(groups=ranked(comparison))
 

@@ -15,6 +15,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines += [
         seeds_note(comparison),
         protocol_note(comparison),
+        unshared_note(comparison),
         parameters_note(comparison),
         baseline_note(comparison),
         cant_tell_note(comparison),
@@ -45,7 +46,8 @@ def protocol_note(comparison: Comparison) -> str:
     if comparison.protocol is None:
         return "No protocol: learning rates weren't chosen for each model, and scores are of the validation."
     if comparison.split != "test":
-        return "Scores are those of the validation: not all runs were evaluated on the test split."
+        alike = " alike" if comparison.unshared else ""
+        return f"Scores are those of the validation: not all runs were evaluated on the test split{alike}."
     if comparison.score not in (scores.BEYOND, scores.GAIN):
         return "Scores are those of the test split."
     view = comparison.references(scores.ACCURACY).get("in view")
@@ -56,6 +58,11 @@ def protocol_note(comparison: Comparison) -> str:
     if view is not None:
         note += f" A perfect reader of the last segment has {format_share(view)} of all targets."
     return note
+
+
+def unshared_note(comparison: Comparison) -> str:
+    """What no score counts, since the runs didn't read it alike."""
+    return f"Not read alike, and left out: {'; '.join(comparison.unshared)}." if comparison.unshared else ""
 
 
 def cant_tell_note(comparison: Comparison) -> str:

@@ -14,30 +14,35 @@ test/worth                     the score with the memory kept less that with the
 
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.train.comparison.groups import FinishedRun, RunGroup
+from zoo.train.comparison.measurements import Length, Measurement, measurements
 from zoo.train.evaluation.intervals import proportion, wilson
-from zoo.train.evaluation.results import EvalEntry, EvalResult
-from zoo.train.runs.folder import flatten
+from zoo.train.evaluation.results import EvalResult
 
 EXACT, ACCURACY, BEYOND, GAIN = "test/exact", "test/accuracy", "test/beyond", "test/gain"
 BITS, WORTH = "test/bits_per_byte", "test/worth"
 LONGEST, AREA = "test/longest", "test/area"
+DOCUMENTS = "test_documents"
+"""Not a score: nats, targets and bytes of every document of a text, read with the memory kept."""
 SHARES = (BEYOND, EXACT, ACCURACY)
 """Scores of samples that are shares, the one that says most about memory first."""
 KNOWING = ("in view", "Bayes")
 """References that know the rules of a task: a perfect reader of a segment, and one of all the text before."""
 
 
-def with_test_scores(run: FinishedRun, reach: int | None) -> FinishedRun:
+def with_test_scores(run: FinishedRun, reach: int | None, shared: Collection[Measurement]) -> FinishedRun:
     """The run with its test scores among its metrics; without any where the split wasn't evaluated.
 
     `reach`: targets count as beyond whose nearest evidence lies at least so far back.
+    `shared`: the measurements that count, those that all runs of a comparison have.
     """
-    results = test_results(run)
+    by_length = {m.length: results for m, results in measurements(run).items() if m in shared}
+    results = by_length.get(run.config.get("task.length"), by_length.get(None, []))
     if not results:
         return run
     for result in [result for entry in run.evaluations for result in entry["results"]]:
@@ -46,43 +51,10 @@ def with_test_scores(run: FinishedRun, reach: int | None) -> FinishedRun:
             result["beyond"] = proportion(*count)
     is_text = any("bits_per_byte" in result for result in results)
     references = baselines(results, is_text)
-    scores = text_scores(results) if is_text else sample_scores(results, reach)
+    scores: dict[str, Any] = text_scores(results) if is_text else sample_scores(results, reach)
     if not is_text:
-        scores |= scores_over_lengths(run, reach, references)
+        scores |= scores_over_lengths(run.config.get("task.length"), by_length, reach, references)
     return run._replace(metrics=run.metrics | {"test_references": references} | scores)
-
-
-def test_entry(run: FinishedRun) -> EvalEntry | None:
-    """The latest evaluation of the run on the test split of the task that it was trained on."""
-    settings = {key: value for key, value in run.config.items() if key.startswith("task.")}
-    entries = [
-        entry
-        for entry in run.evaluations
-        if entry.get("task") == run.config["names.task"]
-        and entry.get("split") == "test"
-        and entry.get("checkpoint", "last") == "last"
-        and all(
-            settings.get(key, value) == value for key, value in flatten(entry["settings"], "task").items()
-        )
-    ]
-    return max(entries, key=lambda entry: entry.get("step", 0), default=None)
-
-
-def test_results(run: FinishedRun) -> list[EvalResult]:
-    """Of samples those at the training length."""
-    return results_at(run, run.config.get("task.length"))
-
-
-def results_at(run: FinishedRun, length: int | float | None) -> list[EvalResult]:
-    """Of samples those at a length, where there are lengths, at the fewest axes."""
-    entry = test_entry(run)
-    if entry is None:
-        return []
-    results = [result for result in entry["results"] if result["axes"].get("length", length) == length]
-    if entry.get("unit") == "bits per byte":
-        return [result for result in results if result["axes"].get("memory") in ("kept", "reset")]
-    least = min((len(result["axes"]) for result in results), default=0)
-    return [result for result in results if len(result["axes"]) == least]  # not a grid of depths beside it
 
 
 def baselines(results: list[EvalResult], is_text: bool) -> dict[str, dict[str, float]]:
@@ -97,19 +69,12 @@ def baselines(results: list[EvalResult], is_text: bool) -> dict[str, dict[str, f
 # -- text
 
 
-def text_scores(results: list[EvalResult]) -> dict[str, float]:
-    by_memory = {result["axes"]["memory"]: float(result["bits_per_byte"]) for result in results}
-    if "kept" not in by_memory:
-        return {}
-    scores = {BITS: by_memory["kept"]}
-    return scores | ({WORTH: by_memory["reset"] - by_memory["kept"]} if "reset" in by_memory else {})
-
-
-def documents(run: FinishedRun) -> dict[str, list[int | float]] | None:
-    """Nats, targets and bytes of every document of the test split, read with the memory kept."""
-    kept = [result for result in test_results(run) if result["axes"].get("memory") == "kept"]
-    by_document: dict[str, list[int | float]] | None = kept[-1].get("documents") if kept else None
-    return by_document
+def text_scores(results: list[EvalResult]) -> dict[str, Any]:
+    """BITS, WORTH and DOCUMENTS of a text read with the memory kept, and perhaps with the memory reset."""
+    by_memory = {result["axes"]["memory"]: result for result in results}
+    kept, reset = by_memory["kept"], by_memory.get("reset")
+    scores = {BITS: float(kept["bits_per_byte"]), DOCUMENTS: kept.get("documents")}
+    return scores | ({WORTH: float(reset["bits_per_byte"]) - scores[BITS]} if reset else {})
 
 
 # -- samples
@@ -167,15 +132,16 @@ def counts(results: list[EvalResult], reach: int | None) -> dict[str, Count]:
 
 
 def scores_over_lengths(
-    run: FinishedRun, reach: int | None, references: dict[str, dict[str, float]]
+    trained: Length,
+    results: Mapping[Length, list[EvalResult]],
+    reach: int | None,
+    references: dict[str, dict[str, float]],
 ) -> dict[str, float]:
-    """LONGEST and AREA; {} of a run that was evaluated at one length."""
-    trained, entry = run.config.get("task.length"), test_entry(run)
-    stored = {result["axes"].get("length") for result in entry["results"]} if entry else set()
-    lengths = sorted(length for length in stored if length is not None and trained and length >= trained)
-    by_length = [counts(results_at(run, length), reach) for length in lengths]
+    """LONGEST and AREA of results by length; {} of a run that was evaluated at one length."""
+    lengths = sorted(length for length in results if length is not None and trained and length >= trained)
+    by_length = [counts(results[length], reach) for length in lengths]
     tag = next((tag for tag in SHARES if all(tag in by_tag for by_tag in by_length)), None)
-    if len(lengths) < 2 or lengths[0] != trained or tag is None:
+    if len(lengths) < 2 or trained is None or lengths[0] != trained or tag is None:
         return {}
     shares, lows = [by_tag[tag].share for by_tag in by_length], [by_tag[tag].low for by_tag in by_length]
     untaught = (value for name, value in references.get(tag, {}).items() if name not in KNOWING)
@@ -218,7 +184,7 @@ class DocumentBits(NamedTuple):
 
 def mean_bits(group: RunGroup) -> DocumentBits | None:
     """None unless every run of the row has read the same documents one by one."""
-    by_run = [documents(run) for run in group.runs]
+    by_run = [run.metrics.get(DOCUMENTS) for run in group.runs]
     if any(not part or part["bytes"] != (by_run[0] or {})["bytes"] for part in by_run):
         return None
     rows = [[nats / math.log(2) for nats in part["nats"]] for part in by_run if part]
