@@ -53,7 +53,7 @@ NOT_IDENTITY = ("label", "title", "target", "results")
 
 
 class EvaluationFile:
-    """The file of one run, rewritten after every result, with what other processes have measured meanwhile."""
+    """The file of one run, rewritten after every result, with those of other processes."""
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self.content = path, content

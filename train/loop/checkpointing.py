@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from zoo.errors import UserError
@@ -13,6 +14,7 @@ from zoo.module import SequenceModule
 from zoo.state import from_leaves, leaves, tree_map
 from zoo.train.loop.gradients import GradientGuard
 from zoo.train.loop.metrics import Metrics
+from zoo.train.runs import protocol
 from zoo.train.runs.checkpoint import FORMAT_VERSION, rng_states, set_rng_states
 from zoo.train.runs.files import write_text
 from zoo.train.runs.optimizer_weights import KEY, weight_names
@@ -163,5 +165,8 @@ class WriteResumedConfig(L.Callback):
         if trainer.is_global_zero:
             # metrics.json of a shorter run would make this longer one look finished
             (self.run_dir / "metrics.json").unlink(missing_ok=True)
-            if (path := self.run_dir / "config.yaml").read_text() != self.config:
+            stored = (path := self.run_dir / "config.yaml").read_text()
+            if yaml.safe_load(stored)["steps"] != yaml.safe_load(self.config)["steps"]:
+                (self.run_dir / protocol.FILE).unlink(missing_ok=True)  # no longer a run of that sweep
+            if stored != self.config:
                 write_text(path, self.config)

@@ -14,7 +14,6 @@ from zoo.train.data.module import DataModule
 from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.plotting.charts import format_share
-from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import names
 from zoo.train.runs.hparams import reads_corpus
 from zoo.train.runs.provenance import device_name, fingerprint
@@ -33,7 +32,8 @@ def summary(
     metrics: Metrics,
     curve: ValidationCurve,
 ) -> dict[str, Any]:
-    """The entries of metrics.json; `tokens_seen` and `tokens_per_s` count loss targets only."""
+    """The entries of metrics.json that are known at the end; `tokens_seen` and `tokens_per_s` count loss
+    targets only."""
     return {
         **names(cfg),
         "seed": cfg.seed,
@@ -58,7 +58,6 @@ def summary(
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

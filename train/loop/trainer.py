@@ -48,6 +48,7 @@ from zoo.train.runs.checkpoint import (
     migrate_weights,
     read_checkpoint,
 )
+from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import stored_config, validate_config
 from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
@@ -112,7 +113,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     for note in model.device_notes(trainer.strategy.root_device):
         log.info("%s", note)
     # before training: the source files may be edited meanwhile
-    code = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
+    code = code_facts(model, task)
     with closing(loggers), ranks_meet(trainer, run_dir):
         trainer.fit(model, data, ckpt_path=last if checkpoint else None)
     results = summary(cfg, model, task, data, metrics, curve) | code | {"wall_s": metrics.update_wall_time()}
@@ -124,6 +125,12 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         write_text(run_dir / "metrics.json", json.dumps(results, indent=1) + "\n")
         print_summary(results, run_dir, "tensorboard" in cfg.logger)
     return results
+
+
+def code_facts(model: SequenceModule, task: Task) -> dict[str, str]:
+    """The entries of metrics.json that say which code trained: commit, and fingerprints of plug-ins."""
+    fingerprints = {"model_code": code_fingerprint(type(model)), "task_code": code_fingerprint(type(task))}
+    return {"commit": commit(), **fingerprints}
 
 
 def begin_logs(

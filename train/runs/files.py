@@ -117,7 +117,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Lock the file `path`, made if need be, for the block; waits as long as another process has locked it."""
+    """Lock the file `path`, made if need be, for the block, once no other process has locked it."""
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

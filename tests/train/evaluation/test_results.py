@@ -47,9 +47,8 @@ def test_evaluations_at_the_same_time_keep_each_others_results(tmp_path: Path) -
 def test_other_settings_are_another_entry(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
     earlier = results.load_or_create(path, FACTS)
-    old = earlier.entry(
-        {"task": "passkey", "precision": "32-true"}, "", ""
-    )  # of a version that stored fewer keys
+    fewer = {"task": "passkey", "precision": "32-true"}  # keys, of an earlier version
+    old = earlier.entry(fewer, "", "")
     earlier.put(old, at(8))
     file, entry = opened(path, read_by="rmt", reading={"segment_len": 4})
     file.put(entry, at(16))

@@ -160,16 +160,22 @@ def test_a_finished_run_resumes_with_more_steps(zoo: Any, same_checkpoints: Any)
     before = zoo.scalars("run")[TRAINING_LOSS]
     config, metrics = (zoo.folder / "run" / name for name in ("config.yaml", "metrics.json"))
     written = config.read_text()
+    purpose = zoo.folder / "run" / "protocol.json"
+    purpose.write_text('{"protocol": 1, "purpose": "score"}')
     for refused in ("steps=7", "trainer.devices=0"):
         assert zoo.run("resume=run", refused).code == 2
         assert config.read_text() == written
         assert metrics.exists()
+        assert purpose.exists()
     assert (
         zoo.run("resume=run", "steps=12", callbacks=[zoo.kill_at("on_train_batch_end", 12)]).code == "killed"
     )
     assert config.read_text() == written.replace("steps: 8", "steps: 12")
     assert not metrics.exists()  # the result of 8 steps is no result of a run of 12
+    assert not purpose.exists()  # nor is it a run of the sweep that it was made for
+    purpose.write_text('{"protocol": 1, "purpose": "long"}')
     assert zoo.run("resume=run").code == 0
+    assert purpose.exists()  # of the same steps
     assert "has done 12 of 12 steps" in zoo.run("resume=run").err
     assert config.read_text() == written.replace("steps: 8", "steps: 12")
     assert zoo.metrics("run")["steps"] == 12

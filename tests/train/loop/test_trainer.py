@@ -4,6 +4,9 @@ import json
 import math
 import os
 import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +17,10 @@ from omegaconf import OmegaConf
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+import zoo as package
 from zoo.optim import Optim
 from zoo.train.loop.tensorboard import HELD_OUT_LOSS, TRAINING_LOSS, board_tag
-from zoo.train.runs import build
+from zoo.train.runs import build, checkout
 from zoo.train.runs.checkpoint import read_checkpoint
 from zoo.train.tasks.lm import END
 
@@ -69,6 +73,22 @@ def test_metrics_json(zoo: Any) -> None:
     assert {tag for tag in TAGS if tag.startswith("val/")} <= set(metrics)
     for key in ("date", "commit", "torch", "threads", "device", "task_version"):
         assert key in metrics
+
+
+def test_the_commit_is_that_of_the_code_that_trains(zoo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is checked out while it does."""
+    head = ["before"]
+
+    def run(command: tuple[str, ...], **options: Any) -> SimpleNamespace:
+        answers = {"--show-toplevel": str(Path(package.__file__).parent.parent), "HEAD": head[-1]}
+        return SimpleNamespace(stdout=answers.get(command[-1], ""))
+
+    git = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
+    monkeypatch.setattr(checkout, "subprocess", git)
+    checks_out = zoo.AtStep("on_train_batch_end", 2, lambda trainer, model: head.append("after"))
+    assert zoo.run("run_dir=run", "steps=3", callbacks=[checks_out]).code == 0
+    assert head == ["before", "after"]
+    assert zoo.metrics("run")["commit"] == "before"
 
 
 def test_bits_per_byte_by_hand(zoo: Any) -> None:
