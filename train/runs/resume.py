@@ -17,6 +17,8 @@ from zoo.train.runs.overrides import override_value
 from zoo.train.runs.stored import IMPORTED_CLASS, load_stored
 
 CHANGEABLE = ("steps", "val_every", "checkpoint_every", "trainer.", "data.root", "data.corpus")
+FIXED_TRAINER = ("trainer.accumulate",)
+"""What a step is: the positions that a run has read follow from its steps and this alone."""
 
 
 def stored_settings(run_dir: Path) -> DictConfig:
@@ -45,7 +47,7 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictCon
         key = key_of(override)
         if override.lstrip("+") == f"{key}={targets.get(key)}":
             continue
-        if key != "resume" and not key.startswith(CHANGEABLE):
+        if key != "resume" and not is_changeable(key):
             raise fixed(key, run_dir)
         if key == "data.corpus" and stored.task.get("corpus") == stored.data.corpus:
             stored.task.corpus = cfg.data.corpus  # a place of the same texts, as check_data shows
@@ -56,8 +58,13 @@ def resumed(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> DictCon
 def fixed(key: str, run_dir: Path, difference: str = "") -> UserError:
     return UserError(
         f"resume: {key} is fixed by the run in {run_dir}{difference}; "
-        "only steps, val_every, checkpoint_every, trainer.*, data.root and the place of data.corpus change"
+        "only steps, val_every, checkpoint_every, trainer.* without accumulate, data.root and the place of "
+        "data.corpus change"
     )
+
+
+def is_changeable(key: str) -> bool:
+    return key.startswith(CHANGEABLE) and not key.startswith(FIXED_TRAINER)
 
 
 # -- arguments that a run was started with, given again
@@ -96,7 +103,7 @@ def repeated_args(args: Sequence[str], run_dir: Path) -> set[str]:
         except Exception:  # Hydra reports it with the others
             continue
         key = override.key_or_group
-        passes = key == "resume" or key.endswith("._target_") or key.startswith(CHANGEABLE)
+        passes = key == "resume" or key.endswith("._target_") or is_changeable(key)
         if passes or override.is_hydra_override() or override.is_sweep_override():
             continue
         if difference := _difference(override, args, stored, run_dir):
@@ -149,7 +156,7 @@ def _group_difference(override: Override, args: Sequence[str], stored: DictConfi
         before = flatten(OmegaConf.to_container(compose(other), resolve=False))
         for key in differences(before, after, without=()):
             value, current = OmegaConf.select(with_group, key), OmegaConf.select(stored, key)
-            if key in set_alone or key.startswith(CHANGEABLE) or (value is None and other is further):
+            if key in set_alone or is_changeable(key) or (value is None and other is further):
                 continue
             if not equal(value, current):
                 return f": its {key} is {current}, found {value}"

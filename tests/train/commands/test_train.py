@@ -177,6 +177,7 @@ def test_a_run_is_never_overwritten(zoo: Any) -> None:
         ("size=tiny", "resume: size is fixed by the run"),
         ("optim.lr=0.1", "resume: optim.lr is fixed by the run.*only steps, val_every"),
         ("seed=3", "resume: seed is fixed by the run"),
+        ("trainer.accumulate=2", "resume: trainer.accumulate is fixed by the run.*trainer.. without accum"),
         ("data.batch_size=8", "resume: data.batch_size is fixed by the run"),
         ("data.corpus=stdlib", "resume: data.corpus is fixed by the run"),
         ("run_dir=other", "resume: run_dir is fixed by the run"),
