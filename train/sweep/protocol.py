@@ -52,7 +52,11 @@ class Protocol:
 
     def __init__(self, matrix: list[list[str]], options: SweepOptions) -> None:
         """`matrix`: the overrides of every model and task, without seed.  Raises UserError, before any job
-        starts, for a setting that is wrong or that the protocol sets."""
+        starts, for a setting that is wrong or that the protocol sets, and for a seed that chooses rates."""
+        if SELECTION_SEED in options.seeds:
+            raise UserError(
+                f"sweep: seeds: {SELECTION_SEED} chooses the learning rates of protocol=1, so no score uses it"
+            )
         self.options, self.made = options, dict[tuple[str, ...], Job]()
         cells = [Cell(*cell) for cell in read_by_jobs(matrix)]
         reaches = [reach for cell in cells if (reach := cell.attention_reach) is not None]
