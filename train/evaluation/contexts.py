@@ -7,15 +7,17 @@ distance, `log_n` or `plain`.
 """
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from hydra.utils import get_class
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.train.evaluation import results
-from zoo.train.evaluation.evaluate import FIGURES, evaluate
+from zoo.train.evaluation.evaluate import FIGURES, evaluate, task_config
 from zoo.train.evaluation.options import EvalOptions, PrintLine
 from zoo.train.evaluation.results import EvalEntry
 from zoo.train.plotting.curves import Line, curve_panels
@@ -25,20 +27,28 @@ FAR = ("capped", "leaky", "grouped")
 PLAIN = "plain"
 
 
+class Reading(NamedTuple):
+    """One evaluation at a context by a method."""
+
+    entry: EvalEntry
+    options: EvalOptions
+
+
 def evaluate_each(
     run_dir: Path, options: EvalOptions, print_line: PrintLine = lambda line: None
 ) -> list[EvalEntry]:
     """An entry for each method and context, written to evaluation.json as soon as it is measured."""
     cfg = read_run_config(run_dir, options.overrides)
-    entries: dict[str, dict[int, EvalEntry]] = {}
+    readings: dict[str, dict[int, Reading]] = {}
     for method in options.methods or [PLAIN]:
         for context in contexts(cfg, options):
             print_line(f"{method}, context {context:,}")
-            entry = evaluate(run_dir, at_context(cfg, options, method, context), print_line)
-            entries.setdefault(method, {})[context] = entry
+            read_with = at_context(cfg, options, method, context)
+            entry = evaluate(run_dir, read_with, print_line)
+            readings.setdefault(method, {})[context] = Reading(entry, read_with)
     if options.contexts is not None:
-        draw(run_dir, entries)
-    return [entry for by_context in entries.values() for entry in by_context.values()]
+        draw(run_dir, readings)
+    return [reading.entry for by_context in readings.values() for reading in by_context.values()]
 
 
 def contexts(cfg: DictConfig, options: EvalOptions) -> list[int]:
@@ -93,8 +103,14 @@ def method_overrides(method: str) -> list[str]:
 
 
 def reads_text(cfg: DictConfig, options: EvalOptions) -> bool:
-    """True if the task has no length."""
-    return "length" not in cfg.task if options.task in (None, cfg.names.task) else options.task == "lm"
+    """True of text, False of samples of a length.  Raises UserError for a task that has neither."""
+    name, task_cfg = task_config(cfg, options)
+    task: Any = get_class(task_cfg.task._target_)
+    if task.metric != "bits_per_byte" and "length" not in task.axes:
+        raise UserError(
+            f"evaluate: contexts= reads text, or samples of any length, which task {name} hasn't got"
+        )
+    return bool(task.metric == "bits_per_byte")
 
 
 def reads_at_context(axes: dict[str, Any], context: int) -> bool:
@@ -105,31 +121,36 @@ def reads_at_context(axes: dict[str, Any], context: int) -> bool:
     return axes.get("memory") == "sliding" and axes["context"] == context
 
 
-def draw(run_dir: Path, entries: dict[str, dict[int, EvalEntry]]) -> None:
+def draw(run_dir: Path, readings: dict[str, dict[int, Reading]]) -> None:
     """A figure with a line for each method over the contexts."""
-    label = "loss of the last tokens, nats" if is_text(entries) else "exact match"
+    entries = [reading.entry for by_context in readings.values() for reading in by_context.values()]
+    is_text = all(entry["unit"] == "bits per byte" for entry in entries)
+    label = "loss of the last tokens, nats" if is_text else "exact match"
     lines = {}
-    for method, by_context in entries.items():
-        scores = [score(entry, context) for context, entry in by_context.items()]
+    for method, by_context in readings.items():
+        scores = [
+            score(entry, context, read_with.stride, read_with.tokens)
+            for context, (entry, read_with) in by_context.items()
+        ]
         lines[method] = Line(list(by_context), scores, scores, scores)
-    task = next(iter(next(iter(entries.values())).values()))["task"]
+    task = entries[0]["task"]
     figure: Figure = curve_panels(
-        [(label, lines)], "context, tokens", f"{task} by position method", from_zero=not is_text(entries)
+        [(label, lines)], "context, tokens", f"{task} by position method", from_zero=not is_text
     )
     folder = run_dir / FIGURES
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"{task}-by-context.png", dpi=120)
 
 
-def is_text(entries: dict[str, dict[int, EvalEntry]]) -> bool:
-    return all(e["unit"] == "bits per byte" for by_context in entries.values() for e in by_context.values())
-
-
-def score(entry: EvalEntry, context: int) -> float:
-    """The loss of a text; of samples the exact matches of all cells of the longest that the context holds, of
-    longer ones if there are no others.  An entry has the results of earlier evaluations too."""
-    counted = [r for r in entry["results"] if reads_at_context(r["axes"], context)]
+def score(entry: EvalEntry, context: int, stride: int | None = None, tokens: int | None = None) -> float:
+    """The loss of a text read with this stride, of `tokens` bytes where as many were drawn; of samples the
+    exact matches of all cells of the longest that the context holds, of longer ones if there are no others.
+    An entry has the results of earlier evaluations too."""
     if entry["unit"] == "bits per byte":
-        return float(counted[-1]["loss"])
+        window = {"memory": "sliding", "context": context, "stride": stride}
+        by_axes = {json.dumps(r["axes"], sort_keys=True): float(r["loss"]) for r in entry["results"]}
+        drawn, entire = (json.dumps(axes, sort_keys=True) for axes in (window | {"drawn": tokens}, window))
+        return by_axes[drawn if drawn in by_axes else entire]
+    counted = [r for r in entry["results"] if reads_at_context(r["axes"], context)]
     pooled = results.pooled(counted or entry["results"], "length")
     return float(list(pooled.values())[-1]["share"])

@@ -6,18 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.train.comparison.groups import group_runs, read_run
 from zoo.train.comparison.method_figures import method_tables
+from zoo.train.evaluation import contexts
 from zoo.train.evaluation.contexts import evaluate_each, score
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.evaluation.options import EvalOptions
 from zoo.train.loop.trainer import train
+from zoo.train.plotting.curves import curve_panels
 from zoo.train.runs.build import model as build_model
 from zoo.train.runs.config import compose
 from zoo.train.runs.load import load_trained
 from zoo.train.runs.model_settings import keep_trained_positions, with_overrides
+from zoo.train.runs.stored import load_stored
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +149,42 @@ def test_text_counts_the_last_tokens_of_its_windows(text_run: Path) -> None:
     assert axes == expected * 2
     targets = {sum(part["tokens"] for part in entry["results"][0]["by_position"]) for entry in entries}
     assert len(targets) == 1
+
+
+def test_the_figure_has_what_was_just_measured(text_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what was measured earlier with another stride or of other text."""
+    drawn: list[list[float]] = []
+
+    def panels(panels: Any, *words: Any, **options: Any) -> Any:
+        [(_, lines)] = panels
+        drawn.append([*lines["plain"].y])
+        return curve_panels(panels, *words, **options)
+
+    monkeypatch.setattr(contexts, "curve_panels", panels)
+    expected = []
+    for stride, tokens in ((16, None), (4, None), (16, 50), (4, 50), (16, None)):
+        entries = evaluate_each(text_run, EvalOptions(contexts=["1x", "2x"], stride=stride, tokens=tokens))
+        axes = {"stride": stride} | ({} if tokens is None else {"drawn": tokens})
+        results = [[r for r in e["results"] if r["axes"].items() >= axes.items()] for e in entries]
+        expected.append([min(of_entry, key=lambda r: len(r["axes"]))["loss"] for of_entry in results])
+    assert drawn == expected
+    assert len({tuple(losses) for losses in drawn}) == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "is_text"), [("lm", True), ("token_lm", True), ("passkey", False), ("listops", None)]
+)
+def test_a_task_is_text_or_has_lengths_or_is_refused(run: Path, task: str, is_text: bool | None) -> None:
+    cfg, options = load_stored(run / "config.yaml"), EvalOptions(task=task, contexts=["1x", "2x"])
+    if is_text is None:
+        with pytest.raises(
+            UserError, match="contexts= reads text, or samples of any length, which task listops"
+        ):
+            evaluate_each(run, options)
+        return
+    assert isinstance(cfg, DictConfig)
+    read_with = contexts.at_context(cfg, options, "plain", 32)
+    assert (read_with.stride, read_with.lengths) == ((16, None) if is_text else (None, ["32"]))
 
 
 def test_tuning_keeps_the_trained_length(run: Path) -> None:
