@@ -75,7 +75,11 @@ class Differences:
     def adjusted_p(self) -> dict[str, float]:
         """By row: the p value after Holm's correction for the number of rows that have one."""
         differences = {group.label: self.difference(group) for group in self.comparison.groups}
-        p = {label: difference.p for label, difference in differences.items() if difference is not None}
+        p = {
+            label: difference.p
+            for label, difference in differences.items()
+            if difference is not None and difference.p is not None
+        }
         return dict(zip(p, statistics.holm(list(p.values())), strict=True))
 
     def mark(self, group: RunGroup) -> str:
@@ -84,12 +88,12 @@ class Differences:
     def verdict(self, group: RunGroup) -> str:
         """CANT_TELL where the interval has 0 in it and a difference that counts as well; "" otherwise.
 
-        A single run has no interval, and says nothing.
+        A single run has no interval, nor have rows of equal runs, and they say nothing.
         """
         if group is self.baseline:
             return ""
         difference = self.difference(group)
-        if difference is None:
+        if difference is None or difference.bounds is None:
             return CANT_TELL
         low, high = difference.bounds
         counts = self.comparison.rules.effect or 0.0

@@ -96,12 +96,13 @@ def mean_proportion(proportions: list[dict[str, Any]]) -> dict[str, Any]:
     shares = [proportion["share"] for proportion in proportions]
     mean = estimate(shares)
     assert mean is not None
-    if mean.half_width is None:
+    if len(proportions) == 1:
         return proportions[0]
+    half_width = mean.half_width or 0.0
     return {
         "share": mean.mean,
-        "low": max(0.0, mean.mean - mean.half_width),
-        "high": min(1.0, mean.mean + mean.half_width),
+        "low": max(0.0, mean.mean - half_width),
+        "high": min(1.0, mean.mean + half_width),
         "seeds": shares,
     }
 

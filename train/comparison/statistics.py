@@ -17,22 +17,26 @@ from zoo.train.evaluation.intervals import LEVEL, wilson
 
 SEED_EFFECT_LEVEL = 0.05
 """Models have a seed's effect in common where the F test of the two-way layout is below this."""
+ROUNDING = 1e-12
+"""Of scores in float64: relative residuals below this are no spread."""
 Scores = NDArray[np.float64]
 
 
 class Difference(NamedTuple):
     mean: float
-    half_width: float
-    """Of the 95 % interval."""
-    p: float
-    """Of the two-sided test that the difference is 0."""
+    half_width: float | None
+    """Of the 95 % interval; None where means differ and no runs of a row do: their spread is unknown."""
+    p: float | None
+    """Of the two-sided test that the difference is 0; None as the interval is."""
     error: float = 0.0
     """The standard error of the mean."""
     dof: float = math.inf
     """Degrees of freedom of the error."""
 
     @property
-    def bounds(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[float, float] | None:
+        if self.half_width is None:
+            return None
         return self.mean - self.half_width, self.mean + self.half_width
 
 
@@ -68,11 +72,11 @@ def welch(x: Sequence[float], y: Sequence[float]) -> Difference | None:
     """The mean of x minus that of y, whose variances may differ; None for fewer than two values of either."""
     if min(len(x), len(y)) < 2:
         return None
+    mean = float(np.mean(x) - np.mean(y))
+    if len({*x}) == len({*y}) == 1:
+        return _without_spread(x[0] - y[0])
     variances = [float(np.var(values, ddof=1)) / len(values) for values in (x, y)]
     total = sum(variances)
-    mean = float(np.mean(x) - np.mean(y))
-    if not total:
-        return Difference(mean, 0.0, float(mean == 0))
     weights = (variance**2 / (len(values) - 1) for variance, values in zip(variances, (x, y), strict=True))
     return _difference(mean, math.sqrt(total), total**2 / sum(weights))
 
@@ -86,6 +90,7 @@ def two_way(scores: Sequence[Mapping[int, float]]) -> TwoWay | None:
     models, seeds = table.shape
     seed_means, mean = table.mean(0), table.mean()
     residuals = table - table.mean(1, keepdims=True) - seed_means + mean
+    residuals[abs(residuals) < ROUNDING * abs(table).max()] = 0.0
     dof = (models - 1) * (seeds - 1)
     variance = float((residuals**2).sum()) / dof
     between = models * float(((seed_means - mean) ** 2).sum()) / (seeds - 1)
@@ -97,7 +102,7 @@ def two_way_difference(x: Sequence[float], y: Sequence[float], layout: TwoWay) -
     """The mean of x minus that of y, with the residual that all models of the layout share."""
     mean = float(np.mean(x) - np.mean(y))
     error = layout.residual_sd * math.sqrt(2 / layout.seeds)
-    return _difference(mean, error, layout.dof) if error else Difference(mean, 0.0, float(mean == 0))
+    return _difference(mean, error, layout.dof) if error else _without_spread(mean)
 
 
 def with_document_error(difference: Difference, error: float, documents: int) -> Difference:
@@ -125,6 +130,11 @@ def share_difference(x: tuple[int, int], y: tuple[int, int]) -> ShareDifference:
         p - q + math.hypot(high - p, q - q_low),
         float(test[1]),
     )
+
+
+def _without_spread(mean: float) -> Difference:
+    """Of rows in which no run differs from another: no test tells their means apart."""
+    return Difference(mean, None, None) if mean else Difference(0.0, 0.0, 1.0)
 
 
 def _difference(mean: float, error: float, dof: int | float) -> Difference:

@@ -79,7 +79,7 @@ LEVEL = 0.95
 class Estimate(NamedTuple):
     mean: float
     half_width: float | None
-    """Of the 95 % interval; None for a single value, whose spread is unknown."""
+    """Of the 95 % interval; None for a single value and for equal ones, whose spread is unknown."""
     runs: int
 
 
@@ -89,7 +89,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if not n:
         return None
     mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean, None, 1)
+    if len({*values}) == 1:
+        return Estimate(mean, None, n)
     variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
     return Estimate(mean, float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * math.sqrt(variance / n), n)

@@ -104,7 +104,7 @@ def median(values: list[float | None]) -> float:
 
 
 def mean_cell(values: list[float], form: str) -> str:
-    if len(values) == 1:
+    if len({*values}) == 1:
         return form.format(values[0])
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return f"{form.format(np.mean(values))} ± {form.format(half).lstrip('+')}"

@@ -159,6 +159,17 @@ def test_seeds_that_move_all_rows_alike_are_taken_out(run: Any, tmp_path: Path) 
     assert "Holm's correction for 2 rows" in text
 
 
+def test_rows_of_equal_runs_have_no_interval_and_no_mark(run: Any, tmp_path: Path) -> None:
+    for model, bits in (("rmt", 1.1), ("transformer", 2.0)):
+        for seed in range(3):
+            make_run(tmp_path / f"runs/{model}/{seed}", model, seed, bits)
+    assert run("runs")[0] == 0
+    text = (tmp_path / "runs/comparison/comparison.md").read_text()
+    assert "| rmt | 0, 1, 2 | 1.100 | -0.900 |" in text
+    row = read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]
+    assert (row["val/bits_per_byte_half_width"], row["difference_half_width"]) == ("", "")
+
+
 def test_marks_count_all_rows(run: Any, tmp_path: Path) -> None:
     """A difference with p = 0.04 is marked alone and not among three."""
     make_run(tmp_path / "runs/t0", "transformer", 0, 2.0)

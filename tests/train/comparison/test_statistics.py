@@ -29,9 +29,34 @@ def test_one_value_has_no_spread(x: list[float], y: list[float]) -> None:
     assert statistics.welch(x, y) is None
 
 
-def test_equal_runs_differ_surely_or_not_at_all() -> None:
+def test_rows_of_equal_runs_differ_by_no_test() -> None:
+    """0.1 three times has a mean above 0.1 in float64, and so a variance above 0."""
     assert statistics.welch([1.0, 1.0], [1.0, 1.0]) == statistics.Difference(0.0, 0.0, 1.0)
-    assert statistics.welch([2.0, 2.0], [1.0, 1.0]) == statistics.Difference(1.0, 0.0, 0.0)
+    assert statistics.welch([2.0, 2.0], [1.0, 1.0]) == statistics.Difference(1.0, None, None)
+    alike = statistics.welch([0.3] * 3, [0.1] * 3)
+    assert alike == statistics.Difference(0.3 - 0.1, None, None)
+    assert alike is not None
+    assert alike.bounds is None
+    one_varies = statistics.welch([2.0, 2.0], [1.0, 1.1])
+    assert one_varies is not None
+    assert one_varies[:2] == pytest.approx((0.95, 12.7062 * 0.05), rel=1e-4)
+
+
+def test_a_layout_without_residuals_has_no_test() -> None:
+    rows = [{seed: model + seed / 10 for seed in range(3)} for model in (0.1, 0.3)]
+    layout = statistics.two_way(rows)
+    assert layout is not None
+    assert layout.residual_sd == 0
+    x, y = (list(row.values()) for row in rows)
+    assert statistics.two_way_difference(y, x, layout)[1:3] == (None, None)
+    assert statistics.two_way_difference(x, x, layout)[:3] == (0.0, 0.0, 1.0)
+
+
+def test_documents_alone_are_the_error_of_rows_of_equal_runs() -> None:
+    seeds = statistics.welch([2.0, 2.0], [1.0, 1.0])
+    assert seeds is not None
+    difference = statistics.with_document_error(seeds, 0.1, 3)
+    assert (difference.half_width, difference.dof) == (pytest.approx(0.1 * 4.30265, rel=1e-5), 2)
 
 
 def test_a_seeds_common_effect_is_seen_and_taken_out() -> None:
