@@ -145,26 +145,39 @@ class SolvedColumn(Column):
 
 @dataclass(frozen=True)
 class StepsColumn(Column):
-    """The median of the steps that runs needed; those that never got there count as later than any."""
+    """The median of the steps that runs needed; those that never got there count as later than any.
+
+    It is "> 400" where half of the runs that were measured never got there, and where one that didn't had
+    ended before the median of all: after 400 steps at the earliest.
+    """
 
     steps: Callable[[FinishedRun], float | None]
     is_measured: Callable[[FinishedRun], bool] = lambda run: True
 
     def text(self, group: RunGroup) -> str:
-        if not any(map(self.is_measured, group.runs)):
+        if not self.measured(group):
             return EMPTY_CELL
         median = self.value(group)
-        return f"> {solved.cap(group):,}" if median is None else f"{median:,.0f}"
+        return f"> {self.first_end(group):,}" if median is None else f"{median:,.0f}"
+
+    def measured(self, group: RunGroup) -> list[FinishedRun]:
+        return [run for run in group.runs if self.is_measured(run)]
+
+    def first_end(self, group: RunGroup) -> int | None:
+        """When the first run ended that never got there; None where all did."""
+        return min((solved.end(run) for run in self.measured(group) if self.steps(run) is None), default=None)
 
     def value(self, group: RunGroup) -> float | None:
-        return statistics.censored_median([self.steps(run) for run in group.runs])
+        median = statistics.censored_median([self.steps(run) for run in self.measured(group)])
+        first_end = self.first_end(group)
+        is_known = median is not None and (first_end is None or median <= first_end)
+        return median if is_known else None
 
     def fields(self, group: RunGroup) -> dict[str, Any]:
-        reached = [self.steps(run) is not None for run in group.runs]
-        measured = any(map(self.is_measured, group.runs))
+        reached = [self.steps(run) is not None for run in self.measured(group)]
         return {
             self.key: self.value(group),
-            f"{self.key}_above": solved.cap(group) if measured and self.value(group) is None else None,
+            f"{self.key}_above": self.first_end(group) if self.value(group) is None else None,
             f"{self.key}_runs": sum(reached),
         }
 

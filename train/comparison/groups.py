@@ -20,9 +20,9 @@ from zoo.train.runs import protocol
 from zoo.train.runs.construct import parameters
 from zoo.train.runs.folder import (
     NOT_SET,
-    RESULT_NEUTRAL_SETTINGS,
     differences,
     flatten,
+    neutral_settings,
     read_config,
     read_json,
 )
@@ -221,7 +221,7 @@ def short_key(key: str) -> str:
 
 def differing_settings(run: FinishedRun, peer: FinishedRun) -> dict[str, tuple[Any, Any]]:
     """Settings, other than the seed, in which two runs differ, as {key: (run's value, peer's value)}."""
-    ignored: tuple[str, ...] = (*RESULT_NEUTRAL_SETTINGS, "seed", "model.free")
+    ignored: tuple[str, ...] = (*neutral_settings(run.config, peer.config), "seed", "model.free")
     have_base = all(member.config.get("model.base") is not None for member in (run, peer))
     if have_base and run.config["seed"] != peer.config["seed"]:
         ignored = (*ignored, *OF_ITS_BASE)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from zoo.train.comparison import solved
 from zoo.train.comparison.groups import FinishedRun, RunGroup, differing_settings
 from zoo.train.runs import protocol
 
@@ -66,4 +67,4 @@ def describe_outcome(run: FinishedRun) -> str:
     if run.metrics.get("collapsed"):
         return "collapsed"
     step = run.metrics.get("solved_at")
-    return f"> {int(run.config['steps']):,}" if step is None else f"{step:,}"
+    return f"> {solved.end(run):,}" if step is None else f"{step:,}"

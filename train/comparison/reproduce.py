@@ -12,7 +12,7 @@ from zoo.train.comparison.groups import FinishedRun, RunGroup, to_yaml
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose
 from zoo.train.runs.construct import import_class, parameters
-from zoo.train.runs.folder import NOT_SET, RESULT_NEUTRAL_SETTINGS, Pair, differences, equal, flatten
+from zoo.train.runs.folder import NOT_SET, Pair, differences, equal, flatten, neutral_settings
 from zoo.train.runs.protocol import MORE_SEEDS, SEEDS
 from zoo.train.runs.stored import load_stored
 
@@ -64,7 +64,7 @@ def sweep_command(group: RunGroup) -> str:
     args = [f"{key}={config[f'names.{key}']}" for key in ("model", "task", "size")]
     args.append(f"steps={config['steps']}")
     try:
-        ignored = (*RESULT_NEUTRAL_SETTINGS, "seed", "run_dir", "resume", "task.corpus")
+        ignored = (*neutral_settings(config), "seed", "run_dir", "resume", "task.corpus")
         settings: dict[str, Pair] = {}
         composed = compose([*args, "run_dir=."])
         for accelerator in ("cpu", "auto"):  # the default precision is the device's

@@ -19,6 +19,11 @@ def steps(run: FinishedRun) -> float | None:
     return None if step is None else float(step)
 
 
+def end(run: FinishedRun) -> int:
+    """Steps after which the run ended: solved, stopped by a callback, or at its last."""
+    return int(run.metrics.get("steps_done", run.config["steps"]))
+
+
 def cap(group: RunGroup) -> int:
     """Steps after which a run that hasn't solved its task ends."""
     return int(group.runs[0].config["steps"])
@@ -47,5 +52,5 @@ def describe_long_run(group: RunGroup, long_runs: Sequence[FinishedRun]) -> str:
     for run in long_runs:
         if all(key in LONG_SETTINGS for key in differing_settings(group.runs[0], run)):
             step = steps(run)
-            return f"> {int(run.config['steps']):,}" if step is None else f"{step:,.0f}"
+            return f"> {end(run):,}" if step is None else f"{step:,.0f}"
     return ""

@@ -27,6 +27,8 @@ RESULT_NEUTRAL_SETTINGS = (
     "base.step",
     "base.commit",
 )
+DECIDE_WHEN_TO_STOP = ("stop_when_solved.metric", "callbacks.")
+"""Beginnings of settings by which validations, or what takes their time, may end a run."""
 NOT_SET = "absent"
 PROGRESS_FILE = "progress.json"
 
@@ -79,16 +81,29 @@ def folders(below: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     return sorted(finished), sorted(runs - finished)
 
 
+def neutral_settings(*configs: dict[str, Any]) -> tuple[str, ...]:
+    """RESULT_NEUTRAL_SETTINGS; without val_every where it decides when one of these runs ends."""
+    if any(
+        value is not None and key.startswith(DECIDE_WHEN_TO_STOP)
+        for config in configs
+        for key, value in config.items()
+    ):
+        return tuple(key for key in RESULT_NEUTRAL_SETTINGS if key != "val_every")
+    return RESULT_NEUTRAL_SETTINGS
+
+
 Pair = tuple[Any, Any]
 
 
 def differences(
-    first: dict[str, Any], second: dict[str, Any], without: tuple[str, ...] = RESULT_NEUTRAL_SETTINGS
+    first: dict[str, Any], second: dict[str, Any], without: tuple[str, ...] | None = None
 ) -> dict[str, Pair]:
     """Settings in which two runs differ, as pairs by name; NOT_SET where a run doesn't have one.
 
-    `without` are keys that don't count, or groups of keys.
+    `without` are keys that don't count, or groups of keys; by default the settings that change no results.
     """
+    if without is None:
+        without = neutral_settings(first, second)
     keys = dict.fromkeys([*first, *second])
     pairs = {
         key: (first.get(key, NOT_SET), second.get(key, NOT_SET))

@@ -55,7 +55,7 @@ class Protocol:
         starts, for a setting that is wrong or that the protocol sets, and for a seed that chooses rates."""
         if SELECTION_SEED in options.seeds:
             raise UserError(
-                f"sweep: seeds: {SELECTION_SEED} chooses the learning rates of protocol=1, so no score uses it"
+                f"sweep: seeds: {SELECTION_SEED} chooses learning rates under protocol=1, so no score uses it"
             )
         self.options, self.made = options, dict[tuple[str, ...], Job]()
         cells = [Cell(*cell) for cell in read_by_jobs(matrix)]

@@ -53,6 +53,29 @@ def test_older_runs_without_a_curve_are_compared(run: Any, tmp_path: Path) -> No
     assert (rows["steps_to_loss"], rows["eval_tokens_per_s"]) == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("ends", "cell", "fields"),
+    [
+        ((None, None, None), "30", ("30.0", "", "2")),  # at 30, 30, never
+        ((None, None, 20), "> 20", ("", "20", "2")),  # the last might have been the first
+        ((None, None, 30), "30", ("30.0", "", "2")),
+        ((None, None, "unmeasured"), "30", ("30.0", "", "2")),
+        (("unmeasured", None, 20), "> 20", ("", "20", "1")),
+        (("unmeasured", "unmeasured", 20), "> 20", ("", "20", "0")),
+    ],
+)
+def test_steps_to_a_loss_end_where_runs_do(
+    run: Any, tmp_path: Path, ends: tuple[Any, ...], cell: str, fields: tuple[str, ...]
+) -> None:
+    for seed, (end, bits) in enumerate(zip(ends, (2.0, 2.0, 20.0), strict=True)):
+        changed = {"curve": None} if end == "unmeasured" else {} if end is None else {"steps_done": end}
+        make_run(tmp_path / f"runs/{seed}", "rmt", seed, bits, metrics=changed)
+    assert run("runs", "loss=2.5")[0] == 0
+    row = read_csv(tmp_path / "runs/comparison/comparison.csv")["rmt"]
+    assert tuple(row[f"steps_to_loss{key}"] for key in ("", "_above", "_runs")) == fields
+    assert f"| {cell} |" in (tmp_path / "runs/comparison/comparison.md").read_text()
+
+
 def test_accuracy_is_the_score_of_tasks_without_bytes(run: Any, tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.5, 0.7)):
         make_run(

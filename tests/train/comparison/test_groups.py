@@ -222,6 +222,28 @@ def test_a_run_of_an_earlier_version_is_made_again_with_what_it_had(tmp_path: Pa
     assert not any(word.startswith("model.position") for word in command)
 
 
+@pytest.mark.parametrize(
+    ("stop", "rows"),
+    [
+        ("", ["0, 1"]),
+        ("stop_when_solved:\n  metric: null\n  at_least: 0.95\n", ["0, 1"]),
+        ("stop_when_solved:\n  metric: accuracy\n", ["0", "1"]),
+        ("callbacks:\n  stop:\n    _target_: lightning.pytorch.callbacks.EarlyStopping\n", ["0", "1"]),
+    ],
+)
+def test_val_every_counts_where_validations_end_runs(
+    run: Any, tmp_path: Path, stop: str, rows: list[str]
+) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path / f"runs/{seed}", "rmt", seed, val_every=10 * (seed + 1))
+        config = tmp_path / f"runs/{seed}/config.yaml"
+        config.write_text(config.read_text() + stop)
+    assert run("runs")[0] == 0
+    groups = read_csv(tmp_path / "runs/comparison/comparison.csv")
+    assert sorted(row["seeds"] for row in groups.values()) == rows
+    assert ("val_every=20" in "".join(groups)) == (len(rows) == 2)
+
+
 def test_callbacks_make_another_group_and_loggers_do_not(run: Any, tmp_path: Path) -> None:
     texts = {
         "a": "",

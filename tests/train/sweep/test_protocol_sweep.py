@@ -262,8 +262,8 @@ def test_collapse_loses_and_ties_go_to_the_smaller_loss_then_the_smaller_rate() 
     ("words", "message"),
     [
         (("optim.lr=1e-3",), "optim.lr can't be set with protocol=1, which chooses it"),
-        (("seeds=100:103",), "seeds: 100 chooses the learning rates of protocol=1, so no score uses it"),
-        (("seeds=7,100",), "seeds: 100 chooses the learning rates of protocol=1, so no score uses it"),
+        (("seeds=100:103",), "seeds: 100 chooses learning rates under protocol=1, so no score uses it"),
+        (("seeds=7,100",), "seeds: 100 chooses learning rates under protocol=1, so no score uses it"),
         (("compare.jump=false",), "compare.jump can't be set here; the task's yaml file fixes it"),
     ],
 )
