@@ -12,7 +12,8 @@
     samples=      texts of each prompt (default 1)
     prompts=      a file with a prompt on every line, instead of prompt=
     batch_size=   texts that are generated side by side (default 16)
-    out=          a file.jsonl for the texts: prompt, text, tokens, ended_by (tokens, stop or document)
+    out=          a file.jsonl for the texts, each written when it is whole: prompt, text, tokens, ended_by
+                  (tokens, stop or document)
     seed=         of sampling (default 0): the same command generates the same text
     echo=         true (default): print the prompt first; false: only the new text
 
@@ -28,7 +29,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from zoo.errors import UserError
 from zoo.lazy import large_imports
@@ -50,17 +51,19 @@ def main(args: list[str]) -> None:
 
 
 def print_texts(options: "GenerateOptions", batch: "Batch") -> None:
-    """Each text under a line with its number, and with `out` all of them as JSON."""
+    """Each text under a line with its number, and with `out` as a line of JSON as soon as it is made."""
     from zoo.train.evaluation.batch_generation import generate_texts
-    from zoo.train.runs.files import write_text
 
-    texts = []
-    for made in generate_texts(options, batch.prompts, batch.samples, batch.batch_size):
-        texts.append(made)
-        print(f"--- {len(texts)} of {len(batch.prompts) * batch.samples}, ended by {made.ended_by}")
-        print(f"{made.prompt}{made.text}" if options.echo else made.text, flush=True)
-    if batch.out is not None:
-        write_text(batch.out, "".join(json.dumps(asdict(made)) + "\n" for made in texts))
+    texts = generate_texts(options, batch.prompts, batch.samples, batch.batch_size)
+    with contextlib.ExitStack() as stack:
+        file: TextIO | None = None
+        for number, made in enumerate(texts, 1):
+            if batch.out is not None:
+                file = file or stack.enter_context(batch.out.open("w"))  # not before anything is made
+                file.write(json.dumps(asdict(made)) + "\n")
+                file.flush()
+            print(f"--- {number} of {len(batch.prompts) * batch.samples}, ended by {made.ended_by}")
+            print(f"{made.prompt}{made.text}" if options.echo else made.text, flush=True)
 
 
 def print_text(options: "GenerateOptions") -> None:
@@ -126,7 +129,20 @@ KEYS = {
     "echo": boolean,
 }
 VERBATIM = ("prompt", "stop")  # texts, no paths
+OF_DRAWS = ("top_k", "top_p", "seed")
 TARGETS = ("model._target_", "task._target_")
+
+
+def check_greedy(options: dict[str, Any], samples: int) -> None:
+    """Raises UserError for what says how tokens are drawn: at temperature=0 none is."""
+    if samples > 1:
+        raise UserError(
+            "generate: samples: expected 1 with temperature=0, which gives the same text each time"
+        )
+    if given := [key for key in OF_DRAWS if key in options]:
+        raise UserError(
+            f"generate: {given[0]} has no effect with temperature=0, which takes the most probable token"
+        )
 
 
 def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
@@ -142,10 +158,8 @@ def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
         raise UserError("generate: batch_size has no effect on one text; samples= or prompts= makes several")
     prompts = options.pop("prompts", None) or [options.get("prompt", b"")]
     sizes = (options.pop("samples", 1), options.pop("batch_size", 16), options.pop("out", None))
-    if options.get("temperature") == 0 and sizes[0] > 1:
-        raise UserError(
-            "generate: samples: expected 1 with temperature=0, which gives the same text each time"
-        )
+    if options.get("temperature") == 0:
+        check_greedy(options, sizes[0])
     batch = Batch(prompts, *sizes) if is_batch else None
     require_run(options["run"])
     with large_imports():

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from omegaconf import OmegaConf
 from tests.train.conftest import Completed, Workspace
 from zoo.generation import greedy
 from zoo.train.commands import generate as command
-from zoo.train.evaluation import text_generation
+from zoo.train.evaluation import batch_generation, text_generation
+from zoo.train.evaluation.batch_generation import generate_rows
 from zoo.train.evaluation.codec import run_codec
 from zoo.train.runs.load import load_trained
 from zoo.train.tasks.lm import END
@@ -178,6 +180,28 @@ def test_texts_of_several_prompts(zoo: Workspace, run: str, capsys: pytest.Captu
     assert ended.out.startswith(f"--- 1 of 3, ended by tokens\n{texts[0]['text']}\n--- 2 of 3")
 
 
+def test_an_interruption_keeps_the_texts_that_were_made(
+    zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is in the file before the next is begun; an earlier file stays until the first text."""
+    words = (run, "prompt=the", "tokens=5", "samples=3", "batch_size=1", "out=texts.jsonl")
+    assert generate(zoo, capsys, *words).code == 0
+    entire = Path("texts.jsonl").read_text().splitlines()
+    seen = []
+
+    def interrupted(*arguments: Any) -> None:
+        seen.append(Path("texts.jsonl").read_text().splitlines())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        generate_rows(*arguments)
+
+    with zoo.monkeypatch.context() as patch:
+        patch.setattr(batch_generation, "generate_rows", interrupted)
+        assert generate(zoo, capsys, *words).code == 130
+    assert seen == [entire, entire[:1], entire[:2]]
+    assert Path("texts.jsonl").read_text().splitlines() == entire[:2]
+
+
 def test_samples_differ_and_stop(zoo: Workspace, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = (run, "prompt=the", "tokens=40", "temperature=1.5", "samples=3")
     assert generate(zoo, capsys, *words, "out=all.jsonl").code == 0
@@ -204,6 +228,9 @@ def test_samples_differ_and_stop(zoo: Workspace, run: str, capsys: pytest.Captur
         (("stop=[1]",), "stop: expected a text, or several such as .*found .1.$"),
         (("batch_size=2",), "batch_size has no effect on one text"),
         (("samples=2", "temperature=0"), "samples: expected 1 with temperature=0"),
+        (("temperature=0", "top_k=40", "top_p=0.5"), "top_k has no effect with temperature=0, which takes"),
+        (("temperature=0.0", "top_p=0.5"), "top_p has no effect with temperature=0, which takes"),
+        (("temperature=0", "samples=1", "seed=3"), "seed has no effect with temperature=0, which takes"),
         (("prompt=a", "prompts=README.md"), "can't use README.md|expected one of"),
         (("samples=2", "out=texts.txt"), "out: expected a file that ends with .jsonl"),
     ],
