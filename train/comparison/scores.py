@@ -73,8 +73,9 @@ def text_scores(results: list[EvalResult]) -> dict[str, Any]:
     """BITS, WORTH and DOCUMENTS of a text read with the memory kept, and perhaps with the memory reset."""
     by_memory = {result["axes"]["memory"]: result for result in results}
     kept, reset = by_memory["kept"], by_memory.get("reset")
-    scores = {BITS: float(kept["bits_per_byte"]), DOCUMENTS: kept.get("documents")}
-    return scores | ({WORTH: float(reset["bits_per_byte"]) - scores[BITS]} if reset else {})
+    bits = float(kept["bits_per_byte"])
+    worth = {WORTH: float(reset["bits_per_byte"]) - bits} if reset else {}
+    return {BITS: bits, DOCUMENTS: kept.get("documents"), **worth}
 
 
 # -- samples
