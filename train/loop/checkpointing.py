@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from omegaconf import OmegaConf
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
@@ -166,7 +166,8 @@ class WriteResumedConfig(L.Callback):
             # metrics.json of a shorter run would make this longer one look finished
             (self.run_dir / "metrics.json").unlink(missing_ok=True)
             stored = (path := self.run_dir / "config.yaml").read_text()
-            if yaml.safe_load(stored)["steps"] != yaml.safe_load(self.config)["steps"]:
+            before, after = (OmegaConf.select(OmegaConf.create(c), "steps") for c in (stored, self.config))
+            if before != after:
                 (self.run_dir / protocol.FILE).unlink(missing_ok=True)  # no longer a run of that sweep
             if stored != self.config:
                 write_text(path, self.config)

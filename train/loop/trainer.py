@@ -42,13 +42,13 @@ from zoo.train.loop.tensorboard import log_figure, log_setup
 from zoo.train.loop.user_callbacks import UserCallbacks, check_resumable
 from zoo.train.loop.validation_curve import ValidationCurve
 from zoo.train.runs import budget, build
+from zoo.train.runs.checkout import commit
 from zoo.train.runs.checkpoint import (
     AtomicCheckpointIO,
     check_weights,
     migrate_weights,
     read_checkpoint,
 )
-from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import stored_config, validate_config
 from zoo.train.runs.data_identity import check_data, data_identity, stored_task
 from zoo.train.runs.files import write_text
