@@ -241,8 +241,8 @@ class WindowAttention(Attention):
         mask: Bool[Tensor, "rows_and_chunks 1 chunk keys"],
         sinks: SinkInputs,
     ) -> Float[Tensor, "rows_and_chunks heads chunk head_dim"]:
-        """`_attend_with_scores` without bias, in one call, whose fused kernels keep no scores; on CUDA there may
-        be none for grouped queries with a mask (docs/design.md)."""
+        """`_attend_with_scores` without bias, in one call, whose fused kernels keep no scores; on CUDA there
+        may be none for grouped queries with a mask (docs/design.md)."""
         y = F.scaled_dot_product_attention(
             *beside_sinks(q, k, v, sinks),
             torch.cat([sinks.mask, mask], dim=-1),
