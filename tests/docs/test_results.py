@@ -156,6 +156,8 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
         ("extrapolation-text", None, []),
         ("extrapolation-tuned-text", None, []),
         ("extrapolation-tuned-passkey", None, ["task", "data", "tokens", "code"]),
+        ("extrapolation-trained-text", None, []),
+        ("extrapolation-trained-passkey", None, []),
         ("extrapolation-windows-text", None, []),
         ("extrapolation-windows-passkey", None, []),
         ("extrapolation-passkey", None, []),
