@@ -357,7 +357,8 @@ def train(docs_folder: DocsFolder, words: list[str]) -> None:
 def evaluate(docs_folder: DocsFolder, words: list[str]) -> None:
     from zoo.train.commands.evaluate import parse_args
 
-    parse_args(["run=made", *(word for word in words if "…" not in word and not word.startswith("run="))])
+    made = f"run={docs_folder.run('rmt', 'lm')}"
+    parse_args([made, *(word for word in words if "…" not in word and not word.startswith("run="))])
     keys = {word.partition("=")[0]: word for word in words if not word.startswith("run=")}
     of_samples = {"lengths", "depths", "prompts"} & keys.keys() or any(
         key.startswith("task.") for key in keys

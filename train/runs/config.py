@@ -223,10 +223,6 @@ BOUNDS: dict[str, Bound] = {  # key: the values that it may have, in words and a
     "trainer.devices": at_least(1),
     "trainer.num_nodes": at_least(1),
     "trainer.log_every": at_least(1),
-    "trainer.precision": (  # the loss scaler of 16-mixed probes for overflows, at which a run here ends
-        "bf16-mixed or 32-true, as no run survives the overflows of 16-mixed's loss scaler",
-        lambda value: str(value) not in ("16", "16-mixed"),
-    ),
     "trainer.profiler": (" | ".join(PROFILERS), lambda value: value in PROFILERS),
     "seed": ("at least 0 and less than 2**32", lambda value: 0 <= value < 2**32),
     "optim.warmup": at_least(0),
@@ -251,6 +247,13 @@ def validate_config(cfg: DictConfig) -> None:
             continue
         if value is None or not holds(value):  # None where ~key removed it
             raise UserError(f"{key}: expected {expected}, found {value}")
+    # unresolved, since the default is the device's and needs torch
+    precision = str(cfg.trainer._get_node("precision")._value())
+    if precision in ("16", "16-mixed"):  # its loss scaler probes for overflows, at which a run here ends
+        raise UserError(
+            "trainer.precision: expected bf16-mixed or 32-true, as no run survives the overflows of "
+            f"16-mixed's loss scaler, found {precision}"
+        )
     validate_recipe(cfg)
 
 

@@ -117,18 +117,29 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Lock the file `path`, made if need be, for the block, once no other process has locked it."""
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(f"can't lock {lock.name}: {error.strerror}") from error
-        yield
+    """Lock the file `path` for the block, once no other process has locked it.  It is there meanwhile."""
+    while True:
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                raise UserError(f"can't lock {lock.name}: {error.strerror}") from error
+            if not _is_file_at(path, lock.fileno()):  # the one before removed it
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _is_inherited(path: Path) -> bool:
     descriptor = os.environ.get(INHERITED_LOCK, "")
+    return descriptor.isdecimal() and _is_file_at(path, int(descriptor))
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
     try:
-        return descriptor.isdecimal() and os.path.samestat(os.fstat(int(descriptor)), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except (OSError, OverflowError):
         return False

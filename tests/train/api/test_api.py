@@ -31,6 +31,12 @@ WORDS = (
 )
 
 
+def changed(*changes: str) -> list[str]:
+    """WORDS, without those whose keys the changes give, and the changes."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [*(word for word in WORDS if word.partition("=")[0] not in keys), *changes]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text and a trained run."""
@@ -71,7 +77,7 @@ def test_a_model_has_the_weights_that_its_seed_decides_and_draws_from_no_one_els
 def test_it_is_the_model_that_the_run_starts_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of a run whose learning rate is almost nothing."""
     run = zoo.train_run(
-        *WORDS, "steps=1", "optim.lr=1e-12", "optim.weight_decay=0", "seed=3", "run_dir=still"
+        *changed("steps=1", "optim.lr=1e-12", "optim.weight_decay=0", "seed=3", "run_dir=still")
     )
     initial = zoo.build_model(*WORDS, "seed=3").state_dict()
     for name, weight in run.model.state_dict().items():
@@ -114,7 +120,9 @@ def test_a_run_is_what_its_folder_holds(here: Path) -> None:
 
 
 def test_a_run_is_evaluated_with_the_checkpoint_that_it_was_loaded_with(here: Path) -> None:
-    zoo.train_run(*WORDS, "steps=4", "val_every=2", "checkpoint_every=2", "run_dir=overfit", "optim.lr=0.03")
+    zoo.train_run(
+        *changed("steps=4", "val_every=2", "checkpoint_every=2", "run_dir=overfit", "optim.lr=0.03")
+    )
     for name in ("last", "best"):
         entry = zoo.evaluate_run(zoo.load_run("overfit", checkpoint=name), "split=val", "tokens=100")  # type: ignore[arg-type]
         assert entry["checkpoint"] == name
@@ -127,7 +135,7 @@ def test_signal_handlers_of_before_are_back(here: Path) -> None:
 
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        zoo.train_run(*WORDS, "steps=1", "run_dir=signals")
+        zoo.train_run(*changed("steps=1", "run_dir=signals"))
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -135,7 +143,7 @@ def test_signal_handlers_of_before_are_back(here: Path) -> None:
 
 def test_a_thread_can_train(here: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(zoo.train_run, *WORDS, "steps=1", "run_dir=thread").result().step == 1
+        assert pool.submit(zoo.train_run, *changed("steps=1", "run_dir=thread")).result().step == 1
 
 
 def test_history_has_every_logged_value_in_columns(here: Path) -> None:
@@ -153,7 +161,7 @@ def test_history_has_every_logged_value_in_columns(here: Path) -> None:
 
 
 def test_a_longer_run_continues_its_history(here: Path) -> None:
-    zoo.train_run(*WORDS, "steps=4", "val_every=2", "run_dir=longer")
+    zoo.train_run(*changed("steps=4", "val_every=2", "run_dir=longer"))
     run = zoo.train_run("resume=longer", "steps=6")
     assert run.step == 6
     assert run.history["train"]["step"] == [2, 4, 6]
