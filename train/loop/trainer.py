@@ -55,7 +55,7 @@ from zoo.train.runs.files import write_text
 from zoo.train.runs.hparams import board_hparams, hparams
 from zoo.train.runs.load import silence_lightning
 from zoo.train.runs.optimizer_weights import reorder_moments
-from zoo.train.runs.precision import precision_name, set_matmul_precision
+from zoo.train.runs.precision import precision_name, refuse_loss_scaler, set_matmul_precision
 from zoo.train.runs.provenance import code_fingerprint
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.resume_check import check_training_state
@@ -98,6 +98,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     trainer = make_trainer(
         cfg, run_dir, model, metrics, loggers, curve, identity, recipe, further, batch_size
     )
+    refuse_loss_scaler(precision_name(cfg), trainer.strategy.root_device)
     set_matmul_precision(precision_name(cfg), trainer.strategy.root_device)
     config = stored_config(cfg)
     if checkpoint:

@@ -247,13 +247,6 @@ def validate_config(cfg: DictConfig) -> None:
             continue
         if value is None or not holds(value):  # None where ~key removed it
             raise UserError(f"{key}: expected {expected}, found {value}")
-    # unresolved, since the default is the device's and needs torch
-    precision = str(cfg.trainer._get_node("precision")._value())
-    if precision in ("16", "16-mixed"):  # its loss scaler probes for overflows, at which a run here ends
-        raise UserError(
-            "trainer.precision: expected bf16-mixed or 32-true, as no run survives the overflows of "
-            f"16-mixed's loss scaler, found {precision}"
-        )
     validate_recipe(cfg)
 
 

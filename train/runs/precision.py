@@ -39,6 +39,16 @@ def set_matmul_precision(name: str, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = mixed
 
 
+def refuse_loss_scaler(name: str, device: torch.device) -> None:
+    """Raises UserError for a precision that needs a loss scaler: it probes for overflows, at which a run here
+    ends.  On a CPU 16-mixed is bf16-mixed, as Lightning has it, and needs none."""
+    if name == "16-mixed" and device.type != "cpu":
+        raise UserError(
+            "trainer.precision: expected bf16-mixed or 32-true, as no run survives the overflows of "
+            f"16-mixed's loss scaler on {device.type}, found {name}"
+        )
+
+
 def convert_weights(model: SequenceModule, name: str) -> SequenceModule:
     """The model with its weights in the type that this precision trains."""
     dtype = WEIGHT_DTYPES.get(name)
