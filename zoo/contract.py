@@ -3,7 +3,7 @@
     for name, check in laws(lambda: MyModel(...)):
         check()          # an AssertionError says what is broken, expected and found
 
-They need torch, einops and jaxtyping alone, and hold any nn.Module with the methods of zoo.interface.  The
+They need torch and jaxtyping alone, and hold any nn.Module with the methods of zoo.interface.  The
 laws themselves are in zoo/law_*.py, but for the two on what is built.
 
 They run in float64, dropout off, on a model with noise added to its initial weights (a gate or a matrix that

@@ -32,7 +32,10 @@ def sampler(
 ) -> Pick:
     """Samples from softmax(logits / temperature), restricted to the `top_k` most probable tokens and among
     these to the fewest whose probabilities sum to `top_p` (nucleus sampling, Holtzman et al. 2020,
-    arXiv:1904.09751); a temperature of 0 is `greedy`."""
+    arXiv:1904.09751); a temperature of 0 is `greedy`.
+
+    Raises ValueError for numbers out of range, and for `top_k` or `top_p` beside a temperature of 0.
+    """
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
     if not 0 < top_p <= 1:
@@ -40,13 +43,15 @@ def sampler(
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     if temperature == 0:
+        if top_k is not None or top_p != 1:
+            name = "top_p" if top_k is None else "top_k"
+            raise ValueError(f"{name} has no effect at temperature 0, which takes the most probable token")
         return greedy
 
     def pick(logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = logits - logits.amax(
-            -1, keepdim=True
-        )  # a tiny temperature would make positive ones infinite
+        # a tiny temperature would make positive ones infinite
+        logits = logits - logits.amax(-1, keepdim=True)
         probs, tokens = (logits / max(temperature, 1e-30)).softmax(-1).sort(-1, descending=True)
         if top_k is not None:
             probs, tokens = probs[:, :top_k], tokens[:, :top_k]
@@ -166,7 +171,7 @@ def generate(
     `model` is a SequenceModule, or any module that the laws take.  At a temperature of 0 every token is the
     most probable one; above, it is sampled (see `sampler`), with `generator` for its random numbers.  Raises
     ValueError for tokens that aren't (rows, time) with at least one token, for one outside the vocabulary,
-    and for a length below 1.
+    for a length below 1, and as `sampler` does.
     """
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"tokens: expected shape (rows, time), found {tuple(tokens.shape)}")

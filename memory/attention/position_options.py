@@ -59,13 +59,20 @@ class PositionOptions:
     """L, the context that the weights were trained with, by default the model's; it acts with scaling, far
     distances, log-n, xPos and FIRE, and is accepted with all."""
     beta_fast: float = 32.0
+    """Of `yarn`: pairs that turn at least so often within the trained length keep their rate."""
     beta_slow: float = 1.0
+    """Of `yarn`: pairs that turn at most so often have their rate divided by s; between the two is a ramp."""
     truncate: bool = True
+    """Of `yarn`: the ramp's ends are rounded outwards to whole pairs."""
     attention_factor: float | None = None
+    """Factor of rotated queries and keys with `yarn` and `longrope`, by default computed from s."""
     mscale: float | None = None
+    """Of `yarn`, with `mscale_all_dim`: the factor as DeepSeek's models have it, a quotient."""
     mscale_all_dim: float | None = None
     low: float = 1.0
+    """Of `llama3`: pairs that turn fewer times within the trained length have their rate divided by s."""
     high: float = 4.0
+    """Of `llama3`: pairs that turn more often keep their rate."""
     long: Sequence[float] | None = None
     """LongRoPE's factor of each pair beyond the trained length, by default what its search starts from."""
     short: Sequence[float] | None = None
@@ -73,7 +80,9 @@ class PositionOptions:
     exponent: float | None = None
     """Of `mixed`, 0.75 by default; of `power`, by default that which divides the lowest rate by s."""
     expand: int = 1
+    """Of `clex`: hidden features of its network, in multiples of the rotated ones."""
     step: float = 0.5
+    """Of `clex`: the step of its ODE solver in the scale t."""
     far: Literal["exact", "capped", "leaky", "grouped"] = "exact"
     near: int | None = None
     """Distances below it are exact; by default trained / 2 (capped), trained / 4 (leaky, grouped)."""
@@ -81,14 +90,19 @@ class PositionOptions:
     """By default the smallest with near + (context - near) / group at most 2/3 of trained."""
     log_n: bool = False
     buckets: int = 32
+    """Of `t5`: distances share so many biases a head; the first half are those of one distance each."""
     farthest: int = 128
+    """Of `t5`: distances from here on share the last bucket."""
     kernel: Literal["log", "power"] = "log"
+    """Of `kerple`."""
     terms: int = 128
     """n of Sandwich: twice the number of its cosines."""
     hidden: int = 32
+    """Hidden features of the networks of `fire` and `dape`."""
     inner: Literal["alibi", "kerple", "fire", "rope", "none"] = "kerple"
     """What DAPE's scores have without it; `rope` and `none` are no bias."""
     convolution: int = 1
+    """Neighbouring keys that the network of `dape` sees, an odd number; above 1 it is DAPE v2."""
     gates: int = 64
     """P of CoPE: the positions that it has embeddings for."""
     draw: Literal["none", "random", "pose", "scale"] = "none"

@@ -56,7 +56,7 @@ from zoo.train.runs.config import compose
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ELSEWHERE = {
-    "adding-a-model.md": "tests/train/test_plugins.py and test_new.py",
+    "adding-a-model.md": "tests/train/runs/test_plugins.py and tests/train/commands/test_new.py",
     "scale.md": "tests/train/loop/test_scale.py",
 }
 PROGRAMS = ("python", "python3", "pip", "zoo", "tensorboard")
@@ -306,6 +306,8 @@ def at_size_nano(words: list[str]) -> list[str]:
     small = [*SMALL, *SMALL_TASKS.get(task, ()), *(["task.eval_samples=8"] if task != "lm" else [])]
     if task not in TEXT_TASKS:
         small.remove("data.corpus=text")
+    if task != "lm":
+        small.remove("data.val_bytes=100")
     if task == "passkey" and "task.form=compact" in words:
         small.append("task.length=64")
     in_stages = any(

@@ -119,6 +119,8 @@ class Workspace:
         keys = {word.partition("=")[0] for word in words}
         if any(word.startswith("task=") and word not in TEXT_TASKS for word in words):
             keys.add("data.corpus")
+        if any(word.startswith("task=") and word != "task=lm" for word in words):
+            keys.add("data.val_bytes")
         return [word for word in SETTINGS if word.partition("=")[0] not in keys] + list(words)
 
     def run(self, *words: str, callbacks: Sequence[L.Callback] = (), as_given: bool = False) -> Completed:

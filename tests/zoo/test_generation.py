@@ -329,6 +329,14 @@ def test_only_the_most_probable_tokens_are_drawn() -> None:
         sampler(top_k=0)
 
 
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "name"), [(0.5, None, "top_p"), (1.0, 3, "top_k"), (0.5, 3, "top_k")]
+)
+def test_what_a_temperature_of_0_would_ignore_is_refused(top_p: float, top_k: int | None, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} has no effect at temperature 0"):
+        sampler(0.0, top_p, None, top_k)
+
+
 @pytest.mark.parametrize("name", ["rmt", "transformer_xl", "memorizing", "mamba"])
 def test_prompts_of_different_lengths_are_continued_as_each_alone(name: str) -> None:
     model = build.model(compose([f"model={name}", "size=nano"])).double().eval()

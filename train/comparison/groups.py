@@ -37,18 +37,18 @@ SCORE_METRICS = {
 """Metrics that are scores, of which a run needs at least one, with names that suit any task."""
 CURVE_KEYS = ("step", "tokens_seen", "val/loss")
 CONSTRUCTED_SECTIONS = ("model", "task")
+"""Sections of a config whose keys are arguments of the class that `_target_` names."""
 OF_ITS_BASE = ("model.base", "base.run", "base.weights", "base.commit")
 """Settings of a run that started from another one, in which its seeds may differ."""
 FOLLOWS = ("model.position.trained",)
 """Settings that no label needs: the trained length is that of the base."""
 ABSENT_COUNTS = ("callbacks.", "optim.")
-"""Settings that a run without them didn't have, though it is not older than they are."""
-"""Sections of a config whose keys are arguments of the class that `_target_` names."""
+"""Beginnings of settings whose absence counts as a difference: a run without them didn't use them."""
 REQUIRED_SETTINGS = ("names.model", "names.task", "names.size", "seed", "steps", "val_every")
 
 
 class FinishedRun(NamedTuple):
-    """What a comparison reads of a finished run; `zoo.Run` is the public one, with a model."""
+    """What a comparison reads of a finished run; zoo.train.api.runs.Run, with a model, is the public one."""
 
     folder: Path
     config: dict[str, Any]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from zoo.train.comparison import statistics
 from zoo.train.comparison.groups import FinishedRun, RunGroup, differing_settings
 from zoo.train.evaluation.intervals import wilson
 from zoo.train.runs.protocol import LONG_SETTINGS
@@ -35,16 +34,11 @@ def collapsed(group: RunGroup) -> int:
 
 
 def describe_count(group: RunGroup) -> str:
-    """ "2 of 3 (21-94 %)", with Wilson's interval."""
+    """ "2 of 3 (21% to 94%)", with Wilson's interval."""
     hits, runs = count(group)
     low, high = wilson(hits, runs)
     fallen = collapsed(group)
     return f"{hits} of {runs} ({low:.0%} to {high:.0%})" + (f", {fallen} collapsed" if fallen else "")
-
-
-def median_steps(group: RunGroup) -> float | None:
-    """None where half of the runs or more hadn't solved the task at the cap."""
-    return statistics.censored_median([steps(run) for run in group.runs])
 
 
 def describe_long_run(group: RunGroup, long_runs: Sequence[FinishedRun]) -> str:

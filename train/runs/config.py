@@ -18,6 +18,7 @@ from zoo.errors import UserError, nearest, one_line
 from zoo.train.runs.overrides import check_grammar, quoted_names
 from zoo.train.runs.protocol import Compare
 from zoo.train.runs.recipe import DECAY, CurriculumKeys, StopKeys, drop_unused, validate_recipe
+from zoo.train.tasks.score_name import class_attribute
 
 DEFAULT_FIELD = "text"
 
@@ -173,18 +174,26 @@ def check_keys(cfg: DictConfig) -> None:
                     raise UserError(message + nearest(key, keys, prefix=f"{group}."))
 
 
-READ_BY = {"data.corpus": "task", "data.field": "task", "size.capacity": "model"}
-"""Keys that only some tasks or models read, in their yaml files."""
+READ_BY = {"data.corpus": "task", "data.field": "task", "data.val_bytes": "task", "size.capacity": "model"}
+"""Keys that only some tasks or models read."""
 
 
 def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     """The overrides of keys that the composed task and model don't read."""
+    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
     return [
         override
-        for override in overrides
-        if (group := READ_BY.get(key := override.lstrip("+").partition("=")[0]))
-        and f"${{{key}}}" not in OmegaConf.to_yaml(cfg[group])
+        for override, key in zip(overrides, keys, strict=True)
+        if key in READ_BY and not _is_read(cfg, key)
     ]
+
+
+def _is_read(cfg: DictConfig, key: str) -> bool:
+    """True if the composed task or model reads a key of READ_BY: by its yaml, val_bytes by the score."""
+    if key == "data.val_bytes":
+        metric = class_attribute(str(cfg.task.get("_target_", "")), "metric")
+        return metric in ("", "bits_per_byte")  # "": a class of others, which may be of text
+    return f"${{{key}}}" in OmegaConf.to_yaml(cfg[READ_BY[key]])
 
 
 def refuse_unread(cfg: DictConfig, overrides: Sequence[str]) -> None:

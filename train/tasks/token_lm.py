@@ -76,7 +76,7 @@ class TokenLanguageModelling(ReadsCorpus, Task):
         elif self.tokenizer is None:
             raise UserError(
                 f"data.corpus: expected a folder that zoo prepare wrote, found {self.corpus}; "
-                "zoo prepare corpus=… tokenizer=… to=… makes one of a text"
+                "zoo prepare data.corpus=… tokenizer=… to=… writes one"
             )
         else:
             tokens = cached_tokens(self.documents, Tokenizer(Path(self.tokenizer)), self.start, self.end)

@@ -1,6 +1,6 @@
 """Landmark attention: the grouped softmax against its definition, the choice of blocks, segments and rows.
 
-Reading against loops is in tests/golden/test_landmark_reference.py.
+Reading against loops is in tests/golden/test_landmark.py.
 """
 
 import pytest

@@ -212,6 +212,8 @@ def test_errors(here: Path, call: Any, message: str) -> None:
     [
         (("model=rmt", "steps=20", "steps=30"), "steps is given twice"),
         (("task=recall", "data.corpus=text.txt"), "data.corpus has no effect: task=recall doesn't read it"),
+        (("task=recall", "data.val_bytes=9"), "data.val_bytes has no effect: task=recall doesn't read it"),
+        (("task=needle", "data.val_bytes=9"), "data.val_bytes has no effect: task=needle doesn't read it"),
         (("experiment=matrix",), "experiment=matrix has many runs"),
     ],
 )
