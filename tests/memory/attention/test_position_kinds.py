@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.memory.attention import positions
 from zoo.memory.attention.biases import Fire, Kerple, t5_buckets
 from zoo.memory.attention.contextual_biases import Dape
 from zoo.memory.attention.core import Attention
@@ -80,6 +81,18 @@ def test_the_length_of_a_call_decides_nothing(name: str) -> None:
     for token in range(TIME):
         part, cache = layer.decode(x[:, token : token + 1], cache)
         torch.testing.assert_close(part, y[:, token : token + 1])
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_queries_in_blocks_are_queries_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    layer, x = segment_layer(EVERYWHERE[name]), text().requires_grad_()
+    results = []
+    for size in (TIME, 5, 1):
+        monkeypatch.setattr(positions, "QUERIES_AT_ONCE", size)
+        y, _ = layer(x, ())
+        results.append([y, *torch.autograd.grad(y.sin().sum(), [x, *layer.parameters()])])
+    for others in results[1:]:
+        torch.testing.assert_close(others, results[0])
 
 
 @pytest.mark.parametrize("name", [name for name in EVERYWHERE if name not in ("none", "rope")])
