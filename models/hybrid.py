@@ -40,6 +40,7 @@ class Hybrid(Decoder):
         layers = (mixers[layer_type]() for layer_type in pattern_layers(pattern, depth))
         super().__init__(vocab_size, segment_len, width, layers, mlp_width=mlp_width, **options)
         self.reach = stack_reach(block.mixer for block in self.stack if isinstance(block, Block))
+        self.remembers = self.learns_through_memory = self.reach != 1
 
 
 def attention_in_the_middle(layer_type: str, depth: int, period: int) -> list[str]:

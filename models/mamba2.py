@@ -11,6 +11,7 @@ Carried from segment to segment: in every block each head's h (head_dim, states)
 Differs from the paper: initial weights are those of all models here, except for A, D, dt and the convolution.
 """
 
+import math
 from functools import partial
 from typing import Unpack
 
@@ -20,8 +21,8 @@ from zoo.models.decoder import BaseOptions, Decoder
 
 
 class Mamba2(Decoder):
-    """`all_heads` is the number of heads of all blocks together, at least one each; where depth doesn't
-    divide it, the first blocks have one more."""
+    """`all_heads` is the number of heads of all blocks together, rounded up to a multiple of `groups`, at
+    least `groups` in each; where depth doesn't divide it, the first blocks have `groups` more."""
 
     learns_through_memory = True
     reach = None
@@ -54,6 +55,7 @@ class Mamba2(Decoder):
         mixer = partial(mixer, conv_size=conv_size, gated_width=gated_width, norm=gated_norm)
         mixer = partial(mixer, skip_per_channel=skip_per_channel, dt_limit=dt_limit, chunk_size=chunk_size)
         mixer = partial(mixer, bias=bias, conv_bias=conv_bias, backend=backend)
-        heads = [max(1, (all_heads + layer) // depth) for layer in reversed(range(depth))]
+        groups_of_heads = math.ceil(all_heads / groups)
+        heads = [groups * max(1, (groups_of_heads + layer) // depth) for layer in reversed(range(depth))]
         mixers = [mixer(heads=count) for count in heads]
         super().__init__(vocab_size, segment_len, width, mixers, mlp_width=mlp_width, **options)

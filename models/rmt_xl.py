@@ -59,6 +59,11 @@ class RMTXL(TransformerXL):
             raise ValueError(
                 f"memory_tokens must be at least 1, not {memory_tokens}: with none this is transformer_xl"
             )
+        if self.same_length and memory_len < 2:
+            raise ValueError(
+                f"memory_len: expected at least 2 with same_length, found {memory_len}: a query sees so many "
+                "keys, itself included"
+            )
         self.memory_tokens, self.write_at_end, self.read_cache = memory_tokens, write_at_end, read_cache
         self.memory_norm = memory_norm
         for part in self.modules():

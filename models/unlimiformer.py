@@ -58,6 +58,11 @@ class Unlimiformer(Transformer):
         layer_begin = depth // 2 if layer_begin is None else layer_begin
         if not 0 <= layer_begin < depth:
             raise ValueError(f"layer_begin must be one of the layers 0 .. {depth - 1}, not {layer_begin}")
+        if retrieved_positions == "spread" and layer_begin == 0:  # equal tokens tie, at different positions
+            raise ValueError(
+                "retrieved_positions: expected none, start or before with layer_begin=0, found spread: equal "
+                "tokens are stored alike there, and rounding would choose among them"
+            )
         if options.get("shifted"):  # the upper layers attend to retrieved tokens as well
             raise ValueError(f"shifted: expected none beside retrieval, found {options['shifted']}")
         super().__init__(vocab_size, segment_len, depth, width, heads, mlp_width, **options)

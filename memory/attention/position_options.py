@@ -203,6 +203,8 @@ OF_KIND: dict[str, set[str]] = {
     "learned": set(),
     "none": set(),
 }
+INNER_ROPE = {"base", "rotated"}
+"""Keys that act with DAPE's inner rope too."""
 IN_TABLES = ("t5", "sandwich")
 """Kinds whose biases are looked up by distance, and have none between two positions."""
 OF_SCALING: dict[str, set[str]] = {
@@ -234,7 +236,7 @@ def _acting_keys(options: PositionOptions) -> set[str]:
     if options.draw != "none":
         keys.add("longest")
     if options.inner == "rope":
-        keys |= {"base", "rotated"}
+        keys |= INNER_ROPE
     return keys
 
 
@@ -260,7 +262,9 @@ def position_options(position: "Position | PositionOptions", **defaults: Any) ->
     for key, value in keys.items():
         if not _fits(value, HINTS[key]):
             raise ValueError(f"position.{key}: expected {_words(HINTS[key])}, found {value!r}")
-    acting = OF_KIND[kind]
+    acting = OF_KIND[kind] | (INNER_ROPE if keys.get("inner") == "rope" else set())
+    if defaults.get("base", PositionOptions.base) != PositionOptions.base and "base" not in acting:
+        raise ValueError(f"rope_base: {defaults['base']:g} has no effect with position.kind {kind}")
     keys = {key: _as_floats(value, HINTS[key]) for key, value in keys.items()}
     return PositionOptions(**({key: value for key, value in defaults.items() if key in acting} | keys))
 

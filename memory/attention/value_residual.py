@@ -39,6 +39,8 @@ class ValueWeights(nn.Module):
 class ValueResidualAttention(Attention):
     """Attention inside a segment; `first` are the first layer's values."""
 
+    decodes = True
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.value_weights = ValueWeights()

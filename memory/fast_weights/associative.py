@@ -65,6 +65,10 @@ class AssociativeMemory(nn.Module):
         super().__init__()
         if write not in get_args(Write):
             raise ValueError(f"write must be {' or '.join(get_args(Write))}, not {write}")
+        if key_width == 1 and nu == 1:
+            raise ValueError(
+                "nu: expected at least 2 with a key_width of 1, whose features are all 0, found 1"
+            )
         self.width, self.nu, self.features = width, nu, 2 * nu * key_width
         self.correction = correction  # by gamma; without it gamma = 1
         self.in_turn, self.bounded = write == "in_turn", bounded

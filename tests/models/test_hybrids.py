@@ -204,6 +204,16 @@ def test_what_a_row_carries() -> None:
     assert nbytes(hybrid.init_state(1)) == mamba2 + 4 * 5 * keys + 8
 
 
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_hybrid_of_attention_to_the_token_alone_has_no_memory(window: int) -> None:
+    for model in (
+        Samba(**NANO, depth=2, pattern=["attention"], window=window),
+        Griffin(**NANO, depth=3, pattern=["attention"], window=window),
+        Jamba(**NANO, depth=2, pattern=["attention"], context=window - 1),
+    ):
+        assert model.remembers == model.learns_through_memory == (window > 1)
+
+
 def test_channels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="channels 20 is not a multiple of head_dim 8"):
         Mamba2Hybrid(**NANO, depth=2, context=4, channels=20, head_dim=8)

@@ -29,6 +29,21 @@ def test_heads_are_spread_over_the_blocks(all_heads: int, expected: list[int]) -
     assert [block.mixer.heads for block in model.stack] == expected
 
 
+@pytest.mark.parametrize(
+    ("all_heads", "expected"), [(12, [4, 4, 4]), (14, [6, 4, 4]), (13, [6, 4, 4]), (1, [2, 2, 2])]
+)
+def test_every_group_has_as_many_heads(all_heads: int, expected: list[int]) -> None:
+    model = Mamba2(**SHAPE, all_heads=all_heads, groups=2, head_dim=4, state_size=2)
+    assert [block.mixer.heads for block in model.stack] == expected
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_budget_is_met_with_groups(groups: int) -> None:
+    cfg = compose(["model=mamba2", "size=tiny", f"model.groups={groups}"])
+    with torch.device("meta"):
+        assert build.model(cfg).count_parameters() == pytest.approx(cfg.size.budget, rel=0.03)
+
+
 @pytest.mark.parametrize("model", ["mamba", "mamba2"])
 @pytest.mark.parametrize(
     ("size", "within"), [("micro", 0.03), ("tiny", 0.01), ("small", 0.01), ("base", 0.01)]

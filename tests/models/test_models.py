@@ -238,6 +238,10 @@ def test_rmt_xl_without_either_memorys_past_is_transformer_xl_around_its_tokens(
         (partial(RMT, memory_tokens=0), "memory_tokens must be at least 1, not 0"),
         (partial(ARMT, memory_tokens=0, key_width=2), "memory_tokens must be at least 1, not 0"),
         (partial(RMTXL, memory_tokens=0, memory_len=2), "memory_tokens must be at least 1, not 0"),
+        (
+            partial(RMTXL, memory_tokens=2, memory_len=1, same_length=True),
+            "at least 2 with same_length, found 1",
+        ),
         (partial(TransformerXL, memory_len=0, same_length=True), "0 leaves none"),
     ],
 )

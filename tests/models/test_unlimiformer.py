@@ -107,6 +107,7 @@ def test_the_upper_half_by_default() -> None:
         ({"capacity": 12}, "capacity 12 is not a multiple of the block"),
         ({"neighbours": 0}, "neighbours must be at least 1, not 0"),
         ({"shifted": 4}, "shifted: expected none beside retrieval, found 4"),
+        ({"retrieved_positions": "spread", "layer_begin": 0}, "expected .* with layer_begin=0, found spread"),
     ],
 )
 def test_what_does_not_go_together(options: dict[str, Any], says: str) -> None:

@@ -102,6 +102,16 @@ def test_token_by_token_it_is_the_same(options: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.cat(logits, dim=1), model(tokens)[0])
 
 
+def test_a_new_token_is_projected_alone() -> None:
+    model, projected = make(), []
+    for block in model.stack:
+        block.mixer.qkv.register_forward_hook(lambda _layer, x, _y: projected.append(x[0].shape[1]))
+    cache = model.init_decode_cache(model.init_state(1))
+    for _ in range(3):
+        _, cache = model.decode(torch.tensor([[4]]), cache)
+    assert projected == [1] * 9
+
+
 def test_it_starts_with_the_mean() -> None:
     model = Transformer(**(SHAPE | {"value_residual": True}))
     assert [w.tolist() for name, w in model.named_parameters() if "value_weights" in name] == [[0.5, 0.5]] * 2

@@ -311,6 +311,24 @@ def test_settings_that_contradict_one_another_are_refused(position: dict[str, An
         Attention(WIDTH, HEADS, context=16, position=position)
 
 
+def test_a_base_beside_the_kind_acts_or_is_refused() -> None:
+    inner = {"kind": "dape", "inner": "rope"}
+    for position in ("rope", "xpos", inner):
+        given, keyed = (
+            Attention(WIDTH, HEADS, context=16, position=position, rope_base=5.0),
+            Attention(
+                WIDTH,
+                HEADS,
+                context=16,
+                position={**inner, "base": 5.0} if position == inner else {"kind": position, "base": 5.0},
+            ),
+        )
+        keyed.load_state_dict(given.state_dict())
+        torch.testing.assert_close(given(text().float(), ())[0], keyed(text().float(), ())[0])
+    with pytest.raises(ValueError, match=r"rope_base: 5 has no effect with position\.kind alibi"):
+        Attention(WIDTH, HEADS, context=16, position="alibi", rope_base=5.0)
+
+
 def test_a_context_is_needed_where_it_matters() -> None:
     for position in ({"scaling": "yarn"}, {"log_n": True}, "fire", "xpos", "sandwich"):
         with pytest.raises(ValueError, match="needs a context"):

@@ -217,3 +217,10 @@ def test_small_writes_add_up_under_autocast() -> None:
         for _ in range(1023):
             state = memory.write(token, state)
     torch.testing.assert_close(state.normaliser, 1024 * first.normaliser, rtol=1e-4, atol=0.0)
+
+
+def test_one_feature_of_one_shift_is_refused() -> None:
+    """x and -x are never both above 0: all features would be 0."""
+    with pytest.raises(ValueError, match="nu: expected at least 2 with a key_width of 1"):
+        AssociativeMemory(8, key_width=1, nu=1)
+    assert dpfp(torch.tensor([[2.0]]), 2).any()
