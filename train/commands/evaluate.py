@@ -23,7 +23,7 @@ per target, with 95 % Wilson intervals, by the labels of Task.groups, on a grid 
     prompts=      samples per cell (default 50; without depths up to 2,048; without axes the whole split)
 
 Text: bits per byte, word perplexity and loss by position, with the memory carried from segment to segment
-and with the memory reset at every segment; the difference is the gain by memory.
+and with the memory reset at every segment; the difference is what the memory is worth.
 
     positions=    starts of the buckets of positions (default 512,2048,8192,32768,131072)
     stride= context=    instead: a sliding window of `context` tokens, read from an empty state every

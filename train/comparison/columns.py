@@ -114,7 +114,7 @@ def protocol_columns(comparison: Comparison) -> list[Column]:
         return []
     result: list[Column] = []
     if any(scores.WORTH in run.metrics for run in comparison.runs):
-        title = "kept less reset (points)" if comparison.is_share else "reset less kept"
+        title = "worth of the memory (points)" if comparison.is_share else "worth of the memory"
         form = points if comparison.is_share else signed
         if comparison.is_solved_or_not:
             worth = by_metric(scores.WORTH)

@@ -68,7 +68,7 @@ class Comparison(NamedTuple):
             scores.EXACT: common_name(self.runs, "val/exact"),
             scores.ACCURACY: per_target,
             scores.BEYOND: f"{per_target} beyond {self.reach}",
-            scores.GAIN: f"gain by memory beyond {self.reach}",
+            scores.GAIN: f"share of the possible gain beyond {self.reach}",
         }
         return names[tag]
 

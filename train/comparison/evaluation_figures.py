@@ -146,6 +146,6 @@ def memory_figure(
     return single_panel(
         f"memory{suffix}",
         f"Loss by position, memory kept and reset ({subject})",
-        "Mean over seeds; the gain by memory is the gap.",
+        "Mean over seeds; the worth of the memory is the gap.",
         render.with_styles(lambda: render.legend_below(charts.by_position(series, ""), legend), styles),
     )

@@ -138,8 +138,8 @@ def position_figure(groups: list[RunGroup]) -> PageFigure | None:
     return single_panel(
         "loss-by-position",
         "Held-out loss by position in the document",
-        "Of the last validation, mean over seeds. Other positions are other text: the gain by memory is the "
-        "gap between memory kept and reset, of zoo evaluate, not the slope of this curve.",
+        "Of the last validation, mean over seeds. Other positions are other text: the worth of the memory is "
+        "the gap between memory kept and reset, of zoo evaluate, not the slope of this curve.",
         lambda: render.legend_below(charts.by_position(buckets, "")),
     )
 

@@ -153,7 +153,7 @@ def losses(result: EvalResult) -> Buckets:
     return {(bucket["from"], bucket["to"]): bucket["loss"] for bucket in result["by_position"]}
 
 
-def memory_gain(results: list[EvalResult]) -> Buckets:
+def memory_worth(results: list[EvalResult]) -> Buckets:
     """Loss with the memory reset minus loss with the memory kept, by position, over the same text."""
     by_axes = {json.dumps(result["axes"]): losses(result) for result in results}
     for result in results:

@@ -13,8 +13,8 @@ from zoo.train.evaluation.results import (
     baselines,
     has_grid,
     losses,
-    memory_gain,
     memory_mode,
+    memory_worth,
     share_names,
 )
 from zoo.train.plotting.charts import bucket, format_number, format_share
@@ -151,18 +151,18 @@ def _perplexity(value: float) -> str:
 
 
 def _position_table(entry: EvalEntry) -> Table:
-    """Loss by bucket of positions, and the gain by memory: the loss that a reset adds."""
+    """Loss by bucket of positions, and the worth of the memory: the loss that a reset adds."""
     results = entry["results"]
     table = new_table("position", title="nats per token by position in the document")
     for result in results:
         table.add_column(memory_mode(result["axes"]), no_wrap=True)
-    gains = memory_gain(results)
-    if gains:
-        table.add_column("gain by memory", no_wrap=True)
+    worth = memory_worth(results)
+    if worth:
+        table.add_column("worth of the memory", no_wrap=True)
     columns = [losses(result) for result in results]
     for edge in sorted({edge for column in columns for edge in column}, key=lambda pair: pair[0]):
         cells = [f"{column[edge]:.4f}" if edge in column else "" for column in columns]
-        if gains:
-            cells.append(f"{gains[edge]:+.4f}" if edge in gains else "")
+        if worth:
+            cells.append(f"{worth[edge]:+.4f}" if edge in worth else "")
         table.add_row(bucket(*edge), *cells)
     return table

@@ -50,13 +50,13 @@ class Run:
                 sum(r["documents"]["nats"]) / math.log(2) / sum(r["documents"]["bytes"])
                 for r in (kept, reset)
             ]
-            return {"test bits per byte": bits[0], "reset less kept": bits[1] - bits[0]}
+            return {"test bits per byte": bits[0], "worth of the memory": bits[1] - bits[0]}
         result = self.at(self.config["task"]["length"])
         noun = self.metrics["score_names"]["val/accuracy"]
         scores = {f"test {noun} beyond {reach}": beyond(result, reach)}
         scores |= {"test exact match": share(result["exact"]), f"test {noun}": share(result["targets"])}
         scores |= self.over_lengths(reach, max(result["reference"].values()))
-        scores["kept less reset (points)"] = beyond(result, reach) - beyond(result["reset"], reach)
+        scores["worth of the memory (points)"] = beyond(result, reach) - beyond(result["reset"], reach)
         return scores
 
     def over_lengths(self, reach: int, untaught: float) -> dict[str, float]:
@@ -218,7 +218,7 @@ def comparison(
 def score_cells(row: list[Run], reach: int) -> Row:
     by_name = {name: [run.scores(reach)[name] for run in row] for name in row[0].scores(reach)}
     if row[0].is_text:
-        signs = {"test bits per byte": "{:.3f}", "reset less kept": "{:+.3f}"}
+        signs = {"test bits per byte": "{:.3f}", "worth of the memory": "{:+.3f}"}
         return {name: mean_cell(values, signs[name]) for name, values in by_name.items()}
     solved = [run.metrics["solved_at"] for run in row]
     hits, n, cap = sum(step is not None for step in solved), len(row), row[0].config["steps"]

@@ -62,9 +62,9 @@ def test_memory_kept_and_reset_by_position(text_run: Path, batch_size: int) -> N
             assert (bucket["from"], bucket["to"]) == (low, high)
             assert bucket["tokens"] == len(in_bucket)
             assert bucket["loss"] == pytest.approx(np.mean(in_bucket), rel=1e-5)
-    gain = results.memory_gain(entry["results"])
-    assert abs(gain[0, 8]) < 1e-6  # the first segment has no memory
-    assert any(abs(value) > 1e-4 for value in gain.values())
+    worth = results.memory_worth(entry["results"])
+    assert abs(worth[0, 8]) < 1e-6  # the first segment has no memory
+    assert any(abs(value) > 1e-4 for value in worth.values())
 
 
 @pytest.mark.parametrize(("stride", "context"), [(1, 3), (5, 20), (7, 7), (16, 200)])

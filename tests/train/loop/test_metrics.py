@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from zoo.train.evaluation.intervals import proportion
-from zoo.train.evaluation.results import EvalResult, memory_gain, pooled
+from zoo.train.evaluation.results import EvalResult, memory_worth, pooled
 from zoo.train.loop.tensorboard import (
     HELD_OUT_LOSS,
     POSITION_TAG,
@@ -120,9 +120,9 @@ def test_what_memory_is_worth_is_said_of_the_same_text_only() -> None:
         }
 
     kept, reset = row("kept", 2.0), row("reset", 2.5)
-    assert memory_gain([kept, reset]) == {(0, None): pytest.approx(0.5)}
-    assert memory_gain([row("kept", 2.0, first=50), reset]) == {}
-    assert memory_gain([kept]) == {}
+    assert memory_worth([kept, reset]) == {(0, None): pytest.approx(0.5)}
+    assert memory_worth([row("kept", 2.0, first=50), reset]) == {}
+    assert memory_worth([kept]) == {}
 
 
 @pytest.mark.parametrize(
