@@ -45,8 +45,10 @@ class Mixer(DecodeRule, nn.Module):
     if TYPE_CHECKING:  # typed for the checker; at run time nn.Module's __call__ runs forward
 
         def __call__(
-            self, x: Float[Tensor, "rows time width"], state: State, *first: Tensor
-        ) -> tuple[Float[Tensor, "rows time width"], State]: ...
+            self, x: Float[Tensor, "rows time width"], state: State, *first_values: Tensor
+        ) -> tuple[Float[Tensor, "rows time width"], State]:
+            """`first_values`: the first layer's values, passed on to a mixer with value residual
+            (value_residual.py); empty otherwise."""
 
 
 def matmul_dtype(activations: Tensor, state_dtype: torch.dtype) -> torch.dtype:
@@ -68,16 +70,16 @@ def new_decode_cache(mixer: Mixer, state: State) -> Any:
 
 
 def decode_step(
-    mixer: Mixer, x: Float[Tensor, "rows time width"], cache: Any, *first: Tensor
+    mixer: Mixer, x: Float[Tensor, "rows time width"], cache: Any, *first_values: Tensor
 ) -> tuple[Float[Tensor, "rows time width"], Any]:
     """`decode` of any causal mixer: one that has no smaller cache keeps its inputs, and reads them again with
-    every new token x.  `first` are inputs besides x, with the tokens as last but one axis."""
+    every new token x.  `first_values` are read again likewise, their tokens being the last axis but one."""
     if mixer.decodes:
-        decode: Any = mixer.decode  # which takes `first` where the mixer does
-        y, cache = decode(x, cache, *first)
+        decode: Any = mixer.decode  # which takes `first_values` where the mixer does
+        y, cache = decode(x, cache, *first_values)
         return y, cache
     state, inputs = cache
-    new = (x, *first)
+    new = (x, *first_values)
     inputs = new if inputs is None else tuple(map(_joined, inputs, new))
     y, _ = mixer(inputs[0], state, *inputs[1:])
     return y[:, -x.shape[1] :], (state, inputs)

@@ -115,10 +115,11 @@ class Block(Mixer):
         return self.mixer.init_state(rows)
 
     def forward(
-        self, x: Float[Tensor, "rows time width"], state: State, *first: Tensor
+        self, x: Float[Tensor, "rows time width"], state: State, *first_values: Tensor
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        """`first` is passed on to the mixer."""
-        y, state = self.mixer(self.mixer_norm(x), state, *first)
+        """`first_values`: the first layer's values, passed on to a mixer with value residual
+        (value_residual.py); empty otherwise."""
+        y, state = self.mixer(self.mixer_norm(x), state, *first_values)
         return self._add(x, y), state
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
@@ -129,9 +130,9 @@ class Block(Mixer):
         return new_decode_cache(self.mixer, state)
 
     def decode(
-        self, x: Float[Tensor, "rows time width"], cache: Any, *first: Tensor
+        self, x: Float[Tensor, "rows time width"], cache: Any, *first_values: Tensor
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
-        y, cache = decode_step(self.mixer, self.mixer_norm(x), cache, *first)
+        y, cache = decode_step(self.mixer, self.mixer_norm(x), cache, *first_values)
         return self._add(x, y), cache
 
 
@@ -165,9 +166,10 @@ class Stack(nn.ModuleList):
     def forward(
         self, x: Float[Tensor, "rows time width"], states: State
     ) -> tuple[Float[Tensor, "rows time width"], State]:
-        after, first = [], self.first_values(x)
+        after = []
+        shared = self.first_values(x)
         for index, (block, state) in enumerate(zip(self, states, strict=True)):
-            x, state = block(x, state, *(first if index else ()))
+            x, state = block(x, state, *(shared if index else ()))
             after.append(state)
         return x, tuple(after)
 
@@ -189,9 +191,10 @@ class Stack(nn.ModuleList):
     def decode(
         self, x: Float[Tensor, "rows time width"], caches: tuple[Any, ...]
     ) -> tuple[Float[Tensor, "rows time width"], tuple[Any, ...]]:
-        after, first = [], self.first_values(x)
+        after = []
+        shared = self.first_values(x)
         for index, (block, cache) in enumerate(zip(self, caches, strict=True)):
-            x, cache = decode_step(block, x, cache, *(first if index else ()))
+            x, cache = decode_step(block, x, cache, *(shared if index else ()))
             after.append(cache)
         return x, tuple(after)
 

@@ -29,15 +29,15 @@ class ValueWeights(nn.Module):
 
     def forward(
         self,
-        first: Float[Tensor, "rows kv_heads time head_dim"],
+        first_values: Float[Tensor, "rows kv_heads time head_dim"],
         v: Float[Tensor, "rows kv_heads time head_dim"],
     ) -> Float[Tensor, "rows kv_heads time head_dim"]:
         weights = self.weights.to(v.dtype)
-        return weights[0] * first + weights[1] * v
+        return weights[0] * first_values + weights[1] * v
 
 
 class ValueResidualAttention(Attention):
-    """Attention inside a segment; `first` are the first layer's values."""
+    """Attention inside a segment; `first_values` are those of the first layer."""
 
     decodes = True
 
@@ -49,23 +49,23 @@ class ValueResidualAttention(Attention):
         self,
         x: Float[Tensor, "rows time width"],
         state: State,
-        *first: Float[Tensor, "rows kv_heads time head_dim"],
+        *first_values: Float[Tensor, "rows kv_heads time head_dim"],
     ) -> tuple[Float[Tensor, "rows time width"], State]:
         q, k, v = self.project(x)
-        return self.mix_segment(q, k, self.value_weights(*first, v)), state
+        return self.mix_segment(q, k, self.value_weights(*first_values, v)), state
 
     def decode(
         self,
         x: Float[Tensor, "rows time width"],
         cache: Any,
-        *first: Float[Tensor, "rows kv_heads time head_dim"],
+        *first_values: Float[Tensor, "rows kv_heads time head_dim"],
     ) -> tuple[Float[Tensor, "rows time width"], Any]:
         q, k, v = self.project(x)
-        return self.extend(q, k, self.value_weights(*first, v), cache)
+        return self.extend(q, k, self.value_weights(*first_values, v), cache)
 
 
 class ValueResidualWindow(WindowAttention):
-    """Sliding-window attention; `first` are the first layer's values."""
+    """Sliding-window attention; `first_values` are those of the first layer."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -75,8 +75,8 @@ class ValueResidualWindow(WindowAttention):
         self,
         x: Float[Tensor, "rows time width"],
         state: WindowState,
-        *first: Float[Tensor, "rows kv_heads time head_dim"],
+        *first_values: Float[Tensor, "rows kv_heads time head_dim"],
     ) -> tuple[Float[Tensor, "rows time width"], WindowState]:
         q, k, v = self.project(x)
-        y, after = self.mix(q, k, self.value_weights(*first, v), state)
+        y, after = self.mix(q, k, self.value_weights(*first_values, v), state)
         return self.out_proj(y), after
