@@ -41,7 +41,7 @@ class Paragraph(NamedTuple):
 
 
 def wrap(text: str, width: int, first: str, further: str) -> str:
-    """Lines that break at spaces alone: a path, a key or a command's word stays whole."""
+    """Lines that break at spaces alone: a path, a key or a command's argument stays whole."""
     return textwrap.fill(
         text,
         width,

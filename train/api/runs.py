@@ -93,7 +93,7 @@ def load_run(
     path = Path(os.path.abspath(folder))
     with user_errors(()):
         named = tuple(trust or ())
-        if others := [word for word in named if not word.partition("=")[0].endswith("._target_")]:
+        if others := [argument for argument in named if not argument.partition("=")[0].endswith("._target_")]:
             raise UserError(f"trust: expected model._target_=CLASS or task._target_=CLASS, found {others[0]}")
         cfg, model, progress = load_trained(path, checkpoint, named)
     return Run(path, model, to_dict(cfg), checkpoint, progress["step"])
@@ -102,7 +102,7 @@ def load_run(
 def train_run(*args: str) -> Run:
     """Train a run as `python -m zoo.train` does with these arguments, or resume one (`"resume=runs/…"`).
 
-    It trains in this process, and its messages are those of the command.  Raises zoo.errors.UserError for a
+    It trains in this process, and its messages are those of the command.  Raises zoo.errors.UserError for an
     argument that is wrong, and InterruptedRunError after Ctrl-C, with everything saved.  Several processes
     (`trainer.devices`) need the command, which starts them.
     """

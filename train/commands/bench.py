@@ -89,7 +89,7 @@ def work(args: list[str]) -> int:
     if args[0] != WORKER_FLAG:
         raise UserError(f"bench: expected key=value, found {args[0]}")
     if args[1].startswith(bench_peers.WORKER_KEY):
-        bench_peers.measure_words(args[1:])
+        bench_peers.measure_case(args[1:])
     else:
         print(json.dumps(measure(compose(args[1:]))))
     return 0

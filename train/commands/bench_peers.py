@@ -45,7 +45,7 @@ from zoo.train.runs.override_key import key_of
 
 WORD = "peers"
 WORKER_KEY = "peer="
-"""First word of one measurement: which peer; our model where nothing follows."""
+"""First argument of one measurement: which peer; our model where nothing follows."""
 OURS_ALONE = ("trainer.compile", "model.")
 KEYS = {
     "peers": distinct,
@@ -65,8 +65,8 @@ def run(args: list[str]) -> int:
     """Exit code 1 where a measurement failed."""
     refused = REFUSED | {"model": "peers= chooses the packages, and they their counterparts"}
     options, others = parse("bench peers", args, KEYS, pass_unknown=True, refused=refused)
-    for word in others:
-        key = key_of(word)
+    for override in others:
+        key = key_of(override)
         if key.startswith(OURS_ALONE):
             raise UserError(f"bench peers: {key} can't be set here; it would change our models alone")
     refuse_without_effect("bench peers", others, WITHOUT_EFFECT, "what is measured")
@@ -100,25 +100,25 @@ def installed(names: list[str] | None) -> tuple[list[Peer], list[str]]:
 
 
 def plan(chosen: list[Peer], lengths: list[int | None], others: list[str]) -> Plan:
-    """The words of every measurement, checked by building our models: ours beside each peer, and one of ours
-    that two peers have in common once."""
+    """The arguments of every measurement, checked by building our models: ours beside each peer, and one of
+    ours that two peers have in common once."""
     pairs: list[Pair] = []
     cases: dict[BenchCase, list[str]] = {}
     for length in lengths:
         for peer in chosen:
-            words = [f"model={peer.model}", *others, *([f"data.seq_len={length}"] if length else [])]
-            shape = shape_of(compose(words))
-            words += peer.settings(shape)
-            check_case(compose(words))
+            overrides = [f"model={peer.model}", *others, *([f"data.seq_len={length}"] if length else [])]
+            shape = shape_of(compose(overrides))
+            overrides += peer.settings(shape)
+            check_case(compose(overrides))
             pair = Pair(ours=(peer.model, shape.window), peer=(peer.name, shape.window))
-            cases[pair.ours] = [WORKER_KEY, *words]
-            cases[pair.peer] = [WORKER_KEY + peer.name, *words]
+            cases[pair.ours] = [WORKER_KEY, *overrides]
+            cases[pair.peer] = [WORKER_KEY + peer.name, *overrides]
             pairs.append(pair)
     return Plan(pairs, cases)
 
 
-def measure_words(words: list[str]) -> None:
-    """What a process does that makes one measurement, of which the words begin with WORKER_KEY."""
-    name = words[0].removeprefix(WORKER_KEY)
+def measure_case(args: list[str]) -> None:
+    """What a process does that makes one measurement, of which the arguments begin with WORKER_KEY."""
+    name = args[0].removeprefix(WORKER_KEY)
     peer = next((peer for peer in peer_table.PEERS if peer.name == name), None)
-    print(json.dumps(measure_peer(peer, compose(words[1:]))))
+    print(json.dumps(measure_peer(peer, compose(args[1:]))))

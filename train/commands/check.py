@@ -31,14 +31,14 @@ TRAINING_KEYS = (
 
 @command
 def main(args: list[str]) -> int:
-    chosen = [word for word in args if word.startswith("law=")]
-    words = [word for word in args if word not in chosen]
+    chosen = [arg for arg in args if arg.startswith("law=")]
+    overrides = [arg for arg in args if arg not in chosen]
     if len(chosen) > 1:
         raise UserError(f"check: expected law= once, found {' '.join(chosen)}")
-    if not words:
+    if not overrides:
         raise UserError("check: expected model=NAME or a class, package.module.Class, beside law=")
     only = chosen[0].removeprefix("law=").split(",") if chosen else []
-    return 1 if check(model_builder(words), only) else 0
+    return 1 if check(model_builder(overrides), only) else 0
 
 
 def model_builder(args: list[str]) -> "Callable[[], SequenceModule]":

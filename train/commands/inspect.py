@@ -67,7 +67,7 @@ def parse_args(args: list[str]) -> "InspectOptions":
     if "prompt_file" in options:
         options["prompt"] = options.pop("prompt_file")
     without_effect = {"sample", "split", "task"} & options.keys()
-    others = [word for word in overrides if word.startswith(("task.", "data.")) and "._target_=" not in word]
+    others = [arg for arg in overrides if arg.startswith(("task.", "data.")) and "._target_=" not in arg]
     if "prompt" in options and (without_effect or others):
         key = min(without_effect, default="") or others[0].partition("=")[0]
         raise UserError(f"inspect: {key} has no effect beside a prompt")

@@ -49,14 +49,14 @@ def main(args: list[str]) -> int:
 def refuse_unknown_choices(matrix: list[list[str]]) -> None:
     """Raises UserError, before any large import, for a model, task or size that no yaml file has."""
     for group in NAME_KEYS:
-        words = dict.fromkeys(word for cell in matrix for word in cell if key_of(word) == group)
-        search = [word for word in matrix[0] if key_of(word) == "hydra.searchpath"]
+        overrides = dict.fromkeys(arg for cell in matrix for arg in cell if key_of(arg) == group)
+        search = [arg for arg in matrix[0] if key_of(arg) == "hydra.searchpath"]
         known = {choice.name for choice in choices(group, "".join(search).partition("=")[2])}
-        for word in words:
-            if word.partition("=")[2] not in known:
+        for override in overrides:
+            if override.partition("=")[2] not in known:
                 from zoo.train.runs.config import compose
 
-                compose([word, *search])
+                compose([override, *search])
 
 
 def seeds(value: str) -> list[int]:
@@ -113,8 +113,8 @@ def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     """The sweep's options, and the command line of every run without its folder, the seed last; under a
     protocol of every model and task, without seed."""
     matrix = matrix_of(args)
-    words = [*matrix.options.split(), *args] if matrix else args
-    options, others = parse("sweep", words, KEYS, pass_unknown=True, refused=REFUSED)
+    arguments = [*matrix.options.split(), *args] if matrix else args
+    options, others = parse("sweep", arguments, KEYS, pass_unknown=True, refused=REFUSED)
     if "beyond" in options and "protocol" not in options:
         raise UserError("sweep: beyond has no effect without protocol=1")
     if fixed := [arg for arg in others if arg.lstrip("+~").startswith("compare")]:
@@ -146,7 +146,7 @@ def matrix_cells(matrix: Matrix, options: dict[str, Any], others: list[str]) -> 
     columns.  Raises UserError for a key that the matrix sets itself."""
     cells = matrix.cells(options.pop("model", ()), options.pop("task", ()))
     further = [arg for arg in others if not arg.startswith("experiment=")]
-    fixed = {key_of(word) for cell in cells for word in cell}
+    fixed = {key_of(arg) for cell in cells for arg in cell}
     if twice := [key for key in (*map(key_of, further), *options) if key in fixed]:
         raise UserError(f"sweep: {twice[0]}: experiment={matrix.name} sets it")
     return [[*cell, *further] for cell in cells]

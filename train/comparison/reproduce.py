@@ -30,27 +30,27 @@ SET_BY_PROTOCOL = (
 def sweep_commands(comparison: Comparison) -> list[str]:
     """One for all models whose commands differ in nothing else."""
     commands = [sweep_command(group) for group in comparison.groups]
-    return [f"{command}{protocol_words(comparison)}" for command in merged(list(filter(None, commands)))]
+    return [f"{command}{protocol_arguments(comparison)}" for command in merged(list(filter(None, commands)))]
 
 
 def merged(commands: Sequence[str]) -> list[str]:
     """Commands of sweeps, those that differ in their model alone as one."""
     models: dict[tuple[str, ...], list[str]] = {}
     for command in commands:
-        words = shlex.split(command)
-        rest = tuple(word for word in words if not word.startswith("model="))
-        models.setdefault(rest, []).extend(word for word in words if word.startswith("model="))
+        arguments = shlex.split(command)
+        rest = tuple(arg for arg in arguments if not arg.startswith("model="))
+        models.setdefault(rest, []).extend(arg for arg in arguments if arg.startswith("model="))
     return [
         shlex.join([*rest[:2], "model=" + ",".join(dict.fromkeys(map(model_of, of_rest))), *rest[2:]])
         for rest, of_rest in models.items()
     ]
 
 
-def model_of(word: str) -> str:
-    return word.removeprefix("model=")
+def model_of(argument: str) -> str:
+    return argument.removeprefix("model=")
 
 
-def protocol_words(comparison: Comparison) -> str:
+def protocol_arguments(comparison: Comparison) -> str:
     """What a command has of a protocol, which sets the rest."""
     if comparison.protocol is None:
         return ""

@@ -13,7 +13,7 @@ from zoo.train.evaluation.peers import Read, Shape
 class Peer(NamedTuple):
     """A package's model beside one of ours.
 
-    `modules` are what it imports, `pip` are the words after `pip install`; `settings` are overrides of our
+    `modules` are what it imports, `pip` are the arguments of `pip install`; `settings` are overrides of our
     model's configuration that make it as large as the peer.
     """
 

@@ -24,7 +24,7 @@ from zoo.train.runs.resources import PeakMemory
 
 PRECISIONS = ("32-true", "bf16-mixed")
 WORKER_FLAG = "--one"
-"""First word of the command line of a process that makes one measurement."""
+"""First argument of the command line of a process that makes one measurement."""
 MIN_SECONDS, MIN_REPEATS = 1.0, 3  # of every speed
 # glibc returns large blocks after every use, and faulting them in again would be measured
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
@@ -37,17 +37,17 @@ def run_rounds(cases: dict[BenchCase, list[str]], rounds: int) -> dict[BenchCase
     """Measures every case once a round; the last line of stderr stands for a process that failed."""
     results: dict[BenchCase, list[Measurement | str]] = {case: [] for case in cases}
     for i in range(rounds):
-        for case, words in cases.items():
-            result = measure_in_subprocess(words)
+        for case, overrides in cases.items():
+            result = measure_in_subprocess(overrides)
             results[case].append(result)
             outcome = result if isinstance(result, str) else f"{result['train']:,.0f} tokens/s"
             print(f"round {i + 1}/{rounds}: {case[0]}, {case[1]} tokens: {outcome}", file=sys.stderr)
     return results
 
 
-def measure_in_subprocess(words: list[str]) -> Measurement | str:
+def measure_in_subprocess(overrides: list[str]) -> Measurement | str:
     process = subprocess.run(
-        [sys.executable, "-m", "zoo", "bench", WORKER_FLAG, *words],
+        [sys.executable, "-m", "zoo", "bench", WORKER_FLAG, *overrides],
         env={**os.environ, **ALLOCATOR},
         capture_output=True,
         text=True,

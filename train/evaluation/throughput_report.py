@@ -92,8 +92,8 @@ def _shares(entry: Measurement) -> Measurement:
 
 
 def to_csv(results: Results, overrides: dict[BenchCase, list[str]]) -> str:
-    """A row per case: the command line's words, where it was measured, and of every quantity the median and
-    the range.  A case of which no round succeeded has the reason alone."""
+    """A row per case: the command line's arguments, where it was measured, and of every quantity the median
+    and the range.  A case of which no round succeeded has the reason alone."""
     entries_by_case = {
         case: [entry | _shares(entry) for entry in entries] for case, entries in measured(results).items()
     }

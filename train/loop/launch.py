@@ -15,8 +15,8 @@ from zoo.train.runs.resume import resumed
 def launch(cfg: DictConfig, run_dir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Train a new run in this folder, or resume the one in it (`cfg.resume`); returns its metrics.json.
 
-    `overrides` are the words that `cfg` was composed with.  Raises UserError for a folder that is in use or
-    holds another run, and for a setting that a resumed run can't change.
+    `overrides` are the arguments that `cfg` was composed with.  Raises UserError for a folder that is in use
+    or holds another run, and for a setting that a resumed run can't change.
     """
     with lock_folder(run_dir):
         if cfg.resume:

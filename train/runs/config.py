@@ -116,10 +116,10 @@ def compose(overrides: list[str]) -> DictConfig:
     check_grammar(overrides)
     composition.register()
     register()
-    words = quoted_names(overrides)
+    quoted = quoted_names(overrides)
     with initialize_config_module("zoo.configs", version_base="1.3"):
         try:
-            cfg = hydra_compose("train", words, return_hydra_config=True)
+            cfg = hydra_compose("train", quoted, return_hydra_config=True)
         except Exception as error:
             if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
                 raise

@@ -58,10 +58,10 @@ def changed_keys(cfg: DictConfig) -> list[str]:
     None where one of their yaml files isn't found, as of a plug-in in a resumed run.
     """
     search = HydraConfig.get().searchpath if HydraConfig.initialized() else []
-    words = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    overrides = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
     try:
         with apart_from_current():
-            defaults = compose([*words, *(f"{group}={name}" for group, name in names(cfg).items())])
+            defaults = compose([*overrides, *(f"{group}={name}" for group, name in names(cfg).items())])
     except MissingConfigException:
         return []
     current, default = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, defaults))

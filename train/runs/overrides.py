@@ -30,7 +30,7 @@ def refuse_task_corpus(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def check_grammar(args: Sequence[str]) -> None:
-    """Raises UserError for a word that isn't key=value, and for a value that Hydra takes in quotes only."""
+    """Raises UserError for an argument that isn't key=value, or whose value Hydra takes in quotes only."""
     parser = OverridesParser.create()
     for arg in args:
         key, equals, value = arg.partition("=")
@@ -61,8 +61,8 @@ def quoted_names(args: Sequence[str]) -> list[str]:
     model.base=, which no yaml file of a model need have, is added; without model= and size= with those of the
     run that it names.  ~/ at the beginning of a value is the home folder.
     """
-    words = [quoted_name(home_override(arg)) for arg in args]
-    return position_overrides([added for word in words for added in base_overrides(word, args)])
+    quoted = [quoted_name(home_override(arg)) for arg in args]
+    return position_overrides([added for override in quoted for added in base_overrides(override, args)])
 
 
 def home_override(arg: str) -> str:

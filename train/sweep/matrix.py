@@ -3,9 +3,9 @@
     sweep:
       options: protocol=1 beyond=80     # keys of zoo sweep itself
       settings: size=micro steps=1200   # of every run
-      tasks:                            # the words of each column
+      tasks:                            # the arguments of each column
         - task=recall data.batch_size=8
-      models:                           # the words of each row
+      models:                           # the arguments of each row
         - model=rmt model.memory_tokens=8
 
 `zoo sweep experiment=NAME` runs every row in every column, or those that `task=` and `model=` pick, column by

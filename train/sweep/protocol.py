@@ -170,11 +170,11 @@ class Cell:
         """The overrides of the first seed with more steps: the same run up to the usual ones, so what follows
         from the steps stays as it was."""
         usual = self.full(rate, protocol.SEEDS[0], beyond)
-        kept = [word for word in usual if key_of(word) not in protocol.LONG_SETTINGS]
-        words = [f"steps={LONG_FACTOR * self.config.steps}", f"optim.warmup={self.config.optim.warmup}"]
-        if any(word.startswith("data.curriculum") for word in usual):
-            words.append(f"data.curriculum.patience={self.config.data.curriculum.patience}")
-        return [*kept, *words]
+        unchanged = [override for override in usual if key_of(override) not in protocol.LONG_SETTINGS]
+        overrides = [f"steps={LONG_FACTOR * self.config.steps}", f"optim.warmup={self.config.optim.warmup}"]
+        if any(override.startswith("data.curriculum") for override in usual):
+            overrides.append(f"data.curriculum.patience={self.config.data.curriculum.patience}")
+        return [*unchanged, *overrides]
 
     def short(self, rate: float) -> list[str]:
         """The overrides of a run that helps to choose the rate."""
