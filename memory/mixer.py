@@ -64,6 +64,11 @@ def matmul(A: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
     return (A.to(dtype) @ B.to(dtype)).to(A.dtype)
 
 
+def float32_zeros(weight: Tensor, *shape: int) -> Tensor:
+    """Zeros on the weight's device, in float32 at least: states that sum over a whole text."""
+    return weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
 def new_decode_cache(mixer: Mixer, state: State) -> Any:
     """An empty cache of the segment after `state`, of any mixer, for `decode_step`."""
     return mixer.init_decode_cache(state) if mixer.decodes else (state, None)

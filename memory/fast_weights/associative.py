@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.gradients import stop_gradient
-from zoo.memory.mixer import matmul, matmul_dtype, no_autocast
+from zoo.memory.mixer import float32_zeros, matmul, matmul_dtype, no_autocast
 
 EPS, RMS_EPS = 1e-5, 1e-6
 Write = Literal["together", "in_turn"]
@@ -79,10 +79,9 @@ class AssociativeMemory(nn.Module):
 
     def init_state(self, rows: int) -> AssociativeState:
         weight = self.query.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)  # sums over all segments of a text
         return AssociativeState(
-            weight.new_zeros(rows, self.features, self.width, dtype=dtype),
-            weight.new_zeros(rows, self.features, dtype=dtype),
+            float32_zeros(weight, rows, self.features, self.width),
+            float32_zeros(weight, rows, self.features),
             torch.zeros(rows, dtype=torch.long, device=weight.device),
         )
 

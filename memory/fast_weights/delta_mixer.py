@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from zoo.memory.fast_weights.inputs import Inputs
 from zoo.memory.fast_weights.recurrence import Backend, Recurrence
-from zoo.memory.mixer import Mixer, no_autocast
+from zoo.memory.mixer import Mixer, float32_zeros, no_autocast
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.mamba_mixer import initial_dt_bias
 
@@ -126,10 +126,9 @@ class DeltaMixer(Mixer):
 
     def init_state(self, rows: int) -> DeltaState:
         weight = self.norm_weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
         conv = weight.new_zeros(rows, 0, sum(self.qkv)) if self.conv is None else self.conv.init_state(rows)
         shape = (rows, self.value_heads, self.head_dim, self.value_dim)
-        return DeltaState(conv, weight.new_zeros(shape, dtype=dtype))
+        return DeltaState(conv, float32_zeros(weight, *shape))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: DeltaState

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo.memory.fast_weights.inputs import Inputs
 from zoo.memory.fast_weights.recurrence import Backend, Recurrence
-from zoo.memory.mixer import Mixer, no_autocast
+from zoo.memory.mixer import Mixer, float32_zeros, no_autocast
 from zoo.memory.state_space.conv import CausalConv
 
 
@@ -74,10 +74,8 @@ class GLAMixer(Mixer):
 
     def init_state(self, rows: int) -> GLAState:
         weight = self.norm_weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
         conv = weight.new_zeros(rows, 0, sum(self.qkv)) if self.conv is None else self.conv.init_state(rows)
-        shape = (rows, self.heads, self.head_dim, self.value_dim)
-        return GLAState(conv, weight.new_zeros(shape, dtype=dtype))
+        return GLAState(conv, float32_zeros(weight, rows, self.heads, self.head_dim, self.value_dim))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: GLAState

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from zoo.memory.fast_weights.gla_mixer import GLAState
 from zoo.memory.fast_weights.inputs import Inputs
 from zoo.memory.fast_weights.recurrence import Backend, Recurrence
-from zoo.memory.fast_weights.retention_mixer import empty_matrix
-from zoo.memory.mixer import Mixer, no_autocast
+from zoo.memory.mixer import Mixer, float32_zeros, no_autocast
 from zoo.memory.state_space.conv import CausalConv
 
 NORM_EPS = 1e-5
@@ -76,7 +75,7 @@ class HGRN2Mixer(Mixer):
     def init_state(self, rows: int) -> GLAState:
         weight = self.out_proj.weight
         conv = weight.new_zeros(rows, 0, sum(self.parts)) if self.conv is None else self.conv.init_state(rows)
-        return GLAState(conv, empty_matrix(weight, rows, self.heads, self.head_dim, self.value_dim))
+        return GLAState(conv, float32_zeros(weight, rows, self.heads, self.head_dim, self.value_dim))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: GLAState

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from zoo.memory.attention.position_kinds import build_positions
 from zoo.memory.attention.position_options import Position
-from zoo.memory.mixer import Mixer, matmul, matmul_dtype, no_autocast
+from zoo.memory.mixer import Mixer, float32_zeros, matmul, matmul_dtype, no_autocast
 
 Rule = Literal["linear", "delta"]
 MIN_NORMALISER = 1e-15  # if sigma(Q) z is less, the query matches no key, and A_mem is 0 instead of 0 / 0
@@ -154,10 +154,9 @@ class CompressiveAttention(Mixer):
 
     def init_state(self, rows: int) -> MemoryState:
         weight = self.qkv.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)  # sums over all tokens of a text
         return MemoryState(
-            weight.new_zeros(rows, self.heads, self.head_dim, self.value_width, dtype=dtype),
-            weight.new_zeros(rows, self.heads, self.head_dim, dtype=dtype),
+            float32_zeros(weight, rows, self.heads, self.head_dim, self.value_width),
+            float32_zeros(weight, rows, self.heads, self.head_dim),
             torch.zeros(rows, dtype=torch.long, device=weight.device),
         )
 

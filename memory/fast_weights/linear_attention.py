@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from zoo.memory.fast_weights.inputs import Inputs
 from zoo.memory.fast_weights.recurrence import fast_weights
-from zoo.memory.fast_weights.retention_mixer import empty_matrix
-from zoo.memory.mixer import Mixer, no_autocast
+from zoo.memory.mixer import Mixer, float32_zeros, no_autocast
 
 FeatureMap = Literal["elu", "favor", "taylor"]
 
@@ -134,7 +133,7 @@ class LinearAttention(Mixer):
 
     def init_state(self, rows: int) -> LinearAttentionState:
         shape = (rows, self.heads, self.features.size, self.value_dim + 1)
-        return LinearAttentionState(empty_matrix(self.out_proj.weight, *shape))
+        return LinearAttentionState(float32_zeros(self.out_proj.weight, *shape))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: LinearAttentionState

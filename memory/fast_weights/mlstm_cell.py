@@ -27,7 +27,7 @@ from torch import Tensor
 
 from zoo.memory.fast_weights.inputs import Inputs
 from zoo.memory.fast_weights.recurrence import fast_weights
-from zoo.memory.mixer import no_autocast
+from zoo.memory.mixer import float32_zeros, no_autocast
 
 EPS = 1e-6
 
@@ -55,11 +55,10 @@ Output = tuple[Float[Tensor, "rows time heads value_dim"], MLSTMState]
 def empty_state(
     rows: int, heads: int, head_dim: int, value_dim: int, like: Float[Tensor, "*shape"]
 ) -> MLSTMState:
-    """Zeros on the device of `like`, in its dtype or float32."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    C = like.new_zeros(rows, heads, head_dim, value_dim, dtype=dtype)
-    n = like.new_zeros(rows, heads, head_dim, dtype=dtype)
-    return MLSTMState(C, n, like.new_zeros(rows, heads, dtype=dtype))
+    """Zeros on the device of `like`, in float32 at least."""
+    C = float32_zeros(like, rows, heads, head_dim, value_dim)
+    n = float32_zeros(like, rows, heads, head_dim)
+    return MLSTMState(C, n, float32_zeros(like, rows, heads))
 
 
 def mlstm_loop(inputs: MLSTMInputs, *, eps: float = EPS) -> Output:

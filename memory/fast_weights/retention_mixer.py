@@ -27,7 +27,7 @@ from zoo.memory.attention.biases import alibi_exponents
 from zoo.memory.attention.positions import InterleavedRope
 from zoo.memory.fast_weights.inputs import Inputs
 from zoo.memory.fast_weights.recurrence import Backend, Recurrence
-from zoo.memory.mixer import Mixer, no_autocast
+from zoo.memory.mixer import Mixer, float32_zeros, no_autocast
 
 ROTARY_BASE = 10000.0
 LAYER_NORM_EPS = 1e-5
@@ -35,11 +35,6 @@ LAYER_NORM_EPS = 1e-5
 
 class RetentionState(NamedTuple):
     matrix: Float[Tensor, "rows heads head_dim value_dim"]  # S, in float32 at least
-
-
-def empty_matrix(weight: Tensor, *shape: int) -> Tensor:
-    """Zeros on the weight's device, in float32 at least: sums over all tokens of a text."""
-    return weight.new_zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 class RetentionMixer(Mixer):
@@ -70,7 +65,7 @@ class RetentionMixer(Mixer):
 
     def init_state(self, rows: int) -> RetentionState:
         weight = self.out_proj.weight
-        return RetentionState(empty_matrix(weight, rows, self.heads, self.head_dim, self.value_dim))
+        return RetentionState(float32_zeros(weight, rows, self.heads, self.head_dim, self.value_dim))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: RetentionState
@@ -130,7 +125,7 @@ class LightningMixer(Mixer):
 
     def init_state(self, rows: int) -> RetentionState:
         weight = self.out_proj.weight
-        return RetentionState(empty_matrix(weight, rows, self.heads, self.head_dim, self.head_dim))
+        return RetentionState(float32_zeros(weight, rows, self.heads, self.head_dim, self.head_dim))
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: RetentionState

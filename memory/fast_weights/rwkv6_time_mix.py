@@ -27,6 +27,7 @@ from zoo.memory.fast_weights.rwkv_parts import (
     LowRank,
     TimeMixState,
     channel_positions,
+    empty_time_mix_state,
     token_shift,
 )
 from zoo.memory.mixer import Mixer, no_autocast
@@ -83,10 +84,7 @@ class RWKV6TimeMix(Mixer):
         self.bonus.copy_(bonus.view_as(self.bonus))
 
     def init_state(self, rows: int) -> TimeMixState:
-        dtype = torch.promote_types(self.mix.dtype, torch.float32)
-        shape = (rows, self.heads, self.head_dim, self.head_dim)
-        shift = self.mix.new_zeros(rows, self.mix.shape[1])
-        return TimeMixState(shift, self.mix.new_zeros(shape, dtype=dtype))
+        return empty_time_mix_state(self.mix, rows, self.heads, self.head_dim)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: TimeMixState

@@ -19,12 +19,22 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.memory.mixer import float32_zeros
+
 NORM_EPS = 64e-5  # of the heads' norm, whatever their width, as in RWKV-LM
 
 
 class TimeMixState(NamedTuple):
     shift: Float[Tensor, "rows width"]  # the last normed input
     matrix: Float[Tensor, "rows heads head_dim head_dim"]  # S, keys first, in float32 at least
+
+
+def empty_time_mix_state(
+    mix: Float[Tensor, "inputs width"], rows: int, heads: int, head_dim: int
+) -> TimeMixState:
+    """The state of a time mix with these weights `mix` before the first token."""
+    shift = mix.new_zeros(rows, mix.shape[1])
+    return TimeMixState(shift, float32_zeros(mix, rows, heads, head_dim, head_dim))
 
 
 def token_shift(

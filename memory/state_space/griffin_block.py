@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, float32_zeros
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.rglru import RGLRU
 
@@ -40,9 +40,8 @@ class RecurrentBlock(Mixer):
 
     def init_state(self, rows: int) -> RecurrentState:
         Lambda = self.unit.rate
-        h = Lambda.new_zeros(rows, len(Lambda), dtype=torch.promote_types(Lambda.dtype, torch.float32))
         length = torch.zeros(rows, dtype=torch.long, device=Lambda.device)
-        return RecurrentState(self.conv.init_state(rows), h, length)
+        return RecurrentState(self.conv.init_state(rows), float32_zeros(Lambda, rows, len(Lambda)), length)
 
     def forward(
         self, x: Float[Tensor, "rows time width"], state: RecurrentState

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, float32_zeros
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.inputs import SSDInputs
@@ -85,8 +85,7 @@ class Mamba2Mixer(Mixer):
             self.norm_weight.fill_(1.0)
 
     def init_state(self, rows: int) -> Mamba2State:
-        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
-        ssm = self.A_log.new_zeros(rows, self.heads, self.head_dim, self.state_size, dtype=dtype)
+        ssm = float32_zeros(self.A_log, rows, self.heads, self.head_dim, self.state_size)
         return Mamba2State(self.conv.init_state(rows), ssm)
 
     def forward(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.memory.mixer import Mixer
+from zoo.memory.mixer import Mixer, float32_zeros
 from zoo.memory.state_space import kernels
 from zoo.memory.state_space.conv import CausalConv
 from zoo.memory.state_space.inputs import ScanInputs
@@ -87,8 +87,7 @@ class MambaMixer(Mixer):
         return kernels.scan_note(self.backend, device)
 
     def init_state(self, rows: int) -> MambaState:
-        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
-        ssm = self.A_log.new_zeros(rows, self.channels, self.state_size, dtype=dtype)
+        ssm = float32_zeros(self.A_log, rows, self.channels, self.state_size)
         return MambaState(self.conv.init_state(rows), ssm)
 
     def forward(
