@@ -120,7 +120,7 @@ class ProgressReport(L.Callback):
             names = score_names(self.metrics.task)
             parts += [f"{short_name(names[tag])} {latest[tag]:.1%}" for tag in names if tag in latest]
         if split == "train" and "cost/tokens_per_s" in latest:
-            parts.append(f"{latest['cost/tokens_per_s']:,.0f} tokens/s")
+            parts.append(f"{latest['cost/tokens_per_s']:,.0f} targets/s")
         return parts
 
 

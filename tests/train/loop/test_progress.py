@@ -10,7 +10,7 @@ from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.progress import ProgressReport, progress_line
 from zoo.train.tasks.base import Task
 
-PARTS = ["step 119999/120000", "loss 2.345", "3.383 bits/byte", "123,456 tokens/s", "12:34:56 left"]
+PARTS = ["step 119999/120000", "loss 2.345", "3.383 bits/byte", "123,456 targets/s", "12:34:56 left"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
