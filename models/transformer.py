@@ -77,9 +77,12 @@ class Transformer(Decoder):
         def mixer(layer: int) -> Attention:
             mixes = value_residual and layer > 0
             if window is None:
-                return (ValueResidualAttention if mixes else Attention)(width, heads, **attention)
-            cls = ValueResidualWindow if mixes else WindowAttention
-            return cls(width, heads, window=window, sinks=sinks, backend=attention_backend, **attention)
+                attention_class = ValueResidualAttention if mixes else Attention
+                return attention_class(width, heads, **attention)
+            window_class = ValueResidualWindow if mixes else WindowAttention
+            return window_class(
+                width, heads, window=window, sinks=sinks, backend=attention_backend, **attention
+            )
 
         super().__init__(
             vocab_size,

@@ -52,9 +52,8 @@ class AdamW(torch.optim.AdamW):
 
     def _step_or_skip(self, weights: list[Tensor], group: dict[str, Any], skip: Tensor) -> None:
         b1, b2 = group["betas"]
-        precise = (
-            torch.float64 if skip.device.type == "cpu" else torch.float32
-        )  # some devices have no float64
+        # some devices have no float64
+        precise = torch.float64 if skip.device.type == "cpu" else torch.float32
         one, zero = torch.ones((), dtype=precise, device=skip.device), torch.zeros((), device=skip.device)
         decay = torch.where(skip, one, 1 - group["lr"] * group["weight_decay"])
         decay_v, taken = torch.where(skip, one, b2), (~skip).float()

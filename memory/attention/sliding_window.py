@@ -105,8 +105,8 @@ class WindowAttention(Attention):
             state.length + time,
         )
         cached = WindowState(keys, values, sink_keys, sink_values, state.length)  # with the call's own keys
-        is_flex = self.backend == "flex" and time >= BLOCK
-        return (self._mix_flex if is_flex else self._mix_chunks)(q, cached), after
+        mix = self._mix_flex if self.backend == "flex" and time >= BLOCK else self._mix_chunks
+        return mix(q, cached), after
 
     def _mix_flex(
         self, q: Float[Tensor, "rows heads time head_dim"], cached: WindowState

@@ -87,11 +87,9 @@ class DeltaMixer(Mixer):
         self.rule: Rule = rule
         self.has_decay = rule in ("gated", "kda")
         self.heads, self.value_heads, self.head_dim, self.value_dim = heads, value_heads, head_dim, value_dim
-        self.strongest, self.lower_bound, self.steps = (
-            2.0 if negative_eigenvalues else 1.0,
-            lower_bound,
-            steps,
-        )
+        self.max_beta = 2.0 if negative_eigenvalues else 1.0
+        self.lower_bound = lower_bound
+        self.steps = steps
         self.norm_eps = norm_eps
         self.recurrence = Recurrence(chunk_size, backend)
         self.qkv = [heads * head_dim, steps * heads * head_dim, steps * value_heads * value_dim]
@@ -164,7 +162,7 @@ class DeltaMixer(Mixer):
             k = l2_normalise(rearrange(k, "r t (n h k) -> r (t n) h k", n=n, h=self.heads))
             v = rearrange(v, "r t (n h v) -> r (t n) h v", n=n, h=self.value_heads)
             beta = rearrange(beta.to(matrix.dtype), "r t (n h) -> r (t n) h 1", n=n)
-            beta = self.strongest * beta.sigmoid()
+            beta = self.max_beta * beta.sigmoid()
             g = None if decay is None else self.log_decay(decay.to(matrix.dtype))
             if n > 1:  # the first of a token's steps decays, the last is read
                 q = rearrange(F.pad(q[:, :, None], (0, 0, 0, 0, n - 1, 0)), "r t n h k -> r (t n) h k")

@@ -60,10 +60,8 @@ class Metrics(L.Callback):
     def __init__(self, task: Task, log_every: int, val_every: int, run_dir: Path) -> None:
         self.task, self.log_every, self.val_every, self.run_dir = task, log_every, val_every, run_dir
         self.last_val_step = 0
-        self.further_train, self.further_val = (
-            dict[str, float](),
-            dict[str, float](),
-        )  # logged with the others
+        self.further_train: dict[str, float] = {}  # other callbacks' values, logged with ours
+        self.further_val: dict[str, float] = {}  # likewise, at validations
         self.latest: dict[str, float] = {}
         self.tokens_seen = 0.0  # targets only
         self.train_s = 0.0  # seconds of training steps, without validation and checkpoints
