@@ -21,7 +21,7 @@ from zoo.state import (
 )
 
 BATCH_SIZE, SEGMENTS = 3, 4
-Read = Callable[[Tensor, State], tuple[Tensor, State]]
+ReadText = Callable[[Tensor, State], tuple[Tensor, State]]
 TOLERANCE = 1e-8  # float64: far above rounding, far below any real difference
 
 
@@ -130,7 +130,7 @@ def unwritten_leaves(initial: State, states: list[State]) -> set[str]:
     return result
 
 
-def fast_forms(model: StatefulLM) -> dict[str, Read]:
+def fast_forms(model: StatefulLM) -> dict[str, ReadText]:
     """All ways to read a text but `fold`, by name: `forward`, and where the training loop may project hidden
     states chunk by chunk (zoo.module), all of these at once."""
     module: Any = model
@@ -140,7 +140,7 @@ def fast_forms(model: StatefulLM) -> dict[str, Read]:
         hidden, after = module._read(module.hidden_segment, tokens, state)
         return module.logits(hidden), after
 
-    forms: dict[str, Read] = {"the parallel form": model.forward}
+    forms: dict[str, ReadText] = {"the parallel form": model.forward}
     if getattr(model, "separates_projection", False):
         forms["`logits` of `hidden_segment`"] = read_and_project
     return forms
@@ -148,7 +148,7 @@ def fast_forms(model: StatefulLM) -> dict[str, Read]:
 
 def read_with_gradients(
     model: StatefulLM,
-    read: Read,
+    read: ReadText,
     tokens: Tensor,
     state: State | None,
 ) -> dict[str, list[Tensor]]:

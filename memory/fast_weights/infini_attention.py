@@ -165,7 +165,9 @@ class CompressiveAttention(Mixer):
     ) -> tuple[Float[Tensor, "rows time width"], MemoryState]:
         segments = max(1, x.shape[1] // self.segment_len)
         q, k, v = self.project(rearrange(x, "b (n s) d -> (b n) s d", n=segments))
-        queries, keys, values = (rearrange(x, "(b n) h s k -> b n h s k", n=segments) for x in (q, k, v))
+        queries, keys, values = (
+            rearrange(part, "(b n) h s k -> b n h s k", n=segments) for part in (q, k, v)
+        )
         retrieved, state = read_and_write(queries, keys, values, state, self.rule)
         retrieved = rearrange(retrieved, "b n h s k -> (b n) h s k")
         y = self.mix(retrieved, self.attend(q, k, v)).to(x.dtype)

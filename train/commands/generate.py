@@ -50,7 +50,7 @@ def main(args: list[str]) -> None:
         print_texts(options, batch)
 
 
-def print_texts(options: "GenerateOptions", batch: "Batch") -> None:
+def print_texts(options: "GenerateOptions", batch: "BatchOptions") -> None:
     """Each text under a line with its number, and with `out` as a line of JSON as soon as it is made."""
     from zoo.train.evaluation.batch_generation import generate_texts
 
@@ -104,7 +104,7 @@ def lines(value: str) -> list[bytes]:
     return [line.removesuffix(b"\r") for line in prompts]
 
 
-class Batch(NamedTuple):
+class BatchOptions(NamedTuple):
     prompts: list[bytes]
     samples: int
     batch_size: int
@@ -145,7 +145,7 @@ def check_greedy(options: dict[str, Any], samples: int) -> None:
         )
 
 
-def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
+def parse_args(args: list[str]) -> tuple["GenerateOptions", BatchOptions | None]:
     """The options, and those of several texts; None for one, which is printed as it comes."""
     options, overrides = parse("generate", args, KEYS, required=["run"], passed_on=TARGETS, verbatim=VERBATIM)
     given = [key for key in ("prompt", "prompt_file", "prompts") if key in options]
@@ -160,7 +160,7 @@ def parse_args(args: list[str]) -> tuple["GenerateOptions", Batch | None]:
     sizes = (options.pop("samples", 1), options.pop("batch_size", 16), options.pop("out", None))
     if options.get("temperature") == 0:
         check_greedy(options, sizes[0])
-    batch = Batch(prompts, *sizes) if is_batch else None
+    batch = BatchOptions(prompts, *sizes) if is_batch else None
     require_run(options["run"])
     with large_imports():
         from zoo.train.evaluation.text_generation import GenerateOptions

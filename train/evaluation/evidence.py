@@ -13,17 +13,16 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 
 from zoo.train.evaluation.intervals import clustered_proportion
 from zoo.train.evaluation.streaming import SamplePredictions
-from zoo.train.tasks.base import Dataset
+from zoo.train.tasks.base import Dataset, TargetPositions
 
-Positions = Int64[np.ndarray, " targets"]
 Values = Shaped[np.ndarray, " targets"]
 
 
 class Targets(NamedTuple):
     """All targets of some samples, one sample after the other."""
 
-    sample: Positions
-    distance: Positions
+    sample: TargetPositions
+    distance: TargetPositions
     hit: Bool[np.ndarray, " targets"]
     nats: Float64[np.ndarray, " targets"]
     bayes: Float64[np.ndarray, " targets"] | None
@@ -53,7 +52,9 @@ def gather_targets(dataset: Dataset, predictions: SamplePredictions) -> Targets 
     )
 
 
-def at_targets(read: Callable[[int, int, int], Any], document: int, positions: Positions) -> Values | None:
+def at_targets(
+    read: Callable[[int, int, int], Any], document: int, positions: TargetPositions
+) -> Values | None:
     """What a method of a dataset gives at the positions of a document's targets; None where it gives none."""
     if not len(positions):
         return np.zeros(0, np.int64)

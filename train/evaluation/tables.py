@@ -33,14 +33,14 @@ def tables(entry: EvalEntry) -> list[Table]:
     """All results of an entry: of a grid one table for each share, then of samples of any depth."""
     if entry["unit"] == "bits per byte":
         return [_text_table(entry), _position_table(entry)]
-    found = []
-    if grid := [result for result in entry["results"] if has_grid(result)]:
-        found += [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
-        found += memory_tables(entry | {"results": grid})
-    if other := [result for result in entry["results"] if not has_grid(result)]:
-        found.append(_sample_table(entry | {"results": other}))
-        found += memory_tables(entry | {"results": other})
-    return found
+    result = []
+    if grid := [cell for cell in entry["results"] if has_grid(cell)]:
+        result += [_grid_table(entry, grid, share, name) for share, name in share_names(entry).items()]
+        result += memory_tables(entry | {"results": grid})
+    if other := [cell for cell in entry["results"] if not has_grid(cell)]:
+        result.append(_sample_table(entry | {"results": other}))
+        result += memory_tables(entry | {"results": other})
+    return result
 
 
 # -- samples
@@ -128,8 +128,8 @@ def format_value(value: Any) -> str:
 def _text_table(entry: EvalEntry) -> Table:
     results = entry["results"]
     captions = []
-    if baselines := ", ".join(f"{name} {value:.3f}" for name, value in results[-1]["reference"].items()):
-        captions.append(f"baselines in bits per byte: {baselines}")
+    if values := ", ".join(f"{name} {value:.3f}" for name, value in results[-1]["reference"].items()):
+        captions.append(f"baselines in bits per byte: {values}")
     if "word_unit" in results[-1]:
         captions.append(f"perplexity per {results[-1]['word_unit']}")
     head = ("read with", "bytes", "bits per byte", "± over documents", "word perplexity", "targets/s")

@@ -24,11 +24,11 @@ from zoo.errors import UserError
 from zoo.train.tasks.base import (
     Chances,
     Dataset,
-    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     sample_rng,
     unwrap,
 )
@@ -156,7 +156,7 @@ class AlgorithmicDataset(SampleDataset):
             evidence = np.concatenate([np.arange(size), size + 1 + np.arange(size)])
         return window_distances(self.target_positions(document), evidence, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """Symbols are independent, but the values of up to 10 pairs are different ones."""
         size = int(self.sizes[document])
         guess: float | Chances = 1 / self.task.num_answers

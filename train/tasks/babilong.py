@@ -37,7 +37,7 @@ from jaxtyping import Float64, Int64
 from zoo.errors import UserError
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import BackgroundText, CyclicText, SplicedDataset, SplicedText
-from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
+from zoo.train.tasks.base import Chances, Dataset, SampleTask, Split, TargetPositions, unwrap
 from zoo.train.tasks.evidence import window_distances
 from zoo.train.tasks.lm import END
 from zoo.train.tasks.reads_corpus import ReadsCorpus
@@ -195,7 +195,9 @@ class BabilongDataset(SplicedDataset):
             begin = end
         return SplicedText(background, [*parts, range(begin, size), question])
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+    def view_chances(
+        self, document: int, positions: TargetPositions, starts: TargetPositions
+    ) -> Chances | None:
         """Of a reader that answers if it sees all supporting facts, and else says the commonest answer."""
         question = self.question(document)
         if not question.supporting:

@@ -21,7 +21,7 @@ from zoo.train.corpora.catalog import Corpus
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Symbols = Int64[np.ndarray, " _"]
-Positions = Int64[np.ndarray, " targets"]
+TargetPositions = Int64[np.ndarray, " targets"]
 Chances = Float64[np.ndarray, " targets"]
 
 BLOCK = 4096  # symbols drawn together: a symbol late in a long sample costs no more than the first
@@ -84,7 +84,9 @@ class Dataset(ABC):
         is no target; None where that isn't known."""
         return None
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+    def view_chances(
+        self, document: int, positions: TargetPositions, starts: TargetPositions
+    ) -> Chances | None:
         """How likely a perfect reader hits each target of a document that at positions[i] sees the tokens
         starts[i] to positions[i] alone, and knows how samples are drawn; None where that isn't known.
 
@@ -130,7 +132,9 @@ class Subset(Dataset):
     def bayes_nats(self, document: int, start: int, stop: int) -> Float64[np.ndarray, " positions"] | None:
         return self.dataset.bayes_nats(document, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+    def view_chances(
+        self, document: int, positions: TargetPositions, starts: TargetPositions
+    ) -> Chances | None:
         return self.dataset.view_chances(document, positions, starts)
 
 

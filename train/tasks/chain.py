@@ -29,10 +29,10 @@ from zoo.train.tasks.base import (
     Chances,
     Dataset,
     Metric,
-    Positions,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     sample_rng,
     unwrap,
 )
@@ -174,7 +174,7 @@ class ChainDataset(Dataset):
         self.check_window(document, start, stop)
         return predictive_nats(self.sample(document))[start:stop]
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """By the transitions in view."""
         first_visible = np.zeros(self.task.length, np.int64)
         first_visible[positions] = starts

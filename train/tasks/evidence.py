@@ -3,11 +3,11 @@
 import numpy as np
 from jaxtyping import Int64
 
-from zoo.train.tasks.base import Chances, Dataset, Positions
+from zoo.train.tasks.base import Chances, Dataset, TargetPositions
 
 
 def window_distances(
-    targets: Positions, evidence: Positions, start: int, stop: int
+    targets: TargetPositions, evidence: TargetPositions, start: int, stop: int
 ) -> Int64[np.ndarray, " positions"]:
     """Distances of the window start..stop-1, as `Dataset.evidence_distances` has them, from the positions of
     a document's targets and of their evidence."""
@@ -18,7 +18,11 @@ def window_distances(
 
 
 def chances_by_evidence(
-    dataset: Dataset, document: int, positions: Positions, starts: Positions, guess: float | Chances
+    dataset: Dataset,
+    document: int,
+    positions: TargetPositions,
+    starts: TargetPositions,
+    guess: float | Chances,
 ) -> Chances:
     """`Dataset.view_chances` where a target is known if its nearest evidence is seen, and else a guess."""
     first, last = int(positions[0]), int(positions[-1])
@@ -28,7 +32,7 @@ def chances_by_evidence(
     return np.where((of_targets >= 0) & (starts <= positions - of_targets), 1.0, guess)
 
 
-def guess_another(pairs: int, num_values: int, starts: Positions) -> Chances:
+def guess_another(pairs: int, num_values: int, starts: TargetPositions) -> Chances:
     """Chance of a guess at the value of an unseen pair, where a line begins with `pairs` of key and value and
     no two have the same value: any that isn't seen beside its key.
 

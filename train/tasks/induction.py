@@ -20,11 +20,11 @@ from zoo.train.tasks.base import (
     BLOCK,
     Chances,
     Dataset,
-    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     read_blocks,
     sample_rng,
 )
@@ -89,7 +89,7 @@ class InductionDataset(SampleDataset):
         evidence = np.array([self.special_position(document) + 1])
         return window_distances(self.target_positions(document), evidence, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """Of a reader that says the first token it sees where it sees no special one, as that may have been
         just before."""
         return chances_by_evidence(self, document, positions, starts, 1 / (self.task.vocab_size - 1))

@@ -30,10 +30,10 @@ from zoo.train.tasks import mad_texts
 from zoo.train.tasks.base import (
     Chances,
     Dataset,
-    Positions,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     Task,
     sample_rng,
     unwrap,
@@ -255,7 +255,9 @@ class MadDataset(Dataset):
             evidence = np.flatnonzero(tokens < self.task.num_contents)
         return window_distances(targets, evidence, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances | None:
+    def view_chances(
+        self, document: int, positions: TargetPositions, starts: TargetPositions
+    ) -> Chances | None:
         """Symbols are independent, but those of a fuzzy value are different ones."""
         if self.task.kind == "memorization":
             return None

@@ -25,10 +25,10 @@ from zoo.module import IGNORE
 from zoo.train.tasks.base import (
     Chances,
     Dataset,
-    Positions,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     Task,
     sample_rng,
     unwrap,
@@ -143,7 +143,7 @@ class MqarDataset(Dataset):
         pair = (tokens[values] == targets[positions, None]).argmax(1)
         return window_distances(positions, values[pair], start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """A value that isn't seen is a guess among those that aren't, as no two keys have the same."""
         num_values = self.task.vocab_size - self.task.vocab_size // 2
         guess = guess_another(int(self.pairs[document]), num_values, starts)

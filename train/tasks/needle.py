@@ -36,7 +36,7 @@ from jaxtyping import Bool, Int64
 from zoo.errors import UserError
 from zoo.train.corpora.documents import FIELD
 from zoo.train.tasks.background_text import CyclicText, SplicedDataset, SplicedText
-from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, unwrap
+from zoo.train.tasks.base import Chances, Dataset, SampleTask, Split, TargetPositions, unwrap
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 from zoo.train.tasks.lm import END
 from zoo.train.tasks.reads_corpus import ReadsCorpus
@@ -264,7 +264,7 @@ class NeedleDataset(SplicedDataset):
         targets = self.target_positions(document)[digits.ravel()]
         return window_distances(targets, np.concatenate(evidence), start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """A digit that isn't seen is a guess, of which the first is never 0; commas are always known."""
         guess = np.ones(len(positions))
         for first_digit in range(0, len(positions), DIGITS + len(SEPARATOR)):

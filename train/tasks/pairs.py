@@ -23,11 +23,11 @@ from zoo.errors import UserError
 from zoo.train.tasks.base import (
     Chances,
     Dataset,
-    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     sample_rng,
     unwrap,
 )
@@ -159,7 +159,7 @@ class PairsDataset(SampleDataset):
         evidence = first_digit + np.arange(task.value_size)
         return window_distances(self.target_positions(document), evidence, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """Digits are independent: to say a value whose key is only seen in part costs nothing."""
         return chances_by_evidence(self, document, positions, starts, 1 / DIGITS)
 

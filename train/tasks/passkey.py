@@ -39,11 +39,11 @@ from zoo.train.tasks.base import (
     BLOCK,
     Chances,
     Dataset,
-    Positions,
     SampleDataset,
     SampleTask,
     Split,
     Symbols,
+    TargetPositions,
     read_blocks,
     sample_rng,
     unwrap,
@@ -210,7 +210,7 @@ class PasskeyDataset(SampleDataset):
         evidence = first_digit + np.arange(DIGITS)
         return window_distances(self.target_positions(document), evidence, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """A digit that isn't seen is a guess, of which the first is never 0."""
         guess = np.array([1 / 9, *[1 / 10] * (DIGITS - 1)])
         return chances_by_evidence(self, document, positions, starts, guess)

@@ -21,7 +21,16 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, Symbols, sample_rng, unwrap
+from zoo.train.tasks.base import (
+    Chances,
+    Dataset,
+    SampleTask,
+    Split,
+    Symbols,
+    TargetPositions,
+    sample_rng,
+    unwrap,
+)
 from zoo.train.tasks.chapters import MIN_LENGTH, chapters, drawn_lengths, held_out_lengths, last_before
 from zoo.train.tasks.evidence import chances_by_evidence
 
@@ -111,7 +120,7 @@ class RecallDataset(Dataset):
         tokens = self.tokens(document)
         return tokens[start:stop], recall_targets(tokens)[start:stop]
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         """Values are independent of one another."""
         return chances_by_evidence(self, document, positions, starts, 1 / VALUES)
 

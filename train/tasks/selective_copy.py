@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Chances, Dataset, Positions, SampleTask, Split, Symbols, sample_rng
+from zoo.train.tasks.base import Chances, Dataset, SampleTask, Split, Symbols, TargetPositions, sample_rng
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 NOISE = 0
@@ -84,7 +84,7 @@ class SelectiveCopyDataset(Dataset):
         targets = np.arange(self.task.length - self.task.remembered, self.task.length)
         return window_distances(targets, evidence, start, stop)
 
-    def view_chances(self, document: int, positions: Positions, starts: Positions) -> Chances:
+    def view_chances(self, document: int, positions: TargetPositions, starts: TargetPositions) -> Chances:
         return chances_by_evidence(self, document, positions, starts, 1 / (self.task.vocab_size - 2))
 
     def sample(self, document: int) -> tuple[Symbols, Symbols]:
