@@ -115,16 +115,16 @@ def deterministic_by_seed(build: Build) -> None:
 
 def unpromised(model: StatefulLM) -> dict[str, str]:
     """The laws that say nothing of this model, by name, and the trait by which it doesn't promise them."""
-    found = {}
+    reasons = {}
     if model.reach == "unknown":
-        found[reach_is_true.__name__] = 'reach is "unknown"'
+        reasons[reach_is_true.__name__] = 'reach is "unknown"'
     if model.mixes_rows_in_training:
         reason = "mixes_rows_in_training is True"
-        found |= {_name(law, training=True): reason for law in (batch_invariance, fresh_rows_forget)}
+        reasons |= {_name(law, training=True): reason for law in (batch_invariance, fresh_rows_forget)}
     if not model.reads_memory_in_training:
         reason = "reads_memory_in_training is False"
-        found |= {_name(law, training=True): reason for law in (memory_is_alive, last_token_is_remembered)}
-    return found
+        reasons |= {_name(law, training=True): reason for law in (memory_is_alive, last_token_is_remembered)}
+    return reasons
 
 
 def _name(law: Law, training: bool) -> str:

@@ -66,8 +66,8 @@ def _blocks(
     q_blocks, kv_blocks = -(-time // BLOCK), -(-(front + window - 1 + time) // BLOCK)
     sink_blocks = front // BLOCK
     query_block = torch.arange(q_blocks, device=device)[:, None]
-    place = torch.arange(kv_blocks, device=device)
-    indices = torch.where(place < sink_blocks, place, place + query_block)
+    kv_block = torch.arange(kv_blocks, device=device)
+    indices = torch.where(kv_block < sink_blocks, kv_block, kv_block + query_block)
     seen = 1 + (BLOCK + window - 2) // BLOCK  # blocks that a block of queries sees of the window's keys
     counts = (kv_blocks - query_block[:, 0]).clamp(max=sink_blocks + seen)
     return counts.int()[None, None], indices.clamp(max=kv_blocks - 1).int()[None, None]

@@ -264,9 +264,9 @@ class LandmarkAttention(Attention):
         inside = torch.arange(self.block_len, device=ids.device)
         blocks = state.num_closed.view(-1, 1, 1, 1) - self.num_blocks + ids
         tokens = (blocks[..., None] * freq + inside).masked_fill((ids < 0)[..., None] | (inside == freq), -1)
-        open_block, place = positions[:, 0] // self.block_len, positions[:, 0] % self.block_len
-        queries = (state.num_closed[:, None] + open_block) * freq + place
-        return Read(self, queries.masked_fill(place == freq, -1), tokens.flatten(-2), retrieved)
+        open_block, offset = positions[:, 0] // self.block_len, positions[:, 0] % self.block_len
+        queries = (state.num_closed[:, None] + open_block) * freq + offset
+        return Read(self, queries.masked_fill(offset == freq, -1), tokens.flatten(-2), retrieved)
 
     @torch.no_grad()
     def choose_blocks(

@@ -38,10 +38,10 @@ def detect(config: Config) -> str:
     if len(matching) == 1:
         return matching[0]
     known = ", ".join(sorted({known for types in accepted.values() for known in types}))
-    found = f"config: expected model_type, one of {known}, found {model_type!r}"
+    message = f"config: expected model_type, one of {known}, found {model_type!r}"
     if not matching:
-        raise UserError(f"{found}, which no format reads")
-    raise UserError(f"{found} of {', '.join(matching)}; format=… names a format")
+        raise UserError(f"{message}, which no format reads")
+    raise UserError(f"{message} of {', '.join(matching)}; format=… names a format")
 
 
 def _of_mamba_ssm(config: Config) -> str:

@@ -109,8 +109,8 @@ def check(build_model: "Callable[[], SequenceModule]", only: Sequence[str] = ())
             verdict = f"BROKEN: as {crashes[reason]}" if reason in crashes else f"BROKEN: {reason}"
             crashes.setdefault(reason, name)
         print(f"{name:<36}{time.perf_counter() - start:6.2f} s  {verdict}", flush=True)
-    whole = "every law holds" if not only else f"{counted(len(only), 'law')} checked, none broken"
-    print(f"{counted(broken, 'law')} broken" if broken else whole)
+    verdict_of_all = "every law holds" if not only else f"{counted(len(only), 'law')} checked, none broken"
+    print(f"{counted(broken, 'law')} broken" if broken else verdict_of_all)
     return broken
 
 

@@ -116,8 +116,8 @@ def output_file(*suffixes: str) -> ValueParser:
                 f"expected a file that ends with {' or '.join(suffixes)}, found {value or 'none'}"
             )
         if path.is_dir() or not path.parent.is_dir():
-            found = "a folder" if path.is_dir() else f"no folder {path.parent}"
-            raise ValueError(f"expected a file in a folder that exists, found {found}")
+            actual = "a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise ValueError(f"expected a file in a folder that exists, found {actual}")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise ValueError(f"expected a file that can be written, found {value}")
         return path

@@ -43,5 +43,5 @@ def values(runs: Iterable[FinishedRun], key: str) -> list[Any]:
     return [value for run in runs if (value := run.config.get(key)) is not None]
 
 
-def alternatives(found: Iterable[Any]) -> str:
-    return " or ".join(dict.fromkeys(map(str, found)))
+def alternatives(choices: Iterable[Any]) -> str:
+    return " or ".join(dict.fromkeys(map(str, choices)))

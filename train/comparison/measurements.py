@@ -77,8 +77,11 @@ def text_measurements(results: list[EvalResult]) -> dict[Measurement, list[EvalR
                 None, json.dumps(drawn, sort_keys=True), min(drawn.values(), default=math.inf)
             )
             by_text.setdefault(measurement, []).append(result)
-    kept = [text for text, of_text in by_text.items() if any(r["axes"]["memory"] == "kept" for r in of_text)]
-    return {text: by_text[text] for text in kept}
+    return {
+        text: of_text
+        for text, of_text in by_text.items()
+        if any(result["axes"]["memory"] == "kept" for result in of_text)
+    }
 
 
 def shared_measurements(runs: list[FinishedRun]) -> set[Measurement]:

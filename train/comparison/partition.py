@@ -50,8 +50,8 @@ def select(runs: Sequence[FinishedRun], name: str) -> list[FinishedRun]:
 def describe(groups: Sequence[Sequence[FinishedRun]], command: str) -> list[str]:
     """A line for each group with the command that compares it; of many groups the first ones."""
     lines = []
-    told = distinguishing([group[0] for group in groups])
-    for number, (group, facts_of) in enumerate(zip(groups[:MOST_LINES], told, strict=False), 1):
+    distinctions = distinguishing([group[0] for group in groups])
+    for number, (group, facts_of) in enumerate(zip(groups[:MOST_LINES], distinctions, strict=False), 1):
         config = group[0].config
         models = len({run.config["names.model"] for run in group})
         lines.append(

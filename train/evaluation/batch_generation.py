@@ -41,8 +41,8 @@ class Row:
             return
         self.tokens.append(token)
         self.text = self.decode([token for token in self.tokens if token != self.end])
-        if (place := first_stop(self.text, self.stops)) is not None:
-            self.text, self.ended_by = self.text[:place], "stop"
+        if (end := first_stop(self.text, self.stops)) is not None:
+            self.text, self.ended_by = self.text[:end], "stop"
         elif token == self.end:
             self.ended_by = "document"
         elif len(self.tokens) == self.limit:
@@ -85,6 +85,6 @@ def generate_rows(
     while any(row.ended_by is None for row in rows):
         with context():
             tokens, is_picked = next(stream)
-        for row, token, own in zip(rows, tokens.tolist(), is_picked, strict=True):
-            if own:
+        for row, token, picked in zip(rows, tokens.tolist(), is_picked, strict=True):
+            if picked:
                 row.add(token)

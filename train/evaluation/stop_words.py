@@ -38,7 +38,7 @@ def spaced(numbers: str) -> str:
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Where the first stop word in a text begins; None without one."""
-    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+    return min((end for stop in stops if (end := text.find(stop)) >= 0), default=None)
 
 
 def longest_beginning(text: str, stops: Sequence[str]) -> int:

@@ -156,9 +156,9 @@ def position_losses(
                 documents.nats[document] += batch_nats[row].sum()
                 documents.targets[document] += is_target[row].sum()
                 documents.bytes[document] += int(byte_count(batch.targets[row]))
-    whole = dataset.dataset if isinstance(dataset, SlidingWindows) else dataset
-    for document, length in enumerate(whole.lengths.tolist()):
-        if (size := whole.byte_length(document, length)) is not None:
+    source = dataset.dataset if isinstance(dataset, SlidingWindows) else dataset
+    for document, length in enumerate(source.lengths.tolist()):
+        if (size := source.byte_length(document, length)) is not None:
             documents.bytes[document] = size
     return PositionLosses(nats, targets, hits, documents, time.perf_counter() - start)
 

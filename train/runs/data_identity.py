@@ -68,10 +68,10 @@ def check_task_version(run_dir: Path, name: str, saved: Any, current: dict[str, 
     if stored is None and (isinstance(saved, dict) or current["task_version"] == "1"):
         return
     if str(stored) != current["task_version"]:
-        found = "one of a checkpoint that doesn't state it" if stored is None else str(stored)
+        actual = "one of a checkpoint that doesn't state it" if stored is None else str(stored)
         raise UserError(
             f"resume: the version of task {name} is fixed by the run, and its samples have changed since: "
-            f"expected version {current['task_version']}, found {found}"
+            f"expected version {current['task_version']}, found {actual}"
         )
 
 

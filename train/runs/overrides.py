@@ -79,8 +79,10 @@ def base_overrides(arg: str, args: Sequence[str]) -> list[str]:
     keys = {arg.partition("=")[0].lstrip("+") for arg in args}
     try:
         stored = load_stored(Path(override_value(arg)) / "config.yaml")
-        own = stored.model["_target_"] != IMPORTED_CLASS
-        groups = [group for group in ("model", "size") if group not in keys and (own or group != "model")]
+        names_model = stored.model["_target_"] != IMPORTED_CLASS
+        groups = [
+            group for group in ("model", "size") if group not in keys and (names_model or group != "model")
+        ]
         names = [(group, str(stored.names[group])) for group in groups]
         choices = {group: {choice.name for choice in plugins.choices(group)} for group in groups}
     except Exception:  # reported when the base is read

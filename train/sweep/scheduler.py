@@ -245,8 +245,8 @@ def is_complete(job: Job, folder: Path) -> bool:
 
 def check_committed(keep: str) -> None:
     """Raises UserError if runs of uncommitted code would be kept among the zoo's own results."""
-    own = Path(zoo.__file__).parent.parent / "results"
-    if keep and Path(keep).resolve().is_relative_to(own.resolve()) and commit().endswith("+"):
+    zoo_results = Path(zoo.__file__).parent.parent / "results"
+    if keep and Path(keep).resolve().is_relative_to(zoo_results.resolve()) and commit().endswith("+"):
         raise UserError(f"sweep: keep: {keep} takes runs of committed code alone; commit the changes first")
 
 

@@ -28,9 +28,9 @@ def recall_targets(tokens: Symbols, noise_from: int) -> Symbols:
     targets = np.full(len(tokens), IGNORE, np.int64)
     keys, values = tokens[::2], np.append(tokens[1::2], IGNORE)
     before, is_repeated = last_of_key(keys)
-    asked = is_repeated & (keys < noise_from) & (values[before] == values)
-    asked[-1] = is_repeated[-1]
-    targets[::2] = np.where(asked, values[before], IGNORE)
+    is_target = is_repeated & (keys < noise_from) & (values[before] == values)
+    is_target[-1] = is_repeated[-1]
+    targets[::2] = np.where(is_target, values[before], IGNORE)
     return targets
 
 

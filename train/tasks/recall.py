@@ -71,9 +71,9 @@ class Recall(SampleTask):
             is_value = tokens[:, None] == targets  # positions before, targets
             before = np.arange(len(tokens))[:, None] < np.arange(len(tokens))
             values = (before & (tokens >= 2 * KEYS)[:, None]).sum(0)
-            asked = targets != IGNORE
-            any_value.append((is_value & before).sum(0)[asked] / values[asked])
-            counts += np.bincount(targets[asked], minlength=VOCAB_SIZE)
+            is_target = targets != IGNORE
+            any_value.append((is_value & before).sum(0)[is_target] / values[is_target])
+            counts += np.bincount(targets[is_target], minlength=VOCAB_SIZE)
         return {
             "chance": 1 / VALUES,
             "constant": float(counts.max() / counts.sum()),

@@ -99,9 +99,9 @@ class TokenLanguageModelling(ReadsCorpus, Task):
                 "which was written by another one"
             )
         for name in ("start", "end"):
-            expected, found = getattr(self, name), getattr(tokens, name)
-            if expected not in (None, found):
-                raise UserError(f"task.{name}: {expected}, but {self.corpus} was prepared with {found}")
+            expected, actual = getattr(self, name), getattr(tokens, name)
+            if expected not in (None, actual):
+                raise UserError(f"task.{name}: {expected}, but {self.corpus} was prepared with {actual}")
 
     @cached_property
     def sizes(self) -> Int[Tensor, " ids"]:
