@@ -57,6 +57,9 @@ class AssociativeBlock(Mixer):
 
 
 class ARMT(Decoder):
+    """`memory_tokens` write after each segment, by keys of `key_width`, which become 2 nu key_width features;
+    ValueError for no memory token and for an unknown `write`."""
+
     learns_through_memory = True
     reach = None
     parallel = "segments"

@@ -139,8 +139,8 @@ class DiagonalStack(Stack):
         return torch.stack(outputs, dim=1).flatten(0, 1), states
 
     def reads_diagonally(self, segments: int, elements: int) -> bool:
-        """Whether it is exact to read so many segments of so many elements (see MAX_ELEMENTS) at once, and
-        faster on a CPU: of 2 segments, a diagonal has 2 layers at most.
+        """True if reading that many segments of that many elements at once is exact, and faster on a CPU (see
+        MAX_ELEMENTS): of 2 segments, a diagonal has 2 layers at most.
 
         Not in a graph of torch.compile, in which no module can be made.
         """

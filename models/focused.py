@@ -41,6 +41,10 @@ def parse_schedule(contexts: object) -> dict[float, int]:
 
 
 class Focused(Decoder):
+    """`capacity` tokens are stored in blocks of `block`, `neighbours` of them retrieved per query and head;
+    `contexts` is d, the texts that a row is contrasted with, or {fraction of training: d}.  ValueError for
+    settings that are out of range or don't fit one another."""
+
     learns_through_memory: bool | tuple[str, ...] = ("previous_keys", "previous_values")
     reach = None
     parallel = "segments_as_batch"

@@ -47,6 +47,9 @@ def validate(
 
 
 class Landmark(Decoder):
+    """A landmark follows every `mem_freq` tokens; `capacity` is in tokens, `topk` in blocks per query;
+    ValueError for settings that are out of range or don't fit one another (`validate`)."""
+
     learns_through_memory = False
     reads_memory_in_training = False  # a segment is all that is read
     reach = None

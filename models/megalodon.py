@@ -88,6 +88,9 @@ class MegalodonBlock(Mixer):
 
 
 class Megalodon(SequenceModule):
+    """`key_width` and `value_width` are those of all heads together, `chunk_size` is in tokens, `state_size`
+    in complex numbers per channel; ValueError for widths that `heads` or `norm_groups` don't divide."""
+
     learns_through_memory = True
     reach = None
     cuts_anywhere = True

@@ -29,6 +29,9 @@ from zoo.state import State
 
 
 class Memorizing(Decoder):
+    """`capacity` tokens are stored in blocks of `block`, `neighbours` of them retrieved per query and head,
+    in each of `memory_layers`; ValueError for settings that are out of range or don't fit one another."""
+
     learns_through_memory = False
     reach = None
     parallel = "segments_as_batch"

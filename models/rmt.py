@@ -29,6 +29,8 @@ class RMTState(NamedTuple):
 
 
 class RMT(Decoder):
+    """`memory_tokens` stand before and again after each segment; ValueError for fewer than 1."""
+
     learns_through_memory = True
     reach = None
     no_weight_decay: ClassVar[tuple[str, ...]] = ("memory",)

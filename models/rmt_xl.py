@@ -33,6 +33,10 @@ class RMTXLState(NamedTuple):
 
 
 class RMTXL(TransformerXL):
+    """`memory_len` is the XL cache in positions, those of memory tokens included; `memory_tokens` stand
+    before each segment and, with `write_at_end`, after it.  ValueError for fewer than 1, and for what
+    TransformerXL refuses."""
+
     parallel = "none"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("memory",)
 

@@ -37,6 +37,9 @@ class TransformerOptions(DecoderOptions, total=False):
 
 
 class Transformer(Decoder):
+    """`window` is in tokens, the current one included, `sinks` in tokens; with `shifted`, training attends in
+    that many groups of a segment.  ValueError for settings that don't fit one another."""
+
     parallel: Parallel = "segments_as_batch"
 
     def __init__(

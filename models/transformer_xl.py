@@ -77,6 +77,9 @@ class XLOptions(TypedDict, total=False):
 
 
 class TransformerXL(SequenceModule):
+    """`memory_len` is in positions of each layer, `clamp_len` the largest distance (-1: none); ValueError for
+    settings that don't fit one another (`validate`)."""
+
     learns_through_memory: bool | tuple[str, ...] = False
     parallel: Parallel = "segments"
 

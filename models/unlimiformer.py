@@ -36,6 +36,10 @@ from zoo.state import State
 
 
 class Unlimiformer(Transformer):
+    """`capacity` tokens are stored in blocks of `block`, `neighbours` of them retrieved per query and head,
+    by every layer from `layer_begin` on; ValueError for settings that are out of range or don't fit one
+    another."""
+
     def __init__(
         self,
         vocab_size: int,

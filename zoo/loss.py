@@ -36,6 +36,7 @@ def cross_entropy(
 
 
 def is_chunked(tokens: int, vocab_size: int) -> bool:
+    """True if logits of this many tokens are computed in chunks (LARGE_VOCABULARY, CHUNK_LOGITS)."""
     return vocab_size >= LARGE_VOCABULARY and tokens * vocab_size > CHUNK_LOGITS
 
 

@@ -139,6 +139,7 @@ def llama3_rates(w0: list[float], s: float, L: int, low: float, high: float) -> 
 
 
 def power_rates(w0: list[float], s: float, exponent: float | None) -> tuple[float, ...]:
+    """w0 (1 - 2m/d)^k; k by default divides the lowest rate by s (Giraffe)."""
     pairs = len(w0)
     if exponent is None:
         exponent = math.log(s) / math.log(pairs) if pairs > 1 else 0.0

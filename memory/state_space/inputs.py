@@ -55,11 +55,13 @@ class SSDInputs:
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> Tensor:
+    """dt after bias and softplus, in the shape of `dt`."""
     dt = dt if dt_bias is None else dt + dt_bias
     return F.softplus(dt) if dt_softplus else dt
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """The inputs with every tensor in `dtype`; settings unchanged."""
     values = ((field.name, getattr(inputs, field.name)) for field in fields(inputs))
     tensors: dict[str, Any] = {name: x.to(dtype) for name, x in values if isinstance(x, Tensor)}
     return replace(inputs, **tensors)

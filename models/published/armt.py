@@ -81,7 +81,7 @@ def new_maps(model: ARMT, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def new_weights(names: Iterable[str]) -> list[str]:
-    """What this checkpoint doesn't have and training begins anew."""
+    """Weights that this checkpoint lacks and that training initialises."""
     return ["memory", "W_mq", "W_mk", "W_mv", "W_mb"] if gpt2.is_plain(names) else []
 
 

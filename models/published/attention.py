@@ -39,7 +39,7 @@ def by_part(weight: Tensor, groups: int, head_dim: int) -> Tensor:
 
 
 def attention_state(attention: WindowAttention, state: WindowState) -> dict[str, Tensor]:
-    """`attn_k`, `attn_v` (rows, keys, heads, head width): the keys that there are, in the order of the text,
+    """`attn_k`, `attn_v` (rows, keys, heads, head_dim): the keys that there are, in the order of the text,
     with their rotary positions in it."""
     lengths = state.length.unique().tolist()
     if len(lengths) != 1:

@@ -199,7 +199,7 @@ def published_gradients(model: LongLLaMA, flax: bool = False) -> dict[str, Tenso
 
 
 def published_state(state: State) -> dict[str, Tensor]:
-    """`layer{l}/mem_k` and `mem_v` (rows, heads, tokens, head width), oldest first."""
+    """`layer{l}/mem_k` and `mem_v` (rows, heads, tokens, head_dim), oldest first."""
     return {
         f"layer{layer}/{name}": tensor
         for layer, layer_state in enumerate(state)

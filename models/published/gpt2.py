@@ -72,7 +72,7 @@ def as_body(weights: Mapping[str, Tensor], block: str = "") -> dict[str, Tensor]
 
 
 def is_plain(weights: Iterable[str]) -> bool:
-    """Whether these are the names of a GPT-2 that has been given no memory yet."""
+    """True if these are the names of a GPT-2 that has been given no memory yet."""
     return not {"wte.weight", "transformer.wte.weight"}.isdisjoint(weights)
 
 

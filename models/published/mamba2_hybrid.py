@@ -182,7 +182,7 @@ def published_state(state: State, model: Decoder) -> dict[str, Tensor]:
 
 def states(state: State, model: Decoder) -> dict[str, Tensor]:
     """`{l}.conv_state` (rows, channels, K), `{l}.ssm_state`; `{l}.attn_k`, `{l}.attn_v` (rows, keys, heads,
-    head width).  The published codes keep one input more than the convolution reads: it is 0 here."""
+    head_dim).  The published codes keep one input more than the convolution reads: it is 0 here."""
     tensors: dict[str, Tensor] = {}
     for layer, (layer_state, block) in enumerate(zip(state, model.stack, strict=True)):
         mixer: Any = block.mixer

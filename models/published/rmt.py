@@ -33,7 +33,7 @@ def load(weights: dict[str, Tensor], config: Config) -> RMT | RMTXL:
 
 
 def new_weights(names: Iterable[str]) -> list[str]:
-    """What this checkpoint doesn't have and training begins anew."""
+    """Weights that this checkpoint lacks and that training initialises."""
     return ["memory"] if gpt2.is_plain(names) else []
 
 

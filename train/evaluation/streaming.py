@@ -91,6 +91,8 @@ class SamplePredictions(NamedTuple):
 
 
 def predict_samples(reader: StreamReader, dataset: Dataset, reset_memory: bool = False) -> SamplePredictions:
+    """Hits and nats of every target, all samples read once; with `reset_memory` each segment from an empty
+    state."""
     parts = [[(np.zeros(0, np.bool_), np.zeros(0), np.zeros(0, np.int64))] for _ in dataset.lengths]
     start = time.perf_counter()
     for spans, batch, outputs in reader.batches(dataset, reset_memory):
