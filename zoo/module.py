@@ -25,10 +25,11 @@ class Batch(NamedTuple):
     fresh: Bool[Tensor, " rows"]  # rows in which a new document begins: their state is reset
     lengths: tuple[int, ...] | None = None
     """Tokens that each row has read since it was fresh, 0 if it is; None if unknown."""
+    # the next two are there if they were requested (`TargetExtras` in zoo.train.data.batches)
     evidence_distances: Int[Tensor, "rows time"] | None = None
-    """How far back each target's evidence lies, -1 where there is none; None if nobody asked."""
+    """How far back each target's evidence lies, -1 where there is none; None unless requested."""
     bayes_nats: Float[Tensor, "rows time"] | None = None
-    """The least possible nats of each target, 0 where there is none; None if nobody asked."""
+    """The least possible nats of each target, 0 where there is none; None unless requested."""
 
     def to(self, device: torch.device) -> "Batch":
         """All that has a column per position on the device.  The rest stays where it is: on the CPU, where

@@ -1,4 +1,4 @@
-"""What queries read of stored tokens, recorded to those who watch; nothing is computed where nobody does."""
+"""Recorded attention to stored tokens; computed only inside `watched_reads`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -164,5 +164,5 @@ def _rope(options: PositionOptions, head_dim: int, context: int, interleaved: bo
 def even(rotated: int, head_dim: int) -> int:
     """The number of rotated features; ValueError unless a head has such pairs."""
     if rotated % 2 or not 0 < rotated <= head_dim:
-        raise ValueError(f"rotary positions need an even head width, not {rotated} of {head_dim}")
+        raise ValueError(f"rotary positions need an even head_dim, not {rotated} of {head_dim}")
     return rotated

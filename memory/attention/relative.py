@@ -106,10 +106,10 @@ class RelativeAttention(nn.Module):
         k, v = (
             torch.cat([self._windows(old, segment_len), new.unflatten(2, (segments, segment_len))], dim=3)
             for old, new in ((old_k, k), (old_v, v))
-        )  # (rows, heads, segments, keys, head width)
+        )  # (rows, heads, segments, keys, head_dim)
         k, v = (rearrange(part, "b h n m k -> (b n) h m k") for part in (k, v))
 
-        r = F.pad(self._split(self.relative(R)), (0, 0, 0, 1))  # (heads, keys + 1, head width)
+        r = F.pad(self._split(self.relative(R)), (0, 0, 0, 1))  # (heads, keys + 1, head_dim)
         scale = self.head_dim**-0.5
         raw = torch.matmul((q + self.position_bias[:, None]) * scale, r.mT)
         position_scores = shift(raw)

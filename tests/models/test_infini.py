@@ -125,7 +125,7 @@ def read() -> tuple[dict[str, Tensor], dict[str, Any]]:
         ({"update": "gamma"}, "update, linear or delta, found 'gamma'"),
         ({"rope": "yes"}, "rope, true or false"),
         ({"rope_base": 0}, "rope_base, a number above 0, found 0"),
-        ({"d_key": 7}, "even head width, not 7"),
+        ({"d_key": 7}, "even head_dim, not 7"),
         ({"d_key": 0}, "d_key, a whole number from 1 on"),
         ({"d_value": 4}, r"layers\.0\.attn\.v_proj\.weight \[8, 16\], found \[16, 16\]"),
         ({"seg_lens": []}, r"seg_lens, a list of lengths, found \[\]"),

@@ -147,7 +147,7 @@ def evaluate_run(run: Run | str | PathLike[str], *args: str) -> dict[str, Any]:
 
     Returns the entry that was added to the run's evaluation.json (docs/evaluating.md): its `results` are a
     list with one dictionary for each point.  A `Run` is read again from its folder, with the checkpoint that
-    it was loaded with; changes to its model in memory have no part in it.  Raises zoo.errors.UserError for a
+    it was loaded with; changes to its model in memory have no part in it.  Raises zoo.errors.UserError for an
     argument that is wrong.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)

@@ -152,7 +152,7 @@ class Kind(NamedTuple):
     answer_length: Callable[[int], int]
     """Positions of the answer to an input that is drawn with this length."""
     has_end: bool = False
-    """Whether the answer is scored up to its END only."""
+    """True if the answer is scored up to its END only."""
 
 
 def one(length: int) -> int:

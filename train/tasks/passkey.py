@@ -240,7 +240,7 @@ class PasskeyDataset(SampleDataset):
 
 
 def is_digit(symbols: Symbols, form: str) -> Bool[np.ndarray, " symbols"]:
-    """Which symbols of a form are digits."""
+    """True for the symbols of a form that are digits."""
     zero = 0 if form == "compact" else ord("0")
     return (symbols >= zero) & (symbols < zero + 10)
 

@@ -52,7 +52,7 @@ def seen_rows(c: Config, row: int) -> list[int]:
 
 
 def among_rows(q: Tensor, k: Tensor, v: Tensor, c: Config, base: float) -> Tensor:
-    """(rows, time, heads, head width), before positions."""
+    """(rows, time, heads, head_dim), before positions."""
     rows, time, heads, width = q.shape
     out = torch.zeros_like(q)
     for row in range(rows):

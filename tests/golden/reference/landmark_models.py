@@ -113,7 +113,7 @@ class Llama:
 
 
 class Row:
-    """One row's memory: per layer all keys and values ever (heads, head width), landmarks included."""
+    """One row's memory: per layer all keys and values ever (heads, head_dim), landmarks included."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -39,7 +39,7 @@ def test_attention_drops_weights_in_train_mode_alone() -> None:
     [
         ({"heads": 5}, "width 12 is not a multiple of heads 5"),
         ({"heads": 4, "kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
-        ({"heads": 4}, "even head width, not 3"),
+        ({"heads": 4}, "even head_dim, not 3"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:

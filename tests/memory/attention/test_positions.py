@@ -185,7 +185,7 @@ def test_rope_needs_pairs_of_features() -> None:
     assert isinstance(rope, Rope)
     assert (rope.base, rope.rotated) == (5.0, 4)
     for rotated in (3, 0, 10):
-        with pytest.raises(ValueError, match=f"even head width, not {rotated} of 8"):
+        with pytest.raises(ValueError, match=f"even head_dim, not {rotated} of 8"):
             build_positions("rope", 4, 8, rotated=rotated)
 
 

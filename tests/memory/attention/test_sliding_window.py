@@ -119,7 +119,7 @@ def test_rows_at_different_fills(position: Position, window: int, sinks: int) ->
 def test_the_state_is_the_last_keys_and_the_first_ones() -> None:
     layer = build(window=4, sinks=2, position="rope")
     x = text(layer, 2, 9)
-    qkv = layer.qkv(x).unflatten(-1, (6, 4)).transpose(1, 2)  # (rows, q q k k v v, time, head width)
+    qkv = layer.qkv(x).unflatten(-1, (6, 4)).transpose(1, 2)  # (rows, q q k k v v, time, head_dim)
     state = layer.init_state(2)
     for piece in x.split([1, 3, 5], dim=1):
         _, state = layer(piece, state)

@@ -266,6 +266,6 @@ def test_the_memory_stays_small_over_many_segments() -> None:
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="width 8 is not a multiple of heads 3"):
         CompressiveAttention(8, 3, segment_len=4)
-    with pytest.raises(ValueError, match="even head width, not 3"):
+    with pytest.raises(ValueError, match="even head_dim, not 3"):
         CompressiveAttention(8, 2, segment_len=4, head_dim=3)
     CompressiveAttention(8, 2, segment_len=4, head_dim=3, position="none")
