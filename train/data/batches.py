@@ -25,17 +25,19 @@ class Span(NamedTuple):
         return not self.length
 
 
-class Facts(NamedTuple):
-    """What a batch says about its targets; it costs the loader time."""
+class TargetExtras(NamedTuple):
+    """Optional per-target fields of a batch; they cost the loader time."""
 
     evidence_distances: bool = False
     bayes_nats: bool = False
 
 
-NO_FACTS = Facts()
+NO_EXTRAS = TargetExtras()
 
 
-def collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None], facts: Facts = NO_FACTS) -> Batch:
+def collate(
+    dataset: Dataset, seq_len: int, spans: Sequence[Span | None], extras: TargetExtras = NO_EXTRAS
+) -> Batch:
     """One row per span; a row without a span is padding, and fresh."""
     tokens = np.zeros((len(spans), seq_len), np.int64)
     targets = np.full((len(spans), seq_len), IGNORE, np.int64)
@@ -48,22 +50,22 @@ def collate(dataset: Dataset, seq_len: int, spans: Sequence[Span | None], facts:
             fresh[row] = span.fresh
     lengths = tuple(0 if span is None else span.length for span in spans)
     batch = Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(fresh), lengths)
-    return _with_facts(batch, dataset, spans, facts) if any(facts) else batch
+    return _with_extras(batch, dataset, spans, extras) if any(extras) else batch
 
 
-def _with_facts(batch: Batch, dataset: Dataset, spans: Sequence[Span | None], facts: Facts) -> Batch:
+def _with_extras(batch: Batch, dataset: Dataset, spans: Sequence[Span | None], extras: TargetExtras) -> Batch:
     distances = np.full(batch.tokens.shape, -1, np.int64)
     bayes_nats = np.zeros(batch.tokens.shape, np.float32)
     for row, span in enumerate(spans):
         if span is not None:
             window, columns = (span.document, span.start, span.stop), slice(span.stop - span.start)
-            if facts.evidence_distances:
+            if extras.evidence_distances:
                 distances[row, columns] = _known(dataset.evidence_distances(*window), "evidence_distances")
-            if facts.bayes_nats:
+            if extras.bayes_nats:
                 bayes_nats[row, columns] = _known(dataset.bayes_nats(*window), "bayes_nats")
-    if facts.evidence_distances:
+    if extras.evidence_distances:
         batch = batch._replace(evidence_distances=torch.from_numpy(distances))
-    return batch._replace(bayes_nats=torch.from_numpy(bayes_nats)) if facts.bayes_nats else batch
+    return batch._replace(bayes_nats=torch.from_numpy(bayes_nats)) if extras.bayes_nats else batch
 
 
 def _known(values: np.ndarray | None, name: str) -> np.ndarray:

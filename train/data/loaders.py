@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import Batch
-from zoo.train.data.batches import NO_FACTS, Facts, Span, collate
+from zoo.train.data.batches import NO_EXTRAS, Span, TargetExtras, collate
 from zoo.train.tasks.base import Dataset
 
 
@@ -65,11 +65,11 @@ class TrainLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        facts: Facts = NO_FACTS,
+        extras: TargetExtras = NO_EXTRAS,
     ) -> None:
         windows = _count_windows(dataset, seq_len)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
-        self.rank, self.facts = rank, facts
+        self.rank, self.extras = rank, extras
         num_streams = batch_size * world_size
         windows_per_stream = max(1, int(windows.sum()) // num_streams)  # a stream's share of a pass
         num_chunks = -(-windows // windows_per_stream)
@@ -105,7 +105,7 @@ class TrainLoader:
             spans.append(Span(document, start, stop, start % self._chunk_len))
             self._cursors[i] = StreamCursor(document, stop, end) if stop < end else _NO_DOCUMENT
         rank_spans = spans[self.rank * self.batch_size :][: self.batch_size]
-        return collate(self.dataset, self.seq_len, rank_spans, self.facts)
+        return collate(self.dataset, self.seq_len, rank_spans, self.extras)
 
     def _next_chunk(self) -> StreamCursor:
         """A cursor at the start of the queue's next chunk; after the last one the next pass is shuffled."""
@@ -215,11 +215,11 @@ class EvalLoader:
         seq_len: int,
         rank: int = 0,
         world_size: int = 1,
-        facts: Facts = NO_FACTS,
+        extras: TargetExtras = NO_EXTRAS,
     ) -> None:
         windows = _count_windows(dataset, seq_len)
         batch_size = min(batch_size, -(-len(windows) // world_size))
-        self.dataset, self.seq_len, self.facts = dataset, seq_len, facts
+        self.dataset, self.seq_len, self.extras = dataset, seq_len, extras
         documents_of_row: list[list[int]] = [[] for _ in range(batch_size * world_size)]
         loads = [(0, row) for row in range(batch_size * world_size)]  # heap of each row's windows
         for document, size in enumerate(windows.tolist()):
@@ -234,7 +234,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for spans in self.spans():
-            yield collate(self.dataset, self.seq_len, spans, self.facts)
+            yield collate(self.dataset, self.seq_len, spans, self.extras)
 
     def spans(self) -> Iterator[list[Span | None]]:
         """The spans that every row of every batch reads, in step with `iter`; None where a row is padding."""

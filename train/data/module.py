@@ -8,7 +8,7 @@ import torch
 
 from zoo.errors import UserError
 from zoo.module import Batch
-from zoo.train.data.batches import NO_FACTS, Facts
+from zoo.train.data.batches import NO_EXTRAS, TargetExtras
 from zoo.train.data.curriculum import CurriculumLoader, Loader, Stage
 from zoo.train.data.loaders import EvalLoader, TrainLoader
 from zoo.train.data.prefetch import Prefetcher
@@ -31,8 +31,8 @@ class DataModule(L.LightningDataModule):
         val_bytes: int | None = None,
         val_samples: int | None = None,
         stages: Sequence[Stage] = (),
-        train_facts: Facts = NO_FACTS,
-        val_facts: Facts = NO_FACTS,
+        train_extras: TargetExtras = NO_EXTRAS,
+        val_extras: TargetExtras = NO_EXTRAS,
     ) -> None:
         """`batch_size` rows per rank; `seq_len` positions per row and step: a multiple of the model's
         segment_len, or less than one segment if every sample fits into it.  `stages`: those of a curriculum.
@@ -49,7 +49,7 @@ class DataModule(L.LightningDataModule):
             _check_window(stage, segment_len)
         self.task, self.batch_size, self.seq_len, self.seed = task, batch_size, seq_len, seed
         self.segment_len, self.val_bytes, self.val_samples = segment_len, val_bytes, val_samples
-        self.stages, self.train_facts, self.val_facts = stages, train_facts, val_facts
+        self.stages, self.train_extras, self.val_extras = stages, train_extras, val_extras
         self.curriculum: CurriculumLoader | None = None
         """The training loader, once there is one, of a run with a curriculum."""
 
@@ -79,15 +79,15 @@ class DataModule(L.LightningDataModule):
 
     def _loader(self, dataset: Dataset, batch_size: int, seq_len: int, seed: int) -> Loader:
         ranks = self._rank_and_world()
-        loader = TrainLoader(dataset, batch_size, seq_len, seed, *ranks, facts=self.train_facts)
+        loader = TrainLoader(dataset, batch_size, seq_len, seed, *ranks, extras=self.train_extras)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Prefetcher(loader) if on_gpu else loader
 
     def val_dataloader(self) -> Iterable[Batch]:
-        return self._eval_loader(self.val_dataset(), self.val_facts)
+        return self._eval_loader(self.val_dataset(), self.val_extras)
 
     def test_dataloader(self) -> Iterable[Batch]:
-        return self._eval_loader(self.task.split("test"), NO_FACTS)
+        return self._eval_loader(self.task.split("test"), NO_EXTRAS)
 
     def val_dataset(self) -> Dataset:
         """The documents that validation inside a run reads."""
@@ -114,8 +114,8 @@ class DataModule(L.LightningDataModule):
         dataset = self.val_dataset()
         return b"".join(dataset.text(document) or b"" for document in range(len(dataset.lengths)))
 
-    def _eval_loader(self, dataset: Dataset, facts: Facts) -> EvalLoader:
-        return EvalLoader(dataset, self.batch_size, self.seq_len, *self._rank_and_world(), facts=facts)
+    def _eval_loader(self, dataset: Dataset, extras: TargetExtras) -> EvalLoader:
+        return EvalLoader(dataset, self.batch_size, self.seq_len, *self._rank_and_world(), extras=extras)
 
     def _rank_and_world(self) -> tuple[int, int]:
         """Rank and number of ranks."""

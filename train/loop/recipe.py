@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from zoo.errors import UserError
 from zoo.module import SequenceModule
-from zoo.train.data.batches import Facts
+from zoo.train.data.batches import TargetExtras
 from zoo.train.data.curriculum import make_stages
 from zoo.train.data.module import DataModule
 from zoo.train.loop.curriculum import Curriculum
@@ -35,8 +35,8 @@ def data_module(cfg: DictConfig, task: Task, model: SequenceModule) -> DataModul
         val_bytes=keys.val_bytes,
         val_samples=keys.val_samples,
         stages=stages,
-        train_facts=Facts(bayes_nats=bool(stages) and knows_bayes),
-        val_facts=Facts(measures_beyond, measures_beyond and knows_bayes),
+        train_extras=TargetExtras(bayes_nats=bool(stages) and knows_bayes),
+        val_extras=TargetExtras(measures_beyond, measures_beyond and knows_bayes),
     )
 
 

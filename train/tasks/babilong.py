@@ -221,7 +221,7 @@ class BabilongDataset(SplicedDataset):
 
 
 def constant_hits(answer: bytes, prior: Counter[bytes]) -> list[bool]:
-    """For each byte of an answer, True if the commonest answer that starts with the bytes before has it too."""
+    """For each byte of an answer, True if the commonest answer with the bytes before has it too."""
     hits = []
     for position, byte in enumerate(answer):
         next_byte: Counter[int] = Counter()
