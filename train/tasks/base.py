@@ -7,7 +7,7 @@ different names everywhere: *exact match*, of samples of which every target is h
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -302,3 +302,20 @@ class SampleTask(Task):
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return torch.zeros((), dtype=torch.long, device=targets.device)
+
+
+class FixedLengthTask(SampleTask):
+    """All samples have `length` positions."""
+
+    length: int
+
+
+FixedLengthTaskT = TypeVar("FixedLengthTaskT", bound=FixedLengthTask)
+
+
+class DrawnSamples(Dataset, Generic[FixedLengthTaskT]):
+    """Samples of `task.length` positions, drawn when they are read, each from a separate generator."""
+
+    def __init__(self, task: FixedLengthTaskT, split: Split) -> None:
+        self.task, self.split = task, split
+        self.lengths = np.full(task.num_samples(split), task.length, np.int64)

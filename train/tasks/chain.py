@@ -28,8 +28,9 @@ from zoo.module import IGNORE
 from zoo.train.tasks.base import (
     Chances,
     Dataset,
+    DrawnSamples,
+    FixedLengthTask,
     Metric,
-    SampleTask,
     Split,
     Symbols,
     TargetPositions,
@@ -45,7 +46,7 @@ UNINFORMED = math.log(STATES)  # nats of a target without evidence
 
 
 @dataclass(frozen=True)
-class Chain(SampleTask):
+class Chain(FixedLengthTask):
     """`length` in positions, of every sample."""
 
     name = "chain"
@@ -130,12 +131,8 @@ def likeliest_hits(
     return hits / is_likeliest.sum(1)
 
 
-class ChainDataset(Dataset):
+class ChainDataset(DrawnSamples[Chain]):
     """Samples drawn when they are read, each from a separate generator."""
-
-    def __init__(self, task: Chain, split: Split) -> None:
-        self.task, self.split = task, split
-        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
 
     def sample(self, document: int) -> Sample:
         rng, length = sample_rng(self.task.seed, self.split, document), self.task.length

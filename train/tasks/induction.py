@@ -20,8 +20,9 @@ from zoo.train.tasks.base import (
     BLOCK,
     Chances,
     Dataset,
+    DrawnSamples,
+    FixedLengthTask,
     SampleDataset,
-    SampleTask,
     Split,
     Symbols,
     TargetPositions,
@@ -34,7 +35,7 @@ POSITION_BLOCK = -1  # index of the generator for the special token's position; 
 
 
 @dataclass(frozen=True)
-class Induction(SampleTask):
+class Induction(FixedLengthTask):
     """`length` in tokens; the special token is one of `vocab_size`.
 
     `samples`: more than a run reads, so that data stays fresh.
@@ -63,14 +64,10 @@ class Induction(SampleTask):
         return {"chance": 1 / (self.vocab_size - 1)}
 
 
-class InductionDataset(SampleDataset):
+class InductionDataset(DrawnSamples[Induction], SampleDataset):
     """Samples drawn when they are read, each from a separate generator."""
 
     num_targets = 1
-
-    def __init__(self, task: Induction, split: Split) -> None:
-        self.task, self.split = task, split
-        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
 
     def symbols(self, document: int, start: int, stop: int) -> Symbols:
         symbols = read_blocks(start, stop, partial(self._draw_block, document))

@@ -67,8 +67,7 @@ class LanguageModelling(ReadsCorpus, Task):
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Bits per byte of `xz -9` and of the order-0 entropy: the first scores that a model has to beat."""
-        texts = (dataset.text(document) or b"" for document in range(len(dataset.lengths)))
-        return compression_baselines(b"".join(texts))
+        return text_baselines(dataset)
 
     def word_count(self, dataset: Dataset) -> tuple[int, str]:
         words, lines = words_and_lines(dataset)
@@ -154,6 +153,12 @@ def words_and_lines(dataset: Dataset) -> tuple[int, int]:
         counts = count_words(targets[targets != END] for _, targets in windows)
         words, lines = words + counts[0], lines + counts[1]
     return words, lines
+
+
+def text_baselines(dataset: Dataset) -> dict[str, float]:
+    """`compression_baselines` of all texts of a dataset, joined."""
+    texts = (dataset.text(document) or b"" for document in range(len(dataset.lengths)))
+    return compression_baselines(b"".join(texts))
 
 
 def compression_baselines(text: bytes) -> dict[str, float]:

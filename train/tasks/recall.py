@@ -24,7 +24,8 @@ from zoo.module import IGNORE
 from zoo.train.tasks.base import (
     Chances,
     Dataset,
-    SampleTask,
+    DrawnSamples,
+    FixedLengthTask,
     Split,
     Symbols,
     TargetPositions,
@@ -39,7 +40,7 @@ VOCAB_SIZE = 2 * KEYS + VALUES
 
 
 @dataclass(frozen=True)
-class Recall(SampleTask):
+class Recall(FixedLengthTask):
     """`length` in positions, of every sample."""
 
     name = "recall"
@@ -95,12 +96,8 @@ def recall_targets(tokens: Symbols) -> Symbols:
     return targets
 
 
-class RecallDataset(Dataset):
+class RecallDataset(DrawnSamples[Recall]):
     """Samples drawn when they are read, each from a separate generator."""
-
-    def __init__(self, task: Recall, split: Split) -> None:
-        self.task, self.split = task, split
-        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
 
     def tokens(self, document: int) -> Symbols:
         """The tokens of a sample."""

@@ -17,14 +17,23 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import Chances, Dataset, SampleTask, Split, Symbols, TargetPositions, sample_rng
+from zoo.train.tasks.base import (
+    Chances,
+    Dataset,
+    DrawnSamples,
+    FixedLengthTask,
+    Split,
+    Symbols,
+    TargetPositions,
+    sample_rng,
+)
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 NOISE = 0
 
 
 @dataclass(frozen=True)
-class SelectiveCopy(SampleTask):
+class SelectiveCopy(FixedLengthTask):
     """The positions of the symbols are drawn for every sample."""
 
     name = "selective_copy"
@@ -57,12 +66,8 @@ class SelectiveCopy(SampleTask):
         return {"chance": (self.vocab_size - 2.0) ** -self.remembered}
 
 
-class SelectiveCopyDataset(Dataset):
+class SelectiveCopyDataset(DrawnSamples[SelectiveCopy]):
     """Samples drawn when they are read, each from a separate generator."""
-
-    def __init__(self, task: SelectiveCopy, split: Split) -> None:
-        self.task, self.split = task, split
-        self.lengths = np.full(task.num_samples(split), task.length, np.int64)
 
     def window(
         self, document: int, start: int, stop: int

@@ -29,7 +29,7 @@ from zoo.train.corpora.token_files import (
 )
 from zoo.train.corpora.tokenizer import Tokenizer
 from zoo.train.tasks.base import Dataset, Split, Task
-from zoo.train.tasks.lm import compression_baselines
+from zoo.train.tasks.lm import text_baselines
 from zoo.train.tasks.reads_corpus import ReadsCorpus
 
 
@@ -121,8 +121,7 @@ class TokenLanguageModelling(ReadsCorpus, Task):
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """Bits per byte of `xz -9` and of the order-0 entropy of the text."""
-        texts = (dataset.text(document) or b"" for document in range(len(dataset.lengths)))
-        return compression_baselines(b"".join(texts))
+        return text_baselines(dataset)
 
     def word_count(self, dataset: Dataset) -> tuple[int, str]:
         words = lines = 0
