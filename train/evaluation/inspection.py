@@ -156,9 +156,7 @@ def inspect(model: SequenceModule, text: Text) -> Inspection:
             f"{len(tokens)} tokens"
         )
     question = question_positions(targets, model.segment_len, text.ask_last_segment)
-    first_segment = question[0] // model.segment_len
-    empty = model.init_state(1)
-    states, losses, reads = [empty], [], []
+    states, losses, reads = [model.init_state(1)], [], []
     with watched_reads() as recorded:
         for piece, target in pieces:
             nats, state = read_segment(model, piece, target, states[-1])
@@ -166,30 +164,38 @@ def inspect(model: SequenceModule, text: Text) -> Inspection:
             losses.append(nats)
             reads += recorded
             recorded.clear()
-    segments = []
-    for index, (piece, target) in enumerate(pieces):
-        before, after = states[index], states[index + 1]
-        nats, alone = read_segment(model, piece, target, empty)
-        contribution = None
-        if index < first_segment:
-            without = loss_without(model, pieces[index + 1 :], before, index + 1, question)
-            contribution = without - question_loss(torch.cat(losses), question)
-        retention = state_retention(before, empty, after, alone) if index else None
-        start, end_norms = index * model.segment_len, norms(after)
-        segments.append(
-            SegmentView(
-                start,
-                len(piece),
-                mean_nats(losses[index]),
-                mean_nats(nats),
-                retention,
-                contribution,
-                end_norms,
-            )
-        )
+    segments = [_segment_view(model, pieces, states, losses, question, index) for index in range(len(pieces))]
     names = {module: name for name, module in model.named_modules()}
     maps = attention(reads, names, question, len(tokens))
     return Inspection(text, question, segments, maps, model.diagnostics(states[-1]))
+
+
+def _segment_view(
+    model: SequenceModule,
+    pieces: list[tuple[Tensor, Tensor]],
+    states: list[State],
+    losses: list[Tensor],
+    question: list[int],
+    index: int,
+) -> SegmentView:
+    """Of the segment `index`; the text was read with `losses`, and `states` are those between its segments,
+    the empty one first."""
+    empty, before, after = states[0], states[index], states[index + 1]
+    tokens, targets = pieces[index]
+    reset_nats, alone = read_segment(model, tokens, targets, empty)
+    contribution = None
+    if index < question[0] // model.segment_len:
+        without = loss_without(model, pieces[index + 1 :], before, index + 1, question)
+        contribution = without - question_loss(torch.cat(losses), question)
+    return SegmentView(
+        start=index * model.segment_len,
+        tokens=len(tokens),
+        loss=mean_nats(losses[index]),
+        reset=mean_nats(reset_nats),
+        retention=state_retention(before, empty, after, alone) if index else None,
+        contribution=contribution,
+        norms=norms(after),
+    )
 
 
 def question_positions(targets: Tensor, segment_len: int, last_segment: bool) -> list[int]:
