@@ -13,7 +13,7 @@ ENTRY = re.compile(r"(?P<indent> *)(?P<head>\S+(?: \S+)*?)(?P<gap> {2,})(?P<text
 def output_width(default: int) -> int:
     """Columns of standard output: those of `COLUMNS`, else of the terminal, else the default."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdigit() and int(columns) > 0:
+    if columns.isdecimal() and int(columns) > 0:
         return int(columns)
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else default
 

@@ -12,7 +12,7 @@ from zoo.train.commands.cli import user_message
 def user_errors(args: Sequence[str]) -> Iterator[None]:
     """An error about these arguments, also Hydra's, becomes a UserError with the command's message."""
     for arg in args:
-        if not isinstance(arg, str) or re.match(r"[\w.]+=\S+\s+[\w.]+=", arg):
+        if not isinstance(arg, str) or re.match(r"[\w.]+=[^\s'\"/]+\s+[\w.]+=", arg):
             raise UserError(
                 f'expected arguments such as "model=rmt", "size=nano", each a string, found {arg!r}'
             )

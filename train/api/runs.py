@@ -122,7 +122,7 @@ def train_run(*args: str) -> Run:
             build.check_classes(cfg)
         with messages_on_screen(), run_folder(cfg, Path(), "train.log") as folder:
             launch(cfg, folder, overrides)
-        return load_run(folder)
+        return load_run(folder, trust=[arg.lstrip("+") for arg in args if "._target_=" in arg])
 
 
 @contextlib.contextmanager

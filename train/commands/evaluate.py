@@ -45,7 +45,6 @@ from zoo.train.commands.cli import (
     number,
     one_of,
     parse,
-    positive,
     require_run,
     stop,
     text,
@@ -54,7 +53,14 @@ from zoo.train.commands.cli import (
 if TYPE_CHECKING:
     from zoo.train.evaluation.options import EvalOptions
 
-POSITIVE = integer(least=1)
+MOST = 2**48  # beyond all tokens, and still exact in products of 64 bits
+
+
+def positive_integer(value: str) -> int:
+    result = int(integer(least=1)(value))
+    if result > MOST:
+        raise ValueError(f"expected at most {MOST:,}, found {value}")
+    return result
 
 
 @command
@@ -84,17 +90,17 @@ def print_to_stderr(line: str) -> None:
 def length(value: str) -> str:
     """A number of tokens, or a multiple of the task's own length such as 4x."""
     if not value.endswith("x"):
-        POSITIVE(value)
+        positive_integer(value)
         return value
     try:
-        positive()(value[:-1])
+        number(least=1e-9, most=2**20)(value[:-1])
     except ValueError as error:
         raise ValueError(f"expected a multiple such as 4x, found {value}") from error
     return value
 
 
 def edges(value: str) -> list[int]:
-    numbers: list[int] = list_of(POSITIVE)(value)
+    numbers: list[int] = list_of(positive_integer)(value)
     if numbers != sorted(set(numbers)):
         raise ValueError(f"expected growing numbers, found {value}")
     return numbers
@@ -124,17 +130,17 @@ KEYS = {
     "task": text,
     "precision": precision,
     "split": split,
-    "batch_size": POSITIVE,
-    "seq_len": POSITIVE,
-    "tokens": POSITIVE,
+    "batch_size": positive_integer,
+    "seq_len": positive_integer,
+    "tokens": positive_integer,
     "lengths": list_of(length),
     "depths": depths,
-    "prompts": POSITIVE,
+    "prompts": positive_integer,
     "positions": edges,
     "contexts": list_of(length),
     "methods": list_of(text),
-    "stride": POSITIVE,
-    "context": POSITIVE,
+    "stride": positive_integer,
+    "context": positive_integer,
 }
 RENAMED = {"rows": "batch_size", "window": "seq_len"}
 PASSED_ON = ("task.", "model.", "data.")

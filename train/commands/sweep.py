@@ -63,7 +63,7 @@ def seeds(value: str) -> list[int]:
     """0:5 is 0 1 2 3 4, as in Python."""
     first, colon, end = value.partition(":")
     numbers = [first or "0", end] if colon else value.strip("[]").split(",")
-    integers = [int(part) for part in numbers if part.isdigit()]
+    integers = [int(part) for part in numbers if part.isdecimal()]
     if colon and len(integers) == 2 and integers[0] < integers[1]:
         return list(range(*integers))
     if colon or len(integers) < len(numbers) or len(set(integers)) < len(integers):

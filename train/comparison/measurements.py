@@ -11,6 +11,7 @@ from zoo.train.comparison.comparable import describe_values
 from zoo.train.comparison.groups import FinishedRun
 from zoo.train.evaluation.results import EvalEntry, EvalResult
 from zoo.train.runs.folder import flatten
+from zoo.train.runs.precision import full_name
 
 Length = int | float | None
 
@@ -30,9 +31,12 @@ class Measurement(NamedTuple):
 
 
 def test_entry(run: FinishedRun) -> EvalEntry | None:
-    """The evaluation of the run at its end on the test split of the task that it was trained on."""
+    """The evaluation of the run at its end on the test split of the task that it was trained on: in the
+    precision of its training, of the same version of the task, and of the same texts."""
     settings = {key: value for key, value in run.config.items() if key.startswith("task.")}
     end = run.metrics.get("steps_done", run.config["steps"])
+    precision = full_name(str(run.config.get("trainer.precision", "32-true")))
+    version = run.metrics.get("task_version", 1)
     entries = [
         entry
         for entry in run.evaluations
@@ -40,6 +44,9 @@ def test_entry(run: FinishedRun) -> EvalEntry | None:
         and entry.get("split") == "test"
         and entry.get("checkpoint", "last") == "last"
         and entry.get("step", end) == end  # not of a run that was resumed since
+        and entry.get("precision", precision) == precision
+        and entry.get("version", version) == version
+        and not entry.get("changed_data")
         and all(
             settings.get(key, value) == value for key, value in flatten(entry["settings"], "task").items()
         )

@@ -41,7 +41,7 @@ def select(runs: Sequence[FinishedRun], name: str) -> list[FinishedRun]:
         return groups[0]
     if name == NEWEST:
         return max(groups, key=newest_date)
-    if name.isdigit() and 1 <= int(name) <= len(groups):
+    if name.isdecimal() and 1 <= int(name) <= len(groups):
         return groups[int(name) - 1]
     expected = f"{LARGEST}, {NEWEST} or a number from 1 to {len(groups)}"
     raise UserError(f"compare: group: expected {expected}, found {name}{nearest(name, (LARGEST, NEWEST))}")

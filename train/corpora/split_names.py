@@ -7,6 +7,7 @@ word: how_to_train.txt and the_test.txt are not parts of one split.
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -91,8 +92,9 @@ def split_and_words(part: str, is_file: bool) -> tuple[str | None, Words]:
     other words, without numbers, hashes and endings."""
     if is_file and os.path.splitext(part)[1].lower() in SOURCE_CODE:
         return None, ()
+    part = unicodedata.normalize("NFC", part)
     text = re.sub(r"([a-z])([A-Z])", r"\1 \2", part).lower()
-    tokens = re.findall(r"[a-z0-9]+", re.sub(r"\bh[eo]ld[-_ .]out\b", "heldout", text.replace("_", " ")))
+    tokens = re.findall(r"[^\W_]+", re.sub(r"\bh[eo]ld[-_ .]out\b", "heldout", text.replace("_", " ")))
     words = [
         token.rstrip("0123456789") for token in tokens if not re.fullmatch(r"[0-9a-f]*\d[0-9a-f]*", token)
     ]

@@ -52,9 +52,10 @@ class TrainLoader:
 
     A pass is the queue with every chunk once, and so with every target once.  A stream whose chunk ends takes
     the next one, if need be of the next pass, so that none is ever idle.  Lightning's epoch is a number of
-    batches, `len`: as many as the windows of a pass fill.  Each `iter` yields one epoch, from where the last
-    one stopped.  After `load_state_dict` the first `iter` yields the rest of the epoch (all of a new one if
-    nothing is left), as Lightning expects.
+    batches, `len`: as many as the windows of a pass fill, rounded up to a multiple of `accumulate`, the
+    batches of an optimiser step, since Lightning ends a step where an epoch ends.  Each `iter` yields one
+    epoch, from where the last one stopped.  After `load_state_dict` the first `iter` yields the rest of the
+    epoch (all of a new one if nothing is left), as Lightning expects.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         extras: TargetExtras = NO_EXTRAS,
+        accumulate: int = 1,
     ) -> None:
         windows = _count_windows(dataset, seq_len)
         self.dataset, self.batch_size, self.seq_len, self.seed = dataset, batch_size, seq_len, seed
@@ -79,7 +81,7 @@ class TrainLoader:
         self._chunk_start = (np.arange(len(first_chunk)) - first_chunk) * self._chunk_len
         chunk_stop = self._chunk_start + self._chunk_len
         self._chunk_end = np.minimum(chunk_stop, dataset.lengths[self._chunk_document])
-        self._length = -(-int(windows.sum()) // num_streams)
+        self._length = -(-int(windows.sum()) // (num_streams * accumulate)) * accumulate
         self._pass_index = self._queue_index = self._batches_yielded = 0
         self._queue = self._shuffled_chunks()
         self._cursors = [_NO_DOCUMENT] * num_streams

@@ -33,9 +33,11 @@ class DataModule(L.LightningDataModule):
         stages: Sequence[Stage] = (),
         train_extras: TargetExtras = NO_EXTRAS,
         val_extras: TargetExtras = NO_EXTRAS,
+        accumulate: int = 1,
     ) -> None:
         """`batch_size` rows per rank; `seq_len` positions per row and step: a multiple of the model's
         segment_len, or less than one segment if every sample fits into it.  `stages`: those of a curriculum.
+        `accumulate`: batches of an optimiser step.
 
         Validation inside a run reads held-out documents drawn by the task's seed until they hold `val_bytes`;
         every document if None.  In a task of samples it reads the first `val_samples`; all if None.
@@ -50,6 +52,7 @@ class DataModule(L.LightningDataModule):
         self.task, self.batch_size, self.seq_len, self.seed = task, batch_size, seq_len, seed
         self.segment_len, self.val_bytes, self.val_samples = segment_len, val_bytes, val_samples
         self.stages, self.train_extras, self.val_extras = stages, train_extras, val_extras
+        self.accumulate = accumulate
         self.curriculum: CurriculumLoader | None = None
         """The training loader, once there is one, of a run with a curriculum."""
 
@@ -79,7 +82,9 @@ class DataModule(L.LightningDataModule):
 
     def _loader(self, dataset: Dataset, batch_size: int, seq_len: int, seed: int) -> Loader:
         ranks = self._rank_and_world()
-        loader = TrainLoader(dataset, batch_size, seq_len, seed, *ranks, extras=self.train_extras)
+        loader = TrainLoader(
+            dataset, batch_size, seq_len, seed, *ranks, extras=self.train_extras, accumulate=self.accumulate
+        )
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Prefetcher(loader) if on_gpu else loader
 

@@ -60,6 +60,10 @@ def contexts(cfg: DictConfig, options: EvalOptions) -> list[int]:
     ]
     if options.contexts is not None and options.context is not None:
         raise UserError("evaluate: expected contexts= or context=, found both")
+    if options.contexts is not None and (options.stride or 0) > min(values):
+        raise UserError(
+            f"evaluate: stride: expected at most context {min(values):,}, found {options.stride:,}"
+        )
     if min(values) < 1:
         raise UserError(f"evaluate: contexts: expected at least 1 token, found {options.contexts}")
     return list(dict.fromkeys(values))

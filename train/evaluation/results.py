@@ -7,6 +7,7 @@
       precision                         that the model computed in, as trainer.precision names it
       read_by, reading                  the architecture that the weights were evaluated as, if it or its
                                         settings aren't the run's own, and these settings; else null
+      changed_data                      true if the texts that the run was trained on have changed; else null
       results: [                        one per point of the axes
         axes                            {"length": 4000, "depth": 50} of samples; {"memory": "kept"} of text
         samples                         how many

@@ -217,4 +217,4 @@ def mean_scores(task: Task, dataset: Dataset, predictions: SamplePredictions) ->
 def natural_order(value: Any) -> tuple[int, Any, str]:
     """Sort key: numbers by size, ranges by their lower bound, words alphabetically."""
     head = str(value).partition("-")[0]
-    return (0, float(head), str(value)) if head.replace(".", "", 1).isdigit() else (1, 0.0, str(value))
+    return (0, float(head), str(value)) if head.replace(".", "", 1).isdecimal() else (1, 0.0, str(value))

@@ -37,6 +37,7 @@ def data_module(cfg: DictConfig, task: Task, model: SequenceModule) -> DataModul
         stages=stages,
         train_extras=TargetExtras(bayes_nats=bool(stages) and knows_bayes),
         val_extras=TargetExtras(measures_beyond, measures_beyond and knows_bayes),
+        accumulate=cfg.trainer.accumulate,
     )
 
 

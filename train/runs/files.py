@@ -105,14 +105,20 @@ def lock_folder(folder: Path) -> Iterator[None]:
     if is_further_rank() or _is_inherited(folder / LOCK):
         yield
         return
-    with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder} is in use by another run; wait for it, or stop it first") from error
-        except OSError as error:
-            raise UserError(f"can't lock {lock.name}: {error.strerror}") from error
-        yield
+    while True:
+        with (folder / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{folder} is in use by another run; wait for it, or stop it first"
+                ) from error
+            except OSError as error:
+                raise UserError(f"can't lock {lock.name}: {error.strerror}") from error
+            if not _is_file_at(folder / LOCK, lock.fileno()):  # the one before removed it
+                continue
+            yield
+        return
 
 
 @contextlib.contextmanager

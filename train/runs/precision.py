@@ -23,8 +23,12 @@ copies until it ends."""
 
 def precision_name(cfg: DictConfig) -> str:
     """A run's `trainer.precision`, by its full name."""
-    name = str(OmegaConf.select(cfg, "trainer.precision", default="32-true"))
-    return SHORT_NAMES.get(name, name)
+    return full_name(str(OmegaConf.select(cfg, "trainer.precision", default="32-true")))
+
+
+def full_name(precision: str) -> str:
+    """Lightning's name of a precision, whose short form may be given: `bf16-mixed` of `bf16`."""
+    return SHORT_NAMES.get(precision, precision)
 
 
 def set_matmul_precision(name: str, device: torch.device) -> None:

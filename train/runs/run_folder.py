@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from zoo.errors import UserError, printable
-from zoo.train.runs.files import LOCK, is_further_rank, missing_folders, new_folder, remove_empty
+from zoo.train.runs.files import LOCK, is_further_rank, lock_folder, missing_folders, new_folder, remove_empty
 
 FOLDER_OF_RANK_0 = "ZOO_RUN_DIR"  # for the further ranks that rank 0 starts
 LOGGERS = ("", "zoo.train.commands.train")
@@ -88,8 +88,10 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def _remove_unless_begun(folder: Path, log_name: str) -> None:
-    """Removes the lock and the log, whose lines were printed on the screen, if nothing else is there."""
-    names = {path.name for path in folder.iterdir()}
-    if names <= {LOCK, log_name}:
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
+    """Removes the lock and the log, whose lines were printed on the screen, if nothing else is there and no
+    other process begins a run in the folder."""
+    with contextlib.suppress(UserError, OSError), lock_folder(folder):
+        names = {path.name for path in folder.iterdir()}
+        if names <= {LOCK, log_name}:
+            for name in names:
+                (folder / name).unlink(missing_ok=True)

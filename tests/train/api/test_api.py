@@ -287,6 +287,10 @@ def test_a_class_that_a_run_names_is_built_only_where_it_is_trusted(
     assert type(run.model).__name__ == "Mine"
     with pytest.raises(UserError, match=r"trust: expected model._target_=CLASS or .*, found model.depth=3"):
         zoo.load_run(copy, trust=["model.depth=3"])
+    target = "model._target_=keeper_of_her_own.Mine"
+    trained = zoo.train_run(*changed("steps=1", "val_every=1"), target, f"run_dir='{tmp_path}/my a=1/run'")
+    assert type(trained.model).__name__ == "Mine"
+    assert trained.folder == tmp_path / "my a=1/run"
 
 
 def test_tokens_need_rows(here: Path) -> None:

@@ -69,7 +69,7 @@ def test_entry(beyond: float) -> dict[str, Any]:
     ]
     return {
         "task": "passkey",
-        "version": 2,
+        "version": 1,
         "settings": {"length": 64, "corpus": "books"},
         "split": "test",
         "checkpoint": "last",

@@ -123,3 +123,25 @@ def test_an_evaluation_counts_at_the_runs_end_alone(
     text = (tmp_path / "runs/comparison/comparison.md").read_text()
     assert ("(protocol 1, test split)" in text) == counts
     assert ("not all runs were evaluated on the test split." in text) != counts
+
+
+@pytest.mark.parametrize(
+    "changed", [{"precision": "bf16-true"}, {"version": 1}, {"changed_data": True}], ids=str
+)
+def test_an_evaluation_of_something_else_does_not_count(
+    run: Any, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """In another precision, of an older version of the task, of texts that have changed since: though it
+    stands before the one that counts."""
+    for model in ("rmt", "mamba2"):
+        folder = make_text_run(tmp_path / f"runs/{model}", model, {None: 1.5})
+        metrics = json.loads((folder / "metrics.json").read_text()) | {"task_version": 2}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        content = json.loads((folder / "evaluation.json").read_text())
+        own = content["evaluations"][0] | {"precision": "32-true", "version": 2, "changed_data": None}
+        other = json.loads(json.dumps(own | changed))
+        other["results"][0]["bits_per_byte"] = 1.0
+        content["evaluations"] = [other, own]
+        (folder / "evaluation.json").write_text(json.dumps(content))
+    assert run("runs")[0] == 0
+    assert [float(x) for x in column(tmp_path, "test/bits_per_byte")] == [1.5, 1.5]

@@ -43,7 +43,12 @@ def test_a_group_is_compared_by_its_number_or_name(run: Any, tmp_path: Path) -> 
 
 def test_a_group_that_is_not_there(run: Any, tmp_path: Path) -> None:
     make_groups(tmp_path)
-    for name, end in (("4", "found 4\n"), ("0", "found 0\n"), ("newst", "did you mean newest?\n")):
+    for name, end in (
+        ("4", "found 4\n"),
+        ("0", "found 0\n"),
+        ("²", "found ²\n"),
+        ("newst", "did you mean newest?\n"),
+    ):
         code, _, err = run("runs", f"group={name}")
         assert code == 2
         assert err.startswith("error: compare: group: expected largest, newest or a number from 1 to 3")

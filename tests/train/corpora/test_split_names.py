@@ -58,6 +58,8 @@ def test_parts_that_stand_side_by_side(splits, left_out):
         ["train/a.txt", "tests/b.txt"],
         ["train.txt", "other.txt"],
         ["dev.txt", "test.txt"],
+        ["как_train.txt", "контроль_test.txt", "a.txt", "b.txt"],
+        ["entraîné_train.txt", "entraine_test.txt", "a.txt"],
     ],
 )
 def test_names_that_announce_nothing(names):

@@ -87,6 +87,7 @@ def test_an_epoch_is_one_pass_and_seeds_differ() -> None:
     dataset = Numbered([10, 25, 3])  # 2 + 5 + 1 windows of 5
     assert len(TrainLoader(dataset, 3, 5, seed=0)) == 3
     assert len(list(TrainLoader(dataset, 3, 5, seed=0))) == 3
+    assert [len(TrainLoader(dataset, 3, 5, 0, accumulate=n)) for n in (1, 2, 3, 4)] == [3, 4, 3, 4]
     wide = Numbered([5] * 30)
     assert equal(take(TrainLoader(wide, 2, 5, 1), 40), take(TrainLoader(wide, 2, 5, 1), 40))
     assert not equal(take(TrainLoader(wide, 2, 5, 1), 15), take(TrainLoader(wide, 2, 5, 2), 15))

@@ -1,12 +1,14 @@
 """`zoo evaluate`: its file, figures and messages, other checkpoints, tasks and architectures."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.train.evaluation.entries import result_at
@@ -136,6 +138,10 @@ def test_the_best_checkpoint_can_be_evaluated(text_run: Path) -> None:
         (["run=TEXT", "task.leng=3"], "task.leng: task lm has no such setting; expected one of corpus"),
         (["run=TEXT", "task=induction", "data.corpus=x"], "data.corpus: task induction has no such setting"),
         (["run=TEXT", "data.batch_size=3"], "unknown key data.batch_size"),
+        (["run=SAMPLES", "prompts=1000000000000000000000"], "prompts: expected at most 281,474,976,710,656"),
+        (["run=SAMPLES", "lengths=1000000000000000000000"], "lengths: expected at most 281,474,976,710,656"),
+        (["run=SAMPLES", "lengths=1e20x"], "expected a multiple such as 4x, found 1e20x"),
+        (["run=TEXT", "contexts=2x,1x", "stride=100"], "stride: expected at most context 16, found 100"),
         (["run=TEXT", "data.corpus=nowhere"], "no corpus 'nowhere'"),
         (["run=SAMPLES", "stride=4", "context=8"], "stride= has no effect on task induction"),
         (["run=SAMPLES", "task=lm"], "at most the 16 symbols of the run's model, found lm with 257"),
@@ -177,6 +183,28 @@ def test_what_is_read_of_another_text(text_run: Path, tmp_path: Path) -> None:
     lines.clear()
     evaluate(text_run, EvalOptions(), lines.append)
     assert not [line for line in lines if "split=" in line]
+
+
+def test_texts_that_have_changed_since_the_training(text_run: Path, tmp_path: Path) -> None:
+    """Another entry, and a line that says so: what is read now may have been trained on."""
+    run, corpus = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(text_run, run)
+    config = (run / "config.yaml").read_text()
+    place = OmegaConf.load(run / "config.yaml").data.corpus
+    shutil.copytree(place, corpus)
+    (run / "config.yaml").write_text(config.replace(str(place), str(corpus)))
+    options, lines = EvalOptions(tokens=50), list[str]()
+    before = evaluate(run, options, lines.append)
+    assert not [line for line in lines if "changed" in line]
+    for path in (corpus / "train").iterdir():
+        path.write_text(path.read_text().swapcase())
+    after = evaluate(run, options, lines.append)
+    assert [line for line in lines if f"the texts of {corpus} have changed since the run was trained" in line]
+    assert [before["changed_data"], after["changed_data"]] == [None, True]
+    stored = json.loads((run / "evaluation.json").read_text())["evaluations"]
+    assert [entry["results"][0]["nats"] for entry in stored[-2:]] == [
+        entry["results"][0]["nats"] for entry in (before, after)
+    ]
 
 
 def test_a_corpus_without_the_split_that_is_read(text_run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs that begin in the same second: each in a folder that no other has."""
 
+import fcntl
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from zoo.train.runs.files import new_folder
+from zoo.errors import UserError
+from zoo.train.runs.files import LOCK, lock_folder, new_folder
 from zoo.train.runs.run_folder import run_folder
 
 NOW = "20260101-120000"
@@ -94,3 +96,38 @@ def test_ten_at_once(zoo: Any) -> None:
     assert len(folders) == 10
     losses = {json.loads((folder / "metrics.json").read_text())["val/loss"] for folder in folders}
     assert len(losses) == 1
+
+
+def test_a_refused_run_leaves_the_lock_of_the_one_that_begins(tmp_path: Path) -> None:
+    """Before config.yaml is there, only a lock and a log say that another run begins in the folder."""
+    cfg = OmegaConf.create({"resume": None, "run_dir": "run"})
+    with run_folder(cfg, tmp_path, "train.log") as folder, lock_folder(folder):
+        with (
+            pytest.raises(UserError, match="in use by another run"),
+            run_folder(cfg, tmp_path, "train.log"),
+            lock_folder(folder),
+        ):
+            pass
+        assert sorted(path.name for path in folder.iterdir()) == [LOCK, "train.log"]
+        with pytest.raises(UserError, match="in use by another run"), lock_folder(folder):
+            pass
+    assert not folder.exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it, its last holder removes it."""
+    flock, calls = fcntl.flock, []
+
+    def flock_late(lock: Any, operation: int) -> None:
+        if not calls:
+            (tmp_path / LOCK).unlink()
+        calls.append(operation)
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    with lock_folder(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(UserError, match="in use by another run"), lock_folder(tmp_path):
+            pass
