@@ -148,7 +148,9 @@ def check_args(arguments: argparse.Namespace) -> None:
     sys.argv[1:] = [arg for arg in sys.argv[1:] if arg in left or arg not in arguments.overrides]
     if arguments.multirun:  # Hydra writes multirun.yaml before the first job is looked at
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
-        config.compose(BasicSweeper.split_arguments(overrides, 1)[0][0])
+        jobs = BasicSweeper.split_arguments(overrides, None)[0]
+        config.compose(jobs[0])
+        config.refuse_unread_by_all(jobs)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")

@@ -206,6 +206,20 @@ def refuse_unread(cfg: DictConfig, overrides: Sequence[str]) -> None:
         raise UserError(f"{key} has no effect: {group}={cfg.names[group]} doesn't read it")
 
 
+def refuse_unread_by_all(jobs: Sequence[list[str]]) -> None:
+    """Raises UserError for an override of jobs that none of their tasks and models reads."""
+    unread: set[str] | None = None
+    for overrides in jobs:
+        keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+        unread = keys & READ_BY.keys() if unread is None else unread
+        if not unread:
+            return
+        by_job = unread_overrides(compose(overrides), overrides)
+        unread &= {override.lstrip("+").partition("=")[0] for override in by_job}
+    if unread:
+        raise UserError(f"{min(unread)} has no effect: no job's task or model reads it")
+
+
 def to_dict(node: DictConfig) -> dict[str, Any]:
     """A node of the configuration as plain Python, resolved."""
     return typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))

@@ -71,6 +71,9 @@ def test_folders_that_were_there_before_stay(zoo: Any) -> None:
 def test_no_job_of_a_multirun_begins(zoo: Any) -> None:
     ended = zoo.run("-m", *zoo.with_settings(["seed=0,1", "+trainer.detect_anomaly=true"]), as_given=True)
     check_refused(ended, "trainer.detect_anomaly: unknown")
+    for tasks in ("recall", "recall,passkey"):
+        ended = zoo.run("-m", "model=rmt", "size=nano", f"task={tasks}", "data.corpus=text", as_given=True)
+        check_refused(ended, "data.corpus has no effect: no job's task or model reads it")
     assert os.listdir(zoo.folder) == ["text"]
 
 
