@@ -263,8 +263,6 @@ def position_options(position: "Position | PositionOptions", **defaults: Any) ->
         if not _fits(value, HINTS[key]):
             raise ValueError(f"position.{key}: expected {_words(HINTS[key])}, found {value!r}")
     acting = OF_KIND[kind] | (INNER_ROPE if keys.get("inner") == "rope" else set())
-    if defaults.get("base", PositionOptions.base) != PositionOptions.base and "base" not in acting:
-        raise ValueError(f"rope_base: {defaults['base']:g} has no effect with position.kind {kind}")
     keys = {key: _as_floats(value, HINTS[key]) for key, value in keys.items()}
     return PositionOptions(**({key: value for key, value in defaults.items() if key in acting} | keys))
 

@@ -99,12 +99,12 @@ def test_a_callback_that_does_not_save_what_it_keeps(zoo: Any, noise: str) -> No
 
 
 def test_a_stop_between_accumulated_batches_ends_the_step(zoo: Any, noise: str) -> None:
-    """A pass has 3 batches, of which a step takes 2, then 1: the fourth is the first of step 3."""
-    ended = zoo.run("callbacks=saving", "callbacks.saving.last=4", "trainer.accumulate=2")
+    """A step takes 2 batches, also where a pass of 3 ends: the fifth is the first of step 3."""
+    ended = zoo.run("callbacks=saving", "callbacks.saving.last=5", "trainer.accumulate=2")
     assert ended.code == 0, ended.err
     assert zoo.metrics("run")["steps_done"] == 3
     assert zoo.checkpoint("run")["global_step"] == 3
-    assert zoo.checkpoint("run")["callbacks"]["Saving"] == {"count": 5}
+    assert zoo.checkpoint("run")["callbacks"]["Saving"] == {"count": 6}
     assert [point["step"] for point in zoo.metrics("run")["curve"]] == [3]
 
 
