@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from zoo.errors import nearest
+from zoo.memory.attention.option_types import as_floats, fits, in_words
 
 Kind = Literal[
     "rope",
@@ -255,15 +256,15 @@ def position_options(position: "Position | PositionOptions", **defaults: Any) ->
             message = f"position.{key}: unknown; expected one of {', '.join(names)}"
             raise ValueError(message + nearest(str(key), names, prefix="position."))
     kind = keys.get("kind", "rope")
-    if not _fits(kind, Kind):
+    if not fits(kind, Kind):
         raise ValueError(
-            f"position.kind: expected {_words(Kind)}, found {kind!r}" + nearest(str(kind), get_args(Kind))
+            f"position.kind: expected {in_words(Kind)}, found {kind!r}" + nearest(str(kind), get_args(Kind))
         )
     for key, value in keys.items():
-        if not _fits(value, HINTS[key]):
-            raise ValueError(f"position.{key}: expected {_words(HINTS[key])}, found {value!r}")
+        if not fits(value, HINTS[key]):
+            raise ValueError(f"position.{key}: expected {in_words(HINTS[key])}, found {value!r}")
     acting = OF_KIND[kind] | (INNER_ROPE if keys.get("inner") == "rope" else set())
-    keys = {key: _as_floats(value, HINTS[key]) for key, value in keys.items()}
+    keys = {key: as_floats(value, HINTS[key]) for key, value in keys.items()}
     return PositionOptions(**({key: value for key, value in defaults.items() if key in acting} | keys))
 
 
@@ -273,35 +274,3 @@ def position_kind(position: Position) -> str:
 
 
 HINTS = typing.get_type_hints(PositionOptions)
-
-
-def _as_floats(value: Any, hint: Any) -> Any:
-    """Whole numbers as floats where a float is expected."""
-    if isinstance(value, (list, tuple)):
-        return tuple(float(item) if isinstance(item, int) else item for item in value)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if is_whole and float in (hint, *get_args(hint)) else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, members = typing.get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in members if isinstance(value, (str, int)) else False
-    if members and origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(item, members[0]) for item in value)
-    if members:
-        return any(_fits(value, member) for member in members)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _words(hint: Any) -> str:
-    members = get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(map(str, members))
-    if members and typing.get_origin(hint) not in (list, tuple) and not str(hint).startswith("collections"):
-        return " | ".join(map(_words, members))
-    return getattr(hint, "__name__", str(hint)) if not members else "a list of numbers"

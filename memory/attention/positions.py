@@ -136,36 +136,37 @@ class Positions(nn.Module):
             else positions
             for positions in (q_positions, k_positions)
         )
-        if not self.fused:
-            return self._attend_unfused(q, k, v, q_positions, k_positions, mask, dropout)
+        if not self.fused and mask is None:
+            return self._attend_in_blocks(q, k, v, q_positions, k_positions, dropout)
         if mask is None:
             mask = q_positions[..., :, None] >= k_positions[..., None, :]
+        if not self.fused:
+            scores = self.scores(q, k, q_positions, k_positions, mask)
+            weights = scores.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0)
+            return F.dropout(weights, dropout) @ repeat_kv(v, q.shape[1] // v.shape[1])
         bias = self.bias(q, q_positions, k_positions)
         attn_mask = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
         return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p=dropout, enable_gqa=grouped)
 
-    def _attend_unfused(
+    def _attend_in_blocks(
         self,
         q: Float[Tensor, "rows heads time head_dim"],
-        k: Float[Tensor, "rows kv_heads keys head_dim"],
-        v: Float[Tensor, "rows kv_heads keys value_width"],
+        k: Float[Tensor, "rows kv_heads time head_dim"],
+        v: Float[Tensor, "rows kv_heads time value_width"],
         q_positions: Real[Tensor, "*q_rows time"],
-        k_positions: Real[Tensor, "*k_rows keys"],
-        mask: Bool[Tensor, "*masks time keys"] | None,
+        k_positions: Real[Tensor, "*k_rows time"],
         dropout: float,
     ) -> Float[Tensor, "rows heads time value_width"]:
-        """`attend` by `scores`; without a mask in blocks of queries, each over keys up to its last."""
-        time = q.shape[2]
-        outputs = []
-        for start in range(0, max(time, 1), QUERIES_AT_ONCE if mask is None else max(time, 1)):
-            end = min(start + QUERIES_AT_ONCE, time) if mask is None else time
-            keys = k.shape[2] if mask is not None else end
-            at_q, at_k = q_positions[..., start:end], k_positions[..., :keys]
-            visible = at_q[..., :, None] >= at_k[..., None, :] if mask is None else mask
-            scores = self.scores(q[:, :, start:end], k[:, :, :keys], at_q, at_k, visible)
-            weights = scores.softmax(-1).masked_fill(~visible.any(-1, keepdim=True), 0)
-            outputs.append(F.dropout(weights, dropout) @ repeat_kv(v[:, :, :keys], q.shape[1] // v.shape[1]))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        """Causal `attend` of blocks of queries one after another, each over the keys up to its last query."""
+        blocks = []
+        for start in range(0, max(q.shape[2], 1), QUERIES_AT_ONCE):
+            end = start + QUERIES_AT_ONCE
+            at_q, at_k = q_positions[..., start:end], k_positions[..., :end]
+            mask = at_q[..., :, None] >= at_k[..., None, :]
+            blocks.append(
+                self.attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], at_q, at_k, mask, dropout)
+            )
+        return torch.cat(blocks, dim=2)
 
 
 class Rope(Positions):

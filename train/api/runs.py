@@ -20,15 +20,16 @@ from zoo.train.commands import evaluate as evaluate_command
 from zoo.train.evaluation.evaluate import evaluate
 from zoo.train.loop.launch import launch
 from zoo.train.runs import build
-from zoo.train.runs.config import compose, refuse_matrix, refuse_unread, to_dict
+from zoo.train.runs.config import compose, refuse_matrix, to_dict
 from zoo.train.runs.folder import read_json
 from zoo.train.runs.history import Columns, read_history
 from zoo.train.runs.load import load_trained
-from zoo.train.runs.override_key import refuse_repeated
+from zoo.train.runs.override_key import key_of, refuse_repeated
 from zoo.train.runs.overrides import home_override, refuse_task_corpus
 from zoo.train.runs.precision import make_precision, precision_name
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
+from zoo.train.runs.unread_overrides import refuse_unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ def train_run(*args: str) -> Run:
             build.check_classes(cfg)
         with messages_on_screen(), run_folder(cfg, Path(), "train.log") as folder:
             launch(cfg, folder, overrides)
-        return load_run(folder, trust=[arg.lstrip("+") for arg in args if "._target_=" in arg])
+        return load_run(folder, trust=[arg.lstrip("+") for arg in args if key_of(arg).endswith("._target_")])
 
 
 @contextlib.contextmanager

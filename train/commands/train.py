@@ -49,13 +49,14 @@ from zoo.train.commands.cli import disk_problem, stop, user_message
 from zoo.train.commands.help import FLAGS, page
 from zoo.train.loop.signal_watch import WATCH
 from zoo.train.runs import config
-from zoo.train.runs.config import check_keys, refuse_unread, register, validate_config
+from zoo.train.runs.config import check_keys, register, validate_config
 from zoo.train.runs.files import is_further_rank
 from zoo.train.runs.override_key import key_of, refuse_repeated
 from zoo.train.runs.overrides import check_grammar, quoted_names, refuse_task_corpus
 from zoo.train.runs.resume import args_to_resume
 from zoo.train.runs.run_folder import run_folder
 from zoo.train.runs.stop_signals import InterruptedRunError, stop_signals
+from zoo.train.runs.unread_overrides import refuse_unread, refuse_unread_by_all
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def check_args(arguments: argparse.Namespace) -> None:
         overrides = OverridesParser.create().parse_overrides(arguments.overrides)
         jobs = BasicSweeper.split_arguments(overrides, None)[0]
         config.compose(jobs[0])
-        config.refuse_unread_by_all(jobs)
+        refuse_unread_by_all(jobs)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://zoo.configs", config_name="train")

@@ -20,13 +20,12 @@ from zoo.train.plotting.charts import Number
 from zoo.train.runs import build
 from zoo.train.runs.checkout import commit
 from zoo.train.runs.config import DEFAULT_FIELD, compose, to_dict
-from zoo.train.runs.data_identity import stored_task
-from zoo.train.runs.folder import read_json
+from zoo.train.runs.data_identity import data_have_changed, stored_task
 from zoo.train.runs.load import LOCAL_OVERRIDES, load_trained, silence_lightning
 from zoo.train.runs.override_key import expand_home
 from zoo.train.runs.overrides import assignments
 from zoo.train.runs.precision import convert_weights, make_precision, precision_name
-from zoo.train.runs.provenance import device_name, fingerprint
+from zoo.train.runs.provenance import device_name
 from zoo.train.runs.resources import state_bytes
 from zoo.train.runs.stored import load_stored
 from zoo.train.runs.symbols import check_run_symbols, check_task_symbols, surplus_symbols
@@ -62,6 +61,11 @@ class Evaluation(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         return settings_of(self.task_config.task)
+
+    @property
+    def is_of_training(self) -> bool:
+        """True if the task is the one that the run was trained on."""
+        return self.settings == settings_of(self.config.task)
 
 
 def evaluate(
@@ -189,7 +193,7 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
         "read_by": read_by(evaluation.config, options),
         "reading": evaluation.changed_settings,
         "precision": evaluation.precision.precision,
-        "changed_data": data_have_changed(evaluation) or None,
+        "changed_data": (evaluation.is_of_training and data_have_changed(evaluation.run_dir, task)) or None,
         "unit": "bits per byte" if evaluation.is_text else "accuracy",
     }
     model_name, step = str(evaluation.config.names.model), evaluation.progress["step"]
@@ -219,17 +223,6 @@ def measure(evaluation: Evaluation, options: EvalOptions, print_line: PrintLine)
     for result in measure_task(reader, task, options, settings.get("length"), print_line):
         file.put(entry, result | facts)
     return entry
-
-
-def data_have_changed(evaluation: Evaluation) -> bool:
-    """True if the task is the run's own and the texts of its corpus aren't those of the training."""
-    metrics = evaluation.run_dir / "metrics.json"
-    is_runs = evaluation.settings == settings_of(evaluation.config.task)
-    if not (is_runs and evaluation.task.content_digest() and metrics.is_file()):
-        return False
-    trained = read_json(metrics)
-    same_version = str(trained.get("task_version")) == str(evaluation.task.VERSION)
-    return same_version and trained.get("data_fingerprint") not in (None, fingerprint(evaluation.task))
 
 
 def part_that_is_read(evaluation: Evaluation, split: Split) -> str:

@@ -19,7 +19,7 @@ from zoo.train.evaluation.results import (
 )
 from zoo.train.plotting.charts import bucket, format_number, format_share
 from zoo.train.plotting.terminal import new_table, print_table
-from zoo.train.tasks.base import short_name
+from zoo.train.tasks.score_name import short_name
 
 
 def show(entry: EvalEntry, console: Console) -> None:

@@ -27,7 +27,8 @@ from zoo.train.loop.metrics import Metrics
 from zoo.train.loop.validation_curve import SCORES
 from zoo.train.runs.files import write_text
 from zoo.train.runs.folder import PROGRESS_FILE
-from zoo.train.tasks.base import score_names, short_name
+from zoo.train.tasks.base import score_names
+from zoo.train.tasks.score_name import short_name
 
 log = logging.getLogger(__name__)
 LEAST_BAR = 4  # columns

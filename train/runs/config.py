@@ -18,7 +18,6 @@ from zoo.errors import UserError, nearest, one_line
 from zoo.train.runs.overrides import check_grammar, quoted_names
 from zoo.train.runs.protocol import Compare
 from zoo.train.runs.recipe import DECAY, CurriculumKeys, StopKeys, drop_unused, validate_recipe
-from zoo.train.tasks.score_name import class_attribute
 
 DEFAULT_FIELD = "text"
 
@@ -172,52 +171,6 @@ def check_keys(cfg: DictConfig) -> None:
                     settable = [known for known in keys if known != "_target_"]
                     message = f"{group}.{key}: unknown; {group} takes {', '.join(settable)}"
                     raise UserError(message + nearest(key, keys, prefix=f"{group}."))
-
-
-READ_BY = {"data.corpus": "task", "data.field": "task", "data.val_bytes": "task", "size.capacity": "model"}
-"""Keys that only some tasks or models read."""
-
-
-def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """The overrides of keys that the composed task and model don't read."""
-    keys = [override.lstrip("+").partition("=")[0] for override in overrides]
-    return [
-        override
-        for override, key in zip(overrides, keys, strict=True)
-        if key in READ_BY and not _is_read(cfg, key)
-    ]
-
-
-def _is_read(cfg: DictConfig, key: str) -> bool:
-    """True if the composed task or model reads a key of READ_BY: by its yaml, val_bytes by the score."""
-    if key == "data.val_bytes":
-        metric = class_attribute(str(cfg.task.get("_target_", "")), "metric")
-        return metric in ("", "bits_per_byte")  # "": a class of others, which may be of text
-    return f"${{{key}}}" in OmegaConf.to_yaml(cfg[READ_BY[key]])
-
-
-def refuse_unread(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UserError for an override of a key that the composed task and model don't read."""
-    if fixed := [override for override in overrides if override.lstrip("+~").startswith("compare")]:
-        raise UserError(f"{fixed[0].partition('=')[0]} can't be set here; the task's yaml file fixes it")
-    for override in unread_overrides(cfg, overrides):
-        key = override.lstrip("+").partition("=")[0]
-        group = READ_BY[key]
-        raise UserError(f"{key} has no effect: {group}={cfg.names[group]} doesn't read it")
-
-
-def refuse_unread_by_all(jobs: Sequence[list[str]]) -> None:
-    """Raises UserError for an override of jobs that none of their tasks and models reads."""
-    unread: set[str] | None = None
-    for overrides in jobs:
-        keys = {override.lstrip("+").partition("=")[0] for override in overrides}
-        unread = keys & READ_BY.keys() if unread is None else unread
-        if not unread:
-            return
-        by_job = unread_overrides(compose(overrides), overrides)
-        unread &= {override.lstrip("+").partition("=")[0] for override in by_job}
-    if unread:
-        raise UserError(f"{min(unread)} has no effect: no job's task or model reads it")
 
 
 def to_dict(node: DictConfig) -> dict[str, Any]:

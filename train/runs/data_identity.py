@@ -54,6 +54,17 @@ def check_data(cfg: DictConfig, run_dir: Path, saved: Any, current: dict[str, st
             raise UserError(message)
 
 
+def data_have_changed(run_dir: Path, task: Task) -> bool:
+    """True if the texts of `task`, the run's own, aren't those that it was trained on; False where its files
+    don't tell."""
+    metrics = run_dir / "metrics.json"
+    if not (task.content_digest() and metrics.is_file()):
+        return False
+    trained = read_json(metrics)
+    same_version = str(trained.get("task_version")) == str(task.VERSION)
+    return same_version and trained.get("data_fingerprint") not in (None, fingerprint(task))
+
+
 def check_task_version(run_dir: Path, name: str, saved: Any, current: dict[str, str]) -> None:
     """Raises UserError unless a checkpoint's task has the version that it has now.
 

@@ -19,7 +19,7 @@ from zoo.train.sweep.compare_commands import compare_commands
 from zoo.train.sweep.job import Job, JobState
 from zoo.train.sweep.process import OUTPUT
 from zoo.train.sweep.time_left import seconds_left
-from zoo.train.tasks.base import short_name
+from zoo.train.tasks.score_name import short_name
 
 STYLES: dict[JobState, str] = {
     "waiting": "dim",

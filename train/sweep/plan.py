@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.errors import UserError
 from zoo.train.runs import budget, build
-from zoo.train.runs.config import compose, stored_config, unread_overrides, validate_config
+from zoo.train.runs.config import compose, stored_config, validate_config
 from zoo.train.runs.folder import (
     NOT_SET,
     RESULT_NEUTRAL_SETTINGS,
@@ -24,6 +24,7 @@ from zoo.train.runs.override_key import key_of
 from zoo.train.runs.overrides import refuse_task_corpus
 from zoo.train.runs.protocol import SCORE
 from zoo.train.runs.provenance import code_fingerprint
+from zoo.train.runs.unread_overrides import unread_overrides
 from zoo.train.sweep.evaluations import evaluations
 from zoo.train.sweep.job import Job
 from zoo.train.sweep.options import NAME_KEYS, SweepOptions

@@ -7,7 +7,7 @@ different names everywhere: *exact match*, of samples of which every target is h
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from zoo.errors import UserError
 from zoo.module import IGNORE
 from zoo.train.corpora.catalog import Corpus
+from zoo.train.tasks.score_name import SCORE_NAMES
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -225,10 +226,8 @@ class Task(ABC):
 def score_names(task: Task | type[Task]) -> dict[str, str]:
     """Names of a task's held-out scores by their tags in a run; what it is judged by comes first."""
     per_target = f"accuracy per {task.target_noun}"
-    if task.metric == "accuracy":
-        return {"val/accuracy": "accuracy"}
-    headline = {"exact": "exact match", "bits_per_byte": "bits per byte"}[task.metric]
-    return {f"val/{task.metric}": headline, "val/accuracy": per_target}
+    headline = {f"val/{task.metric}": SCORE_NAMES[task.metric]}
+    return headline if task.metric == "accuracy" else headline | {"val/accuracy": per_target}
 
 
 def references(task: Task, dataset: Dataset) -> dict[str, dict[str, float]]:
@@ -237,11 +236,6 @@ def references(task: Task, dataset: Dataset) -> dict[str, dict[str, float]]:
     if task.metric == "exact":
         baselines["reference_exact"] = task.exact_baselines(dataset)
     return {key: {name: float(score) for name, score in of.items()} for key, of in baselines.items()}
-
-
-def short_name(score: str) -> str:
-    """A score's name beside others, where room is scarce: "per digit"."""
-    return score.removeprefix("accuracy ")
 
 
 class SampleDataset(Dataset):
@@ -302,20 +296,3 @@ class SampleTask(Task):
 
     def byte_count(self, targets: Int[Tensor, "*shape"]) -> Int[Tensor, ""]:
         return torch.zeros((), dtype=torch.long, device=targets.device)
-
-
-class FixedLengthTask(SampleTask):
-    """All samples have `length` positions."""
-
-    length: int
-
-
-FixedLengthTaskT = TypeVar("FixedLengthTaskT", bound=FixedLengthTask)
-
-
-class DrawnSamples(Dataset, Generic[FixedLengthTaskT]):
-    """Samples of `task.length` positions, drawn when they are read, each from a separate generator."""
-
-    def __init__(self, task: FixedLengthTaskT, split: Split) -> None:
-        self.task, self.split = task, split
-        self.lengths = np.full(task.num_samples(split), task.length, np.int64)

@@ -25,19 +25,9 @@ from jaxtyping import Float64, Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import (
-    Chances,
-    Dataset,
-    DrawnSamples,
-    FixedLengthTask,
-    Metric,
-    Split,
-    Symbols,
-    TargetPositions,
-    sample_rng,
-    unwrap,
-)
+from zoo.train.tasks.base import Chances, Dataset, Metric, Split, Symbols, TargetPositions, sample_rng, unwrap
 from zoo.train.tasks.chapters import MIN_LENGTH, chapters, drawn_lengths, held_out_lengths, last_before
+from zoo.train.tasks.drawn_samples import DrawnSamples, FixedLengthTask
 
 STATES = 8  # of a chain
 VOCAB_SIZE = 2 * STATES

@@ -20,8 +20,6 @@ from zoo.train.tasks.base import (
     BLOCK,
     Chances,
     Dataset,
-    DrawnSamples,
-    FixedLengthTask,
     SampleDataset,
     Split,
     Symbols,
@@ -29,6 +27,7 @@ from zoo.train.tasks.base import (
     read_blocks,
     sample_rng,
 )
+from zoo.train.tasks.drawn_samples import DrawnSamples, FixedLengthTask
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 POSITION_BLOCK = -1  # index of the generator for the special token's position; blocks of tokens start at 0

@@ -21,18 +21,9 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import (
-    Chances,
-    Dataset,
-    DrawnSamples,
-    FixedLengthTask,
-    Split,
-    Symbols,
-    TargetPositions,
-    sample_rng,
-    unwrap,
-)
+from zoo.train.tasks.base import Chances, Dataset, Split, Symbols, TargetPositions, sample_rng, unwrap
 from zoo.train.tasks.chapters import MIN_LENGTH, chapters, drawn_lengths, held_out_lengths, last_before
+from zoo.train.tasks.drawn_samples import DrawnSamples, FixedLengthTask
 from zoo.train.tasks.evidence import chances_by_evidence
 
 KEYS, VALUES = 8, 8  # keys of each alphabet

@@ -1,4 +1,4 @@
-"""The name of the score that a task is judged by, read from its class's source: a list imports no torch."""
+"""Names of scores; the one that a task is judged by is read from its class's source, without torch."""
 
 import ast
 import importlib.util
@@ -11,6 +11,11 @@ SCORE_NAMES = {"exact": "exact match", "accuracy": "accuracy", "bits_per_byte": 
 def score_name(target: str) -> str:
     """The score's name of a class at a dotted path, "" where the source doesn't say."""
     return SCORE_NAMES.get(class_attribute(target, "metric"), "")
+
+
+def short_name(score: str) -> str:
+    """A score's name beside others, where room is scarce: "per digit"."""
+    return score.removeprefix("accuracy ")
 
 
 def class_attribute(target: str, name: str) -> str:

@@ -17,16 +17,8 @@ from jaxtyping import Int64
 
 from zoo.errors import UserError
 from zoo.module import IGNORE
-from zoo.train.tasks.base import (
-    Chances,
-    Dataset,
-    DrawnSamples,
-    FixedLengthTask,
-    Split,
-    Symbols,
-    TargetPositions,
-    sample_rng,
-)
+from zoo.train.tasks.base import Chances, Dataset, Split, Symbols, TargetPositions, sample_rng
+from zoo.train.tasks.drawn_samples import DrawnSamples, FixedLengthTask
 from zoo.train.tasks.evidence import chances_by_evidence, window_distances
 
 NOISE = 0
