@@ -35,11 +35,13 @@ class Based(Hybrid):
         pattern: Sequence[Literal["linear", "attention"]] = ("linear", "attention"),
         feature_dim: int = 16,
         chunk_size: int = 32,
+        qk_norm: bool = False,
         **options: Unpack[BaseOptions],
     ) -> None:
         linear = partial(LinearAttention, width, heads, feature_map="taylor", head_dim=feature_dim)
         linear = partial(linear, value_dim=width // heads, chunk_size=chunk_size)
         attention = partial(WindowAttention, width, heads, window=window, **attention_options(options))
+        attention = partial(attention, qk_norm=qk_norm)
         mixers: Mixers = {"linear": linear, "attention": attention}
         super().__init__(
             vocab_size, segment_len, depth, width, pattern, mixers, mlp_width=mlp_width, **options

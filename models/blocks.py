@@ -199,6 +199,19 @@ class Stack(nn.ModuleList):
         return x, tuple(after)
 
 
+def check_output_options(soft_cap: float | None, z_loss: float) -> None:
+    """Raises ValueError for a cap of logits or a weight of the softmax's denominator that is out of range."""
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError(f"soft_cap must be above 0, not {soft_cap}")
+    if z_loss < 0:
+        raise ValueError(f"z_loss must be at least 0, not {z_loss}")
+
+
+def soft_capped(logits: Float[Tensor, "*rows vocab"], cap: float | None) -> Float[Tensor, "*rows vocab"]:
+    """c tanh(logits / c); the logits themselves without a cap."""
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
 @torch.no_grad()
 def init_weights(model: nn.Module, depth: int) -> None:
     """Initial weights, the same distribution for all architectures.

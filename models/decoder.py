@@ -15,9 +15,11 @@ from zoo.models.blocks import (
     FeedForward,
     Norm,
     Stack,
+    check_output_options,
     init_weights,
     make_norm,
     output_projection,
+    soft_capped,
 )
 from zoo.module import SequenceModule
 from zoo.state import State
@@ -74,10 +76,7 @@ class Decoder(SequenceModule):
         z_loss: float = 0.0,
     ) -> None:
         super().__init__()
-        if soft_cap is not None and soft_cap <= 0:
-            raise ValueError(f"soft_cap must be above 0, not {soft_cap}")
-        if z_loss < 0:
-            raise ValueError(f"z_loss must be at least 0, not {z_loss}")
+        check_output_options(soft_cap, z_loss)
         self.soft_cap, self.z_loss = soft_cap, z_loss
 
         def block(mixer: Mixer) -> Mixer:
@@ -117,8 +116,7 @@ class Decoder(SequenceModule):
         return self.body(self.embed(tokens), state)
 
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        logits: Tensor = self.head(hidden)
-        return logits if self.soft_cap is None else self.soft_cap * (logits / self.soft_cap).tanh()
+        return soft_capped(self.head(hidden), self.soft_cap)
 
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State

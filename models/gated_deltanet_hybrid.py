@@ -51,6 +51,7 @@ class GatedDeltaNetHybrid(Hybrid):
         backend: Backend = "torch",
         position: Position = "rope",
         rope_base: float = 10000.0,
+        qk_norm: bool = False,
         attention_backend: AttentionBackend = "torch",
         **options: Unpack[BaseOptions],
     ) -> None:
@@ -61,6 +62,7 @@ class GatedDeltaNetHybrid(Hybrid):
         mamba2 = partial(Mamba2Mixer, width, 2 * width // head_dim, head_dim=head_dim, state_size=state_size)
         attention = partial(WindowAttention, width, heads, window=window, kv_heads=kv_heads)
         attention = partial(attention, position=position, rope_base=rope_base, backend=attention_backend)
+        attention = partial(attention, qk_norm=qk_norm)
         mixers: Mixers = {
             "gated_deltanet": partial(delta, chunk_size=chunk_size, backend=backend),
             "mamba2": partial(mamba2, conv_size=conv_size),

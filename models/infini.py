@@ -44,6 +44,7 @@ class Infini(Decoder):
         value_width: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
+        qk_norm: bool = False,
         **options: Unpack[DecoderOptions],
     ) -> None:
         def mixer() -> CompressiveAttention:
@@ -56,6 +57,7 @@ class Infini(Decoder):
                 value_width=value_width,
                 position=position,
                 rope_base=rope_base,
+                qk_norm=qk_norm,
                 dropout=options.get("dropout", 0.0),
             )
 

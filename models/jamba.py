@@ -44,6 +44,7 @@ class Jamba(Hybrid):
         attention_period: int = 8,
         pattern: Sequence[LayerType] | None = None,
         kv_heads: int | None = None,
+        qk_norm: bool = False,
         channels: int | None = None,
         state_size: int = 16,
         conv_size: int = 4,
@@ -56,6 +57,7 @@ class Jamba(Hybrid):
         mamba = partial(MambaMixer, width, channels or 2 * width, state_size=state_size, conv_size=conv_size)
         mamba = partial(mamba, dt_rank=dt_rank, bias=bias, conv_bias=conv_bias, norm_eps=1e-6)
         attention = partial(WindowAttention, width, heads, window=context + 1, kv_heads=kv_heads)
+        attention = partial(attention, qk_norm=qk_norm)
         mixers: Mixers = {
             "mamba": partial(mamba, backend=backend),
             "attention": partial(attention, position="none", **attention_options(options)),

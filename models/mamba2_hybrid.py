@@ -43,6 +43,7 @@ class Mamba2Hybrid(Hybrid):
         attention_period: int = 8,
         pattern: Sequence[LayerType] | None = None,
         kv_heads: int | None = None,
+        qk_norm: bool = False,
         channels: int | None = None,
         head_dim: int = 64,
         state_size: int = 64,
@@ -57,6 +58,7 @@ class Mamba2Hybrid(Hybrid):
             raise ValueError(f"channels {channels} is not a multiple of head_dim {head_dim}")
         mamba2 = partial(Mamba2Mixer, width, channels // head_dim, head_dim=head_dim, state_size=state_size)
         attention = partial(WindowAttention, width, heads, window=context + 1, kv_heads=kv_heads)
+        attention = partial(attention, qk_norm=qk_norm)
         mixers: Mixers = {
             "mamba2": partial(
                 mamba2, groups=groups, conv_size=conv_size, chunk_size=chunk_size, backend=backend

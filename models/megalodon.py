@@ -27,7 +27,7 @@ from zoo.memory.attention.position_options import Position
 from zoo.memory.mixer import Mixer
 from zoo.memory.state_space.megalodon_attention import GatedAttention, MegalodonState
 from zoo.memory.state_space.timestep_norm import TimestepNorm, TimestepState
-from zoo.models.blocks import Stack, init_weights, output_projection
+from zoo.models.blocks import Stack, check_output_options, init_weights, output_projection, soft_capped
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -89,7 +89,8 @@ class MegalodonBlock(Mixer):
 
 class Megalodon(SequenceModule):
     """`key_width` and `value_width` are those of all heads together, `chunk_size` is in tokens, `state_size`
-    in complex numbers per channel; ValueError for widths that `heads` or `norm_groups` don't divide."""
+    in complex numbers per channel; ValueError for widths that `heads` or `norm_groups` don't divide.
+    `soft_cap` c makes logits c tanh(logits / c); `z_loss` is SequenceModule's."""
 
     learns_through_memory = True
     reach = None
@@ -120,8 +121,12 @@ class Megalodon(SequenceModule):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
+        soft_cap: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
+        check_output_options(soft_cap, z_loss)
+        self.soft_cap, self.z_loss = soft_cap, z_loss
         self.vocab_size, self.segment_len = vocab_size, segment_len
         self.embed, self.dropout = nn.Embedding(vocab_size, width), nn.Dropout(dropout)
         self.scale = width**0.5 if scaled_embedding else 1.0
@@ -148,7 +153,7 @@ class Megalodon(SequenceModule):
         return x, MegalodonModelState(layers, norm)
 
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        return self.head(hidden)
+        return soft_capped(self.head(hidden), self.soft_cap)
 
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from zoo.interface import Parallel
 from zoo.memory.attention.relative import RelativeAttention, XLCache, XLDecodeCache, xl_reach
-from zoo.models.blocks import FeedForward, init_weights, output_projection, sinusoid
+from zoo.models.blocks import (
+    FeedForward,
+    check_output_options,
+    init_weights,
+    output_projection,
+    sinusoid,
+    soft_capped,
+)
 from zoo.module import SequenceModule
 from zoo.state import State
 
@@ -74,11 +81,15 @@ class XLOptions(TypedDict, total=False):
     tied: bool
     dropout: float
     attention_dropout: float
+    qk_norm: bool
+    soft_cap: float | None
+    z_loss: float
 
 
 class TransformerXL(SequenceModule):
     """`memory_len` is in positions of each layer, `clamp_len` the largest distance (-1: none); ValueError for
-    settings that don't fit one another (`validate`)."""
+    settings that don't fit one another (`validate`).  `qk_norm` is RelativeAttention's; `soft_cap` c makes
+    logits c tanh(logits / c); `z_loss` is SequenceModule's."""
 
     learns_through_memory: bool | tuple[str, ...] = False
     parallel: Parallel = "segments"
@@ -99,13 +110,18 @@ class TransformerXL(SequenceModule):
         tied: bool = True,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
+        qk_norm: bool = False,
+        soft_cap: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
+        check_output_options(soft_cap, z_loss)
         validate(width, heads, memory_len, head_dim, same_length)
         head_dim = head_dim or width // heads
         self.vocab_size, self.segment_len, self.width = vocab_size, segment_len, width
         self.memory_len, self.remembers = memory_len, memory_len > same_length  # which sees itself first
         self.clamp_len, self.same_length = clamp_len, same_length
+        self.soft_cap, self.z_loss = soft_cap, z_loss
         in_window = depth * (memory_len - 1) + 1
         self.reach = in_window if same_length else xl_reach(segment_len, depth, memory_len)
         self.embed = nn.Embedding(vocab_size, width)
@@ -114,6 +130,7 @@ class TransformerXL(SequenceModule):
         self.dropout = nn.Dropout(dropout)
         attention = partial(RelativeAttention, width, heads, head_dim, memory_len, *biases, prenorm=prenorm)
         attention = partial(attention, same_length=same_length, attention_dropout=attention_dropout)
+        attention = partial(attention, qk_norm=qk_norm)
         mlp = partial(FeedForward, width, mlp_width, "relu", True, inner_dropout=dropout)
         self.layers = nn.ModuleList(
             XLLayer(attention(dropout=dropout), mlp(dropout=dropout), width, prenorm) for _ in range(depth)
@@ -162,7 +179,7 @@ class TransformerXL(SequenceModule):
         for layer, layer_cache in layers:
             h, layer_cache = layer.decode(h, layer_cache)
             after.append(layer_cache)
-        return self.head(self.dropout(h)), tuple(after)
+        return self.logits(self.dropout(h)), tuple(after)
 
     def embed_tokens(self, tokens: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time width"]:
         """sqrt(D) E[w]."""
@@ -174,7 +191,7 @@ class TransformerXL(SequenceModule):
         return self.body(self.embed_tokens(tokens), state, min(tokens.shape[1], self.segment_len))
 
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        return self.head(hidden)
+        return soft_capped(self.head(hidden), self.soft_cap)
 
     def segment(
         self, tokens: Int[Tensor, "rows time"], state: State

@@ -47,7 +47,11 @@ def shift(raw: Float[Tensor, "*heads queries keys_and_one"]) -> Float[Tensor, "*
 
 
 class RelativeAttention(nn.Module):
-    """Attention sub-layer with residual and LayerNorm (after it, or before it with `prenorm`)."""
+    """Attention sub-layer with residual and LayerNorm (after it, or before it with `prenorm`).
+
+    `qk_norm` divides q and k of each head, also those of the memory, by their root mean square, with a gain
+    per feature, before u and v are added to q.
+    """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("content_bias", "position_bias")
 
@@ -62,6 +66,7 @@ class RelativeAttention(nn.Module):
         *,
         prenorm: bool = False,
         same_length: bool = False,
+        qk_norm: bool = False,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
     ) -> None:
@@ -73,6 +78,8 @@ class RelativeAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
         self.relative = nn.Linear(width, heads * head_dim, bias=False)  # W_R
         self.out_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.q_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.norm = nn.LayerNorm(width)
         self.dropout, self.attention_dropout = nn.Dropout(dropout), nn.Dropout(attention_dropout)
 
@@ -100,7 +107,7 @@ class RelativeAttention(nn.Module):
             (state.filled + h.shape[1]).clamp(max=self.memory_len),
         )
         before = before[:, : self.memory_len + h.shape[1] - segment_len]
-        q, k, v = self._heads(self.qkv, h, 3)
+        q, k, v = self._project(h)
         old_k, old_v = self._memory(before)
         q = rearrange(q, "b h (n s) k -> (b n) h s k", s=segment_len)
         k, v = (
@@ -131,7 +138,7 @@ class RelativeAttention(nn.Module):
         self, h: Float[Tensor, "rows time width"], cache: XLDecodeCache
     ) -> tuple[Float[Tensor, "rows time width"], XLDecodeCache]:
         """`forward` of a segment, causal, at the tokens after those in the cache."""
-        q, k, v = self._heads(self.qkv, h, 3)
+        q, k, v = self._project(h)
         keys, values = torch.cat([cache.keys, k], dim=2), torch.cat([cache.values, v], dim=2)
         positions = torch.arange(keys.shape[2], device=h.device)  # the memory's oldest is 0
         distance = positions[keys.shape[2] - h.shape[1] :, None] - positions
@@ -151,15 +158,18 @@ class RelativeAttention(nn.Module):
     ) -> Float[Tensor, "*rows heads time head_dim"]:
         return rearrange(x, "... t (h k) -> ... h t k", h=self.heads)
 
-    def _heads(self, layer: nn.Linear, h: Float[Tensor, "rows time width"], parts: int) -> list[Tensor]:
-        x = layer(self.norm(h) if self.prenorm else h)
-        return [self._split(part) for part in x.chunk(parts, dim=-1)]
+    def _project(self, h: Float[Tensor, "rows time width"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the heads."""
+        x = self.qkv(self.norm(h) if self.prenorm else h)
+        q, k, v = (self._split(part) for part in x.chunk(3, dim=-1))
+        return self.q_norm(q), self.k_norm(k), v
 
-    def _memory(self, before: Float[Tensor, "rows time width"]) -> list[Tensor]:
+    def _memory(self, before: Float[Tensor, "rows time width"]) -> tuple[Tensor, Tensor]:
         """Keys and values of earlier segments' hidden states; only the weights get a gradient."""
         x = self.norm(before) if self.prenorm else before
         x = F.linear(x, self.qkv.weight[self.heads * self.head_dim :])
-        return [self._split(part) for part in x.chunk(2, dim=-1)]
+        k, v = (self._split(part) for part in x.chunk(2, dim=-1))
+        return self.k_norm(k), v
 
     def _windows(
         self, old: Float[Tensor, "rows heads time head_dim"], segment_len: int

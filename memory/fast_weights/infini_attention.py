@@ -122,7 +122,11 @@ def read_and_write(
 
 
 class CompressiveAttention(Mixer):
-    """Reads one segment of any length, or several of `segment_len` tokens; no layer has a bias."""
+    """Reads one segment of any length, or several of `segment_len` tokens; no layer has a bias.
+
+    `qk_norm` divides queries and keys by their root mean square, with a gain per feature, for the softmax and
+    for the memory alike, which share them in the paper.
+    """
 
     def __init__(
         self,
@@ -135,6 +139,7 @@ class CompressiveAttention(Mixer):
         value_width: int | None = None,
         position: Position = "rope",
         rope_base: float = 10000.0,
+        qk_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -149,6 +154,8 @@ class CompressiveAttention(Mixer):
         self.parts = [heads * part for part in (self.head_dim, self.head_dim, self.value_width)]
         self.qkv = nn.Linear(width, sum(self.parts), bias=False)
         self.out_proj = nn.Linear(self.parts[-1], width, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim) if qk_norm else nn.Identity()
         self.gate = nn.Parameter(torch.zeros(heads))  # beta
         self.dropout = nn.Dropout(dropout)
 
@@ -186,7 +193,7 @@ class CompressiveAttention(Mixer):
             rearrange(part, "b s (h k) -> b h s k", h=self.heads)
             for part in self.qkv(x).split(self.parts, dim=-1)
         )
-        return q, k, v
+        return self.q_norm(q), self.k_norm(k), v
 
     def attend(
         self,

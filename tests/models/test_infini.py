@@ -32,6 +32,7 @@ NANO: dict[str, Any] = {
 GPT: dict[str, Any] = {"norm": "layer", "activation": "gelu", "bias": True, "tied": False}
 VARIANTS: dict[str, Callable[[], Infini]] = {
     "linear": partial(Infini, **NANO, rule="linear", position="none", head_dim=3, value_width=5),
+    "normed": partial(Infini, **NANO, qk_norm=True),
     "gpt": partial(Infini, **NANO, **GPT, head_dim=6, rope_base=100.0, dropout=0.1),
 }
 

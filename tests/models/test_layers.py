@@ -12,13 +12,18 @@ from torch import Tensor, nn
 
 from zoo.interface import join_segments, split_segments
 from zoo.memory.attention.core import Attention
+from zoo.memory.attention.relative import RelativeAttention
 from zoo.memory.attention.sliding_window import WindowAttention
+from zoo.memory.fast_weights.infini_attention import CompressiveAttention
 from zoo.memory.mixer import Mixer
 from zoo.models.blocks import Block, FeedForward, Stack, layers_with_memory, make_norm, sinusoid
 from zoo.models.decoder import Decoder
+from zoo.models.infini import Infini
+from zoo.models.megalodon import Megalodon
 from zoo.models.rmt import RMT
 from zoo.models.rmt_xl import RMTXL
 from zoo.models.transformer import Transformer
+from zoo.models.transformer_xl import TransformerXL
 from zoo.module import Batch, SequenceModule
 from zoo.state import State
 
@@ -257,13 +262,24 @@ def test_forward_calls_segment_as_parallel_declares(parallel: str, time: int, sh
     assert model.shapes == shapes
 
 
-def test_a_decoder_s_logits_may_be_capped_and_its_training_have_a_z_loss() -> None:
-    keys: dict[str, Any] = {"segment_len": 8, "depth": 1, "width": 16, "heads": 2, "mlp_width": 8}
-    models = []
+OUTPUT_KEYS: dict[str, Any] = {"segment_len": 8, "depth": 1, "width": 16, "heads": 2, "mlp_width": 8}
+WITH_OUTPUT_OPTIONS: dict[str, Callable[..., SequenceModule]] = {
+    "transformer": partial(Transformer, 11, **OUTPUT_KEYS),
+    "transformer_xl": partial(TransformerXL, 11, **OUTPUT_KEYS, memory_len=4),
+    "rmt_xl": partial(RMTXL, 11, **OUTPUT_KEYS, memory_len=4, memory_tokens=1),
+    "megalodon": partial(
+        Megalodon, 11, **OUTPUT_KEYS, key_width=4, value_width=8, chunk_size=4, norm_groups=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUT_OPTIONS)
+def test_logits_may_be_capped_and_training_have_a_z_loss(name: str) -> None:
+    models: list[Any] = []
     choices: tuple[dict[str, Any], ...] = ({}, {"soft_cap": 0.5}, {"z_loss": 0.1})
     for options in choices:
         torch.manual_seed(0)
-        models.append(Transformer(11, **keys, **options))
+        models.append(WITH_OUTPUT_OPTIONS[name](**options).eval())
     tokens = torch.randint(11, (2, 8))
     plain, capped, _ = (model(tokens)[0] for model in models)
     torch.testing.assert_close(capped, 0.5 * (plain / 0.5).tanh())
@@ -278,4 +294,27 @@ def test_a_decoder_s_logits_may_be_capped_and_its_training_have_a_z_loss() -> No
     wrong_options: tuple[dict[str, Any], ...] = ({"soft_cap": 0.0}, {"z_loss": -1.0})
     for wrong in wrong_options:
         with pytest.raises(ValueError, match="must be"):
-            Transformer(11, **keys, **wrong)
+            WITH_OUTPUT_OPTIONS[name](**wrong)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "infini"])
+def test_queries_and_keys_of_a_memory_may_be_normed(name: str) -> None:
+    """The scale of their weights then decides nothing, that of their gains does, and keys of the memory are
+    normed as those of the segment."""
+    memory = {"memory_len": 8} if name == "transformer_xl" else {}
+    model: Any = (TransformerXL if name == "transformer_xl" else Infini)(
+        11, **OUTPUT_KEYS, **memory, qk_norm=True
+    )
+    model = model.double().eval()
+    tokens = torch.randint(11, (2, 24))
+    before = model(tokens)[0]
+    (layer,) = (
+        part for part in model.modules() if isinstance(part, (RelativeAttention, CompressiveAttention))
+    )
+    with torch.no_grad():
+        layer.qkv.weight[:32] *= 1e3
+        rescaled = model(tokens)[0]
+        layer.k_norm.weight *= 2
+        gained = model(tokens)[0]
+    torch.testing.assert_close(rescaled, before, atol=1e-5, rtol=1e-5)
+    assert (gained - before).abs().max() > 1e-4
