@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from zoo.train.plotting.render import GREY
+from zoo.train.plotting.render import GREY, draw_band
 
 Result = dict[str, Any]  # an entry of evaluation.json: its axes, and proportions by kind
 Number = int | float
@@ -35,7 +35,7 @@ def by_axis(
             points, [proportions[p]["share"] for p in points], marker="o", markersize=4, label=name
         )
         low, high = ([proportions[p][bound] for p in points] for bound in ("low", "high"))
-        axes.fill_between(points, low, high, color=line[0].get_color(), alpha=0.15, linewidth=0)
+        draw_band(axes, line[0], low, high, len(series))
         for point in points:
             seeds = proportions[point].get("seeds", [])
             axes.scatter([point] * len(seeds), seeds, s=9, color=line[0].get_color(), alpha=0.6)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
 
 from zoo.train.plotting.charts import draw_baselines, format_number, format_share
-from zoo.train.plotting.render import canvas, legend_below
+from zoo.train.plotting.render import canvas, draw_band, legend_below
 
 LONG_NAME = 30
 """A longer name than this has no room beside a point."""
@@ -39,7 +39,7 @@ def curves(lines: dict[str, Line], xlabel: str, ylabel: str) -> Figure:
     figure, axes = canvas(xlabel, ylabel)
     for name, line in lines.items():
         plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=name)[0]
-        axes.fill_between(line.x, line.low, line.high, color=plotted.get_color(), alpha=0.15, linewidth=0)
+        draw_band(axes, plotted, line.low, line.high, len(lines))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _keep_in_view(axes, [height for line in lines.values() for height in line.y])
     if all(len(line.x) < 2 for line in lines.values()):
@@ -107,7 +107,7 @@ def curve_panels(
         for name, line in lines.items():
             label = textwrap.fill(name, int(13 * width))
             plotted = axes.plot(line.x, line.y, marker="o", markersize=3, label=label)[0]
-            axes.fill_between(line.x, line.low, line.high, color=plotted.get_color(), alpha=0.15, linewidth=0)
+            draw_band(axes, plotted, line.low, line.high, len(lines))
         points = sorted({point for line in lines.values() for point in line.x})
         axes.set_xscale("log", base=2)
         axes.set_xticks(points, [format_number(point) for point in points])

@@ -28,6 +28,7 @@ COLOURS = (  # legible on white and on black
 INK = "#010203"  # placeholder for the colour of the page's text
 GREY = "0.45"  # legible on white and on black too
 WIDTHS = (1.5, 3.0, 0.75)  # of lines, in points: the next after the last colour
+BAND_ALPHA = 0.15
 DASHES = ("-", "--", ":", "-.")  # to distinguish curves of the same colour
 
 
@@ -64,6 +65,12 @@ def line_style(index: int | None, dash: int = 0) -> dict[str, Any]:
     width = WIDTHS[(index or 0) // len(COLOURS) % len(WIDTHS)]
     colour = GREY if index is None else COLOURS[index % len(COLOURS)]
     return {"color": colour, "linestyle": DASHES[dash % len(DASHES)], "linewidth": width}
+
+
+def draw_band(axes: Axes, line: Line2D, low: Sequence[float], high: Sequence[float], curves: int) -> None:
+    """A line's interval as a band in its colour, fainter the more `curves` have one: many hide the lines."""
+    alpha = BAND_ALPHA * min(1.0, len(COLOURS) / curves)
+    axes.fill_between(line.get_xdata(), low, high, color=line.get_color(), alpha=alpha, linewidth=0)
 
 
 def with_styles(draw: Callable[[], Figure], styles: Sequence[dict[str, Any]]) -> Callable[[], Figure]:
