@@ -27,6 +27,10 @@ RELEASED = {  # factor of the length, base, whether rates are scaled, groups of 
     "released_yi": (49, 5e6, False, None),
 }
 SIGNATURES = ("overwriting", "parity", "recall_by_state")
+MATRICES = (
+    *("matrix", "matrix_gpu", "contrast_xl_memory", "contrast_rmt_bptt", "contrast_rmt_xl"),
+    "contrast_hybrid_attention",
+)
 SHORT = ("steps=2", "val_every=2", "data.corpus=text", "data.val_bytes=150", "trainer.accelerator=cpu")
 MINIATURE = ("experiment=extrapolation", "model=transformer", "size=nano", "size.segment_len=16", "jobs=1")
 
@@ -42,7 +46,7 @@ def test_every_released_model_is_tested() -> None:
         *SIGNATURES,
         "extrapolation",
         "induction_mamba",
-        "matrix",
+        *MATRICES,
     }
 
 

@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.docs.test_architectures import MODELS
 from zoo.errors import UserError
 from zoo.train.commands.sweep import parse_args
 from zoo.train.runs import budget
 from zoo.train.runs.config import compose, validate_config
+from zoo.train.runs.folder import flatten
 from zoo.train.sweep.matrix import read_matrix
 from zoo.train.sweep.plan import plan
-from zoo.train.sweep.protocol import Protocol
+from zoo.train.sweep.protocol import Cell, Protocol
 
 MINE = """
 sweep:
@@ -26,6 +28,15 @@ sweep:
     - model=transformer
     - model=transformer model.segment_len=${data.seq_len}
 """
+
+REACHES = {"matrix": 80, "matrix_gpu": 4608}
+"""The constant of each matrix of the zoo's: targets with evidence so far back are beyond attention."""
+CONTRASTS = {
+    "contrast_xl_memory": {"model.memory_len"},
+    "contrast_rmt_bptt": {"data.seq_len", "data.batch_size"},
+    "contrast_hybrid_attention": {"model.pattern", "model.mlp_width"},  # the latter by the budget
+}
+"""In which settings the arms differ."""
 
 
 def write(text: str, name: str = "mine") -> None:
@@ -121,18 +132,43 @@ def test_every_model_tries_its_own_rates(zoo: Any) -> None:
     assert jobs[0].config["model.memory_tokens"] == 3
 
 
-def test_the_zoos_matrix_has_every_model_and_its_ceiling() -> None:
-    matrix = read_matrix("matrix")
+@pytest.mark.parametrize(("name", "beyond"), REACHES.items())
+def test_the_zoos_matrix_has_every_model_and_its_ceiling(name: str, beyond: int) -> None:
+    matrix = read_matrix(name)
     assert matrix is not None
     models = [line.split()[0].removeprefix("model=") for line in matrix.models]
     assert {*models} == {*MODELS}
     assert len(models) == len(MODELS) + 1  # a transformer over the whole sample
-    assert matrix.options == "protocol=1 beyond=80"
+    assert matrix.options == f"protocol=1 beyond={beyond}"
+
+
+@pytest.mark.parametrize(("name", "beyond"), REACHES.items())
+def test_beyond_is_where_the_attention_of_the_longest_reach_ends(name: str, beyond: int) -> None:
+    matrix = read_matrix(name)
+    assert matrix is not None
+    [words] = matrix.cells(["transformer_xl"], ["recall"])
+    assert Cell(words, compose([*words, "run_dir=."])).attention_reach == beyond
+
+
+@pytest.mark.parametrize(("name", "settings"), CONTRASTS.items())
+def test_the_arms_of_a_contrast_differ_in_what_it_is_about_alone(name: str, settings: set[str]) -> None:
+    matrix = read_matrix(name)
+    assert matrix is not None
+    arms = []
+    for words in matrix.cells():
+        cfg = compose([*words, "run_dir=."])
+        cfg.model = budget.solve_width(cfg)
+        arms.append(flatten(OmegaConf.to_container(cfg, resolve=True)))
+        assert cfg.data.batch_size * cfg.data.seq_len * cfg.steps == 600 * 2048
+    assert len(arms) > 2
+    keys = {key for arm in arms for key in arm}
+    assert {key for key in keys if len({repr(arm.get(key)) for arm in arms}) > 1} == settings
 
 
 @pytest.mark.slow
-def test_every_cell_of_the_zoos_matrix_is_composed_within_its_budget() -> None:
-    matrix = read_matrix("matrix")
+@pytest.mark.parametrize("name", REACHES)
+def test_every_cell_of_the_zoos_matrix_is_composed_within_its_budget(name: str) -> None:
+    matrix = read_matrix(name)
     assert matrix is not None
     for words in matrix.cells():
         cfg = compose([*words, "run_dir=."])
