@@ -414,20 +414,26 @@ def inspect(docs_folder: DocsFolder, words: list[str]) -> None:
 
 
 def sweep(docs_folder: DocsFolder, words: list[str]) -> None:
-    from zoo.train.commands.sweep import KEYS, matrix_of, parse_args
+    from zoo.train.commands.sweep import KEYS, parse_args
+    from zoo.train.sweep.matrix import matrix_of_args
     from zoo.train.sweep.options import NAME_KEYS
 
     parse_args(words)
     shared = [word for word in words if word.partition("=")[0] not in {*KEYS} - {*NAME_KEYS}]
     base = [f"model.base={docs_folder.run()}" if w.startswith("model.base=") else w for w in shared]
     runs = parse_args(base)[1]
-    if matrix_of(words):  # a slow test composes all of its runs
+    if matrix_of_args(words):  # a slow test composes all of its runs
         runs = runs[:: max(1, len(runs) // 3)]
     for run in runs:
         compose_and_build(run)
 
 
 def bench(docs_folder: DocsFolder, words: list[str]) -> None:
+    if words[0].startswith("experiment="):
+        from zoo.train.commands.bench import plan
+
+        plan(words)
+        return
     if words[0] == "peers":
         words = ["model=transformer", *words[1:]]
     for run in combinations(

@@ -1,6 +1,8 @@
 """`zoo bench model=a,b size=micro [lengths=128,1024] [key=value …]`: speed and memory of models side by side.
 
     model=      one or several, with commas between
+    experiment= instead of these, the models of a matrix of runs with their settings there, on the one task
+                that task= names; model= picks some of them
     size=       nano, micro (default), tiny, small, base
     lengths=    tokens per row and training step, multiples of segment_len (default: the size's window)
     rounds=     how often each is measured (default 3)
@@ -42,8 +44,12 @@ from zoo.train.commands.cli import (
     parse,
     refuse_without_effect,
 )
+from zoo.train.runs.override_key import key_of
+from zoo.train.sweep.matrix import Matrix, matrix_of_args
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from zoo.train.evaluation.throughput import BenchCase
 
 KEYS = {
@@ -98,16 +104,44 @@ def work(args: list[str]) -> int:
 def plan(args: list[str]) -> "tuple[dict[BenchCase, list[str]], int, dict[str, Path]]":
     """The overrides of every measurement, each checked by building its model; how often to measure; and the
     files to write."""
-    options, others = parse("bench", args, KEYS, required=["model"], pass_unknown=True, refused=REFUSED)
+    matrix = matrix_of_args(args)
+    required = [] if matrix else ["model"]
+    options, others = parse("bench", args, KEYS, required=required, pass_unknown=True, refused=REFUSED)
     refuse_without_effect("bench", others, WITHOUT_EFFECT, "what is measured")
     from zoo.train.runs.config import compose
 
+    rows = [[f"model={model}", *others] for model in options.get("model", [])]
+    if matrix:
+        rows = matrix_rows(matrix, options.get("model", []), others)
     cases: dict[BenchCase, list[str]] = {}
-    for model in options["model"]:
+    for row in rows:
         for length in options.get("lengths", [None]):
-            measured = [f"model={model}", *others, *([f"data.seq_len={length}"] if length else [])]
+            measured = [*row, *([f"data.seq_len={length}"] if length else [])]
             cfg = compose(measured)
             check_case(cfg)
-            cases[model, cfg.data.seq_len] = measured
+            name = cfg.names.model
+            if sum(name == other[0].removeprefix("model=") for other in rows) > 1:
+                name = label(cfg, row)
+            cases[name, cfg.data.seq_len] = measured
     files: dict[str, Path] = {key: options[key] for key in ("csv", "plot") if key in options}
     return cases, options.get("rounds", ROUNDS), files
+
+
+def matrix_rows(matrix: Matrix, models: list[str], others: list[str]) -> list[list[str]]:
+    """The overrides of a matrix's models on the task that `others` names.  Raises UserError unless that is
+    one of its columns, and for a key that the matrix sets itself."""
+    tasks = [arg.removeprefix("task=") for arg in others if arg.startswith("task=")]
+    if len(matrix.pick("task", matrix.tasks, tasks)) != 1:
+        known, found = ", ".join(matrix.names("task", matrix.tasks)), ", ".join(tasks) or "none"
+        raise UserError(f"bench: task: experiment={matrix.name} has {known}, expected one, found {found}")
+    further = [arg for arg in others if not arg.startswith(("task=", "experiment="))]
+    return matrix.cells_with(further, models, tasks)
+
+
+def label(cfg: "DictConfig", row: list[str]) -> str:
+    """A row's model with its own settings, where a matrix has several rows of it."""
+    keys = [key_of(arg) for arg in row if key_of(arg).startswith("model.")]
+    from omegaconf import OmegaConf
+
+    settings = (f"{key.removeprefix('model.')}={OmegaConf.select(cfg, key)}" for key in keys)
+    return " ".join((cfg.names.model, *settings))

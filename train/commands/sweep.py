@@ -28,7 +28,7 @@ from zoo.lazy import large_imports
 from zoo.plugins import choices
 from zoo.train.commands.cli import command, distinct, integer, parse, text
 from zoo.train.runs.override_key import key_of
-from zoo.train.sweep.matrix import Matrix, read_matrix
+from zoo.train.sweep.matrix import Matrix, matrix_of_args
 from zoo.train.sweep.options import NAME_KEYS, SweepOptions
 
 
@@ -112,7 +112,7 @@ REFUSED = {
 def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     """The sweep's options, and the command line of every run without its folder, the seed last; under a
     protocol of every model and task, without seed."""
-    matrix = matrix_of(args)
+    matrix = matrix_of_args(args)
     arguments = [*matrix.options.split(), *args] if matrix else args
     options, others = parse("sweep", arguments, KEYS, pass_unknown=True, refused=REFUSED)
     if "beyond" in options and "protocol" not in options:
@@ -135,18 +135,10 @@ def parse_args(args: list[str]) -> tuple[SweepOptions, list[list[str]]]:
     return sweep_options, [[*cell, f"seed={seed}"] for cell in cells for seed in seeds or [0]]
 
 
-def matrix_of(args: list[str]) -> Matrix | None:
-    """The matrix that experiment= names; None without one."""
-    values = dict(arg.partition("=")[::2] for arg in args)
-    return read_matrix(values.get("experiment", ""), values.get("hydra.searchpath", ""))
-
-
 def matrix_cells(matrix: Matrix, options: dict[str, Any], others: list[str]) -> list[list[str]]:
     """The overrides of every run of a matrix without its seed; takes those of `options` that pick rows and
-    columns.  Raises UserError for a key that the matrix sets itself."""
-    cells = matrix.cells(options.pop("model", ()), options.pop("task", ()))
+    columns, and sizes."""
+    models, tasks, sizes = (options.pop(key, ()) for key in NAME_KEYS)
     further = [arg for arg in others if not arg.startswith("experiment=")]
-    fixed = {key_of(arg) for cell in cells for arg in cell}
-    if twice := [key for key in (*map(key_of, further), *options) if key in fixed]:
-        raise UserError(f"sweep: {twice[0]}: experiment={matrix.name} sets it")
-    return [[*cell, *further] for cell in cells]
+    by_size = [[f"size={size}", *further] for size in sizes] or [further]
+    return [cell for words in by_size for cell in matrix.cells_with(words, models, tasks)]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 
 from zoo import plugins
 from zoo.errors import UserError
+from zoo.train.runs.override_key import key_of
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,32 @@ class Matrix:
         rows, columns = self.pick("model", self.models, models), self.pick("task", self.tasks, tasks)
         return [[*row.split(), *column.split(), *self.settings.split()] for column in columns for row in rows]
 
+    def cells_with(
+        self, further: Sequence[str], models: Sequence[str] = (), tasks: Sequence[str] = ()
+    ) -> list[list[str]]:
+        """The same with further overrides.  Raises UserError for a key that the matrix sets itself."""
+        cells = self.cells(models, tasks)
+        fixed = {key_of(override) for cell in cells for override in cell}
+        if twice := [key_of(override) for override in further if key_of(override) in fixed]:
+            raise UserError(f"{twice[0]}: experiment={self.name} sets it")
+        return [[*cell, *further] for cell in cells]
+
     def pick(self, kind: str, lines: list[str], names: Sequence[str]) -> list[str]:
-        name_of = {line: line.split()[0].removeprefix(f"{kind}=") for line in lines}
-        if missing := [name for name in names if name not in name_of.values()]:
-            known = ", ".join(dict.fromkeys(name_of.values()))
-            raise UserError(f"sweep: {kind}: experiment={self.name} has {known}, found {', '.join(missing)}")
-        return [line for line in lines if not names or name_of[line] in names]
+        known = self.names(kind, lines)
+        if missing := [name for name in names if name not in known]:
+            expected = ", ".join(dict.fromkeys(known))
+            raise UserError(f"{kind}: experiment={self.name} has {expected}, found {', '.join(missing)}")
+        return [line for line, name in zip(lines, known, strict=True) if not names or name in names]
+
+    def names(self, kind: str, lines: list[str]) -> list[str]:
+        """The models of rows, or the tasks of columns."""
+        return [line.split()[0].removeprefix(f"{kind}=") for line in lines]
+
+
+def matrix_of_args(args: Sequence[str]) -> Matrix | None:
+    """The matrix that experiment= names on a command line; None without one."""
+    values = dict(arg.partition("=")[::2] for arg in args)
+    return read_matrix(values.get("experiment", ""), values.get("hydra.searchpath", ""))
 
 
 def read_matrix(name: str, search: str = "") -> Matrix | None:

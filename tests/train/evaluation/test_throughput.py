@@ -16,6 +16,7 @@ from zoo.train.commands import bench
 from zoo.train.evaluation import throughput, throughput_report
 from zoo.train.runs import build
 from zoo.train.runs.config import compose
+from zoo.train.sweep.matrix import read_matrix
 
 SMALL = ("size=nano", "data.batch_size=2", "trainer.accelerator=cpu")
 
@@ -155,6 +156,15 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert err.count("failed: mamba, 64 tokens: out of memory") == 1
 
 
+def test_a_matrixs_models_are_measured_as_they_run_there() -> None:
+    words = ["experiment=matrix", "task=recall", "trainer.accelerator=cpu"]
+    cases, _, _ = bench.plan([*words, "model=transformer,rmt", "rounds=1"])
+    assert [*cases] == [("transformer segment_len=256", 256), ("transformer", 256), ("rmt", 256)]
+    cfg = compose(cases["rmt", 256])
+    assert (cfg.model.memory_tokens, cfg.size.segment_len, cfg.data.batch_size) == (8, 16, 8)
+    assert len(bench.plan(words)[0]) == len(read_matrix("matrix").models)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -162,6 +172,12 @@ def test_models_and_lengths_take_turns(monkeypatch: pytest.MonkeyPatch, capsys: 
         (["model=rmt,rmt"], "each once"),
         (["model=rmt,"], "each once"),
         (["model=rtm"], "Could not find 'model/rtm'"),
+        (
+            ["experiment=matrix"],
+            "task: experiment=matrix has recall, passkey, chain, chomsky, listops, lm, exp",
+        ),
+        (["experiment=matrix", "task=recall"], "size: experiment=matrix sets it"),
+        (["experiment=parity"], "expected model=…"),
         (["rmt"], "expected key=value, found 'rmt'"),
         (["model=rmt", "steps=3"], "steps can't be set here"),
         (["model=rmt", "data.seq_len=64"], "data.seq_len can't be set here; lengths="),

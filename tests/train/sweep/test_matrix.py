@@ -75,6 +75,12 @@ def test_rows_and_columns_are_picked_and_seeds_repeat_them(zoo: Any) -> None:
     ]
 
 
+def test_a_matrix_without_a_size_takes_sizes_of_the_command_line(zoo: Any) -> None:
+    write(MINE.replace("size=nano ", ""))
+    _, matrix = parse_args(["experiment=mine", "model=rmt", "task=passkey", "size=nano,micro"])
+    assert [words[-2:] for words in matrix] == [["size=nano", "seed=0"], ["size=micro", "seed=0"]]
+
+
 REFUSED = {
     "model=mamba": "model: experiment=mine has rmt, transformer, found mamba",
     "task=lm": "task: experiment=mine has recall, passkey, found lm",
