@@ -107,15 +107,21 @@ def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> P
     spots = state_scores(comparison, tag)
     if not spots:
         return None
+    by_knob = series_by_knob(spots)
     name, better = comparison.score_names[tag], "Higher" if comparison.is_share else "Lower"
     labels, baselines = ("state bytes per row", f"{comparison.split_name} {name}"), comparison.references(tag)
-    draw = partial(curves.scatter, spots, *labels, baselines, comparison.is_share)
+    series = {title: [spots[label] for label in members] for title, members in by_knob.items()}
+    draw = partial(curves.scatter, series, *labels, baselines, comparison.is_share)
     dots_sentence = " A dot per seed." if any(spot.values for spot in spots.values()) else ""
+    styles = [render.line_style(colours[members[0]]) for members in by_knob.values()]
+    if len(by_knob) < len(spots):
+        dots_sentence += " A line, in a colour of its own, joins one model's rows that differ in one number."
+        styles = [render.line_style(index) for index in range(len(by_knob))]
     return single_panel(
         "score-by-state" if tag == comparison.score else "score-by-state-per-target",
         f"{capitalised(name)} against state bytes",
         f"{better} is better; left is smaller.{dots_sentence}",
-        render.with_styles(draw, [render.line_style(colours[label]) for label in spots]),
+        render.with_styles(draw, styles),
     )
 
 
@@ -129,6 +135,37 @@ def state_scores(comparison: Comparison, score: str) -> dict[str, curves.Spot]:
             several = values if len(values) > 1 else ()
             spots[group.label] = curves.Spot(size.mean, row.middle, row.high - row.middle, several)
     return spots
+
+
+def series_by_knob(spots: dict[str, curves.Spot]) -> dict[str, list[str]]:
+    """Labels of rows by the title of their series: rows of a model that differ in one number, by which their
+    state grows, are one, "gla, head_dim 4 to 16"; any other row is its own."""
+    families: dict[tuple[str, ...], list[str]] = {}
+    for label in spots:
+        words = tuple(word for word in label.split() if number_of(word) is None)
+        families.setdefault(words, []).append(label)
+    series = {}
+    for words, labels in families.items():
+        numbers = [dict(filter(None, map(number_of, label.split()))) for label in labels]
+        knobs = {key for row in numbers for key in row if len({other.get(key) for other in numbers}) > 1}
+        sizes = {spots[label].x for label in labels}
+        if len(labels) > 1 and len(knobs) == 1 and len(sizes) == len(labels):
+            [knob] = knobs
+            rows = sorted(labels, key=lambda label: spots[label].x)
+            values = sorted(row[knob] for row in numbers if knob in row)
+            series[f"{' '.join(words)}, {knob} {values[0]:g} to {values[-1]:g}"] = rows
+        else:
+            series |= {label: [label] for label in labels}
+    return series
+
+
+def number_of(word: str) -> tuple[str, float] | None:
+    """("head_dim", 4.0) of "head_dim=4"; None of a word whose value is no number."""
+    key, equals, value = word.partition("=")
+    try:
+        return (key, float(value)) if equals else None
+    except ValueError:
+        return None
 
 
 def position_figure(groups: list[RunGroup]) -> PageFigure | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
 
 from zoo.train.plotting.charts import draw_baselines, format_number, format_share
 from zoo.train.plotting.render import canvas, draw_band, legend_below
@@ -57,23 +57,33 @@ def _keep_in_view(axes: Axes, heights: Sequence[float]) -> None:
 
 
 def scatter(
-    spots: dict[str, Spot], xlabel: str, ylabel: str, baselines: dict[str, float], is_share: bool
+    series: dict[str, list[Spot]], xlabel: str, ylabel: str, baselines: dict[str, float], is_share: bool
 ) -> Figure:
-    """A point per name over a logarithmic axis that starts at 0, its name beside it or, where names are long,
-    below them all; baselines as lines."""
+    """A point per name, or several joined by a line, over a logarithmic axis, which starts at 0 where a point
+    is there; names beside the last points or, where they are long, below; baselines as lines."""
     figure, axes = canvas(xlabel, ylabel)
-    named_below = max(map(len, spots), default=0) > LONG_NAME
-    least = min((spot.x for spot in spots.values() if spot.x > 0), default=1)
-    for name, spot in spots.items():
-        bar = axes.errorbar(spot.x, spot.y, yerr=spot.half or None, fmt="o", capsize=3, label=name)
-        axes.scatter([spot.x] * len(spot.values), spot.values, s=9, color=bar[0].get_color(), alpha=0.6)
+    named_below = max(map(len, series), default=0) > LONG_NAME
+    all_spots = [spot for spots in series.values() for spot in spots]
+    least = min((spot.x for spot in all_spots if spot.x > 0), default=1)
+    for name, spots in series.items():
+        x, y, half, _ = zip(*spots, strict=True)
+        form = "o-" if len(spots) > 1 else "o"
+        bar = axes.errorbar(x, y, yerr=half if any(half) else None, fmt=form, capsize=3, label=name)
+        for spot in spots:
+            axes.scatter([spot.x] * len(spot.values), spot.values, s=9, color=bar[0].get_color(), alpha=0.6)
         if not named_below:
-            axes.annotate(name, (spot.x, spot.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    most = max([least, *(spot.x for spot in spots.values())])
-    first, last = math.floor(math.log10(least)), math.floor(math.log10(4 * most))
-    axes.set_xscale("symlog", linthresh=10**first, linscale=0.7)
-    axes.set_xticks([0, *(10**power for power in range(first, last + 1))])
-    axes.set_xlim(-(10**first) / 2, 4 * most)  # room for the names
+            axes.annotate(name, (x[-1], y[-1]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    most = max([least, *(spot.x for spot in all_spots)])
+    room = 1.5 if named_below else 4
+    if any(spot.x == 0 for spot in all_spots):
+        first, last = math.floor(math.log10(least)), math.floor(math.log10(4 * most))
+        axes.set_xscale("symlog", linthresh=10**first, linscale=0.7)
+        axes.set_xticks([0, *(10**power for power in range(first, last + 1))])
+        axes.set_xlim(-(10**first) / 2, room * most)
+    else:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.set_xlim(least / 1.5, room * most)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.15)
@@ -82,7 +92,7 @@ def scatter(
         legend_below(figure)
     elif lines:
         figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=min(3, len(lines)))
-    heights = [height for spot in spots.values() for height in (spot.y, *spot.values)]
+    heights = [height for spot in all_spots for height in (spot.y, *spot.values)]
     _keep_in_view(axes, [*heights, *baselines.values()])
     if is_share:
         low, high = axes.get_ylim()

@@ -115,8 +115,8 @@ def svg(draw: Callable[[], Figure], name: str, size: tuple[float, float] | None 
     """A figure for the page: its text is text in the page's colour, its ids start with `name`."""
     with style(INK), matplotlib.rc_context({"svg.hashsalt": name}):
         figure = draw()
-        if size:
-            figure.set_size_inches(*size)
+        if size:  # higher where a legend below has many lines
+            figure.set_size_inches(size[0], max(size[1], figure.get_figheight()))
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()

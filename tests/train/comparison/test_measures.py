@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.train.comparison.cases import read_csv
 from tests.train.stored_runs import make_evaluation, make_run
 from zoo.train.comparison.columns import columns
-from zoo.train.comparison.figures import page_figures
+from zoo.train.comparison.figures import page_figures, series_by_knob
 from zoo.train.comparison.report import report
 from zoo.train.comparison.text import TERMINAL_COLUMNS, fitting_table
 from zoo.train.plotting import curves
@@ -192,12 +192,35 @@ def test_a_terminal_shows_the_columns_that_fit_and_cuts_no_cell(width: int, tmp_
     assert sum(fitting) == {60: 1, 80: 3, 100: 4, 140: 5, 180: 5}[width]
 
 
+def test_rows_that_differ_in_one_number_by_which_the_state_grows_are_a_curve() -> None:
+    sizes = {
+        **{"gla head_dim=16": 3200, "gla head_dim=4": 1088, "gla": 2000},
+        **{"deltanet head_dim=4 rule=delta": 1088, "deltanet rule=additive head_dim=4": 1088},
+        **{"deltanet head_dim=16 rule=delta": 3200},
+        **{"transformer": 0, "transformer segment_len=256": 0},  # no state
+        **{"rmt memory_tokens=4": 256, "rmt memory_tokens=8 steps=9": 512},  # two numbers
+    }
+    spots = {label: curves.Spot(size, 0.5, 0.0) for label, size in sizes.items()}
+    assert series_by_knob(spots) == {
+        "gla, head_dim 4 to 16": ["gla head_dim=4", "gla", "gla head_dim=16"],
+        "deltanet rule=delta, head_dim 4 to 16": [
+            "deltanet head_dim=4 rule=delta",
+            "deltanet head_dim=16 rule=delta",
+        ],
+        "deltanet rule=additive head_dim=4": ["deltanet rule=additive head_dim=4"],
+        "transformer": ["transformer"],
+        "transformer segment_len=256": ["transformer segment_len=256"],
+        "rmt memory_tokens=4": ["rmt memory_tokens=4"],
+        "rmt memory_tokens=8 steps=9": ["rmt memory_tokens=8 steps=9"],
+    }
+
+
 @pytest.mark.parametrize("length", [8, 40, 120])
 def test_names_of_any_length_leave_room_for_the_figure(length: int) -> None:
     names = [f"{index} {'word ' * 30}"[:length] for index in range(8)]
     value = curves.Spot(1.0, 0.5, 0.1, (0.4, 0.6))
     figures = [
-        curves.scatter(dict.fromkeys(names, value), "x", "y", {"chance": 0.1}, is_share=True),
+        curves.scatter({name: [value] for name in names}, "x", "y", {"chance": 0.1}, is_share=True),
         dots(dict.fromkeys(names, Dots((0.4, 0.6), 0.5, 0.4, 0.6)), "x", {"chance": 0.1}, is_share=True),
     ]
     for figure in figures:
