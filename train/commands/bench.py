@@ -132,8 +132,8 @@ def matrix_rows(matrix: Matrix, models: list[str], others: list[str]) -> list[li
     one of its columns, and for a key that the matrix sets itself."""
     tasks = [arg.removeprefix("task=") for arg in others if arg.startswith("task=")]
     if len(matrix.pick("task", matrix.tasks, tasks)) != 1:
-        known, found = ", ".join(matrix.names("task", matrix.tasks)), ", ".join(tasks) or "none"
-        raise UserError(f"bench: task: experiment={matrix.name} has {known}, expected one, found {found}")
+        known, given = ", ".join(matrix.names("task", matrix.tasks)), ", ".join(tasks) or "none"
+        raise UserError(f"bench: task: experiment={matrix.name} has {known}, expected one, found {given}")
     further = [arg for arg in others if not arg.startswith(("task=", "experiment="))]
     return matrix.cells_with(further, models, tasks)
 
