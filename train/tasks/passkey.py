@@ -93,6 +93,7 @@ class Passkey(ReadsCorpus, SampleTask):
     VERSION = 2
     target_noun = "digit"
     axes: ClassVar = {"length": int, "depth": float}
+    corpus_filler: ClassVar = "books"
 
     length: int = 512
     depth: float | int | None = None
@@ -129,7 +130,7 @@ class Passkey(ReadsCorpus, SampleTask):
         return PasskeyDataset(self, name)
 
     def opened_corpus(self) -> Corpus | None:
-        return self.documents if self.filler == "books" else None
+        return self.documents if self.filler == self.corpus_filler else None
 
     def baselines(self, dataset: Dataset) -> dict[str, float]:
         """The share of digits that a guess hits, of which the first is never 0."""
@@ -168,7 +169,7 @@ class PasskeyDataset(SampleDataset):
             rng = sample_rng(task.seed, split)
             self.lengths = rng.integers(task.min_length, task.length + 1, size=len(self.lengths))
         self.books: CyclicText | None = None
-        if task.filler == "books":
+        if task.filler == task.corpus_filler:
             self.books = CyclicText(task.documents.split(split))
 
     def params(self, document: int) -> SampleParams:

@@ -213,6 +213,10 @@ def test_errors(here: Path, call: Any, message: str) -> None:
         (("model=rmt", "steps=20", "steps=30"), "steps is given twice"),
         (("task=recall", "data.corpus=text.txt"), "data.corpus has no effect: task=recall doesn't read it"),
         (("task=recall", "data.val_bytes=9"), "data.val_bytes has no effect: task=recall doesn't read it"),
+        *(
+            (("task=passkey", f"{key}=x"), f"{key} has no effect: task.filler=original reads no corpus")
+            for key in ("task.corpus", "task.root", "task.field", "data.field")
+        ),
         (("task=needle", "data.val_bytes=9"), "data.val_bytes has no effect: task=needle doesn't read it"),
         (("experiment=matrix",), "experiment=matrix has many runs"),
     ],
