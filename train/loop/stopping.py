@@ -25,9 +25,9 @@ class DecayTail(L.Callback):
     """Begins the decay of `optim.schedule=wsd`, and ends the run with it.
 
     A run is solved at the second of two validations in a row (`stop_when_solved.validations`) whose score is
-    at least `at_least`.  Scores `beyond` and `gain` are of the targets whose evidence lies at least so many
-    positions back: accuracy, and (ln 8 - loss) / (ln 8 - least possible loss), where ln 8 stands for what is
-    lost without evidence (`Task.uninformed_nats`).
+    at least `at_least`; in the decay too, which then goes on as it began.  Scores `beyond` and `gain` are of
+    the targets whose evidence lies at least so many positions back: accuracy, and (ln 8 - loss) / (ln 8 -
+    least possible loss), where ln 8 stands for what is lost without evidence (`Task.uninformed_nats`).
     """
 
     def __init__(self, cfg: DictConfig, data: DataModule, metrics: Metrics) -> None:
@@ -92,7 +92,7 @@ class DecayTail(L.Callback):
         self.metrics.further_val = scores
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.metric is None or self.solved_at is not None or trainer.global_step > self.decay_start:
+        if self.metric is None or self.solved_at is not None:
             return
         score = self.metrics.latest[f"val/{self.metric}"]
         is_share = self.metric in ("beyond", "accuracy")
@@ -100,8 +100,10 @@ class DecayTail(L.Callback):
         self.peak = max(self.peak, self.last)
         self.streak = self.streak + 1 if score >= self.at_least else 0
         if self.streak == self.validations:
-            self.solved_at = self.decay_start = trainer.global_step
-            self._set_end(trainer, pl_module)
+            self.solved_at = trainer.global_step
+            if self.solved_at <= self.decay_start:
+                self.decay_start = self.solved_at
+                self._set_end(trainer, pl_module)
             log.info("step %d: solved; the rate decays until step %d", self.solved_at, trainer.max_steps)
 
     @property

@@ -249,6 +249,15 @@ def test_an_unsolved_run_decays_after_its_steps_and_may_be_made_longer_before(zo
     assert "steps=8 is fixed by the run, whose rate decays since step 8, found 12" in refused.err
 
 
+def test_a_run_that_solves_its_task_in_the_decay_has_solved_it(zoo: Any) -> None:
+    """The second of its two validations is the run's last."""
+    rule = ("stop_when_solved.metric=accuracy", "stop_when_solved.at_least=0")
+    assert zoo.run(*RECALL, *rule, "optim=wsd", "steps=8", "val_every=8", "run_dir=run").code == 0
+    results = zoo.metrics("run")
+    assert [point["step"] for point in results["curve"]] == [8, 10]
+    assert (results["solved_at"], results["collapsed"], results["steps_done"]) == (10, False, 10)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
