@@ -1,6 +1,6 @@
 """Notes below a comparison: how to read its numbers."""
 
-from zoo.train.comparison import rates, scores, solved
+from zoo.train.comparison import rates, scores
 from zoo.train.comparison.columns import score_format
 from zoo.train.comparison.comparable import describe_spread, list_names
 from zoo.train.comparison.comparison import Comparison
@@ -32,11 +32,10 @@ def notes(comparison: Comparison) -> list[str]:
 
 def seeds_note(comparison: Comparison) -> str:
     if comparison.is_solved_or_not:
-        steps = solved.cap(comparison.groups[0])
         return (
             "The task is learned in a jump, so runs are counted: how many solved it, with Wilson's interval, "
-            f"and the median of their steps, where > {steps:,} is a run that hadn't by then; medians over "
-            "seeds have no interval."
+            "and the median of their steps, where > is the end of runs that hadn't; medians over seeds have "
+            "no interval."
         )
     return "Mean ± half the width of the 95 % interval over seeds (Student's t); a single seed has none."
 

@@ -23,11 +23,6 @@ def end(run: FinishedRun) -> int:
     return int(run.metrics.get("steps_done", run.config["steps"]))
 
 
-def cap(group: RunGroup) -> int:
-    """Steps after which a run that hasn't solved its task ends."""
-    return int(group.runs[0].config["steps"])
-
-
 def collapsed(group: RunGroup) -> int:
     """Runs that fell back to chance after they had passed a stage of the curriculum."""
     return sum(bool(run.metrics.get("collapsed")) for run in group.runs)
