@@ -164,6 +164,8 @@ def test_a_command_has_the_settings_of_the_runs(section: str) -> None:
         ("overwriting", "deltanet rule=delta", []),
         ("parity", None, []),
         ("recall-by-state", None, []),
+        ("contrast-xl-memory", "transformer_xl memory_len=0", []),
+        ("contrast-rmt-bptt", None, []),
     ],
 )
 def test_a_committed_comparison_is_what_compare_writes(

@@ -82,7 +82,7 @@ def scatter(
         axes.set_xlim(-(10**first) / 2, room * most)
     else:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 50 * least else (1,)))
         axes.set_xlim(least / 1.5, room * most)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -93,7 +93,10 @@ def scatter(
     elif lines:
         figure.legend(handles=lines, fontsize=8, loc="outside lower center", ncols=min(3, len(lines)))
     heights = [height for spot in all_spots for height in (spot.y, *spot.values)]
-    _keep_in_view(axes, [*heights, *baselines.values()])
+    in_view = list(baselines.values())
+    if not is_share and in_view:  # what an order-0 model reaches would flatten all differences
+        in_view = [min(in_view, key=lambda value: min(abs(value - height) for height in heights))]
+    _keep_in_view(axes, [*heights, *in_view])
     if is_share:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
