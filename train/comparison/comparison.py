@@ -34,6 +34,8 @@ class Comparison(NamedTuple):
     """Runs with more steps, of rows that hadn't solved their task."""
     unshared: Sequence[str] = ()
     """Descriptions of what the runs didn't read alike of their test split, which no score counts."""
+    baseline_elsewhere: str = ""
+    """A baseline that other tasks of the report have and this one lacks."""
 
     @property
     def runs(self) -> list[FinishedRun]:
@@ -142,12 +144,13 @@ def compare_by_protocol(
     rate_runs: Sequence[FinishedRun] = (),
     long_runs: Sequence[FinishedRun] = (),
     baseline: str | None = None,
+    baseline_elsewhere: str = "",
     loss: float | None = None,
     mix: Sequence[str] = (),
     command: str = "",
 ) -> Comparison:
     """Runs of a protocol on one task: by their scores on the test split if all have been evaluated on it, on
-    the same text or as many samples."""
+    the same text or as many samples.  `baseline_elsewhere` is one that only other tasks have."""
     mismatches = check_comparable(runs, list(mix))
     table_reach = reach.table_reach(group_runs(runs))
     shared = measurements.shared_measurements(runs)
@@ -157,7 +160,7 @@ def compare_by_protocol(
     comparison = Comparison(
         groups,
         tags[0] if tags else common_score(runs),
-        find_baseline(groups, baseline),
+        None if baseline_elsewhere else find_baseline(groups, baseline),
         target_loss(runs, loss),
         mismatches,
         command,
@@ -167,6 +170,7 @@ def compare_by_protocol(
         rate_runs,
         long_runs,
         measurements.describe_unshared(runs, shared),
+        baseline_elsewhere,
     )
     return comparison._replace(groups=ranked(comparison))
 

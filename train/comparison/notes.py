@@ -111,6 +111,8 @@ def parameters_note(comparison: Comparison) -> str:
 
 
 def baseline_note(comparison: Comparison) -> str:
+    if label := comparison.baseline_elsewhere:
+        return f"No row of {label}, the baseline of other tasks: no differences are shown."
     if comparison.baseline is None:
         return ""
     return Differences(comparison, comparison.baseline).note

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from zoo.errors import UserError
 from zoo.train.comparison.comparison import Comparison, compare_by_protocol, compare_runs
-from zoo.train.comparison.groups import FinishedRun, read_diverged, read_run
+from zoo.train.comparison.groups import FinishedRun, group_runs, read_diverged, read_run
 from zoo.train.comparison.over_tasks import OverTasks, over_tasks
 from zoo.train.comparison.partition import select
 from zoo.train.runs import protocol
@@ -60,7 +60,13 @@ def report(
     rate_runs = [run for run in runs if run.protocol["purpose"] in protocol.CHOOSE_RATE]
     options["rate_runs"] = rate_runs + diverged_runs(paths)
     options["long_runs"] = [run for run in runs if run.protocol["purpose"] == protocol.LONG]
-    comparisons = [compare_by_protocol(of_task, **options) for of_task in by_task.values()]
+    tasks = list(by_task.values())
+    has_baseline = [baseline in {group.label for group in group_runs(of_task)} for of_task in tasks]
+    elsewhere = baseline if baseline is not None and any(has_baseline) else ""
+    comparisons = [
+        compare_by_protocol(of_task, **options, baseline_elsewhere="" if has else elsewhere)
+        for of_task, has in zip(tasks, has_baseline, strict=True)
+    ]
     return Report(comparisons, over_tasks(comparisons) if len(comparisons) > 1 else [], command)
 
 

@@ -327,6 +327,25 @@ def test_two_tasks_are_aggregated(run: Any, tmp_path: Path) -> None:
     assert f"| rmt | 0, 1, 2 | {rows['rmt'].iqm:.3f} |" in text
 
 
+def test_a_baseline_that_one_of_the_tasks_lacks_is_said_below_its_table(run: Any, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_protocol_run(tmp_path / f"runs/passkey/mamba2/{seed}", "mamba2", seed, 0.5, 20)
+        for model, bits in (("mamba2", 2.0), ("rmt", 3.0)):
+            folder = make_run(tmp_path / f"runs/lm/{model}/{seed}", model, seed, bits)
+            (folder / "protocol.json").write_text('{"protocol": 1, "purpose": "score"}')
+            write_text_evaluation(folder, [bits * 1000 * math.log(2)] * 2, (1000, 1000))
+    code, out, _ = run("runs", "baseline=rmt")
+    assert code == 0
+    assert out.count("No row of rmt, the baseline of other tasks: no differences are shown.") == 1
+    tables = {
+        str(c.runs[0].config["names.task"]): c
+        for c in report([tmp_path / "runs"], baseline="rmt").comparisons
+    }
+    assert (tables["lm"].baseline is None, tables["passkey"].baseline is None) == (False, True)
+    code, _, err = run("runs", "baseline=lstm")
+    assert (code, err) == (2, "error: compare: baseline: expected one of mamba2, rmt, found lstm\n")
+
+
 @pytest.mark.slow
 def test_every_run_is_a_dot_on_the_page(run: Any, tmp_path: Path) -> None:
     make_four_models(tmp_path / "runs/passkey")
