@@ -31,7 +31,7 @@ def make_run(folder: Path, model: str = "rmt", seed: int = 0, bits: float = 2.0,
         *groups, last = key.split(".")
         node = config
         for group in groups:
-            node = node[group]
+            node = node.setdefault(group, {})
         if value is None and last not in node:
             continue
         node[last] = value

@@ -52,7 +52,8 @@ def protocol_note(comparison: Comparison) -> str:
     view = comparison.references(scores.ACCURACY).get("in view")
     note = (
         f"Beyond {comparison.reach}: targets whose nearest evidence lies so many positions back or more, the "
-        "largest reach of a row whose attention ends. Rows whose attention covers a whole sample are last."
+        "largest reach of a row whose attention ends, or what the runs stop by. Rows whose attention covers "
+        "a whole sample are last."
     )
     if view is not None:
         note += f" A perfect reader of the last segment has {format_share(view)} of all targets."

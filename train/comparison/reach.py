@@ -45,7 +45,11 @@ def kind(reach: float | None, length: int | None) -> Kind:
 
 
 def table_reach(groups: Iterable[RunGroup]) -> int | None:
-    """The largest finite reach of the rows, those that see a whole sample apart; None if no row has one."""
+    """The largest finite reach of the rows, those that see a whole sample apart, or the distance that all
+    runs were stopped by (`stop_when_solved.beyond`), whichever is larger; None if there is neither."""
+    groups = list(groups)
     reaches = [(reach(group.runs[0]), group.runs[0].config.get("task.length")) for group in groups]
-    finite = [value for value, length in reaches if value is not None and kind(value, length) == "attention"]
-    return int(max(finite)) if finite else None
+    finite = {value for value, length in reaches if value is not None and kind(value, length) == "attention"}
+    stops = {run.config.get("stop_when_solved.beyond") for group in groups for run in group.runs}
+    common = {float(stop) for stop in stops if stop is not None and len(stops) == 1}
+    return int(max(finite | common)) if finite | common else None

@@ -327,6 +327,20 @@ def test_two_tasks_are_aggregated(run: Any, tmp_path: Path) -> None:
     assert f"| rmt | 0, 1, 2 | {rows['rmt'].iqm:.3f} |" in text
 
 
+def test_beyond_is_the_larger_of_the_longest_reach_and_what_all_runs_stop_by(tmp_path: Path) -> None:
+    def table(name: str, **stops: int) -> int | None:
+        for model, beyond in stops.items():
+            make_protocol_run(
+                tmp_path / name / model, model, 0, 1.0, 10, **{"stop_when_solved.beyond": beyond}
+            )
+        return report([tmp_path / name]).comparisons[0].reach
+
+    assert table("memories", rmt=40, mamba2=40) == 40
+    assert table("attention", rmt=40, sliding_window=40) == 40
+    assert table("near", rmt=10, sliding_window=10) == REACH["sliding_window"]
+    assert table("several", rmt=40, mamba2=10) is None
+
+
 def test_a_baseline_that_one_of_the_tasks_lacks_is_said_below_its_table(run: Any, tmp_path: Path) -> None:
     for seed in range(2):
         make_protocol_run(tmp_path / f"runs/passkey/mamba2/{seed}", "mamba2", seed, 0.5, 20)
