@@ -53,7 +53,9 @@ def scans(model: Any, tokens: Tensor) -> list[tuple[ScanInputs, Tensor]]:
 
 
 def quantile(values: Tensor, weights: Tensor, share: float) -> float:
-    """The value below which this share of the weight lies."""
+    """The value below which this share of the weight lies; nan without any weight."""
+    if not weights.any():
+        return float("nan")
     order = values.argsort()
     total = weights[order].cumsum(0) / weights.sum()
     return float(values[order][int((total >= share).nonzero()[0])])
