@@ -133,15 +133,15 @@ def matrix_rows(matrix: Matrix, models: list[str], others: list[str]) -> list[li
     tasks = [arg.removeprefix("task=") for arg in others if arg.startswith("task=")]
     if len(matrix.pick("task", matrix.tasks, tasks)) != 1:
         known, given = ", ".join(matrix.names("task", matrix.tasks)), ", ".join(tasks) or "none"
-        raise UserError(f"bench: task: experiment={matrix.name} has {known}, expected one, found {given}")
+        raise UserError(f"task: experiment={matrix.name} has {known}, expected one, found {given}")
     further = [arg for arg in others if not arg.startswith(("task=", "experiment="))]
     return matrix.cells_with(further, models, tasks)
 
 
 def label(cfg: "DictConfig", row: list[str]) -> str:
     """A row's model with its own settings, where a matrix has several rows of it."""
-    keys = [key_of(arg) for arg in row if key_of(arg).startswith("model.")]
     from omegaconf import OmegaConf
 
+    keys = [key_of(arg) for arg in row if key_of(arg).startswith("model.")]
     settings = (f"{key.removeprefix('model.')}={OmegaConf.select(cfg, key)}" for key in keys)
     return " ".join((cfg.names.model, *settings))

@@ -107,20 +107,26 @@ def state_figure(comparison: Comparison, tag: str, colours: dict[str, int]) -> P
     spots = state_scores(comparison, tag)
     if not spots:
         return None
-    by_knob = series_by_knob(spots)
-    name, better = comparison.score_names[tag], "Higher" if comparison.is_share else "Lower"
-    labels, baselines = ("state bytes per row", f"{comparison.split_name} {name}"), comparison.references(tag)
-    series = {title: [spots[label] for label in members] for title, members in by_knob.items()}
-    draw = partial(curves.scatter, series, *labels, baselines, comparison.is_share)
-    dots_sentence = " A dot per seed." if any(spot.values for spot in spots.values()) else ""
-    styles = [render.line_style(colours[members[0]]) for members in by_knob.values()]
-    if len(by_knob) < len(spots):
-        dots_sentence += " A line, in a colour of its own, joins one model's rows that differ in one number."
-        styles = [render.line_style(index) for index in range(len(by_knob))]
+    series = series_by_setting(spots)
+    name, caption = comparison.score_names[tag], "Lower is better; left is smaller."
+    if comparison.is_share:
+        caption = "Higher is better; left is smaller."
+    if any(spot.values for spot in spots.values()):
+        caption += " A dot per seed."
+    styles = [render.line_style(colours[labels[0]]) for labels in series.values()]
+    if len(series) < len(spots):
+        caption += " A line, in a colour of its own, joins one model's rows that differ in one number."
+        styles = [render.line_style(index) for index in range(len(series))]
+    points = {title: [spots[label] for label in labels] for title, labels in series.items()}
+    axes_names, baselines = (
+        ("state bytes per row", f"{comparison.split_name} {name}"),
+        comparison.references(tag),
+    )
+    draw = partial(curves.scatter, points, *axes_names, baselines, comparison.is_share)
     return single_panel(
         "score-by-state" if tag == comparison.score else "score-by-state-per-target",
         f"{capitalised(name)} against state bytes",
-        f"{better} is better; left is smaller.{dots_sentence}",
+        caption,
         render.with_styles(draw, styles),
     )
 
@@ -137,29 +143,29 @@ def state_scores(comparison: Comparison, score: str) -> dict[str, curves.Spot]:
     return spots
 
 
-def series_by_knob(spots: dict[str, curves.Spot]) -> dict[str, list[str]]:
+def series_by_setting(spots: dict[str, curves.Spot]) -> dict[str, list[str]]:
     """Labels of rows by the title of their series: rows of a model that differ in one number, by which their
     state grows, are one, "gla, head_dim 4 to 16"; any other row is its own."""
     families: dict[tuple[str, ...], list[str]] = {}
     for label in spots:
-        words = tuple(word for word in label.split() if number_of(word) is None)
+        words = tuple(word for word in label.split() if numeric_setting(word) is None)
         families.setdefault(words, []).append(label)
     series = {}
     for words, labels in families.items():
-        numbers = [dict(filter(None, map(number_of, label.split()))) for label in labels]
-        knobs = {key for row in numbers for key in row if len({other.get(key) for other in numbers}) > 1}
+        numbers = [dict(filter(None, map(numeric_setting, label.split()))) for label in labels]
+        varied = {key for row in numbers for key in row if len({other.get(key) for other in numbers}) > 1}
         sizes = {spots[label].x for label in labels}
-        if len(labels) > 1 and len(knobs) == 1 and len(sizes) == len(labels):
-            [knob] = knobs
+        if len(labels) > 1 and len(varied) == 1 and len(sizes) == len(labels):
+            [key] = varied
             rows = sorted(labels, key=lambda label: spots[label].x)
-            values = sorted(row[knob] for row in numbers if knob in row)
-            series[f"{' '.join(words)}, {knob} {values[0]:g} to {values[-1]:g}"] = rows
+            values = sorted(row[key] for row in numbers if key in row)
+            series[f"{' '.join(words)}, {key} {values[0]:g} to {values[-1]:g}"] = rows
         else:
             series |= {label: [label] for label in labels}
     return series
 
 
-def number_of(word: str) -> tuple[str, float] | None:
+def numeric_setting(word: str) -> tuple[str, float] | None:
     """("head_dim", 4.0) of "head_dim=4"; None of a word whose value is no number."""
     key, equals, value = word.partition("=")
     try:

@@ -13,10 +13,10 @@ from rich.console import Console
 from tests.train.comparison.cases import read_csv
 from tests.train.stored_runs import make_evaluation, make_run
 from zoo.train.comparison.columns import columns
-from zoo.train.comparison.figures import page_figures, series_by_knob
+from zoo.train.comparison.figures import page_figures, series_by_setting
 from zoo.train.comparison.report import report
 from zoo.train.comparison.text import TERMINAL_COLUMNS, fitting_table
-from zoo.train.plotting import curves
+from zoo.train.plotting import curves, render
 from zoo.train.plotting.dots import Dots, dots
 
 RESULTS = Path(__file__).parents[3] / "results/runs/passkey"
@@ -201,7 +201,7 @@ def test_rows_that_differ_in_one_number_by_which_the_state_grows_are_a_curve() -
         **{"rmt memory_tokens=4": 256, "rmt memory_tokens=8 steps=9": 512},  # two numbers
     }
     spots = {label: curves.Spot(size, 0.5, 0.0) for label, size in sizes.items()}
-    assert series_by_knob(spots) == {
+    assert series_by_setting(spots) == {
         "gla, head_dim 4 to 16": ["gla head_dim=4", "gla", "gla head_dim=16"],
         "deltanet rule=delta, head_dim 4 to 16": [
             "deltanet head_dim=4 rule=delta",
@@ -235,3 +235,44 @@ def test_names_of_any_length_leave_room_for_the_figure(length: int) -> None:
             extent = label.get_window_extent()
             assert extent.x0 >= -1, "no name is cut off"
             assert extent.x1 <= size.x1 + 1, "no name is cut off"
+
+
+def test_a_figure_with_many_long_names_keeps_its_axes_on_the_page() -> None:
+    """There its width is given, and its height is at least so much."""
+    names = [f"deltanet head_dim={index} rule=additive with more" for index in range(24)]
+    value = curves.Spot(1.0, 0.5, 0.1, (0.4, 0.6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where a legend leaves no room
+        text = render.svg(
+            lambda: curves.scatter({name: [value] for name in names}, "x", "y", {}, is_share=True),
+            "f",
+            (5.2, 3.8),
+        )
+    width, height = map(float, text.partition('viewBox="0 0 ')[2].partition('"')[0].split())
+    assert width == pytest.approx(72 * 5.2)
+    assert height > 72 * (3.8 + 0.15 * 24)
+
+
+def test_bits_per_byte_keep_their_view_beside_the_nearest_baseline_alone() -> None:
+    spots = {name: [curves.Spot(1024.0, bits, 0.0)] for name, bits in (("rmt", 2.6), ("lstm", 2.5))}
+    baselines = {"xz -9": 2.7, "order-0": 4.5}
+    low, high = curves.scatter(spots, "x", "y", baselines, is_share=False).axes[0].get_ylim()
+    assert low < 2.5 < 2.7 < high < 3
+
+
+def test_the_axis_of_state_bytes_has_a_zero_where_a_row_has_no_state() -> None:
+    spots = {name: [curves.Spot(size, 0.5, 0.0)] for name, size in (("rmt", 512.0), ("transformer", 0.0))}
+    with_zero = curves.scatter(spots, "x", "y", {}, is_share=True).axes[0]
+    without = curves.scatter({"rmt": spots["rmt"]}, "x", "y", {}, is_share=True).axes[0]
+    assert (with_zero.get_xscale(), without.get_xscale()) == ("symlog", "log")
+    assert with_zero.get_xlim()[0] < 0 < 256 < without.get_xlim()[0] < 512
+
+
+def test_a_band_is_fainter_among_many_curves() -> None:
+    line = curves.Line([1.0, 2.0], [1.0, 2.0], [0.0, 1.0], [2.0, 3.0])
+
+    def alpha(count: int) -> float:
+        figure = curves.curves({str(index): line for index in range(count)}, "x", "y")
+        return float(figure.axes[0].collections[0].get_alpha())
+
+    assert alpha(10) == alpha(1) == 2 * alpha(20)  # ten colours
